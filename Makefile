@@ -1,0 +1,64 @@
+# make demo   set up .venv and generate text with the shipped plug-in, coloured by depth
+# make test   set up .venv and run the tests (test-all: the slow ones too)
+# make check  style, types and the arrows between the rooms
+# Another interpreter: make PYTHON=/path/to/python3.12 demo
+
+PYTHON  ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+STAMP   := $(VENV)/.installed
+TESTS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all check format hooks clean distclean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -n 4
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "depthdial needs Python 3.11 or newer, and none was found." \
+		"Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { echo "==> creating $(VENV) with $(PYTHON)"; \
+		"$(PYTHON)" -m venv --clear $(VENV) || { echo "$(PYTHON) cannot create a virtual environment:" \
+		"install its venv module (Debian: python3-venv)." >&2; exit 1; }; }
+	@# torch first and by its exact version: a range asked for by another package may bring another build
+	@echo "==> installing torch (the largest part, a minute or more)"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@echo "==> installing depthdial and its tools"
+	@$(PIP) -e '.[dev,plots]'
+	@touch $@
+	@echo "==> $(VENV) is ready"
+
+demo: venv
+	@$(BIN)/depthdial demo
+
+# TESTS: what to run instead of everything, or other words for pytest, e.g. make test TESTS="tests/core -x"
+test: venv
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+test-all: venv
+	$(BIN)/python -m pytest $(TESTS)
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+hooks: venv
+	$(BIN)/pre-commit install
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,60 @@
+"""The shipped plug-in for SmolLM2-135M-Instruct and the baselines it is compared with, on the same tokens.
+
+    python recipes/smollm2.py DATA_FOLDER OUTPUT [flexidepth|random|static] [--steps N] [--resume] [--start PLUGIN]
+
+DATA_FOLDER holds the permissive training files named below (docs/results.md says where they come from). Layers 0 to 2
+and 29 always run, and layer 11, without which this base falls apart (docs/log.md).
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from depthdial.train.config import TrainConfig
+from depthdial.train.run import train
+
+FILES = ("flan_cot", "gsm8k_train", "mbpp", "oasst_en_100_threads", "p3_t0_sample", "self_instruct_human", "tldr_pages")
+SHARE_ALIKE = ("flan_cot/ecqa", "flan_cot/sensemaking", "p3/adversarial_qa", "p3/dbpedia_14", "p3/kilt_*",
+               "p3/wiki_bio", "p3/wiki_hop")  # fmt: skip
+TWICE_OR_TEST = ("flan_cot/gsm8k", "mbpp/test")
+ROUTED = {"first": 3, "last": 29, "but": (11,)}
+FIELDS = {
+    "flexidepth": {**ROUTED, "weights": "hard", "start": 0.0},
+    "random": ROUTED,
+    "static": {"selection": "greedy_kl", "length": 14},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("method", choices=FIELDS, nargs="?", default="flexidepth")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--fit-steps", type=int, default=120)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--start", help="a plug-in to start from instead of the fit")
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = TrainConfig(
+        model="smollm2-135m-instruct",
+        method=args.method,
+        fields=FIELDS[args.method],
+        data=tuple(str(args.data / f"{name}.jsonl.gz") for name in FILES),
+        drop_sources=(*SHARE_ALIKE, *TWICE_OR_TEST),
+        output=str(args.output),
+        budget=0.85,
+        lowest=0.68,
+        steps=args.steps,
+        fit_steps=args.fit_steps,
+        lr=args.lr,
+        start_from=args.start,
+        compile=True,
+        save_every=100,
+    )
+    print(train(config, args.resume))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""All verbs, and the one place where an error becomes a line and an exit code.
+
+A verb's module imports nothing heavy at its top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from depthdial import __version__
+from depthdial.cli.demo import demo
+from depthdial.cli.generate import generate
+from depthdial.cli.methods import methods
+from depthdial.cli.train import train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(generate)
+app.command()(demo)
+app.command()(methods)
+app.command()(train)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"depthdial {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Adaptive depth for pretrained language models: layers per token, on a dial."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line. Exit code 0, 2 for what the user can mend (one line on stderr), 130 when interrupted.
+
+    DEPTHDIAL_DEBUG=1 shows the traceback behind the line.
+    """
+    try:
+        app(args=None if args is None else list(args), prog_name="depthdial", standalone_mode=True)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DEPTHDIAL_DEBUG"):
+            raise
+        sys.stdout.flush()
+        print(f"depthdial: error: {message(error)}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as exit_:
+        if exit_.code == 130:  # typer's code for an interrupt
+            print("\ndepthdial: interrupted", file=sys.stderr)
+        raise
+    raise AssertionError("a typer app in standalone mode always exits")
+
+
+def message(error: Exception) -> str:
+    """An error as one line that names the thing and the remedy."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
+        return f"{place}{error.strerror}{remedy}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,144 @@
+"""`depthdial generate`: continue a prompt, and see how many layers each token used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from depthdial.engine.llm import LLM
+    from depthdial.engine.sampling import SamplingParams
+
+Prompt = Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")]
+Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
+Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
+Budget = Annotated[
+    float | None, typer.Option(help="True cost relative to dense, up to 1.0. [default: what the plug-in recommends]")
+]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
+Chat = Annotated[bool, typer.Option("--chat/--raw", help="Answer as a chat model, or continue the prompt as it is.")]
+Color = Annotated[bool | None, typer.Option("--color/--no-color", help="[default: where the terminal can]")]
+
+
+def generate(
+    prompt: Prompt,
+    model: Model = "smollm2-135m-instruct",
+    plugin: Plugin = "default",
+    budget: Budget = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
+    stop: Stop = None,
+    chat: Chat = False,
+    system: Annotated[str | None, typer.Option(help="System message; with --chat.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    color: Color = None,
+) -> None:
+    """Continue a prompt, coloured by the number of layers each token used."""
+    import contextlib
+    import sys
+
+    from depthdial.engine.llm import LLM, SamplingParams
+
+    if system is not None and not chat:
+        raise ValueError("--system needs --chat: a prompt that is continued as it is has no system message")
+    params = SamplingParams(max_new_tokens, temperature, top_p, top_k, seed, stop)
+    prompt = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    # whatever a library prints while loading must not get between the text
+    with contextlib.redirect_stdout(sys.stderr):
+        llm = LLM(model, None if plugin == "none" else plugin, budget, dtype, device, allow_other_weights)
+    tokens = prompt
+    if chat:
+        _refuse_empty(prompt)
+        start = [] if system is None else [{"role": "system", "content": system}]
+        tokens = llm.chat_tokens([*start, {"role": "user", "content": prompt}])
+    if json:
+        with contextlib.redirect_stdout(sys.stderr):
+            line = as_json(llm, tokens, params, model)
+        print(line)
+    else:
+        _stream(llm, tokens, params, color)
+
+
+def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: str) -> str:
+    """Generate, and say everything about it as one JSON object. `offset` is null where it is infinite (the base)."""
+    import json
+    import math
+    import time
+
+    start = time.perf_counter()
+    (out,) = llm.generate([prompt], params)
+    seconds = time.perf_counter() - start
+    offset = llm.offset_of(None)
+    facts = {
+        "text": out.text,
+        "token_ids": out.token_ids,
+        "depths": out.depths,
+        "prompt_depths": out.prompt_depths,
+        "cost": out.cost,
+        "prompt_cost": out.prompt_cost,
+        "mean_depth": sum(out.depths) / len(out.depths),
+        "layers": llm.layers,
+        "budget": llm.budget,
+        "offset": offset if math.isfinite(offset) else None,
+        "finish_reason": out.finish_reason,
+        "model": model,
+        "plugin": None if llm.plugin is None else llm.plugin.name,
+        "seconds": round(seconds, 3),
+    }
+    return json.dumps(facts, allow_nan=False)
+
+
+def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bool | None) -> None:
+    import sys
+    import time
+
+    from rich.console import Console
+
+    from depthdial.maps.terminal import DepthPrinter, Ramp
+
+    printer = DepthPrinter(console(color), ramp := Ramp(llm.always_on, llm.layers))
+    start, pieces = time.perf_counter(), []
+    for piece in llm.stream(prompt, params):
+        printer.write(piece.text, piece.depth)
+        pieces.append(piece)
+    seconds = time.perf_counter() - start
+    print(flush=True)
+    # the text alone goes to stdout, so that it can be piped
+    notes = Console(file=sys.stderr, no_color=not printer.coloured, highlight=False)
+    if printer.coloured:
+        notes.print(ramp.legend())
+    notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
+
+
+def summary(depths: list[int], costs: list[float], layers: int, seconds: float) -> str:
+    """Layers used, true cost and speed in one line."""
+    mean = sum(depths) / len(depths)
+    return (
+        f"{len(depths)} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
+        f"true cost {sum(costs) / len(costs):.3f} of dense; {len(depths) / seconds:.1f} tokens/s"
+    )
+
+
+def console(color: bool | None) -> Console:
+    """Standard output; colours forced, refused, or (None) wherever the terminal can show them."""
+    from rich.console import Console
+
+    if color:
+        return Console(force_terminal=True, color_system="truecolor", no_color=False, highlight=False)
+    return Console(no_color=True if color is False else None, highlight=False)
+
+
+def _refuse_empty(prompt: str) -> None:
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")

@@ -1,0 +1,117 @@
+"""`depthdial train`: a base model and text files in, a plug-in out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[list[str], typer.Option("--data", help="Files (.jsonl[.gz], .json, .txt), folders; repeatable.")]
+Fields = Annotated[
+    list[str], typer.Option("--set", help="A hyper-parameter of the method, as name=value (see `depthdial methods`).")
+]
+
+
+def train(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder of the plug-in; checkpoints live in it, too.")],
+    model: Annotated[str, typer.Option(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
+    method: Annotated[str, typer.Option(help="One of `depthdial methods`.")] = "flexidepth",
+    set_: Fields = [],  # noqa: B006 - typer reads it, nobody writes it
+    budget: Annotated[
+        float | None, typer.Option(help="True cost, relative to dense, that training holds and the plug-in recommends.")
+    ] = 0.85,
+    alpha: Annotated[
+        float | None, typer.Option(help="Train with the paper's skip loss at this weight instead of holding a budget.")
+    ] = None,
+    lowest: Annotated[float | None, typer.Option(help="Lowest budget the plug-in is trained for.")] = None,
+    highest: Annotated[float, typer.Option(help="Highest budget the plug-in is trained for.")] = 0.98,
+    objective: Annotated[
+        str, typer.Option(help="distill: KL to the same model at full depth. lm: cross-entropy, as in the paper.")
+    ] = "distill",
+    steps: int = 1000,
+    fit_steps: Annotated[int, typer.Option(help="Steps of fitting adapters layer by layer first.")] = 150,
+    batch: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens per packed row.")] = 256,
+    lr: float = 1e-3,
+    drop_source: Annotated[
+        list[str], typer.Option(help="Leave out rows whose `source` matches this pattern; repeat for more.")
+    ] = [],  # noqa: B006
+    start_from: Annotated[str | None, typer.Option(help="A plug-in of the same method to start from.")] = None,
+    seed: int = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    heldout_tokens: Annotated[int, typer.Option(help="Held-out tokens that the dial's curve is measured on.")] = 32768,
+    generated_tokens: Annotated[
+        int, typer.Option(help="Tokens generated per point of the curve for generated text; 0: no such curve.")
+    ] = 2048,
+    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16, float32 or float16.")] = "bfloat16",
+    device: str = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile the frozen pieces: worth it for long runs.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --output.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object about the plug-in at the end.")] = False,
+) -> None:
+    """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""
+    import json
+    import logging
+
+    from depthdial.models.checkpoint import read
+    from depthdial.train.config import TrainConfig
+    from depthdial.train.run import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    fields = dict(_field(item) for item in set_)
+    if alpha is not None:
+        fields["alpha"], budget = alpha, None
+    if objective not in ("lm", "distill"):
+        raise ValueError(f"objective must be lm or distill, not {objective!r}")
+    config = TrainConfig(
+        model=model,
+        data=tuple(data),
+        output=str(output),
+        method=method,
+        fields=fields,
+        budget=budget,
+        lowest=lowest,
+        highest=highest,
+        objective="lm" if objective == "lm" else "distill",
+        drop_sources=tuple(drop_source),
+        steps=steps,
+        fit_steps=fit_steps,
+        batch=batch,
+        accumulate=accumulate,
+        length=length,
+        lr=lr,
+        seed=seed,
+        save_every=save_every,
+        heldout_tokens=heldout_tokens,
+        generated_tokens=generated_tokens,
+        dtype=dtype,
+        device=device,
+        compile=compile_,
+        start_from=start_from,
+    )
+    folder = run(config, resume)
+    plugin = read(folder)
+    if json_:
+        print(json.dumps({"plugin": str(folder), **plugin.to_json()}))
+    else:
+        curve = plugin.curves["text"]
+        print(f"plug-in: {folder}   recommended budget {plugin.recommended}, range {curve.floor:.3f} to 1.0")
+        print(f'try it:  depthdial generate "..." --model {model} --plugin {folder}')
+
+
+def _field(item: str) -> tuple[str, Any]:
+    """name=value, the value as JSON where it is JSON, else as text."""
+    import json
+
+    name, equals, value = item.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--set {item!r} is not name=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -1,0 +1,69 @@
+"""The dial: which logit offset buys which true cost, measured on held-out text and kept with the plug-in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured points (offset, cost, KL in nats per token) of one kind of token, sorted by rising cost."""
+
+    offsets: tuple[float, ...]
+    costs: tuple[float, ...]
+    kls: tuple[float, ...]
+
+    def __post_init__(self):
+        if not len(self.offsets) == len(self.costs) == len(self.kls) or len(self.offsets) < 2:
+            raise ValueError("a budget curve needs at least two points, each with an offset, a cost and a KL")
+        if any(b <= a for a, b in zip(self.offsets, self.offsets[1:], strict=False)):
+            raise ValueError("the offsets of a budget curve must rise")
+        if any(b < a for a, b in zip(self.costs, self.costs[1:], strict=False)):
+            raise ValueError("the costs of a budget curve must not fall as the offset rises")
+
+    @classmethod
+    def fit(cls, points: Sequence[tuple[float, float, float]]) -> Curve:
+        """A curve from measured (offset, cost, KL); small dips of noise in the cost are levelled (running maximum)."""
+        rows, top = [], -math.inf
+        for offset, cost, kl in sorted(points):
+            top = max(top, cost)
+            rows.append((offset, top, kl))
+        return cls(*(tuple(column) for column in zip(*rows, strict=True)))
+
+    @property
+    def floor(self) -> float:
+        """The lowest cost this curve can promise."""
+        return self.costs[0]
+
+    def offset(self, budget: float) -> float:
+        """The logit offset for a requested mean cost in [floor, 1.0]; 1.0 is `inf`, the untouched base.
+
+        Linear between measured points. Between the highest measured cost and 1.0 the highest offset is used: it is
+        the nearest the routers come to running everything. Raises ValueError outside the range.
+        """
+        if not (isinstance(budget, int | float) and self.floor - 1e-9 <= budget <= 1.0):  # nan fails, too
+            least = math.ceil(self.floor * 1000) / 1000
+            raise ValueError(
+                f"budget {budget} is outside what this plug-in can do: {least:.3f} to 1.0 (1.0 is the untouched base)"
+            )
+        if budget == 1.0:
+            return math.inf
+        for i in range(1, len(self.costs)):
+            low, high = self.costs[i - 1], self.costs[i]
+            if budget <= high:
+                t = 0.0 if high == low else max(0.0, budget - low) / (high - low)
+                return self.offsets[i - 1] + t * (self.offsets[i] - self.offsets[i - 1])
+        return self.offsets[-1]
+
+    def kl(self, budget: float) -> float:
+        """The KL to expect at a budget, nats per token; linear in the offset between measured points."""
+        offset = self.offset(budget)
+        if offset == math.inf:
+            return 0.0
+        for i in range(1, len(self.offsets)):
+            if offset <= self.offsets[i]:
+                t = (offset - self.offsets[i - 1]) / (self.offsets[i] - self.offsets[i - 1])
+                return self.kls[i - 1] + t * (self.kls[i] - self.kls[i - 1])
+        return self.kls[-1]

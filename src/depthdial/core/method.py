@@ -1,0 +1,85 @@
+"""A method is one paper as one frozen dataclass: its fields are hyper-parameters, its functions are equations.
+
+A method owns no weights and no state: parts and the route are passed in. It knows nothing of how it is executed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.route import Route
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes a part may depend on."""
+
+    hidden: int
+    intermediate: int
+    eps: float = 1e-5
+
+
+def span(first: int | None, last: int | None, but: Sequence[int], depth: int) -> list[int]:
+    """The layers first..last-1, without those in `but`, of a model with `depth` layers; by default the upper half.
+    Raises ValueError if the model has no such layers."""
+    begin, end = depth // 2 if first is None else first, depth if last is None else last
+    if not 0 <= begin < end <= depth:
+        raise ValueError(f"routed layers {begin} to {end - 1} do not fit a model of {depth} layers")
+    return [layer for layer in range(begin, end) if layer not in but]
+
+
+class Probe(Protocol):
+    """What a training-free method may ask of a model while it calibrates itself (implemented in `models`)."""
+
+    depth: int
+
+    def block_influence(self) -> Sequence[float]:
+        """1 - mean cosine similarity of each layer's input and output (ShortGPT, arXiv 2403.03853, eq. 1)."""
+        ...
+
+    def divergence(self, dropped: Sequence[int]) -> float:
+        """Mean KL in nats per token from the base to the base without the layers `dropped`."""
+        ...
+
+
+class Method(ABC):
+    """What is decided at each site, and what replaces a unit that does not run."""
+
+    units: ClassVar[tuple[str, ...]] = ("layer",)
+    """What is skipped: ("layer",), ("attn",), ("mlp",) or ("attn", "mlp")."""
+    kv: ClassVar[Literal["project", "none"]] = "project"
+    """What a skipped token leaves in the cache: its K and V, or nothing (no token of the row ever asks for them)."""
+    grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
+    """The finest thing a decision may depend on; lets an executor use a plain `if` instead of a gather."""
+    frozen: ClassVar[bool] = True
+    """False: the base is trained too."""
+
+    def layers(self, depth: int) -> Sequence[int]:
+        """The layers that get decisions, of a model with `depth` layers; the others always run."""
+        return range(depth)
+
+    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+        """Fresh trainable parts (router, adapter, ...) for one site. Called once, at conversion."""
+        return {}
+
+    @abstractmethod
+    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+        """The decision for each token. x: the unit's (normed) input [B, T, d]."""
+
+    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+        """What a skipped token gets instead of the unit's update, [B, T, d]; None is nothing (identity)."""
+        return None
+
+    def loss(self, route: Route) -> Tensor | None:
+        """Auxiliary loss per token, fp32 [B, T]; normalised like the LM loss by whoever trains."""
+        return None
+
+    def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Method:
+        """A copy whose fields fit the probed model; methods without calibration return themselves."""
+        return self

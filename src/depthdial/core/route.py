@@ -1,0 +1,83 @@
+"""All decisions of one forward pass. Loss, layer map, FLOPs and speed-up are functions of a route."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from depthdial.core.cost import Ledger, token_cost
+from depthdial.core.decision import Decision, Site
+
+
+@dataclass
+class Route:
+    """Every decision of the last forward pass, and what a decision may need to know.
+
+    One route belongs to one converted model (`model.route`). Decisions are stored by site, so recomputation
+    (gradient checkpointing) cannot record one twice.
+    """
+
+    ledger: Ledger
+    offset: float | Tensor = 0.0
+    """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base."""
+    training: bool = False
+    decisions: dict[Site, Decision] = field(default_factory=dict)
+    positions: Tensor | None = None
+    """int64 [B or 1, T]: place of each token in its document."""
+    mask: Tensor | None = None
+    """bool [B, T]: True at real tokens; None when nothing is padded."""
+    sample: Tensor | None = None
+    """int64 [B]: a key per row for random choices; only set in training, so that a row draws the same in any batch."""
+    shape: tuple[int, int] = (0, 0)
+    """(B, T) of the last forward pass."""
+
+    @property
+    def dense(self) -> bool:
+        """True when no decision is to be made at all: the whole batch runs the untouched base."""
+        return not isinstance(self.offset, Tensor) and self.offset == math.inf
+
+    def begin(self, shape: tuple[int, int], mask: Tensor | None) -> None:
+        """Forget the last pass; called once at the start of each forward of the model."""
+        self.decisions.clear()
+        self.shape, self.mask = shape, mask
+        self.positions = None
+
+    def shifted(self, logit: Tensor) -> Tensor:
+        """The gate's logit [B, T] with the dial's offset added (methods.md, "The dial"), in fp32."""
+        offset = self.offset
+        return logit.float() + (offset.to(logit.device)[:, None] if isinstance(offset, Tensor) else offset)
+
+    def stack(self, name: str, unit: str) -> Tensor:
+        """One field of all decisions at one kind of unit, in the order of the layers: [sites, B, T]."""
+        found = [getattr(d, name) for site, d in sorted(self.decisions.items()) if site.unit == unit]
+        if not found:
+            raise ValueError(f"no decision at any {unit!r} in this route; run the model forward first")
+        return torch.stack(found)
+
+    def keep(self) -> Tensor:
+        """bool [L, B, T]: which layers ran for each token; a layer counts when any of its units ran."""
+        ran = torch.ones(len(self.ledger.layers), *self.shape, dtype=torch.bool)
+        routed = {site.layer for site in self.decisions}
+        for layer in routed:
+            units = [d.keep for site, d in self.decisions.items() if site.layer == layer]
+            ran[layer] = torch.stack(units).any(0).cpu()
+        return ran
+
+    @property
+    def layers_used(self) -> Tensor:
+        """int64 [B, T]: layers run for each token (always-on layers + sum of the hard decisions)."""
+        return self.keep().sum(0)
+
+    def token_cost(self) -> Tensor:
+        """float [B, T]: true cost of each token, relative to dense (see `core.cost`)."""
+        return token_cost(self.ledger, self.decisions, self.offset, self.shape)
+
+    def cost(self) -> float:
+        """Mean true cost of the last forward pass over its real tokens; 1.0 is the untouched base."""
+        cost = self.token_cost()
+        if self.mask is not None:
+            cost = cost[self.mask.to(cost.device)]
+        return float(cost.mean())

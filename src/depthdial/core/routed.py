@@ -1,0 +1,49 @@
+"""The dense, differentiable reference: the meaning of every method.
+
+It runs the unit for every token and weighs the result, so it is never the fast way. The engine must equal it and must
+not compute what was skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+
+
+class Routed(nn.Module):
+    """Wraps one unit of an unmodified Hugging Face layer and applies a method's decision to it.
+
+    It restates no signature of the unit: keyword arguments pass through, and a tuple keeps its tail. `lerp` is exact
+    at 0 and at 1, so keep-all is the base bit for bit.
+    """
+
+    def __init__(self, unit: nn.Module, method: Method, site: Site, parts: dict[str, nn.Module], route: Route):
+        super().__init__()
+        self.unit, self.method, self.site, self.route = unit, method, site, route
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        if kwargs.get("position_ids") is not None:
+            self.route.positions = kwargs["position_ids"]
+        out = self.unit(*args, **kwargs)
+        if self.route.dense:
+            self.route.decisions[self.site] = Decision.hard(x.new_ones(x.shape[:2], dtype=torch.bool))
+            return out
+        update, tail = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
+        update = self._weigh(x, update)
+        return update if tail is None else (update, *tail)
+
+    def _weigh(self, x: Tensor, update: Tensor) -> Tensor:
+        decision = self.method.decide(self.parts, x, self.site, self.route)
+        self.route.decisions[self.site] = decision
+        base = x if self.site.unit == "layer" else torch.zeros_like(x)  # attn and mlp: the residual is outside
+        update = torch.lerp(base, update, decision.run[..., None].to(x.dtype))
+        bypass = self.method.bypass(self.parts, x, self.site)
+        return update if bypass is None else update + decision.skip[..., None].to(x.dtype) * bypass

@@ -1,0 +1,134 @@
+"""What a request may ask of generation, and how the next token is drawn.
+
+A draw depends on the logits and on the key (seed, sample, position) alone, never on the batch: the noise is Gumbel's,
+one number per vocabulary entry, from a counter-based hash. So a request gives the same text alone and in company.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to generate for one prompt. Raises ValueError, one line, for a value that makes no sense."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Draw from the smallest set of likeliest tokens whose probability reaches this; 1 is all."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens; 0 is all. Applied before `top_p`."""
+    seed: int | None = None
+    """None draws a fresh one for each request."""
+    stop: str | Sequence[str] | None = None
+    """End at the first of these strings; the text is cut before it."""
+    ignore_eos: bool = False
+    n: int = 1
+    """Samples per prompt."""
+    logprobs: int | None = None
+    """Also return log-probabilities: of the chosen token and of this many likeliest ones, before any temperature."""
+    budget: float | None = None
+    """True cost relative to dense in place of the budget of the `LLM`; 1.0 is the untouched base."""
+    lossless: bool = False
+    """Not built yet: refused."""
+
+    def __post_init__(self):
+        _whole("max_tokens", self.max_tokens, least=1)
+        _whole("top_k", self.top_k, least=0)
+        _whole("n", self.n, least=1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, least=0)
+        if self.seed is not None:
+            _whole("seed", self.seed, least=0)
+        if not _finite(self.temperature) or self.temperature < 0:
+            raise ValueError(f"temperature must be a number of at least 0 (0 is greedy), not {self.temperature!r}")
+        if not _finite(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        if self.budget is not None and (not _finite(self.budget) or not 0 < self.budget <= 1):
+            raise ValueError(f"budget must be above 0 and at most 1.0 (the untouched base), not {self.budget!r}")
+        if any(not isinstance(s, str) or not s for s in self.stops):
+            raise ValueError(f"stop must be one or several non-empty strings, not {self.stop!r}")
+        if self.lossless:
+            raise ValueError("lossless generation is not built yet; budget=1.0 gives exactly the base's own text")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]) -> Tensor:
+    """The next token of each row, int64 [rows]. logits: [rows, vocabulary]; keys: one `draw_key` per row.
+
+    Each row is handled on its own, so that no row can depend on its neighbours.
+    """
+    rows = zip(logits, params, keys, strict=True)
+    return torch.stack([row.argmax() if p.temperature == 0 else _draw(row, p, key) for row, p, key in rows])
+
+
+def _draw(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
+    scores = logits.float() / params.temperature
+    if params.top_k or params.top_p < 1:
+        scores = _truncate(scores, params.top_k or scores.numel(), params.top_p)
+    # Gumbel's trick: argmax(log p + noise) is distributed as p. A small change of p rarely changes the argmax.
+    return (scores.double() - (-uniform(key, scores.numel(), scores.device).log()).log()).argmax()
+
+
+def _truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Scores [vocabulary] with -inf outside the `top_k` likeliest and outside the nucleus of `top_p` among those."""
+    ordered, order = scores.sort(descending=True, stable=True)
+    ordered[top_k:] = -math.inf
+    probability = ordered.softmax(-1)
+    ordered[probability.cumsum(-1) - probability >= top_p] = -math.inf  # what stands before already reaches top_p
+    return torch.empty_like(scores).scatter_(0, order, ordered)
+
+
+def draw_key(seed: int, sample: int, position: int) -> int:
+    """The 64-bit key of one draw. sample: which of the `n`; position: place of the drawn token in its sequence."""
+    key = 0
+    for word in (seed, sample, position):
+        key = _mix((key ^ (word % (1 << 64))) + _GOLDEN)
+    return key
+
+
+def uniform(key: int, count: int, device: torch.device) -> Tensor:
+    """`count` numbers in (0, 1) for one key, fp64: the SplitMix64 generator (Steele, Lea, Flood 2014) started there."""
+    start = key - (1 << 64) if key >> 63 else key  # int64 wraps around as the algorithm wants
+    steps = torch.arange(1, count + 1, device=device, dtype=torch.int64)
+    word = start + steps * (_GOLDEN - (1 << 64))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ _shift(word, shift)) * (factor - (1 << 64))
+    word = word ^ _shift(word, 31)
+    return (_shift(word, 12).double() + 0.5) * 2.0**-52
+
+
+def _shift(word: Tensor, by: int) -> Tensor:
+    return (word >> by) & ((1 << (64 - by)) - 1)  # torch shifts int64 arithmetically; the mask drops the sign
+
+
+def _mix(word: int) -> int:
+    """SplitMix64's finaliser on a Python integer."""
+    word %= 1 << 64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> shift)) * factor % (1 << 64)
+    return word ^ (word >> 31)

@@ -1,0 +1,86 @@
+"""Text from tokens, one piece per token, as they come: no broken characters, no lost spaces, stop strings cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_CONTEXT = 8  # prompt tokens that stand before the first piece, so that its leading space is kept
+_BROKEN = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
+
+
+class TextStream:
+    """Pieces of text, `pieces[i]` from token i; joined they are the text.
+
+    A token that ends inside a character gets an empty piece and the one that completes it the whole character.
+    `ready` tokens have their final piece: later tokens cannot change them, not even by completing a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()):
+        self.pieces: list[str] = []
+        self.stopped = False
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._ids = list(prompt[-_CONTEXT:])
+        self._start, self._read = 0, len(self._ids)
+        self._tail = ""  # the end of the text, as long as a stop string may begin in it
+        self._ready = 0
+
+    @property
+    def ready(self) -> int:
+        """How many tokens have their final piece."""
+        return self._ready
+
+    def push(self, token: int) -> bool:
+        """Append a token; True when its text completes a stop string, which is then cut off."""
+        self._ids.append(token)
+        self._append(self._new_text(flush=False))
+        return self.stopped
+
+    def close(self) -> None:
+        """No token follows: give out what was held back."""
+        if not self.stopped:
+            rest = self._new_text(flush=True)
+            if rest:
+                self.pieces.pop()
+                self._append(rest)
+        self._ready = len(self.pieces)
+
+    def _new_text(self, flush: bool) -> str:
+        """What the tokens since the last piece add; "" while they end inside a character."""
+        old = self._decode(self._ids[self._start : self._read])
+        new = self._decode(self._ids[self._start :])
+        if len(new) <= len(old) or (new.endswith(_BROKEN) and not flush):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return new[len(old) :]
+
+    def _append(self, piece: str) -> None:
+        self.pieces.append(piece)
+        if not self._stops:
+            self._ready = len(self.pieces)
+            return
+        text = self._tail + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self._cut(len(text) - min(found))
+            self._ready, self._tail = len(self.pieces), ""
+            return
+        open_ = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._tail = text[len(text) - open_ :]
+        # tokens that hold any of the open characters must wait; so must those after them
+        count, left = len(self.pieces), open_
+        while left > 0:
+            count -= 1
+            left -= len(self.pieces[count])
+        self._ready = count
+
+    def _cut(self, count: int) -> None:
+        """Take the last `count` characters off the pieces."""
+        for i in range(len(self.pieces) - 1, -1, -1):
+            gone = min(count, len(self.pieces[i]))
+            self.pieces[i] = self.pieces[i][: len(self.pieces[i]) - gone]
+            count -= gone
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

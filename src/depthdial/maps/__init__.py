@@ -1,0 +1,1 @@
+"""Records, summarises and draws which tokens used how many layers."""

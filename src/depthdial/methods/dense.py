@@ -1,0 +1,26 @@
+"""The base model itself: nothing is routed. The first baseline every paper must stand beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Every layer runs for every token."""
+
+    grain = "static"
+
+    def layers(self, depth: int) -> Sequence[int]:
+        return ()
+
+    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+        return Decision.hard(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))

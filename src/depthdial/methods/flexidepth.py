@@ -1,0 +1,102 @@
+"""FlexiDepth: "Adaptive Layer-skipping in Pre-trained LLMs" (Luo, Wang, Yan; COLM 2025), arXiv 2503.23798.
+
+One adaptive layer, as the released checkpoint computes it (x: [B, T, d]):
+
+    z = input_layernorm(x)
+    g = sigmoid(router(z))                              one gate per token
+    m = 1[g > tau]
+    h = x + m * SelfAttn(z)                             K and V are written for every token; never scaled by g
+    u = post_attention_layernorm(h)                     h == x for a skipped token
+    y = h + m * g * MLP(u) + (1 - m) * (1 - g) * Adapter(u)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.estimators import straight_through
+from depthdial.core.layers import Adapter, Router
+from depthdial.core.method import Dims, Method, span
+from depthdial.core.penalties import squared_depth
+from depthdial.core.route import Route
+
+
+@dataclass(frozen=True)
+class FlexiDepth(Method):
+    """Per-token routers and adapters on a span of layers of a frozen model."""
+
+    units = ("attn", "mlp")
+    kv = "project"
+
+    first: int | None = None
+    """First routed layer; None is the upper half, as in the paper."""
+    last: int | None = None
+    """One past the last routed layer; None routes up to the top, as in the paper."""
+    but: tuple[int, ...] = ()
+    """Layers of that span that always run all the same (ours: a base may have one it cannot do without)."""
+    router_ratio: int = 16
+    """The router's bottleneck is d / router_ratio."""
+    adapter_ratio: int = 16
+    """The adapter's width is d_ff / adapter_ratio."""
+    tau: float = 0.5
+    """A layer runs where g > tau, strictly."""
+    alpha: float = 1e-3
+    """Weight of the skip loss."""
+    weights: Literal["soft", "hard"] = "soft"
+    """"soft": g and 1 - g weigh MLP and adapter, also at inference (released form). "hard": weights are m and 1 - m."""
+    gate_gradient: Literal["straight_through", "soft_scale"] = "straight_through"
+    """How the router learns: through m + g - stopgrad(g), or only through the soft weights (released form)."""
+    router_order: Literal["norm_tanh", "tanh_norm"] = "norm_tanh"
+    """Norm before tanh (released code) or after it (the paper's formula)."""
+    start: float = 2.0
+    """Initial bias of every gate's logit: positive starts from "runs everything". The released form has none (0)."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
+        if self.weights not in ("soft", "hard"):
+            raise ValueError(f"weights must be 'soft' or 'hard', not {self.weights!r}")
+        if self.gate_gradient not in ("straight_through", "soft_scale"):
+            raise ValueError(f"gate_gradient must be 'straight_through' or 'soft_scale', not {self.gate_gradient!r}")
+        if self.weights == "hard" and self.gate_gradient == "soft_scale":
+            raise ValueError("hard weights give the router no gradient with soft_scale; use straight_through")
+        if self.router_order not in ("norm_tanh", "tanh_norm"):
+            raise ValueError(f"router_order must be 'norm_tanh' or 'tanh_norm', not {self.router_order!r}")
+        if not 0 < self.tau < 1:
+            raise ValueError(f"tau must lie between 0 and 1, not {self.tau}")
+        if min(self.router_ratio, self.adapter_ratio) < 1:
+            raise ValueError("router_ratio and adapter_ratio must be at least 1")
+
+    def layers(self, depth: int) -> Sequence[int]:
+        return span(self.first, self.last, self.but, depth)
+
+    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+        if site.unit == "attn":
+            return {"router": Router(dims.hidden, self.router_ratio, dims.eps, self.router_order, self.start)}
+        return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
+
+    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+        if site.unit == "mlp":  # decided once a layer, before attention
+            attn = route.decisions[site._replace(unit="attn")]
+            return self._mlp(attn)
+        g = route.shifted(parts["router"](x)).sigmoid()
+        keep = g > self.tau
+        m = straight_through(keep, g) if self.gate_gradient == "straight_through" else keep.float()
+        return Decision(keep, m, 1 - m, g)
+
+    def _mlp(self, attn: Decision) -> Decision:
+        if self.weights == "hard":
+            return attn
+        assert attn.score is not None
+        g = attn.score
+        return Decision(attn.keep, attn.run * g, attn.skip * (1 - g), g)
+
+    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+        return parts["adapter"](x) if site.unit == "mlp" else None
+
+    def loss(self, route: Route) -> Tensor | None:
+        return self.alpha * squared_depth(route.stack("score", "attn"))

@@ -1,0 +1,78 @@
+"""The best fixed layers to drop, chosen by calibration: the baseline that shows whether routing *per token* pays.
+
+Two ways to choose: ShortGPT's block influence (Men et al., 2024, arXiv 2403.03853) and a greedy search that drops, one
+after the other, the layer whose absence costs least KL from the base. The layers are nested, so one dial serves all
+budgets: offset +1 drops one layer fewer. A dropped layer pays for no K, no V and no router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.layers import Adapter
+from depthdial.core.method import Dims, Method, Probe
+from depthdial.core.route import Route
+
+
+@dataclass(frozen=True)
+class Static(Method):
+    """The first `count` layers of `order` never run; adapters, if any, stand in for them."""
+
+    units = ("attn", "mlp")
+    kv = "none"
+    grain = "static"
+
+    order: tuple[int, ...] = ()
+    """Layers in the order in which they are dropped; filled by `calibrate`."""
+    count: int = 4
+    """Layers dropped at offset 0."""
+    selection: Literal["block_influence", "greedy_kl"] = "greedy_kl"
+    length: int = 14
+    """How many layers `calibrate` ranks, that is, the most that can be dropped."""
+    adapter_ratio: int = 16
+    """The adapter's width is d_ff / adapter_ratio; 0 is no adapter: a bare drop."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "order", tuple(self.order))  # JSON gives lists
+        if self.selection not in ("block_influence", "greedy_kl"):
+            raise ValueError(f"selection must be 'block_influence' or 'greedy_kl', not {self.selection!r}")
+        if len(set(self.order)) < len(self.order):
+            raise ValueError(f"order names a layer twice: {self.order}")
+
+    def layers(self, depth: int) -> Sequence[int]:
+        if any(not 0 <= layer < depth for layer in self.order):
+            raise ValueError(f"order {self.order} does not fit a model of {depth} layers")
+        return sorted(self.order)
+
+    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+        if site.unit == "attn" or not self.adapter_ratio:
+            return {}
+        return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
+
+    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+        rank = self.order.index(site.layer)
+        logit = torch.full(x.shape[:2], rank - self.count + 0.5, device=x.device)
+        return Decision.hard(route.shifted(logit) > 0)
+
+    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+        return parts["adapter"](x) if "adapter" in parts else None
+
+    def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:
+        length = min(self.length, probe.depth - 1)
+        if self.selection == "block_influence":
+            influence = probe.block_influence()
+            order = sorted(range(probe.depth), key=lambda layer: influence[layer])[:length]
+            return replace(self, order=tuple(order))
+        order: list[int] = []
+        while len(order) < length:
+            trials = {k: probe.divergence([*order, k]) for k in range(probe.depth) if k not in order}
+            best = min(trials, key=trials.__getitem__)
+            order.append(best)
+            report(f"drop {len(order)}: layer {best}, KL {trials[best]:.4f} nats/token")
+        return replace(self, order=tuple(order))

@@ -1,0 +1,43 @@
+"""The only place that opens a Hugging Face model: load it, convert it, save and load plug-ins, turn the dial."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from depthdial.methods import Dense
+from depthdial.models.base import load_base
+from depthdial.models.checkpoint import attach, save
+from depthdial.models.convert import convert
+from depthdial.models.dial import set_budget
+from depthdial.models.shipped import shipped_for
+
+__all__ = ["attach", "convert", "load", "load_base", "save"]
+
+
+def load(
+    model: str,
+    plugin: str | None = "default",
+    budget: float | None = None,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str = "auto",
+    allow_other_weights: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adaptive-depth causal LM and its tokenizer.
+
+    model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
+    base) or None (the base alone, its route still recorded). budget: mean true cost on text, None for the plug-in's
+    recommended one. dtype: of weights, parts and activations. The model is a plain Hugging Face causal LM: call it with
+    labels, `generate`, and read `model.route.cost()` and `model.route.layers_used` [B, T] after a forward pass.
+    Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
+    """
+    base, tokenizer = load_base(model, dtype, device)
+    if plugin is None:
+        convert(base, Dense())
+    else:
+        attach(base, shipped_for(base, model) if plugin == "default" else plugin, allow_other_weights)
+    for name, tensor in base.named_parameters():
+        if ".parts." in name:
+            tensor.data = tensor.data.to(base.dtype)
+    set_budget(base, budget)
+    return base.eval(), tokenizer

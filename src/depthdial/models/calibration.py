@@ -1,0 +1,125 @@
+"""Measure a converted model on held-out rows: the curve of the dial, and what training-free methods ask of a base."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from depthdial.core.dial import Curve
+from depthdial.core.route import Route
+from depthdial.methods import Static
+from depthdial.models.convert import routed
+from depthdial.models.halves import Halves
+from depthdial.models.loss import HeadLoss
+
+Batch = dict[str, Tensor]
+"""int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count."""
+
+
+class Heldout:
+    """Held-out rows of one model with the base's last hidden states: cost and KL at any offset.
+
+    The layers below the first routed one are run once.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
+        self.route: Route = model.route  # pyright: ignore[reportAttributeAccessIssue]
+        first = min((site.layer for site in routed(model)), default=0)
+        self.halves, self.batches = Halves(model, first), batches
+        self.head = HeadLoss(model.get_output_embeddings())
+        self.lower = [self.halves.lower(b["input_ids"], position_ids=b["position_ids"]) for b in batches]
+        self.teacher = [h for h, _ in self._passes(math.inf)]
+
+    @torch.no_grad()
+    def measure(self, offset: float) -> tuple[float, float]:
+        """Mean true cost and mean KL from the base (nats per token) at an offset."""
+        cost = kl = count = 0.0
+        for batch, teacher, (hidden, token_cost) in zip(self.batches, self.teacher, self._passes(offset), strict=True):
+            weight = (batch["labels"] != -100).float()
+            kl += float(self.head.kl(hidden.flatten(0, 1), teacher.flatten(0, 1), weight.flatten()).sum())
+            cost += float((token_cost * weight).sum())
+            count += float(weight.sum())
+        return cost / count, kl / count
+
+    @torch.no_grad()
+    def _passes(self, offset: float):
+        before, self.route.offset = self.route.offset, offset
+        try:
+            for batch, lower in zip(self.batches, self.lower, strict=True):
+                hidden = self.halves.upper(lower, position_ids=batch["position_ids"])
+                yield hidden, self.route.token_cost()
+        finally:
+            self.route.offset = before
+
+
+def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = 12, widest: float = 64.0) -> Curve:
+    """The dial's curve from the method's floor to (nearly) everything, at offsets spread evenly over *cost*.
+
+    measure: offset -> (cost, KL). Ends are found by doubling, the points between by repeated bisection of the widest
+    gap in cost.
+    """
+    found = {0.0: measure(0.0)}
+    for sign in (-1.0, 1.0):
+        offset = sign
+        while abs(offset) <= widest:
+            found[offset] = measure(offset)
+            if abs(found[offset][0] - found[offset / 2 if offset / 2 in found else 0.0][0]) < 1e-4:
+                break
+            offset *= 2
+    while len(found) < points + 4:
+        known = sorted(found)
+        gaps = [(abs(found[b][0] - found[a][0]), a, b) for a, b in itertools.pairwise(known)]
+        gap, a, b = max(gaps)
+        if gap < 0.005 or b - a < 1e-3:
+            break
+        found[(a + b) / 2] = measure((a + b) / 2)
+    return Curve.fit([(offset, *figures) for offset, figures in found.items()])
+
+
+class BaseProbe:
+    """Implements `core.method.Probe` on a converted model whose every layer is routed by a bare `Static`."""
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
+        self.model, self.heldout = model, Heldout(model, batches)
+        self.depth = len(model.get_decoder().layers)
+
+    @torch.no_grad()
+    def block_influence(self) -> list[float]:
+        sums, count = torch.zeros(self.depth, dtype=torch.double), 0.0
+        for batch in self.heldout.batches:
+            weight = (batch["labels"] != -100).float()
+            count += float(weight.sum())
+            alike: list[Tensor] = []
+            hooks = [layer.register_forward_hook(_similarity(alike)) for layer in self.model.get_decoder().layers]
+            try:
+                self.heldout.route.offset = math.inf
+                self.model.get_decoder()(
+                    input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+                )
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            sums += torch.stack([(s * weight).sum() for s in alike]).double()
+        return (1 - sums / count).tolist()
+
+    def divergence(self, dropped: Sequence[int]) -> float:
+        rest = [i for i in range(self.depth) if i not in dropped]
+        method = Static(order=(*dropped, *rest), count=len(dropped), adapter_ratio=0)
+        for unit in routed(self.model).values():
+            unit.method = method
+        return self.heldout.measure(0.0)[1]
+
+
+def _similarity(into: list[Tensor]):
+    """A forward hook that notes the cosine of a layer's input and output, fp32 [B, T]."""
+
+    def hook(_layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        into.append(F.cosine_similarity(args[0].float(), out.float(), dim=-1))
+
+    return hook

@@ -1,0 +1,124 @@
+"""Turn a Hugging Face causal LM into an adaptive-depth one, in place and without touching a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from depthdial.core.cost import Ledger
+from depthdial.core.decision import Site
+from depthdial.core.layers import Part
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+from depthdial.core.routed import Routed
+from depthdial.models.families import family_of
+from depthdial.models.family import Family
+
+
+class WithNorm(nn.Module):
+    """A unit and the norm that follows it, as one unit."""
+
+    def __init__(self, unit: nn.Module, norm: nn.Module):
+        super().__init__()
+        self.unit, self.norm = unit, norm
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Any:
+        out = self.unit(*args, **kwargs)
+        return (self.norm(out[0]), *out[1:]) if isinstance(out, tuple) else self.norm(out)
+
+
+def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
+    """Give `model` routers and whatever else `method` adds; returns the same model.
+
+    The base's weights are frozen (if the method says so) and never modified; fresh parts are in fp32 on the device of
+    the layer they serve. Afterwards `model.route` holds the decisions of the last forward pass, `model.method` the
+    method. Raises ValueError for an unknown family or a model that is converted already.
+    """
+    if isinstance(getattr(model, "route", None), Route):
+        raise ValueError("this model is converted already; load a fresh base to convert it again")
+    family = family_of(model.config)
+    layers: nn.ModuleList = model.get_decoder().layers
+    routed_layers = list(method.layers(len(layers)))
+    dims = family.dims(model.config)
+    parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
+    route = Route(_ledger(model, method, parts))
+    if method.frozen:
+        model.requires_grad_(False)
+    for site, made in parts.items():
+        layer = layers[site.layer]
+        device = next(layer.parameters()).device
+        made = {name: part.to(device) for name, part in made.items()}
+        _wrap(layer, family, lambda unit, s=site, p=made: Routed(unit, method, s, p, route), site.unit)
+    hook = model.get_decoder().register_forward_pre_hook(_begin(route), with_kwargs=True)
+    model.route, model.method, model.plugin = route, method, None  # pyright: ignore[reportAttributeAccessIssue]
+    model.unhook = hook.remove  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def revert(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
+    family = family_of(model.config)
+    layers = model.get_decoder().layers
+    for site, unit in routed(model).items():
+        name, after = _names(family, site.unit)
+        inner = unit.unit
+        if isinstance(inner, WithNorm):
+            assert after is not None
+            layers[site.layer].set_submodule(after, inner.norm)
+            inner = inner.unit
+        layers[site.layer].set_submodule(name, inner)
+    model.unhook()  # pyright: ignore[reportCallIssue]
+    del model.route, model.method, model.plugin, model.unhook
+    return model
+
+
+def routed(model: PreTrainedModel) -> dict[Site, Routed]:
+    """All routed units of a converted model, by site."""
+    return {m.site: m for m in model.modules() if isinstance(m, Routed)}
+
+
+def _wrap(layer: nn.Module, family: Family, wrapped: Callable[[nn.Module], Routed], unit: str) -> None:
+    """Put a routed unit where the layer keeps its plain one; a norm that follows the unit moves into it."""
+    name, after = _names(family, unit)
+    inner = layer.get_submodule(name)
+    if after is not None:
+        inner = WithNorm(inner, layer.get_submodule(after))
+        layer.set_submodule(after, nn.Identity())
+    layer.set_submodule(name, wrapped(inner))
+
+
+def _names(family: Family, unit: str) -> tuple[str, str | None]:
+    return {"attn": (family.attn, family.after_attn), "mlp": (family.mlp, family.after_mlp)}[unit]
+
+
+def _begin(route: Route):
+    def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        like = kwargs["inputs_embeds"] if tokens is None else tokens
+        shape = (like.shape[0], like.shape[1])
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            mask = mask[:, -shape[1] :].bool()
+        route.begin(shape, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+
+    return hook
+
+
+def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, nn.Module]]) -> Ledger:
+    family, config = family_of(model.config), model.config
+    always, skipped = {}, {}
+    for site, made in parts.items():
+        for part in made.values():
+            assert isinstance(part, Part)
+            book = always if part.runs_for == "all" else skipped
+            book[site] = book.get(site, 0) + part.macs
+    return Ledger(
+        layers=tuple(family.work(layer, config, i) for i, layer in enumerate(model.get_decoder().layers)),
+        head=model.get_output_embeddings().weight.numel(),
+        projects_kv=method.kv == "project",
+        always=always,
+        skipped=skipped,
+    )

@@ -1,0 +1,47 @@
+"""Set the dial of a loaded model: from a budget to a logit offset, by the plug-in's measured curves."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from depthdial.core.dial import Curve
+from depthdial.core.route import Route
+from depthdial.models.checkpoint import Plugin
+
+Kind = Literal["text", "generated"]
+
+
+def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:
+    """The logit offset for a requested mean true cost of `kind` tokens ("text": prompts and scored text).
+
+    None asks for the plug-in's recommended budget, or for its trained form (offset 0) if it recommends none; 1.0 is the
+    untouched base. Raises ValueError for a budget outside the curve, or for one below 1.0 without a plug-in.
+    """
+    plugin = getattr(model, "plugin", None)
+    if budget is None:
+        if not isinstance(plugin, Plugin) or plugin.recommended is None:
+            return 0.0
+        budget = plugin.recommended
+    if budget == 1.0:
+        return math.inf
+    return _curve(plugin, kind, budget).offset(budget)
+
+
+def set_budget(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> None:
+    """Turn the dial of a converted model; see `offset_for`."""
+    route = model.route
+    assert isinstance(route, Route)
+    route.offset = offset_for(model, budget, kind)
+
+
+def _curve(plugin: Plugin | None, kind: Kind, budget: float) -> Curve:
+    curves = plugin.curves if isinstance(plugin, Plugin) else {}
+    if not curves:
+        raise ValueError(
+            f"budget {budget} needs a plug-in with a budget curve, and this model has none; "
+            "use budget 1.0, or give a plug-in trained by `depthdial train`"
+        )
+    return curves.get(kind) or next(iter(curves.values()))

@@ -1,0 +1,119 @@
+"""Hold the true cost at a requested budget while routers learn which tokens and layers are worth it.
+
+Two things are kept apart. The *offset curve* decides how much runs: one logit offset per budget, nudged after every
+optimizer step so that each row's true cost meets the budget drawn for it. The *price* keeps the routers comparing: a
+cost per unit of gate equal to the mean benefit at the margin, so that the mean logit has no drift and only differences
+between tokens and layers are learned. A multiplier on the mean gate alone does both badly: all tokens of a layer cross
+the threshold together (docs/log.md).
+
+Everything is a buffer, so checkpoints resume it exactly; updates happen once per optimizer step, from sums, so that
+accumulation over small batches equals one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+
+from depthdial.core.route import Route
+
+NODES = 9
+RAMP = 0.4
+"""Share of training over which the range of budgets opens."""
+
+
+class BudgetControl(nn.Module):
+    """Offsets for budgets between `low` and `high`, and the price of a gate.
+
+    low, high: the range of true costs that rows are trained at. floor: the lowest cost the method can reach.
+    start, spread: mean and standard deviation of the gates' logits before training. offsets: known offsets for the
+    grid's budgets, for methods without routers.
+    """
+
+    grid: Tensor
+    offsets: Tensor
+    price: Tensor
+    spread: Tensor
+    _drift: Tensor
+    _slack: Tensor
+    _error: Tensor
+    _weight: Tensor
+    _moment: Tensor
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        floor: float,
+        start: float = 0.0,
+        spread: float = 0.2,
+        offsets: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        if not floor < low <= high <= 1.0:
+            raise ValueError(
+                f"budgets {low:.3f} to {high:.3f} cannot be trained: this method's floor on this model is {floor:.3f}; "
+                "ask for more, or route more layers"
+            )
+        self.floor = floor
+        self.register_buffer("grid", torch.linspace(low, max(high, low + 1e-3), NODES))
+        share = ((self.grid - floor) / (1 - floor)).clamp(0.01, 0.99)
+        z = torch.tensor([NormalDist().inv_cdf(float(s)) for s in share])
+        self.register_buffer("offsets", spread * z - start if offsets is None else offsets(self.grid))
+        self.register_buffer("price", torch.zeros(()))
+        self.register_buffer("spread", torch.tensor(spread))
+        sums = {"_drift": (), "_slack": (), "_error": (NODES,), "_weight": (NODES,), "_moment": (3,)}
+        for name, size in sums.items():
+            self.register_buffer(name, torch.zeros(size))
+
+    def offset(self, budget: Tensor) -> Tensor:
+        """Logit offset for each row's budget, fp32 [B]: linear between the nodes of the grid."""
+        return (self._shares(budget) * self.offsets).sum(-1)
+
+    def draw(self, keys: Tensor, progress: float) -> Tensor:
+        """A budget for each row from its key, fp32 [B]. The range opens downwards over the first part of training:
+        adapters must learn to stand in before much is skipped."""
+        share = (keys * 0x2545F491 % 0x7FFFFFFF).double() / 0x7FFFFFFF
+        reach = min(1.0, 0.1 + 0.9 * progress / RAMP)
+        return (self.grid[-1] - share * reach * (self.grid[-1] - self.grid[0])).float()
+
+    def charge(self, route: Route, budget: Tensor, cost: Tensor, weight: Tensor) -> Tensor:
+        """The price of the gates of one pass, summed over tokens; notes what the next `step` needs.
+
+        budget, cost: fp32 [B]; weight: fp32 [B, T], 1 at tokens that count.
+        """
+        shares = self._shares(budget)
+        self._error += ((cost - budget)[:, None] * shares).sum(0)
+        self._weight += shares.sum(0)
+        gates = {id(d.score): d.score for d in route.decisions.values()}  # attn and mlp may share one
+        scores = [g for g in gates.values() if g is not None and g.requires_grad]
+        if not scores:
+            return cost.new_zeros(())
+        for score in scores:
+            slope = (score * (1 - score)).detach()
+            self._slack += slope.sum()
+            score.register_hook(lambda grad, slope=slope: self._drift.add_((grad * slope).sum()) and None)
+            logit = torch.logit(score.detach(), 1e-6) - torch.as_tensor(route.offset)[:, None]
+            self._moment += torch.stack([logit.new_tensor(logit.numel()), logit.sum(), logit.square().sum()])
+        return self.price * sum((score * weight).sum() for score in scores)
+
+    def step(self, tokens: float, price_rate: float = 0.1, offset_rate: float = 1.5) -> None:
+        """Once per optimizer step. tokens: what the loss was divided by."""
+        count, total, square = self._moment
+        if count > 0:  # routers learn; without them the offsets were exact from the start
+            spread = (square / count - (total / count).square()).clamp_min(1e-4).sqrt()
+            self.spread.lerp_(spread, 0.1)
+            move = offset_rate * self.spread * (self._error / self._weight.clamp_min(1)) / (1 - self.floor)
+            self.offsets -= move
+            self.offsets.copy_(self.offsets.cummax(0).values)  # more budget never means a lower offset
+        if self._slack > 0:
+            self.price -= price_rate * self._drift * tokens / self._slack
+        for buffer in (self._drift, self._slack, self._error, self._weight, self._moment):
+            buffer.zero_()
+
+    def _shares(self, budget: Tensor) -> Tensor:
+        place = (budget[:, None] - self.grid[0]) / (self.grid[1] - self.grid[0])
+        return (1 - (place.clamp(0, NODES - 1) - torch.arange(NODES)).abs()).clamp_min(0)

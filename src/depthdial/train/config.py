@@ -1,0 +1,72 @@
+"""Everything that one training run is told. Fields of the method itself live in the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from depthdial.train.lesson import Objective
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run: the model, the method, the data, and how long. Saved as train.json beside the plug-in."""
+
+    model: str
+    data: tuple[str, ...]
+    output: str
+    method: str = "flexidepth"
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The method's hyper-parameters, by field name."""
+    budget: float | None = 0.75
+    """True cost at which the plug-in is meant to be used; None trains with the method's own loss (alpha)."""
+    lowest: float | None = None
+    """Rows are trained at budgets from here ..."""
+    highest: float = 0.98
+    """... to here, so that one plug-in serves all of them. lowest None: 0.05 below `budget`, or the floor."""
+    objective: Objective = "distill"
+    drop_sources: tuple[str, ...] = ()
+    """Glob patterns of `source` values to leave out (by licence, say)."""
+    steps: int = 1000
+    fit_steps: int = 150
+    """Steps of layer-by-layer fitting before training, on the same kind of rows."""
+    batch: int = 8
+    """Rows per micro-batch."""
+    accumulate: int = 1
+    length: int = 256
+    """Tokens per packed row."""
+    lr: float = 1e-3
+    fit_lr: float = 4e-3
+    router_lr: float = 1.0
+    """Factor on the routers' learning rate."""
+    warmup: float = 0.03
+    """Share of steps."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    seed: int = 0
+    save_every: int = 200
+    """Steps between checkpoints."""
+    heldout_tokens: int = 32768
+    """Tokens held out of the data for the curve of the dial."""
+    generated_tokens: int = 4096
+    """Tokens generated per point of the curve for generated text; 0 leaves that curve out."""
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    compile: bool = False
+    """Compile the frozen pieces: a minute at the start, then half as fast again on a CPU."""
+    start_from: str | None = None
+    """A plug-in of the same method whose parts are the starting point, instead of the fit."""
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ValueError(f"budget {self.budget} is out of range; it is a share of the dense cost: 0 < budget <= 1")
+        if self.objective not in ("lm", "distill"):
+            raise ValueError(f"objective must be 'lm' or 'distill', not {self.objective!r}")
+        for name in ("steps", "batch", "accumulate", "length", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lr <= 0 or self.fit_lr <= 0:
+            raise ValueError("learning rates must be positive")

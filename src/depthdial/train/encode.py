@@ -1,0 +1,200 @@
+"""Records to token ids with a target mask: which tokens the model is to learn. Packing into rows is in `pack`."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from depthdial.train.data import Record
+from depthdial.train.shapes import Message
+
+Targets = Literal["assistant", "all"]
+Span = tuple[int, int]
+
+# End-of-document tokens in use, for tokenizers whose eos is the end of a chat turn.
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document. input_ids: int32 [T]; target: bool [T], True where the token is to be learnt (not shifted)."""
+
+    input_ids: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A document as text. spans: character ranges to learn; bare: written without a chat template, so that begin and
+    end tokens are still to be added; ends: as in `Record`.
+    """
+
+    text: str
+    spans: Sequence[Span]
+    bare: bool
+    ends: bool = True
+
+
+class Renderer:
+    """Records to text, with the character spans of the assistant's messages, end mark included.
+
+    Templates hold no marks of what the assistant said, so each sequence of roles is rendered once with placeholders for
+    the contents; filled in, it must equal the template's own rendering. Where it does not (the template edits
+    contents), the spans come from rendering the conversation message by message, each rendering a prefix of the whole.
+    Where that fails too, ValueError. Without a chat template a conversation is written as `User: ...`, `Assistant: ...`
+    with blank lines between.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, targets: Targets = "assistant"):
+        if targets not in ("assistant", "all"):
+            raise ValueError(f"targets is {targets!r}; choose 'assistant' or 'all'")
+        self.tokenizer, self.targets = tokenizer, targets
+        self.frames: dict[tuple[str, ...], list[str] | None] = {}
+        marks = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        # The end mark of an answer: a special token with nothing but white space before it; empty where there is none.
+        either = "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)"
+        self.end = re.compile(rf"(?:\s*(?:{either}))?")
+
+    def __call__(self, record: Record) -> Rendered:
+        if not record.messages:
+            return Rendered(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
+        bare = self.tokenizer.chat_template is None
+        try:
+            text, spans = self._plain(record.messages) if bare else self._chat(record.messages)
+        except TemplateError as error:
+            raise ValueError(f"source {record.source}: the chat template refuses a conversation ({error})") from None
+        if spans is None:
+            raise ValueError(
+                f"source {record.source}: the chat template rewrites a conversation as it grows, so answers cannot be "
+                "told from questions; train on all tokens (targets='all') or give single-turn rows"
+            )
+        return Rendered(text, spans, bare)
+
+    def _plain(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(messages)]
+        text, spans = self._fill(messages, [*heads, ""])
+        return (text, spans) if self.targets == "assistant" else (text, [(0, len(text))])
+
+    def _chat(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
+        whole = self._template(messages)
+        if self.targets == "all":
+            return whole, [(0, len(whole))]
+        roles = tuple(m["role"] for m in messages)
+        if roles not in self.frames:
+            self.frames[roles] = self._frame(roles)
+        frame = self.frames[roles]
+        text, spans = self._fill(messages, frame) if frame else ("", [])
+        return (whole, spans) if text == whole else (whole, self._prefixes(messages, whole))
+
+    def _template(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+
+    def _frame(self, roles: Sequence[str]) -> list[str] | None:
+        """What the template writes before, between and after the contents: len(roles) + 1 strings."""
+        holes = [f"\ue000{i}\ue001" for i in range(len(roles))]  # private-use characters: no template knows them
+        rest, frame = self._template([{"role": r, "content": h} for r, h in zip(roles, holes, strict=True)]), []
+        for hole in holes:
+            before, found, rest = rest.partition(hole)
+            if not found:
+                return None
+            frame.append(before)
+        return [*frame, rest]
+
+    def _fill(self, messages: Sequence[Message], frame: Sequence[str]) -> tuple[str, list[Span]]:
+        text, spans = frame[0], []
+        for message, after in zip(messages, frame[1:], strict=True):
+            start, text = len(text), text + message["content"] + after
+            if message["role"] == "assistant":
+                end = self.end.match(after)
+                spans.append((start, start + len(message["content"]) + (end.end() if end else 0)))
+        return text, spans
+
+    def _prefixes(self, messages: Sequence[Message], whole: str) -> list[Span] | None:
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                head, grown = self._template(messages[:i], prompt=True), self._template(messages[: i + 1]).rstrip()
+                if not (whole.startswith(grown) and grown.startswith(head)):
+                    return None
+                spans.append((len(head), len(grown)))
+        return spans
+
+
+def separator_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id written after a plain document: eos, or where the chat template ends its turns with eos, the
+    vocabulary's own end-of-document token (`<|endoftext|>`, 0, for SmolLM2). Raises ValueError where there is neither.
+    """
+    template, eos, bos = (
+        str(tokenizer.chat_template or ""),
+        str(tokenizer.eos_token or ""),
+        str(tokenizer.bos_token or ""),
+    )
+    first = [] if eos in template or "eos_token" in template else [eos]
+    vocabulary = tokenizer.get_vocab()
+    for name in [*first, *DOCUMENT_ENDS, eos, bos]:
+        if name in vocabulary:
+            return vocabulary[name]
+    raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end-of-document token; give one as separator=ID")
+
+
+def encode_all(
+    records: Iterable[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    separator: int | None = None,
+    targets: Targets = "assistant",
+) -> Iterator[Encoded]:
+    """Tokenise records in order, `BATCH` at a time.
+
+    Targets are the assistant's tokens with their end mark (or, with "all", every token of a conversation) and all
+    tokens of a plain text. Plain text, and conversations of a tokenizer without chat template, get the tokenizer's bos
+    if it adds one by itself, and `separator` at the end (default: `separator_token`). Raises ValueError for a tokenizer
+    without offsets or a template that cannot be followed.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path} is a slow one without offsets; give a folder with tokenizer.json"
+        )
+    end = separator_token(tokenizer) if separator is None else separator
+    begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id][:1]
+    render, source = Renderer(tokenizer, targets), iter(records)
+    while batch := [render(record) for record in islice(source, BATCH)]:
+        tokens = tokenizer(
+            [r.text for r in batch],
+            add_special_tokens=False,  # a chat template writes its own
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for rendered, ids, offsets in zip(batch, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+            target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendered.spans)
+            before, after = (begin, [end] if rendered.ends else []) if rendered.bare else ([], [])
+            yield Encoded(
+                np.array([*before, *ids, *after], np.int32),
+                np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
+            )
+
+
+def encode(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    separator: int | None = None,
+    targets: Targets = "assistant",
+) -> Encoded:
+    """`encode_all` for one record."""
+    return next(encode_all([record], tokenizer, separator=separator, targets=targets))
+
+
+def _overlap(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """bool [T]: does the token, characters offsets[t] = (start, end), share a character with a span?"""
+    if not spans:
+        return np.zeros(len(offsets), bool)
+    starts, ends = np.array(spans).T
+    return ((offsets[:, 1:] > starts) & (offsets[:, :1] < ends)).any(1)

@@ -1,0 +1,79 @@
+"""The dial for generated tokens: what a budget costs while the model writes, measured by letting it write.
+
+Text that the model chose itself is easier for it than text it is given, so the same offset costs less there: the
+plug-in keeps a curve of its own for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from depthdial.core.dial import Curve
+from depthdial.engine.llm import LLM
+from depthdial.engine.request import RequestOutput
+from depthdial.engine.sampling import SamplingParams
+from depthdial.models.calibration import Batch, Heldout
+from depthdial.models.checkpoint import Plugin
+from depthdial.train.data import Record
+from depthdial.train.progress import Progress
+
+TOKENS = 64
+"""Tokens generated per prompt."""
+
+
+def generated_curve(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], tokens: int, seed: int = 0
+) -> Curve:
+    """Offset, cost and KL over tokens the model generates (sampled at temperature 1) for the first turns of `records`.
+
+    model: with its plug-in attached, whose curve for text names the offsets to try; tokens: how many to generate at
+    each. Raises ValueError if there is no prompt among the records.
+    """
+    plugin = model.plugin
+    assert isinstance(plugin, Plugin)
+    text = plugin.curves["text"]
+    model.plugin = dataclasses.replace(plugin, curves={"text": text})  # pyright: ignore[reportAttributeAccessIssue]
+    llm = LLM.of(model, tokenizer, budget=1.0)
+    prompts = _prompts(llm, records, max(1, tokens // TOKENS))
+    params = SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=seed)
+    points = []
+    with Progress("calibrating generation", len(text.offsets)) as progress:
+        for offset, cost in zip(text.offsets, text.costs, strict=True):
+            outputs = llm.generate(prompts, dataclasses.replace(params, budget=min(cost, 1.0)))
+            heldout = Heldout(model, [_row(output) for output in outputs])
+            points.append((offset, *heldout.measure(offset)))
+            progress.advance(sum(len(output.token_ids) for output in outputs), cost=points[-1][1])
+    model.plugin = plugin  # pyright: ignore[reportAttributeAccessIssue]
+    return Curve.fit(points)
+
+
+def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]:
+    """Prompts as they come at inference: a first turn in the chat template, or the first tokens of a plain text."""
+    found: list[list[int]] = []
+    for record in records:
+        if record.messages and llm.tokenizer.chat_template:
+            turn = record.messages[0]
+            ids = llm.chat_tokens([{"role": "user", "content": turn["content"]}])
+        else:
+            plain = record.messages[0]["content"] if record.messages else record.text
+            ids = llm.tokenizer(plain, verbose=False)["input_ids"][:32]
+        if 0 < len(ids) <= min(256, llm.context - TOKENS):
+            found.append(ids)
+        if len(found) == count:
+            break
+    if not found:
+        raise ValueError("no held-out record is short enough to be a prompt; give more data")
+    return found
+
+
+def _row(output: RequestOutput) -> Batch:
+    """One generated text as a held-out row; only the passes that gave its tokens count."""
+    prompt, made = output.prompt_token_ids, output.token_ids
+    ids = torch.tensor([[*prompt, *made[:-1]]])
+    labels = ids.clone()
+    labels[:, : len(prompt) - 1] = -100
+    return {"input_ids": ids, "labels": labels, "position_ids": torch.arange(ids.shape[1])[None]}

@@ -1,0 +1,47 @@
+"""Make one machine train at the speed it has: compiled pieces, and memory that is reused instead of returned."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthdial.core.layers import Part
+from depthdial.core.routed import Routed
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed blocks. By default every large tensor is mapped and unmapped, page by page, at each step,
+    which costs a CPU run up to half its time in the softmax over the vocabulary. No effect elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_M_TOP_PAD, 1 << 28)
+
+
+def compile_pieces(model: PreTrainedModel) -> None:
+    """Compile what is free of routing, piece by piece: whole frozen layers, and the units, norms and parts of routed
+    ones. Each kind of piece is compiled once for all layers; the decisions stay plain Python.
+    """
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    for layer in model.get_decoder().layers:
+        units = [m for m in layer.modules() if isinstance(m, Routed)]
+        if not units:
+            layer.compile(dynamic=False)
+            continue
+        for child in layer.children():
+            if not isinstance(child, Routed | nn.Identity):
+                child.compile(dynamic=False)
+        for unit in units:
+            unit.unit.compile(dynamic=False)
+            for part in unit.parts.values():
+                assert isinstance(part, Part)
+                part.compile(dynamic=False)

@@ -1,0 +1,200 @@
+"""One training run from files to a plug-in: read, convert, fit, train, calibrate the dial, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from depthdial.core.dial import Curve
+from depthdial.core.layers import Router
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+from depthdial.methods import Static, method_named
+from depthdial.models.base import load_base
+from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve
+from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, parts_of, save
+from depthdial.models.checkpoint import read as read_plugin
+from depthdial.models.convert import convert, revert, routed
+from depthdial.models.fingerprint import fingerprint
+from depthdial.train.budget import BudgetControl
+from depthdial.train.card import card
+from depthdial.train.config import TrainConfig
+from depthdial.train.data import holdout, read
+from depthdial.train.fit import fit_adapters
+from depthdial.train.generated import generated_curve
+from depthdial.train.lesson import Lesson
+from depthdial.train.machine import compile_pieces, keep_memory
+from depthdial.train.pack import PackedDataset, prepare
+from depthdial.train.trainer import run_trainer
+
+log = logging.getLogger(__name__)
+SETTINGS_FILE = "train.json"
+
+
+def train(config: TrainConfig, resume: bool = False) -> Path:
+    """Run a training from start to plug-in, or go on with an interrupted one; returns the plug-in's folder.
+
+    Raises ValueError (one line, with the remedy) for bad data, models, methods, budgets, or a resume that does not fit.
+    """
+    output = _check_output(config, resume)
+    keep_memory()
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
+    model, tokenizer = load_base(
+        config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
+    )
+    records, held = holdout(read(config.data, drop=config.drop_sources), 0.01, config.seed)
+    targets = "all" if config.objective == "distill" else "assistant"
+    cache = output / "rows"
+    rows = prepare(records, tokenizer, config.length, seed=config.seed, targets=targets, cache_dir=cache)
+    checks = prepare(held or records[:8], tokenizer, config.length, seed=config.seed, targets="all", cache_dir=cache)
+    log.info("%s", rows.stats)
+    check_batches = list(_batches(checks, config.batch, config.seed, config.heldout_tokens // config.length))
+
+    _write_settings(output, config)
+    base = fingerprint(model)
+    method = choose(model, method_named(config.method, config.fields), check_batches[:2])
+    convert(model, method)
+    if config.compile:
+        compile_pieces(model)
+    if config.start_from is not None:
+        _take_over(model, config.start_from)
+    elif not resume:
+        errors = fit_adapters(model, _forever(rows, config.batch, config.seed + 1), config.fit_steps, config.fit_lr)
+        log.info("relative error of the fitted adapters: %s", {k: round(v, 2) for k, v in errors.items()})
+    lesson = Lesson(model, config.objective, control_for(model, config, check_batches), config.compile)
+    run_trainer(lesson, rows, config, resume)
+
+    if lesson.control is not None and config.budget is not None:
+        _centre(model, lesson.control, config.budget)
+    cast_parts(model, torch.bfloat16)
+    heldout = Heldout(model, check_batches)
+    curve = measure_curve(heldout.measure)
+    plugin = Plugin(
+        name=output.name,
+        method=method,
+        base=base,
+        curves={"text": curve},
+        recommended=_recommended(curve, config.budget, heldout),
+        training={**dataclasses.asdict(config), "rows": dataclasses.asdict(rows.stats)},
+    )
+    save(model, output, plugin, card(plugin))  # the run is safe from here on
+    if config.generated_tokens:
+        fresh, _ = load_base(config.model, config.dtype, config.device)
+        attach(fresh, output)
+        written = generated_curve(fresh, tokenizer, held or records[:8], config.generated_tokens, config.seed)
+        plugin = dataclasses.replace(plugin, curves={"text": curve, "generated": written})
+        save(model, output, plugin, card(plugin))
+    return output
+
+
+def choose(model: PreTrainedModel, method: Method, batches: list[Batch]) -> Method:
+    """The method, calibrated on the base if it has to be."""
+    if not isinstance(method, Static) or method.order:
+        return method
+    depth = len(model.get_decoder().layers)
+    convert(model, Static(order=tuple(range(depth)), count=0, adapter_ratio=0))
+    chosen = method.calibrate(BaseProbe(model, batches), log.info)
+    revert(model)
+    return chosen
+
+
+def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch]) -> BudgetControl | None:
+    """The control that holds the run's budgets; None for training with the method's own loss."""
+    if config.budget is None:
+        return None
+    route: Route = model.route  # pyright: ignore[reportAssignmentType]
+    floor = route.ledger.floor
+    low = config.lowest if config.lowest is not None else max(config.budget - 0.05, floor + 0.01)
+    high = max(config.highest, config.budget, low)
+    starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
+    if starts:
+        return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
+    curve = measure_curve(Heldout(model, batches[:1]).measure)
+    return BudgetControl(low, high, floor, offsets=lambda grid: torch.tensor([curve.offset(float(b)) for b in grid]))
+
+
+def _check_output(config: TrainConfig, resume: bool) -> Path:
+    """The output folder, if this run may use it. A resumed run must be told what the first one was."""
+    output, told = Path(config.output), _told(config)
+    file = output / SETTINGS_FILE
+    if not resume and (output / "checkpoints").exists():
+        raise ValueError(f"{output} holds a training run; add --resume to go on with it, or choose another --output")
+    if resume and not file.is_file():
+        raise ValueError(f"nothing to resume: {output} holds no {file.name}; start without --resume")
+    if resume:
+        before = json.loads(file.read_text())
+        if changed := [k for k in told if told[k] != before.get(k) and k not in ("output", "save_every", "device")]:
+            raise ValueError(
+                f"{output} was trained with other settings ({', '.join(changed)}); resume with the same ones, or "
+                "choose another --output"
+            )
+    return output
+
+
+def _write_settings(output: Path, config: TrainConfig) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    part = output / f"{SETTINGS_FILE}.part"
+    part.write_text(json.dumps(_told(config), indent=1) + "\n")
+    os.replace(part, output / SETTINGS_FILE)
+
+
+def _told(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _batches(rows: PackedDataset, size: int, seed: int, most: int) -> Iterable[Batch]:
+    """At most `most` rows in batches of equal size (a compiled model likes one shape)."""
+    loader = DataLoader(rows, batch_size=min(size, len(rows)), shuffle=True, generator=_seeded(seed), drop_last=True)
+    for i, batch in enumerate(loader):
+        if i and i * size >= most:
+            return
+        yield batch
+
+
+def _forever(rows: PackedDataset, size: int, seed: int) -> Iterator[Batch]:
+    loader = DataLoader(rows, batch_size=size, shuffle=True, generator=_seeded(seed), drop_last=True)
+    if not len(loader):
+        raise ValueError(f"the data fills {len(rows)} rows, less than a batch of {size}; give more, or a lower --batch")
+    while True:
+        yield from loader
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _take_over(model: PreTrainedModel, folder: str) -> None:
+    """Start from another plug-in's parts: same method, same shapes."""
+    own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
+    if read_plugin(folder).method != model.method or own.keys() != given.keys():
+        raise ValueError(f"{folder} is a plug-in of another method or other fields; it cannot be the starting point")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:
+    """Move the offset of the recommended budget into the gates' biases: offset 0 becomes the trained method."""
+    offset = float(control.offset(torch.tensor([budget])))
+    for unit in routed(model).values():
+        for part in unit.parts.values():
+            if isinstance(part, Router):
+                part.bias.data += offset
+
+
+def _recommended(curve: Curve, budget: float | None, heldout: Heldout) -> float:
+    """The budget asked for in training, if the curve reaches it; what offset 0 costs otherwise."""
+    if budget is not None and budget >= curve.floor:
+        return budget
+    return round(heldout.measure(0.0)[0], 3)

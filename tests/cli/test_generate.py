@@ -1,0 +1,184 @@
+"""The command line on a tiny model: what it prints, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from depthdial.cli import main
+from depthdial.cli.app import app, message
+from depthdial.engine.llm import LLM, SamplingParams
+
+KEYS = {"text", "token_ids", "depths", "prompt_depths", "cost", "prompt_cost", "mean_depth", "layers"}
+KEYS |= {"budget", "offset", "finish_reason", "model", "plugin", "seconds"}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(autouse=True)
+def _no_wishes(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "DEPTHDIAL_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_folder, tiny_plugin):
+    return ["--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_folder, tiny_plugin):
+    llm = LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
+    return llm, llm.generate("the quick", SamplingParams(max_tokens=12))[0]
+
+
+def run(*args: str, **kwargs):
+    return CliRunner().invoke(app, list(args), catch_exceptions=False, **kwargs)
+
+
+def failed(capsys, *args: str) -> str:
+    """Run what must fail with exit code 2; the one line it says."""
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("depthdial: error: ")]
+    assert caught.value.code == 2 and out == "" and len(lines) == 1 and "Traceback" not in err
+    return lines[0].removeprefix("depthdial: error: ")
+
+
+def test_json_is_one_object_and_nothing_else(options, expected):
+    llm, out = expected
+    result = run("generate", "the quick", *options, "--max-new-tokens", "12", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert set(facts) == KEYS
+    assert (facts["text"], facts["token_ids"], facts["depths"]) == (out.text, out.token_ids, out.depths)
+    assert facts["prompt_depths"] == out.prompt_depths and facts["depths"][0] == facts["prompt_depths"][-1]
+    assert facts["cost"] == pytest.approx(out.cost) and facts["cost"] < 1
+    assert facts["layers"] == 6 and facts["finish_reason"] == out.finish_reason
+    assert facts["budget"] == llm.budget and facts["offset"] == pytest.approx(llm.offset_of(None))
+
+
+def test_budget_1_is_the_base_and_its_offset_is_null(options, tiny_folder):
+    facts = json.loads(run("generate", "the quick", *options, "--budget", "1.0", "--json").stdout)
+    assert facts["cost"] == 1.0 and set(facts["depths"]) == {6} and facts["offset"] is None and facts["budget"] == 1.0
+    bare = ["--model", str(tiny_folder), "--plugin", "none", "--dtype", "float32", "--device", "cpu"]
+    base = json.loads(run("generate", "the quick", *bare, "--json").stdout)
+    assert base["token_ids"] == facts["token_ids"] and base["plugin"] is None
+
+
+def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
+    _, out = expected
+    result = run("generate", "the quick", *options, "--max-new-tokens", "12")
+    assert result.stdout == out.text + "\n"
+    assert re.search(
+        r"\d+ tokens; layers used \d / \d\.\d / \d \(min / mean / max\) of 6; true cost 0\.\d+ of dense; ",
+        result.stderr,
+    )
+
+
+def test_colour_can_be_asked_for(options, expected):
+    _, out = expected
+    result = run("generate", "the quick", *options, "--max-new-tokens", "12", "--color", color=True)
+    assert ANSI.search(result.stdout) and "layers used:" in result.stderr
+    plain = run("generate", "the quick", *options, "--max-new-tokens", "12", "--no-color", color=True)
+    assert plain.stdout == out.text + "\n"
+
+
+def test_sampling_options_reach_the_sampler(options, expected):
+    llm, _ = expected
+    given = ["--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "4", "--max-new-tokens", "12"]
+    facts = json.loads(run("generate", "the quick", *options, *given, "--stop", "zz", "--stop", "~", "--json").stdout)
+    params = SamplingParams(12, temperature=0.9, top_p=0.9, top_k=40, seed=4, stop=["zz", "~"])
+    assert facts["token_ids"] == llm.generate("the quick", params)[0].token_ids
+
+
+def test_chat_and_system_use_the_template(options, expected):
+    llm, _ = expected
+    given = ["--chat", "--system", "be brief", "--max-new-tokens", "5", "--json"]
+    facts = json.loads(run("generate", "the fox", *options, *given).stdout)
+    talk = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the fox"}]
+    assert facts["token_ids"] == llm.chat(talk, SamplingParams(max_tokens=5))[0].token_ids
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(options, expected):
+    _, out = expected
+    result = run("generate", "-", *options, "--max-new-tokens", "12", "--json", input="the quick\n")
+    assert json.loads(result.stdout)["token_ids"] == out.token_ids
+
+
+def test_mistakes_are_one_line_and_exit_code_2(capsys, options, tiny_folder, tmp_path):
+    assert "prompt is empty" in failed(capsys, "generate", "", *options)
+    assert "prompt is empty" in failed(capsys, "generate", " ", *options, "--chat")
+    assert "context is 128" in failed(capsys, "generate", "fox " * 200, *options)
+    assert "budget" in failed(capsys, "generate", "a", *options, "--budget", "0.01")
+    assert "budget" in failed(capsys, "generate", "a", *options, "--budget", "1.5", "--json")
+    assert "temperature" in failed(capsys, "generate", "a", *options, "--temperature", "-1")
+    assert "--system needs --chat" in failed(capsys, "generate", "a", *options, "--system", "b")
+    assert "nowhere" in failed(capsys, "generate", "a", "--model", str(tmp_path / "nowhere"), "--plugin", "none")
+    assert "nowhere" in failed(
+        capsys, "generate", "a", "--model", str(tiny_folder), "--plugin", str(tmp_path / "nowhere")
+    )
+
+
+@pytest.mark.parametrize(
+    "args", [["generate"], ["generate", "a", "--budget", "much"], ["degenerate"], ["generate", "-x"]]
+)
+def test_usage_errors_exit_with_2(args):
+    assert run(*args).exit_code == 2
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("DEPTHDIAL_DEBUG", "1")
+    with pytest.raises(ValueError, match="--system needs"):
+        main(["generate", "a", "--system", "b"])
+
+
+def test_an_interrupt_is_a_short_line_and_exit_code_130(capsys, monkeypatch, options):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LLM, "stream", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "a", *options])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "depthdial: interrupted"
+
+
+def test_messages_are_one_line():
+    assert message(ValueError("a\n  b")) == "a b"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "plug-in")
+    assert message(full) == "plug-in: No space left on device; free some space and try again"
+    assert message(OSError("two\nlines")) == "two lines"
+
+
+def test_version_and_methods():
+    assert run("--version").stdout == "depthdial 0.1.0\n"
+    listed = run("methods").stdout
+    assert "flexidepth: " in listed and "    tau = 0.5\n" in listed
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from depthdial.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['generate', '--help']).exit_code == 0\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_itself(options, expected):
+    _, out = expected
+    command = [sys.executable, "-m", "depthdial", "generate", "the quick", *options, "--max-new-tokens", "12", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["token_ids"] == out.token_ids
+    wrong = subprocess.run([*command, "--budget", "7"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr

@@ -1,0 +1,117 @@
+"""Tiny random models and a tiny tokenizer, built in code: no test needs a network or a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from depthdial.core.dial import Curve
+from depthdial.methods import method_named
+from depthdial.models.checkpoint import Plugin, parts_of, save
+from depthdial.models.convert import convert
+from depthdial.models.families import FAMILIES
+from depthdial.models.fingerprint import fingerprint
+
+VOCABULARY = 300
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.25,  # large enough for decided, varied logits
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+OF_FAMILY = {
+    "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6, "query_pre_attn_scalar": 8},
+    "mistral": {"sliding_window": 8},
+}
+ModelMaker = Callable[..., PreTrainedModel]
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModelMaker:
+    """`tiny_model(family, seed=0, **config)`: a fresh random fp32 model of 6 layers, in inference mode."""
+
+    def make(family: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
+        settings = FAMILIES[family].example(**{**SIZES, **OF_FAMILY.get(family, {}), **config})
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+        finally:
+            torch.set_rng_state(state)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 300 tokens with the special tokens and the chat template of ChatML."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog and the other foxes"] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_model: ModelMaker, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory) -> Path:
+    """A folder with a tiny Llama and its tokenizer, as Hugging Face saves them."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adaptive() -> Callable[..., PreTrainedModel]:
+    """`adaptive(model, **fields)`: by FlexiDepth, with routers that disagree and adapters that do something."""
+
+    def make(model: PreTrainedModel, **fields) -> PreTrainedModel:
+        fields = {"first": 2, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0, **fields}
+        model = convert(model, method_named("flexidepth", fields))
+        generator = torch.Generator().manual_seed(1)
+        for tensor in parts_of(model).values():
+            if tensor.ndim == 2:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_plugin(tiny_model: ModelMaker, adaptive: Callable[..., PreTrainedModel], tmp_path_factory) -> Path:
+    """A plug-in for the model of `tiny_folder`, with a made-up curve from 0.7 to 0.95 and 0.8 recommended."""
+    model = adaptive(tiny_model("llama"), weights="hard")
+    curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
+    method: Any = model.method
+    plugin = Plugin("tiny", method, fingerprint(model), {"text": curve, "generated": curve}, recommended=0.8)
+    return save(model, tmp_path_factory.mktemp("plugins") / "tiny", plugin)

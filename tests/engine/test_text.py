@@ -1,0 +1,99 @@
+"""Pieces joined are the text: whole characters, no lost spaces, stop strings cut off."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from depthdial.engine.text import TextStream
+
+
+def run(tokenizer, ids, prompt=(), stops=()):
+    stream = TextStream(tokenizer, prompt, stops)
+    for token in ids:
+        if stream.push(token):
+            break
+    stream.close()
+    return stream
+
+
+def decoded(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=30))
+def test_joined_pieces_are_the_text(tiny_tokenizer, text):
+    ids = tiny_tokenizer(text)["input_ids"]
+    stream = run(tiny_tokenizer, ids, prompt=tiny_tokenizer("the quick")["input_ids"])
+    assert len(stream.pieces) == stream.ready == len(ids)
+    assert "".join(stream.pieces) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=st.lists(st.integers(0, 299), max_size=30))
+def test_any_tokens_give_the_decoders_text(tiny_tokenizer, ids):
+    assert "".join(run(tiny_tokenizer, ids).pieces) == decoded(tiny_tokenizer, ids)
+
+
+def test_a_character_comes_whole_with_the_token_that_completes_it(tiny_tokenizer):
+    ids = tiny_tokenizer("a漢b")["input_ids"]
+    assert run(tiny_tokenizer, ids).pieces == ["a", "", "", "漢", "b"]
+
+
+def test_what_never_completes_comes_at_the_end(tiny_tokenizer):
+    ids = tiny_tokenizer("a漢")["input_ids"][:-1]
+    stream = TextStream(tiny_tokenizer, [])
+    for token in ids:
+        stream.push(token)
+    assert stream.pieces == ["a", "", ""]
+    stream.close()
+    assert "".join(stream.pieces) == decoded(tiny_tokenizer, ids) and len(stream.pieces) == 3
+
+
+def test_special_tokens_have_no_text_and_harm_no_neighbour(tiny_tokenizer):
+    ids = [*tiny_tokenizer("the fox")["input_ids"], 1, 2, *tiny_tokenizer(" jumps é")["input_ids"], 2]
+    assert "".join(run(tiny_tokenizer, ids).pieces) == "the fox jumps é"
+
+
+def test_a_leading_space_survives_a_decoder_that_strips_it():
+    # SentencePiece's way: the first word of a text loses its space, so a continuation needs its prompt beside it
+    words = Tokenizer(models.WordLevel({"▁the": 0, "▁fox": 1, "es": 2}, unk_token="es"))
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert decoded(tokenizer, [1, 2]) == "foxes"
+    assert run(tokenizer, [1, 2, 0], prompt=[0]).pieces == [" fox", "es", " the"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "text"),
+    [((".",), "the fox"), (("fox", "the"), ""), (("x. J",), "the fo"), (("jumps!",), None), ((" and", "over"), None)],
+)
+def test_text_ends_before_the_first_stop_string(tiny_tokenizer, stops, text):
+    whole = "the fox. Jumps, jumps"
+    ids = tiny_tokenizer(whole)["input_ids"]
+    stream = run(tiny_tokenizer, ids, stops=stops)
+    assert "".join(stream.pieces) == (whole if text is None else text)
+    assert stream.stopped == (text is not None)
+    assert stream.ready == len(stream.pieces)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("ab ", max_size=12), stops=st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=2))
+def test_ready_pieces_never_change(tiny_tokenizer, text, stops):
+    stream, given_out = TextStream(tiny_tokenizer, [], stops), []
+    for token in tiny_tokenizer(text)["input_ids"]:
+        done = stream.push(token)
+        given_out += stream.pieces[len(given_out) : stream.ready]
+        if done:
+            break
+    stream.close()
+    given_out += stream.pieces[len(given_out) :]
+    assert given_out == stream.pieces
+    ends = [text.find(stop) for stop in stops if stop in text]
+    got = "".join(given_out)
+    assert text.startswith(got) and not any(stop in got for stop in stops)
+    assert bool(ends) == stream.stopped and (got == text or bool(ends))

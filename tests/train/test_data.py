@@ -1,0 +1,164 @@
+"""Files to records: formats, filters, splits, and what is said of bad input."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthdial.train.data import CHUNK, Record, holdout, read
+from depthdial.train.shapes import turn
+
+ROWS = [
+    {"source": "set/kilt_one", "prompt": "Q1", "completion": "A1"},
+    {"source": "set/two", "prompt": "Q2", "completion": "A2"},
+    {"text": "Plain words.", "split": "test"},
+]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def lines(rows: list) -> str:
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+def records(count: int) -> list[Record]:
+    return [Record("made", tuple(turn(f"Question {i}", "Answer"))) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz", "rows.anything"])
+@pytest.mark.parametrize("form", [lines, json.dumps])
+def test_lines_and_lists_packed_or_not_read_the_same(tmp_path: Path, name: str, form):
+    found = read(write(tmp_path / name, form(ROWS)))
+    assert [r.source for r in found] == ["set/kilt_one", "set/two", "rows/test"]
+    assert [list(r.messages) for r in found] == [turn("Q1", "A1"), turn("Q2", "A2"), []]
+    assert found[2].text == "Plain words."
+
+
+@pytest.mark.parametrize("name", ["tale.txt", "tale.txt.gz"])
+def test_plain_text_is_cut_at_paragraphs_and_joins_exactly(tmp_path: Path, name: str):
+    text = "\n\n".join(f"Paragraph {i} " + "word " * 60 for i in range(200))
+    found = read([write(tmp_path / name, text)])
+    assert "".join(r.text for r in found) == text
+    assert len(found) > 2
+    assert all(len(r.text) <= CHUNK and r.text.endswith("\n\n") for r in found[:-1])
+    assert [r.ends for r in found] == [False] * (len(found) - 1) + [True]
+    assert {r.source for r in found} == {"tale"}
+
+
+def test_a_folder_stands_for_its_data_files_by_name(tmp_path: Path):
+    write(tmp_path / "b.jsonl", lines(ROWS[:1]))
+    write(tmp_path / "a.txt", "Words.")
+    write(tmp_path / "notes.md", "Not data.")
+    assert [r.source for r in read(tmp_path)] == ["a", "set/kilt_one"]
+
+
+def test_messages_are_tidied(tmp_path: Path):
+    talk = [{"role": "system", "content": ""}, *turn(" Hi\r\nyou ", "\nHello "), *turn("Bye", " "), *turn("Lost", "x")]
+    (found,) = read(write(tmp_path / "talk.jsonl", lines([{"messages": talk}])))
+    assert list(found.messages) == turn("Hi\nyou", "Hello")
+
+
+def test_rows_without_text_are_left_out_and_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = write(tmp_path / "some.jsonl", lines([ROWS[0], {"prompt": "Q", "completion": " "}, {"text": "\n"}]))
+    assert len(read(path)) == 1
+    assert "2 of 3 rows left out" in caplog.text
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_row(tmp_path: Path):
+    (found,) = read(write(tmp_path / "a.jsonl", json.dumps({"text": "one\u2028two"}, ensure_ascii=False)))
+    assert found.text == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        ({"drop": ["kilt_*"]}, ["set/two", "rows/test"]),
+        ({"drop": ["set/*"]}, ["rows/test"]),
+        ({"keep": ["set/*"]}, ["set/kilt_one", "set/two"]),
+        ({"keep": ["set/*"], "drop": ["two"]}, ["set/kilt_one"]),
+    ],
+)
+def test_sources_are_kept_and_dropped_by_pattern(tmp_path: Path, options: dict, sources: list[str]):
+    assert [r.source for r in read(write(tmp_path / "rows.jsonl", lines(ROWS)), **options)] == sources
+
+
+def test_limit_draws_by_seed_in_file_order(tmp_path: Path):
+    path = write(tmp_path / "many.jsonl", lines([{"text": f"{i:03}"} for i in range(100)]))
+    one, again, other = (read(path, limit=10, seed=s) for s in (1, 1, 2))
+    assert one == again != other
+    assert [r.text for r in one] == sorted(r.text for r in one)
+    assert len(one) == 10
+    assert len(read(path, limit=1000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty.jsonl", " \n", "empty file"),
+        ("broken.jsonl", lines(ROWS) + '{"text": \n', "line 4: not JSON"),
+        ("broken.json", '[{"text": "a"},\n oops]', "line 2: not JSON"),
+        ("prose.jsonl", "Once upon a time", "line 1: not JSON"),
+        ("shape.jsonl", lines([ROWS[0], {"title": "a", "year": 1}]), r"line 2: no known row shape fits \(fields title"),
+        ("shape.json", json.dumps([ROWS[0], {"title": "a"}]), "row 2: no known row shape"),
+        ("number.jsonl", "12\n", r"a int\); accepted: messages"),
+        ("silent.jsonl", lines([{"text": ""}, {"prompt": "Q", "completion": ""}]), "no text in any row"),
+        ("asks.jsonl", lines([{"messages": [{"role": "user", "content": "Hi"}]}]), "no text in any row"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str):
+    path = write(tmp_path / name, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_paths_and_filters_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="no data files given"):
+        read([])
+    with pytest.raises(ValueError, match=r"missing\.jsonl: no such data file"):
+        read(tmp_path / "missing.jsonl")
+    with pytest.raises(ValueError, match="folder without data files"):
+        read(tmp_path)
+    path = write(tmp_path / "rows.jsonl", lines(ROWS))
+    with pytest.raises(ValueError, match=r"filtered out.*sources seen: rows/test, set/kilt_one, set/two"):
+        read(path, drop=["*"])
+    with pytest.raises(ValueError, match="limit is 0"):
+        read(path, limit=0)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"PAR1\xff\xfe\x00", b"\x1f\x8bnot really gzip", gzip.compress(b"cut short" * 99)[:20]]
+)
+def test_binary_and_broken_files_are_refused(tmp_path: Path, raw: bytes):
+    (tmp_path / "file.jsonl").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"not UTF-8 text|broken gzip"):
+        read(tmp_path / "file.jsonl")
+
+
+@given(st.permutations(range(60)), st.integers(0, 3))
+def test_holdout_does_not_depend_on_order_or_company(order: list[int], seed: int):
+    made = records(60)
+    _, held = holdout(made, 0.3, seed)
+    shuffled = [made[i] for i in order]
+    assert {r.key for r in holdout(shuffled, 0.3, seed)[1]} == {r.key for r in held}
+    few = shuffled[:20]
+    assert {r.key for r in holdout(few, 0.3, seed)[1]} == {r.key for r in held} & {r.key for r in few}
+
+
+def test_holdout_parts_cover_all_and_keep_duplicates_together():
+    made = records(2000)
+    train, held = holdout(made, 0.1)
+    assert len(train) + len(held) == 2000
+    assert 150 < len(held) < 250
+    other_answers = [Record("other", tuple(turn(r.messages[0]["content"].upper() + " ", "Else"))) for r in made]
+    assert [r.key for r in holdout(other_answers, 0.1)[1]] == [r.key for r in held]
+    assert holdout(made, 0)[1] == [] == holdout(made, 1)[0]
+    with pytest.raises(ValueError, match="fraction is 2"):
+        holdout(made, 2)

@@ -1,0 +1,122 @@
+"""Tokens and target masks: exactly the assistant's words and end marks are learnt, under templates of many habits."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from depthdial.train.data import Record
+from depthdial.train.encode import encode, encode_all, separator_token
+from depthdial.train.shapes import turn
+
+TALK = Record("talk", (*turn("Hi é", "assistant 日本"), *turn("a", "user\nBe helpful")))
+ENDS = "<|im_end|>"
+
+
+def learnt(tokenizer: PreTrainedTokenizerFast, record: Record, **options) -> str:
+    found = encode(record, tokenizer, **options)
+    assert found.input_ids.dtype == np.int32
+    assert found.target.dtype == bool
+    assert found.input_ids.shape == found.target.shape
+    return str(tokenizer.decode(found.input_ids[found.target]))
+
+
+def test_chatml_learns_answers_with_end_marks(tokenizer: PreTrainedTokenizerFast):
+    whole = tokenizer.apply_chat_template(list(TALK.messages), tokenize=False)
+    assert tokenizer.decode(encode(TALK, tokenizer).input_ids) == whole
+    assert learnt(tokenizer, TALK) == f"assistant 日本{ENDS}user\nBe helpful{ENDS}"
+    assert learnt(tokenizer, TALK, targets="all") == whole
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=3))
+def test_any_text_in_any_turn(tokenizer: PreTrainedTokenizerFast, talk: list[tuple[str, str]]):
+    record = Record("any", tuple(message for pair in talk for message in turn(*pair)))
+    assert learnt(tokenizer, record) == "".join(answer + ENDS for _, answer in talk)
+
+
+def test_a_template_that_treats_the_last_answer_apart_is_followed(tokenizer: PreTrainedTokenizerFast):
+    """Qwen3's habit: an empty thought before the last answer only, so that no rendering is a prefix of a longer one."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last %}<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    assert learnt(tokenizer, TALK) == f"assistant 日本{ENDS}user\nBe helpful{ENDS}"
+
+
+def test_a_template_that_edits_contents_is_followed_by_prefixes(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | replace('a', 'A') }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert learnt(tokenizer, TALK) == f"AssistAnt 日本{ENDS}user\nBe helpful{ENDS}"
+
+
+def test_a_template_that_cannot_be_followed_is_refused_unless_all_is_learnt(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    with pytest.raises(ValueError, match="source talk: the chat template rewrites"):
+        encode(TALK, tokenizer)
+    assert learnt(tokenizer, TALK, targets="all").startswith("4 HI")
+
+
+def test_what_a_template_refuses_is_said(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"refuses a conversation \(Roles must alternate\)"):
+        encode(TALK, tokenizer)
+
+
+def test_a_template_without_end_mark_learns_the_words_alone(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+    assert learnt(tokenizer, Record("one", tuple(turn("Hi", "Hello")))) == "Hello"
+
+
+def test_without_a_template_conversations_are_plain_dialogue(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = None
+    found = encode(TALK, tokenizer)
+    text = "User: Hi é\n\nAssistant: assistant 日本\n\nUser: a\n\nAssistant: user\nBe helpful"
+    assert tokenizer.decode(found.input_ids) == f"{text}{ENDS}"
+    assert learnt(tokenizer, TALK) == f"assistant 日本user\nBe helpful{ENDS}"
+
+
+def test_plain_text_is_learnt_whole_with_its_separator(tokenizer: PreTrainedTokenizerFast):
+    assert learnt(tokenizer, Record("tale", text=" Once.")) == " Once.<|endoftext|>"
+    assert learnt(tokenizer, Record("tale", text=" Once.", ends=False)) == " Once."
+    assert learnt(tokenizer, Record("tale", text=" Once."), separator=1) == " Once.<|im_start|>"
+
+
+def test_a_bos_that_the_tokenizer_adds_begins_plain_text_but_is_not_learnt(tokenizer: PreTrainedTokenizerFast):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    found = encode(Record("tale", text="Once"), tokenizer)
+    assert found.input_ids[0] == 1
+    assert list(found.target) == [False, *[True] * 5]
+    assert encode(TALK, tokenizer).input_ids[:2].tolist() != [1, 1]  # a chat template writes its own
+
+
+def test_the_separator_is_eos_unless_the_template_ends_turns_with_it(tokenizer: PreTrainedTokenizerFast):
+    assert separator_token(tokenizer) == 0
+    tokenizer.chat_template = None
+    assert separator_token(tokenizer) == 2
+    tokenizer.chat_template = "{{ messages[0].content + eos_token }}"
+    assert separator_token(tokenizer) == 0
+
+
+def test_batches_give_what_single_records_give(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("depthdial.train.encode.BATCH", 2)
+    many = [TALK, Record("tale", text="Once"), Record("one", tuple(turn("Hi", "Hello")))]
+    for record, found in zip(many, encode_all(many, tokenizer), strict=True):
+        alone = encode(record, tokenizer)
+        assert np.array_equal(found.input_ids, alone.input_ids)
+        assert np.array_equal(found.target, alone.target)
+
+
+def test_unknown_targets_are_refused(tokenizer: PreTrainedTokenizerFast):
+    with pytest.raises(ValueError, match="targets is 'user'"):
+        encode(TALK, tokenizer, targets="user")  # type: ignore[arg-type]
