@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from depthdial.core.dial import Curve
+from depthdial.core.method import Method
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin, parts_of, save
 from depthdial.models.convert import convert
@@ -115,3 +116,35 @@ def tiny_plugin(tiny_model: ModelMaker, adaptive: Callable[..., PreTrainedModel]
     method: Any = model.method
     plugin = Plugin("tiny", method, fingerprint(model), {"text": curve, "generated": curve}, recommended=0.8)
     return save(model, tmp_path_factory.mktemp("plugins") / "tiny", plugin)
+
+
+@pytest.fixture(scope="session")
+def adapted() -> Callable[..., PreTrainedModel]:
+    """`adapted(model, method)`: converted, with random weights in every part, so that routers disagree and adapters do
+    something."""
+
+    def make(model: PreTrainedModel, method: Method, seed: int = 1) -> PreTrainedModel:
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in parts_of(convert(model, method)).values():
+            if tensor.ndim == 2:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packed() -> Callable[..., dict[str, torch.Tensor]]:
+    """`packed(rows, length)`: a batch as training makes it, int64 [rows, length] each: two documents a row, whose
+    positions start at 0, some of their tokens no targets."""
+
+    def make(rows: int = 4, length: int = 16, seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+        cuts = torch.randint(2, length - 2, (rows, 1), generator=generator)
+        places = torch.arange(length).expand(rows, length)
+        positions = torch.where(places < cuts, places, places - cuts)
+        silent = (torch.rand(rows, length, generator=generator) < 0.2) | (positions == 0)
+        return {"input_ids": ids, "labels": ids.masked_fill(silent, -100), "position_ids": positions}
+
+    return make

@@ -42,16 +42,6 @@ def run(*args: str, **kwargs):
     return CliRunner().invoke(app, list(args), catch_exceptions=False, **kwargs)
 
 
-def failed(capsys, *args: str) -> str:
-    """Run what must fail with exit code 2; the one line it says."""
-    with pytest.raises(SystemExit) as caught:
-        main(args)
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith("depthdial: error: ")]
-    assert caught.value.code == 2 and out == "" and len(lines) == 1 and "Traceback" not in err
-    return lines[0].removeprefix("depthdial: error: ")
-
-
 def test_json_is_one_object_and_nothing_else(options, expected):
     llm, out = expected
     result = run("generate", "the quick", *options, "--max-new-tokens", "12", "--json")
@@ -113,18 +103,16 @@ def test_a_dash_reads_the_prompt_from_standard_input(options, expected):
     assert json.loads(result.stdout)["token_ids"] == out.token_ids
 
 
-def test_mistakes_are_one_line_and_exit_code_2(capsys, options, tiny_folder, tmp_path):
-    assert "prompt is empty" in failed(capsys, "generate", "", *options)
-    assert "prompt is empty" in failed(capsys, "generate", " ", *options, "--chat")
-    assert "context is 128" in failed(capsys, "generate", "fox " * 200, *options)
-    assert "budget" in failed(capsys, "generate", "a", *options, "--budget", "0.01")
-    assert "budget" in failed(capsys, "generate", "a", *options, "--budget", "1.5", "--json")
-    assert "temperature" in failed(capsys, "generate", "a", *options, "--temperature", "-1")
-    assert "--system needs --chat" in failed(capsys, "generate", "a", *options, "--system", "b")
-    assert "nowhere" in failed(capsys, "generate", "a", "--model", str(tmp_path / "nowhere"), "--plugin", "none")
-    assert "nowhere" in failed(
-        capsys, "generate", "a", "--model", str(tiny_folder), "--plugin", str(tmp_path / "nowhere")
-    )
+def test_mistakes_are_one_line_and_exit_code_2(failed, options, tiny_folder, tmp_path):
+    assert "prompt is empty" in failed("generate", "", *options)
+    assert "prompt is empty" in failed("generate", " ", *options, "--chat")
+    assert "context is 128" in failed("generate", "fox " * 200, *options)
+    assert "budget" in failed("generate", "a", *options, "--budget", "0.01")
+    assert "budget" in failed("generate", "a", *options, "--budget", "1.5", "--json")
+    assert "temperature" in failed("generate", "a", *options, "--temperature", "-1")
+    assert "--system needs --chat" in failed("generate", "a", *options, "--system", "b")
+    assert "nowhere" in failed("generate", "a", "--model", str(tmp_path / "nowhere"), "--plugin", "none")
+    assert "nowhere" in failed("generate", "a", "--model", str(tiny_folder), "--plugin", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from depthdial.models.gguf import Source, cache_root, cached_folder, dequantised
 CONTEXT = 64
 HEADS, KEY_HEADS = 4, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGED = ["ĊĊ"]
+MERGED = ["ĊĊ", "ĠĠ"]
 
 
 def _write_gguf(path: Path, model: PreTrainedModel) -> None:
@@ -48,9 +48,10 @@ def _write_gguf(path: Path, model: PreTrainedModel) -> None:
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL if token in SPECIAL else TokenType.NORMAL for token in tokens])
-    writer.add_token_merges(["Ċ Ċ"])
+    writer.add_token_merges(["Ċ Ċ", "Ġ Ġ"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{{ messages[0]['content'] }}")
     names = {
@@ -117,7 +118,8 @@ def test_the_model_is_the_one_that_was_written(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not hasattr(model.config, "quantization_config")
-    assert (model.config.eos_token_id, tokenizer.eos_token) == (2, "<|im_end|>")
+    assert model.config.eos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 2
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer.model_max_length == CONTEXT
     assert tokenizer.chat_template
     assert _left(cache) == [cached_folder(file_sha256(tiny_gguf)).name]

@@ -42,7 +42,7 @@ def train(
     start_from: Annotated[str | None, typer.Option(help="A plug-in of the same method to start from.")] = None,
     seed: int = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
-    heldout_tokens: Annotated[int, typer.Option(help="Held-out tokens that the dial's curve is measured on.")] = 32768,
+    heldout_tokens: Annotated[int, typer.Option(help="Held-out tokens that the dial's curve is measured on.")] = 16384,
     generated_tokens: Annotated[
         int, typer.Option(help="Tokens generated per point of the curve for generated text; 0: no such curve.")
     ] = 2048,

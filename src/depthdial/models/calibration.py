@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.route import Route
 from depthdial.methods import Static
+from depthdial.models.compare import HeadCompare
 from depthdial.models.convert import routed
 from depthdial.models.halves import Halves
-from depthdial.models.loss import HeadLoss
 
 Batch = dict[str, Tensor]
 """int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count."""
@@ -25,37 +25,43 @@ Batch = dict[str, Tensor]
 class Heldout:
     """Held-out rows of one model with the base's last hidden states: cost and KL at any offset.
 
-    The layers below the first routed one are run once.
+    The layers below the first routed one are run once. batches: any sizes, on the model's device. compile: fuse the
+    arithmetic at the head, for a CPU and many rows.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], compile: bool = False):
         self.route: Route = model.route  # pyright: ignore[reportAttributeAccessIssue]
         first = min((site.layer for site in routed(model)), default=0)
         self.halves, self.batches = Halves(model, first), batches
-        self.head = HeadLoss(model.get_output_embeddings())
+        head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+        assert isinstance(head, nn.Module)
+        self.head = HeadCompare(head, softcap, compile)
         self.lower = [self.halves.lower(b["input_ids"], position_ids=b["position_ids"]) for b in batches]
-        self.teacher = [h for h, _ in self._passes(math.inf)]
+        self.teacher = [self.run(i, math.inf)[0] for i in range(len(batches))]
+        """The base's hidden states after the last norm, [B, T, d] per batch."""
+
+    @torch.no_grad()
+    def run(self, index: int, offset: float | Tensor) -> tuple[Tensor, Tensor]:
+        """One batch at an offset (one number, or one per row, fp32 [B]): hidden states after the last norm, [B, T, d],
+        and true cost of each token, fp32 [B, T]. `self.route` holds the decisions until the next run."""
+        before, self.route.offset = self.route.offset, offset
+        try:
+            hidden = self.halves.upper(self.lower[index], position_ids=self.batches[index]["position_ids"])
+            return hidden, self.route.token_cost()
+        finally:
+            self.route.offset = before
 
     @torch.no_grad()
     def measure(self, offset: float) -> tuple[float, float]:
-        """Mean true cost and mean KL from the base (nats per token) at an offset."""
+        """Mean true cost and mean KL from the base (nats per token) at an offset, over tokens with a label."""
         cost = kl = count = 0.0
-        for batch, teacher, (hidden, token_cost) in zip(self.batches, self.teacher, self._passes(offset), strict=True):
-            weight = (batch["labels"] != -100).float()
-            kl += float(self.head.kl(hidden.flatten(0, 1), teacher.flatten(0, 1), weight.flatten()).sum())
-            cost += float((token_cost * weight).sum())
-            count += float(weight.sum())
+        for i, (batch, teacher) in enumerate(zip(self.batches, self.teacher, strict=True)):
+            hidden, token_cost = self.run(i, offset)
+            real = batch["labels"] != -100
+            kl += float(self.head(hidden[real], teacher[real], batch["labels"][real]).kl.sum())
+            cost += float(token_cost.to(real.device)[real].sum())
+            count += float(real.sum())
         return cost / count, kl / count
-
-    @torch.no_grad()
-    def _passes(self, offset: float):
-        before, self.route.offset = self.route.offset, offset
-        try:
-            for batch, lower in zip(self.batches, self.lower, strict=True):
-                hidden = self.halves.upper(lower, position_ids=batch["position_ids"])
-                yield hidden, self.route.token_cost()
-        finally:
-            self.route.offset = before
 
 
 def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = 12, widest: float = 64.0) -> Curve:
@@ -87,7 +93,8 @@ class BaseProbe:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
         self.model, self.heldout = model, Heldout(model, batches)
-        self.depth = len(model.get_decoder().layers)
+        self.layers: nn.ModuleList = model.get_decoder().layers  # pyright: ignore[reportAttributeAccessIssue]
+        self.depth = len(self.layers)
 
     @torch.no_grad()
     def block_influence(self) -> list[float]:

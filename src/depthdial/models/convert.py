@@ -109,7 +109,7 @@ def _begin(route: Route):
 
 def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, nn.Module]]) -> Ledger:
     family, config = family_of(model.config), model.config
-    always, skipped = {}, {}
+    always, skipped = dict.fromkeys(parts, 0), {}  # every site is named, also one without parts
     for site, made in parts.items():
         for part in made.values():
             assert isinstance(part, Part)

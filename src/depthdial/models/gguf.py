@@ -177,6 +177,9 @@ def _read(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model.tie_weights()
     model.generation_config = packed.generation_config
     tokenizer.model_max_length = packed.config.max_position_embeddings  # a GGUF tokenizer knows none: it says 1e30
+    for role in ("bos", "eos", "pad"):  # transformers 5.17 takes the first for the second and leaves out the third
+        if isinstance(index := settings.get(f"{role}_token_id"), int):
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
     if _vocabulary(gguf) in SINGLE_DIGIT_VOCABULARIES:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -47,9 +47,9 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 200
     """Steps between checkpoints."""
-    heldout_tokens: int = 32768
+    heldout_tokens: int = 16384
     """Tokens held out of the data for the curve of the dial."""
-    generated_tokens: int = 4096
+    generated_tokens: int = 2048
     """Tokens generated per point of the curve for generated text; 0 leaves that curve out."""
     dtype: str = "bfloat16"
     device: str = "auto"

@@ -39,6 +39,8 @@ from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
+FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
+"""Settings that a resumed run may change: they do not touch what is learned."""
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -78,23 +80,21 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if lesson.control is not None and config.budget is not None:
         _centre(model, lesson.control, config.budget)
     cast_parts(model, torch.bfloat16)
-    heldout = Heldout(model, check_batches)
+    told = {**_told(config), "rows": dataclasses.asdict(rows.stats)}
+    plugin = Plugin(output.name, method, base, training=told)
+    save(model, output, plugin)  # the training is safe from here on; --resume measures the dial again
+
+    heldout = Heldout(model, check_batches, config.compile)
     curve = measure_curve(heldout.measure)
-    plugin = Plugin(
-        name=output.name,
-        method=method,
-        base=base,
-        curves={"text": curve},
-        recommended=_recommended(curve, config.budget, heldout),
-        training={**dataclasses.asdict(config), "rows": dataclasses.asdict(rows.stats)},
+    plugin = dataclasses.replace(
+        plugin, curves={"text": curve}, recommended=_recommended(curve, config.budget, heldout)
     )
-    save(model, output, plugin, card(plugin))  # the run is safe from here on
+    save(model, output, plugin, card(plugin))
     if config.generated_tokens:
-        fresh, _ = load_base(config.model, config.dtype, config.device)
+        fresh, _ = load_base(config.model, config.dtype, config.device)  # without the compiled pieces
         attach(fresh, output)
         written = generated_curve(fresh, tokenizer, held or records[:8], config.generated_tokens, config.seed)
-        plugin = dataclasses.replace(plugin, curves={"text": curve, "generated": written})
-        save(model, output, plugin, card(plugin))
+        save(model, output, dataclasses.replace(plugin, curves={"text": curve, "generated": written}), card(plugin))
     return output
 
 
@@ -134,7 +134,7 @@ def _check_output(config: TrainConfig, resume: bool) -> Path:
         raise ValueError(f"nothing to resume: {output} holds no {file.name}; start without --resume")
     if resume:
         before = json.loads(file.read_text())
-        if changed := [k for k in told if told[k] != before.get(k) and k not in ("output", "save_every", "device")]:
+        if changed := [k for k in told if told[k] != before.get(k) and k not in FREE]:
             raise ValueError(
                 f"{output} was trained with other settings ({', '.join(changed)}); resume with the same ones, or "
                 "choose another --output"

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.layers import Router
 from depthdial.train.config import TrainConfig
@@ -98,6 +100,9 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
     checkpoint = last_checkpoint(folder) if resume else None
     if resume and checkpoint is None:
         raise ValueError(f"nothing to resume: {folder} holds no complete checkpoint; start without --resume")
+    if checkpoint is not None and _step(checkpoint) >= config.steps:  # only what comes after training was cut off
+        lesson.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
+        return
     stop = StopCleanly()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -153,7 +158,11 @@ def optimizer_for(lesson: Lesson, config: TrainConfig) -> torch.optim.Optimizer:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     found = [path for path in folder.glob("checkpoint-*") if _whole(path)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(found, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def sweep(folder: Path) -> None:

@@ -1,0 +1,248 @@
+"""Quality on held-out text against true cost: plug-ins, baselines and peer at the same true costs, in one table.
+
+    python benchmarks/quality.py --data FOLDER --plugin flexidepth=RUN --plugin random=RUN --plugin static=RUN \\
+        --output benchmarks/results/DATE-MACHINE.json
+
+FOLDER holds train/, eval/ and text/ (docs/results.md says where they come from). Random and static plug-ins are measured
+without their adapters, too. Writes the JSON named by --output, which holds every number, and a picture beside it; prints
+the tables. Results are saved after each method, so that an interrupted run leaves what it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from heldout_text import Held, held_out
+from subjects import Setup, Subject, peers, plugins
+
+from depthdial import __version__
+from depthdial.evaluate.plot import draw
+from depthdial.evaluate.routers import RouteRecord
+from depthdial.evaluate.scores import Scores
+from depthdial.evaluate.table import class_table, kl_table, layers_table, quality_table, router_table
+from depthdial.evaluate.text import of_pass, of_prediction
+from depthdial.maps.classes import depth_table
+from depthdial.models import load_base
+from depthdial.train.machine import keep_memory
+
+BUDGETS = "1.0,0.95,0.9,0.85,0.8,0.75,0.7"
+log = logging.getLogger("quality")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--plugin", metavar="NAME=PATH", type=_named, action="append", default=[])
+    parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
+    parser.add_argument("--peer-dial", choices=("threshold", "logit"), action="append", help="default: both")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--budgets", type=_numbers, default=_numbers(BUDGETS))
+    parser.add_argument("--tokens", type=int, default=22000, help="of each kind of text")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--batch", type=int, default=4, help="rows per batch")
+    parser.add_argument("--seed", type=int, default=0, help="of the split that training used")
+    parser.add_argument("--tolerance", type=float, default=0.005, help="how far from a budget the true cost may be")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="a minute at the start, then faster on a CPU")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        benchmark(args)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Run it. Raises ValueError, one line with the remedy, for bad arguments."""
+    if not args.plugin and not args.peer:
+        raise ValueError("nothing to measure; give --plugin NAME=PATH or --peer NAME=PATH")
+    if args.output.exists():
+        raise ValueError(f"{args.output} is there already, and results are never edited after; choose another --output")
+    started = time.monotonic()
+    keep_memory()
+    _, tokenizer = load_base(args.model, args.dtype, args.device)
+    held = held_out(args.data, tokenizer, args.tokens, args.length, args.batch, args.seed)
+    setup = Setup(args.model, args.dtype, args.device, args.compile, held, args.seed)
+    results = _about(args, held)
+    for make in (*plugins(setup, args.plugin), *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
+        subject = make()
+        log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)
+        results["subjects"].append(measure(subject, args.budgets, args.tolerance))
+        everything = subject.text.summaries(subject.text.score(_the_base(subject), math.inf))
+        results["base"] = {g: {"ce": s.base_ce, "perplexity": math.exp(s.base_ce)} for g, s in everything.items()}
+        results["text"]["groups"] = {group: summary.tokens for group, summary in everything.items()}
+        if subject.recommended is not None and subject.about["method"]["name"] == "flexidepth":
+            results["routes"][subject.name] = examine(subject, held, args.tolerance)
+        results["seconds"] = round(time.monotonic() - started, 1)
+        _write(results, args.output)
+    results["complete"] = True
+    _write(results, args.output)
+    draw(results, args.output.with_suffix(".png"))
+    _show(results)
+
+
+def measure(subject: Subject, budgets: list[float], tolerance: float) -> dict[str, Any]:
+    """All budgets of one subject."""
+    search = subject.text.search(subject.run, subject.resolution)
+    points: list[dict[str, Any]] = []
+    for budget in sorted(budgets, reverse=True):
+        began = time.monotonic()
+        try:
+            if budget == 1.0:
+                knob, scores = math.inf, subject.text.score(subject.run, math.inf)
+            else:
+                knob, scores = subject.text.at_cost(subject.run, budget, search, tolerance)
+        except ValueError as error:
+            log.info("%s at %g: %s", subject.name, budget, error)
+            continue
+        groups = {name: dataclasses.asdict(s) for name, s in subject.text.summaries(scores).items()}
+        seconds, every = time.monotonic() - began, groups["all"]
+        dial = "base" if knob == math.inf else dataclasses.asdict(knob) if dataclasses.is_dataclass(knob) else knob
+        points.append({"budget": budget, "dial": dial, "seconds": round(seconds, 1), "groups": groups})
+        log.info(
+            "%s at %g: cost %.4f, perplexity x %.4f, KL %.4f, %.1f layers (%.0f s)",
+            *(subject.name, budget, every["cost"], every["ratio"], every["kl"], every["layers"], seconds),
+        )
+    return {"name": subject.name, "trained": subject.trained, **subject.about, "points": points}
+
+
+def examine(subject: Subject, held: Held, tolerance: float) -> dict[str, Any]:
+    """Router health and depth by class of token, at the plug-in's recommended budget."""
+    assert subject.recommended is not None and subject.route is not None
+    search = subject.text.search(subject.run, subject.resolution)
+    knob, _ = subject.text.at_cost(subject.run, subject.recommended, search, tolerance)
+    record = RouteRecord(subject.route, subject.text.batches)
+    scores = subject.text.score(subject.run, knob, record.record)
+    health = record.health(scores.layers, {k: v for k, v in subject.text.groups.items() if k != "answers"})
+    told = dataclasses.asdict(health) | {
+        name: getattr(health, name) for name in ("static", "static_layers", "minority", "skips_by_token", "bits")
+    }
+    for layer, shown in zip(health.layers, told["layers"], strict=True):
+        shown["static"] = layer.static
+    return {
+        "budget": subject.recommended,
+        "cost": scores.summary().cost,
+        "routers": told,
+        "classes": {
+            "read": _classes(subject, held, scores, of_pass),
+            "predicted": _classes(subject, held, scores, of_prediction),
+        },
+    }
+
+
+def _classes(subject: Subject, held: Held, scores: Scores, align: Any) -> list[dict[str, Any]]:
+    """Depth by the class of the token that a pass reads (`of_pass`) or predicts (`of_prediction`)."""
+    pairs = list(zip(subject.text.batches, held.classes, strict=True))
+    by_class = {name: torch.cat([align(b, c[name]) for b, c in pairs]) for name in held.classes[0]}
+    return [dataclasses.asdict(row) for row in depth_table(by_class, scores.layers, scores.row)]
+
+
+def _the_base(subject: Subject) -> Any:
+    """A `Run` of the base itself, at no cost: what it did is known."""
+    teacher = subject.text.teacher
+    ones = [torch.ones(h.shape[:2]) for h in teacher]
+    return lambda index, _knob: (lambda h, one: _seen(h, one))(teacher[index], ones[index])
+
+
+def _about(args: argparse.Namespace, held: Held) -> dict[str, Any]:
+    """Facts of this run; no place of this machine's files among them."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip())
+    shown = ("budgets", "tokens", "length", "batch", "seed", "tolerance", "dtype", "compile")
+    return {
+        "what": "quality on held-out text against true cost",
+        "complete": False,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit + ("-dirty" if dirty else ""),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and args.device != "cpu" else None,
+        },
+        "versions": {
+            "depthdial": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "model": Path(args.model).name,
+        "arguments": {name: getattr(args, name) for name in shown},
+        "text": {"kinds": held.told},
+        "subjects": [],
+        "routes": {},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _show(results: dict[str, Any]) -> None:
+    for group in results["text"]["groups"]:
+        print(f"\nPerplexity relative to the base's ({results['base'][group]['perplexity']:.2f}), {group}\n")
+        print(quality_table(results, group))
+    print("\nKL from the base, nats per token\n\n" + kl_table(results))
+    print("\nTrue cost met / layers used\n\n" + layers_table(results))
+    for name, found in results["routes"].items():
+        print(f"\nRouters of {name} at {found['budget']:g}\n\n" + router_table(found["routers"]))
+        for what, rows in found["classes"].items():
+            print(f"\nDepth by class of the token {what}\n\n" + class_table(rows))
+
+
+def _write(results: dict[str, Any], path: Path) -> None:
+    """Whole or not at all; a number that is not one becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as {BUDGETS}") from None
+"""end"""
+
+
+if __name__ == "__main__":
+    main()

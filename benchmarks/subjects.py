@@ -1,0 +1,149 @@
+"""What the quality benchmark measures: plug-ins, the same methods without adapters, and the peer library's model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from heldout_text import HELD_OUT, Held
+from torch import nn
+
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.text import HeldoutText, PluginRun, Run, Seen
+from depthdial.methods import Random, Static, name_of
+from depthdial.models import load, load_base
+from depthdial.models.calibration import Batch, Heldout
+from depthdial.models.checkpoint import read
+from depthdial.models.compare import HeadCompare
+from depthdial.models.convert import convert
+from depthdial.train.machine import compile_pieces
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all subjects share."""
+
+    model: str
+    dtype: str
+    device: str
+    compile: bool
+    held: Held
+    seed: int
+
+    def batches(self, device: torch.device) -> list[Batch]:
+        return [{name: column.to(device) for name, column in batch.items()} for batch in self.held.batches]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One line of the table."""
+
+    name: str
+    trained: bool
+    run: Run
+    text: HeldoutText
+    about: dict[str, Any]
+    """Method and training, for the record."""
+    resolution: float = 2**-10
+    """The smallest step of its dial that matters."""
+    route: Route | None = None
+    recommended: float | None = None
+
+
+def plugins(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[], Subject]]:
+    """The plug-ins, then those of baselines again without their adapters; each is loaded when called for."""
+    for name, path in named:
+        _check_training(name, path, setup.seed)
+        yield lambda name=name, path=path: _plugin(setup, name, path)
+    for name, path in named:
+        method = read(path).method
+        if isinstance(method, Random | Static) and method.adapter_ratio:
+            bare = dataclasses.replace(method, adapter_ratio=0)
+            yield lambda name=name, bare=bare: _bare(setup, f"{name}, no adapters", bare)
+
+
+def peers(setup: Setup, named: Sequence[tuple[str, str]], dials: Sequence[str]) -> Iterator[Callable[[], Subject]]:
+    """The peer library's model under each of its dials."""
+    for name, path in named:
+        for dial in dials:
+            yield lambda name=name, path=path, dial=dial: _peer(setup, f"{name}, {dial} dial", path, dial)
+
+
+class PeerRun:
+    """The peer (benchmarks/peers) as a `Run`. Where rows take turns, both settings are run and rows picked."""
+
+    def __init__(self, peer: Any, batches: Sequence[Batch]):
+        self.peer, self.batches = peer, batches
+
+    def __call__(self, index: int, knob: Knob) -> Seen:
+        if isinstance(knob, Mix):
+            low, high = self(index, knob.low), self(index, knob.high)
+            rows = torch.arange(len(low.cost), device=low.cost.device) + index * len(self.batches[0]["input_ids"])
+            at_high = knob.at_high(rows)[:, None]
+            hidden = torch.where(at_high[..., None], high.hidden, low.hidden)
+            layers = torch.where(at_high.cpu(), high.layers, low.layers)
+            return Seen(hidden, torch.where(at_high, high.cost, low.cost), layers)
+        self.peer.offset = knob
+        hidden, cost = self.peer(self.batches[index]["input_ids"], self.batches[index]["position_ids"])
+        return Seen(hidden, cost, self.peer.keep.sum(0))
+
+
+def _plugin(setup: Setup, name: str, path: str) -> Subject:
+    plugin = read(path)
+    model, _ = load(setup.model, path, dtype=setup.dtype, device=setup.device)
+    about = {"method": _told(plugin.method), "training": _public(plugin.training), "plugin": plugin.name}
+    return dataclasses.replace(_ours(setup, name, model, about), trained=True, recommended=plugin.recommended)
+
+
+def _bare(setup: Setup, name: str, method: Method) -> Subject:
+    model, _ = load_base(setup.model, setup.dtype, setup.device)
+    return _ours(setup, name, convert(model, method), {"method": _told(method)})
+
+
+def _ours(setup: Setup, name: str, model: Any, about: dict[str, Any]) -> Subject:
+    if setup.compile:
+        compile_pieces(model)
+    heldout = Heldout(model, setup.batches(model.device), setup.compile)
+    text = HeldoutText(heldout.batches, heldout.teacher, heldout.head, setup.held.groups)
+    resolution = 1.0 if model.method.grain == "static" else 2**-10
+    return Subject(name, False, PluginRun(heldout), text, about, resolution, model.route)
+
+
+def _peer(setup: Setup, name: str, path: str, dial: str) -> Subject:
+    from peers.economize_flexidepth import load_peer
+
+    peer = load_peer(path, setup.model, setup.dtype, setup.device)
+    peer.dial = dial
+    base = peer.model.base_model
+    batches = setup.batches(base.device)
+    run, head = PeerRun(peer, batches), base.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    teacher = [run(i, math.inf).hidden for i in range(len(batches))]
+    text = HeldoutText(batches, teacher, HeadCompare(head, compile=setup.compile), setup.held.groups)
+    return Subject(name, True, run, text, {"method": {"name": name}})
+
+
+def _told(method: Method) -> dict[str, Any]:
+    return {"name": name_of(method), **dataclasses.asdict(method)}  # pyright: ignore[reportArgumentType]
+
+
+def _public(training: dict[str, Any]) -> dict[str, Any]:
+    """A plug-in's training without the places of one machine's files."""
+    shown = {k: v for k, v in training.items() if k not in ("output", "start_from")}
+    return shown | {"data": [str(file).replace("\\", "/").rpartition("/")[2] for file in training.get("data", [])]}
+
+
+def _check_training(name: str, path: str, seed: int) -> None:
+    """Refuse a plug-in that was trained on what is held out here."""
+    told = read(path).training.get("seed", seed)
+    if told != seed:
+        raise ValueError(
+            f"plug-in {name} was trained with seed {told}, so it held out other documents than seed {seed} does "
+            f"(the share is {HELD_OUT}); compare plug-ins of one seed, and give it as --seed"
+        )

@@ -1,0 +1,58 @@
+"""The picture of a quality benchmark: quality against true cost, one line per method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+_MARKS = "osD^vPX"
+HIGHEST = 2.0
+"""Perplexities above this many times the base's leave the picture: where the lines part is below it."""
+
+
+def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
+    """Write a PNG: perplexity relative to the base (left) and KL from it (right) against true cost.
+
+    results: the benchmark's JSON (benchmarks/quality.py). The file is there whole or not at all. Raises ValueError when
+    matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, subject in enumerate(results["subjects"]):
+        found = sorted((p["groups"][group] for p in subject["points"]), key=lambda s: s["cost"])
+        cost = [s["cost"] for s in found]
+        style: dict[str, Any] = {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKS[i % len(_MARKS)],
+            "linestyle": "-" if subject["trained"] else ":",
+            "markersize": 4,
+            "label": subject["name"],
+        }
+        ratio = [s["ratio"] for s in found]
+        errors = [[s["ratio"] - s["ratio_low"] for s in found], [s["ratio_high"] - s["ratio"] for s in found]]
+        left.errorbar(cost, ratio, yerr=errors, capsize=2, **style)
+        right.plot(cost, [s["kl"] for s in found], **style)
+    left.set_ylim(0.98, HIGHEST)
+    right.set_ylim(0, 1.2)
+    left.set_ylabel("perplexity relative to the base")
+    right.set_ylabel("KL(base || model), nats per token")
+    tokens = results["text"]["groups"][group]
+    left.set_title(f"held-out text, {tokens:,} tokens ({group})", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("true cost relative to dense")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=130)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

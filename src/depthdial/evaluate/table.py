@@ -1,0 +1,76 @@
+"""Results of a quality benchmark as Markdown tables. `results` is the benchmark's JSON, see benchmarks/quality.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+def quality_table(results: Figures, group: str = "all") -> str:
+    """Perplexity relative to the base's, by method and budget, with half the width of its 95 % interval."""
+    return _by_budget(results, group, lambda s: f"{s['ratio']:.3f} ±{(s['ratio_high'] - s['ratio_low']) / 2:.3f}")
+
+
+def kl_table(results: Figures, group: str = "all") -> str:
+    """KL(base || model), nats per token, by method and budget."""
+    return _by_budget(results, group, lambda s: f"{s['kl']:.3f}")
+
+
+def layers_table(results: Figures, group: str = "all") -> str:
+    """True cost met and mean layers used, by method and budget."""
+    return _by_budget(
+        results, group, lambda s: f"{s['cost']:.3f}" + ("" if s["layers"] is None else f" / {s['layers']:.1f}")
+    )
+
+
+def router_table(health: Figures) -> str:
+    """One line per routed layer: run rate, overall and by kind of text; spread of the score; decisions against the
+    majority."""
+    kinds = list(health["layers"][0]["by_group"])
+    lines = [
+        [
+            layer["layer"],
+            f"{layer['run_rate']:.3f}",
+            *(f"{layer['by_group'][kind]:.3f}" for kind in kinds),
+            _number(layer["score_std"]),
+            f"{layer['minority']:.3f}",
+            "static in effect" if layer["static"] else "",
+        ]
+        for layer in health["layers"]
+    ]
+    head = ["layer", "run rate", *kinds, "std of score", "against majority", ""]
+    return _markdown(head, lines)
+
+
+def class_table(rows: Sequence[Figures]) -> str:
+    """Mean layers used by class of token, fewest first."""
+    lines = [
+        [
+            row["name"],
+            f"{row['tokens']:,}",
+            f"{row['layers']:.2f}",
+            f"{_number(row['low'], 2)} to {_number(row['high'], 2)}",
+        ]
+        for row in sorted(rows, key=lambda row: row["layers"])
+    ]
+    return _markdown(["class of token", "tokens", "layers used", "95 % interval"], lines)
+
+
+def _by_budget(results: Figures, group: str, cell: Callable[[Figures], str]) -> str:
+    budgets = sorted({p["budget"] for s in results["subjects"] for p in s["points"]}, reverse=True)
+    lines = []
+    for subject in results["subjects"]:
+        found = {p["budget"]: cell(p["groups"][group]) for p in subject["points"]}
+        lines.append([subject["name"], *(found.get(budget, "out of reach") for budget in budgets)])
+    return _markdown(["method \\ true cost", *(f"{budget:g}" for budget in budgets)], lines)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

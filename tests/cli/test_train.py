@@ -1,0 +1,64 @@
+"""`depthdial train`, then `generate` with what it made; and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from depthdial.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def options(tiny_folder, tmp_path_factory) -> list[str]:
+    data = tmp_path_factory.mktemp("data") / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": f"the quick fox number {i} jumps"}) + "\n" for i in range(60)))
+    small = "--steps 3 --fit-steps 2 --batch 2 --length 32 --heldout-tokens 128 --generated-tokens 64 --budget 0.9"
+    return ["--model", str(tiny_folder), "--data", str(data), "--dtype", "float32", *small.split()]
+
+
+def test_train_then_generate(options, tiny_folder, tmp_path):
+    folder = tmp_path / "plugin"
+    trained = CliRunner().invoke(
+        app, ["train", *options, "--output", str(folder), "--set", "weights=hard", "--json"], catch_exceptions=False
+    )
+    assert trained.exit_code == 0
+    facts = json.loads(trained.stdout)
+    assert facts["method"]["weights"] == "hard" and facts["recommended_budget"] == 0.9
+    written = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "the quick",
+            "--model",
+            str(tiny_folder),
+            "--plugin",
+            str(folder),
+            "--max-new-tokens",
+            "4",
+            "--json",
+        ],
+        catch_exceptions=False,
+    )
+    assert len(json.loads(written.stdout)["depths"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "missing.jsonl"), ("", "empty"), ("no json", "not JSON"), ('{"text": " "}\n', "no text")],
+)
+def test_bad_data_is_one_line_and_exit_code_2(failed, tiny_folder, tmp_path, content, message):
+    data = tmp_path / "missing.jsonl"
+    if content is not None:
+        data.write_text(content)
+    said = failed("train", "--model", str(tiny_folder), "--data", str(data), "--output", str(tmp_path / "out"))
+    assert message in said and not (tmp_path / "out" / "method.json").exists()
+
+
+def test_bad_options_are_one_line_and_exit_code_2(failed, options, tmp_path):
+    out = ["--output", str(tmp_path / "out")]
+    assert "name=value" in failed("train", *options, *out, "--set", "weights")
+    assert "objective" in failed("train", *options, *out, "--objective", "guess")
+    assert "weights must be" in failed("train", *options, *out, "--set", "weights=loose")
+    assert "nothing to resume" in failed("train", *options, *out, "--resume")

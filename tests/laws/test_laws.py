@@ -1,0 +1,322 @@
+"""The laws of every method, over METHODS x FAMILIES: a new line in either list is covered at once.
+
+1 keep-all is the base; 2 weights are zero off their branch; 3 what is skipped has no influence, and costs nothing;
+4 no token sees a later one; 5 a row does not depend on its neighbours; 6 frozen means frozen; 7 one big batch is many
+small ones; 8 save, load, same logits; 10 random choices belong to the row. Law 9 (random and static always stand beside
+a method) is a table of results, not a test. That the engine equals the reference is the engine's own test.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from depthdial.core.layers import Part, Router
+from depthdial.core.routed import Routed
+from depthdial.methods import METHODS, method_named
+from depthdial.models.checkpoint import attach, parts_of, save
+from depthdial.models.convert import routed
+from depthdial.models.families import FAMILIES
+from depthdial.train.lesson import Lesson, row_keys
+
+SMALL = {"first": 2, "adapter_ratio": 4}
+LEARNED = {**SMALL, "router_ratio": 4, "start": 0.0}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "flexidepth": {
+        "soft": LEARNED,
+        "hard": {**LEARNED, "weights": "hard"},
+        "scaled": {**LEARNED, "gate_gradient": "soft_scale", "router_order": "tanh_norm"},
+    },
+    "random": {"adapters": {**SMALL, "rate": 0.6}, "bare": {"rate": 0.4, "adapter_ratio": 0}},
+    "static": {"adapters": {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4}, "bare": {"order": (0, 5), "count": 1, "adapter_ratio": 0}},
+}
+"""Fields that suit a model of 6 layers, by method and variant; a method that is not here is tested as it comes."""
+PLAIN, ODD = "llama", "gemma3_text"
+"""The first variant of a method meets every family; the others the plainest one and the one with most norms."""
+CASES = [
+    pytest.param((family, method, fields), id=f"{method}-{variant}-{family}")
+    for method in METHODS
+    for i, (variant, fields) in enumerate(VARIANTS.get(method, {"default": {}}).items())
+    for family in FAMILIES
+    if not i or family in (PLAIN, ODD)
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two models of the same weights: one as it came, one converted by the method under test."""
+
+    name: str
+    base: PreTrainedModel
+    model: Any
+
+    @property
+    def keeps(self) -> dict[Any, Tensor]:
+        return {site: decision.keep.clone() for site, decision in self.model.route.decisions.items()}
+
+
+@pytest.fixture(scope="module")
+def bases(tiny_model: Callable) -> dict[str, PreTrainedModel]:
+    """One untouched model of each family; copying it is cheaper than making another."""
+    return {family: tiny_model(family) for family in FAMILIES}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, bases: dict[str, PreTrainedModel], adapted: Callable) -> Case:
+    family, name, fields = request.param
+    base = bases[family]
+    return Case(name, base, adapted(copy.deepcopy(base), method_named(name, fields)))
+
+
+@pytest.fixture
+def trainable(case: Case) -> Case:
+    if not parts_of(case.model):
+        pytest.skip("no parts to train")
+    return case
+
+
+def tokens(rows: int = 3, length: int = 12) -> Tensor:
+    """int64 [rows, length]; longer than the sliding windows of the tiny models."""
+    return torch.randint(3, 300, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+def forward(model: Any, ids: Tensor, offset: float | Tensor = 0.0, **kwargs: Any) -> Tensor:
+    """Logits [B, T, vocabulary] in inference mode, with the dial at `offset`."""
+    model.route.offset = offset
+    with torch.no_grad():
+        return model(ids, **kwargs).logits
+
+
+def decoded(model: Any, ids: Tensor, prompt: int) -> Tensor:
+    """Logits [B, T, vocabulary] of a cached pass over `prompt` tokens and then of one pass a token."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        steps = [ids[:, :prompt], *ids[:, prompt:].split(1, dim=1)]
+        return torch.cat([model(step, past_key_values=cache, use_cache=True).logits for step in steps], dim=1)
+
+
+def differing(model: Any, ids: Tensor, offset: float | Tensor, pads: list[int]) -> Tensor:
+    """Logits of rows padded on the left, each with its own number of pads, at the positions they have alone."""
+    mask = torch.tensor([[0] * n + [1] * (ids.shape[1] - n) for n in pads])
+    return forward(
+        model, ids * mask, offset, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False
+    )
+
+
+def test_the_laws_are_tested_where_tokens_differ(case: Case) -> None:
+    forward(case.model, tokens())
+    keep = torch.stack([keep for site, keep in case.keeps.items()]) if case.keeps else torch.ones(1)
+    if case.name in VARIANTS:
+        assert 0.1 < keep.float().mean() < 0.9, "some tokens must be skipped and some kept"
+    if case.name in ("flexidepth", "random"):
+        assert all(0 < kept.float().mean() < 1 for kept in keep), "at each layer"
+
+
+@pytest.mark.parametrize("offset", [math.inf, 1e9, torch.tensor([math.inf, 1e9, math.inf])], ids=["inf", "1e9", "rows"])
+def test_1_keep_all_is_the_base_bit_for_bit(case: Case, offset: float | Tensor) -> None:
+    ids = tokens()
+    assert torch.equal(forward(case.model, ids, offset), case.base(ids).logits)
+    assert (case.model.route.layers_used == case.base.config.num_hidden_layers).all()
+    assert torch.equal(decoded(case.model, ids, 5), decoded(case.base, ids, 5))
+    if not isinstance(offset, Tensor) and offset == math.inf:
+        assert case.model.route.cost() == 1.0
+
+
+def test_2_weights_are_zero_off_their_branch(case: Case) -> None:
+    for training in (False, True):
+        case.model.route.training, case.model.route.offset = training, 0.0
+        case.model(tokens())
+        for decision in case.model.route.decisions.values():
+            assert (decision.run[~decision.keep] == 0).all()
+            assert (decision.skip[decision.keep] == 0).all()
+
+
+def test_3_what_is_skipped_has_no_influence(case: Case) -> None:
+    ids = tokens()
+    expected, keeps = forward(case.model, ids), case.keeps
+    with noise(case.model, keeps) as calls:
+        assert torch.equal(forward(case.model, ids), expected)
+    assert all(torch.equal(keep, keeps[site]) for site, keep in case.keeps.items())
+    rows = {(site, tuple(ids.shape)): 1 for site in keeps}
+    assert calls == rows, "the reference runs each unit once, for every token; only an engine may run fewer"
+
+
+@contextmanager
+def noise(model: Any, keeps: dict[Any, Tensor]) -> Iterator[dict[Any, int]]:
+    """Replace by huge numbers: each unit's output at skipped tokens, each bypass's at kept ones, and the K and V of
+    skipped tokens if the method says that nobody asks for them. Gives the number of calls by site and shape."""
+    calls: dict[Any, int] = {}
+
+    def spoil(out: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where[..., None], torch.randn_like(out) * 1e4, out)
+
+    def unit(site: Any, keep: Tensor):
+        def hook(_module: nn.Module, _args: tuple, out: Any) -> Any:
+            update = out[0] if isinstance(out, tuple) else out
+            key = (site, tuple(update.shape[:2]))
+            calls[key] = calls.get(key, 0) + 1
+            spoiled = spoil(update, ~keep)
+            return (spoiled, *out[1:]) if isinstance(out, tuple) else spoiled
+
+        return hook
+
+    def at(where: Tensor):
+        return lambda _module, _args, out: spoil(out, where)
+
+    with ExitStack() as stack:
+        for site, keep in keeps.items():
+            wrapped = routed(model)[site]
+            stack.callback(wrapped.unit.register_forward_hook(unit(site, keep)).remove)
+            for part in wrapped.parts.values():
+                if isinstance(part, Part) and part.runs_for == "skipped":
+                    stack.callback(part.register_forward_hook(at(keep)).remove)
+            if model.method.kv == "none":
+                for name, linear in wrapped.unit.named_modules():
+                    if name.endswith(("k_proj", "v_proj")):
+                        stack.callback(linear.register_forward_hook(at(~keep)).remove)
+        yield calls
+
+
+def test_3_what_is_skipped_costs_nothing(case: Case) -> None:
+    offset = torch.tensor([0.0, -1.0, math.inf])
+    forward(case.model, tokens(), offset)
+    dense = linear(case.base.get_decoder().layers) + case.base.get_output_embeddings().weight.numel()
+    work = torch.full((3, 12), dense, dtype=torch.float64)
+    for site, unit in routed(case.model).items():
+        skipped = ~case.keeps[site]
+        for part in unit.parts.values():
+            # a router's last two matrices have nothing between them: at inference they are one vector
+            macs = linear(part) if not isinstance(part, Router) else linear(part.enc) + part.enc.out_features
+            work += macs * (skipped if isinstance(part, Part) and part.runs_for == "skipped" else 1)
+        work -= (linear(unit.unit) - written(unit, case.model.method.kv)) * skipped
+    work[2] = dense  # a row at `inf` makes no decision
+    torch.testing.assert_close(case.model.route.token_cost().double(), work / dense, rtol=1e-6, atol=0)
+    assert case.model.route.cost() == pytest.approx(float(work.mean() / dense), rel=1e-6)
+
+
+def linear(module: nn.Module) -> int:
+    """Multiply-accumulates per token, from nothing but the shapes of weights."""
+    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def written(unit: Routed, kv: str) -> int:
+    """What a skipped token still pays for its K and V."""
+    named = unit.unit.named_modules()
+    return sum(linear(m) for name, m in named if name.endswith(("k_proj", "v_proj"))) if kv == "project" else 0
+
+
+def test_3_the_floor_is_the_cost_of_skipping_everything(case: Case) -> None:
+    forward(case.model, tokens(), -1e9)
+    cost = case.model.route.token_cost()
+    if case.name in VARIANTS:  # unknown methods need not have a dial
+        assert not any(keep.any() for keep in case.keeps.values())
+        torch.testing.assert_close(cost, torch.full_like(cost, case.model.route.ledger.floor), rtol=1e-6, atol=0)
+
+
+def test_4_a_later_token_changes_nothing_before_it(case: Case) -> None:
+    ids = tokens()
+    other = ids.clone()
+    other[:, 7] = (ids[:, 7] + 1) % 300
+    seen = []
+    for given in (ids, other):
+        logits = forward(case.model, given)[:, :7]
+        fields = [
+            field[:, :7]
+            for d in case.model.route.decisions.values()
+            for field in (d.keep, d.run, d.skip, d.score)
+            if field is not None
+        ]
+        seen.append([logits, case.model.route.token_cost()[:, :7], *fields])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["one offset", "an offset per row"])
+def test_5_a_row_does_not_depend_on_its_neighbours(case: Case, rows: bool) -> None:
+    ids, pads = tokens(4), [0, 5, 9, 2]
+    offsets = [0.0, -0.7, 1.3, math.inf] if rows else [0.2] * 4
+    batch = differing(case.model, ids, torch.tensor(offsets) if rows else offsets[0], pads)
+    keeps, costs = case.keeps, case.model.route.token_cost()
+    for i, (offset, pad) in enumerate(zip(offsets, pads, strict=True)):
+        alone = forward(case.model, ids[i : i + 1, pad:], offset, use_cache=False)
+        torch.testing.assert_close(batch[i : i + 1, pad:], alone, rtol=1e-4, atol=1e-4)
+        assert all(torch.equal(keeps[site][i : i + 1, pad:], keep) for site, keep in case.keeps.items())
+        assert torch.equal(costs[i : i + 1, pad:], case.model.route.token_cost())
+
+
+def test_6_frozen_means_frozen(trainable: Case, packed: Callable) -> None:
+    if not trainable.model.method.frozen:
+        pytest.skip("the method trains its base")
+    before = {name: tensor.clone() for name, tensor in parts_of(trainable.model).items()}
+    lesson = Lesson(trainable.model, "distill", None)
+    optimizer = torch.optim.AdamW(lesson.parameters(), lr=1e-2, weight_decay=0.0)
+    lesson(**packed())["loss"].backward()
+    optimizer.step()
+
+    frozen = {n: p for n, p in trainable.model.named_parameters() if ".parts." not in n}
+    assert len(frozen) == len(dict(trainable.base.named_parameters()))
+    assert all(p.grad is None and not p.requires_grad for p in frozen.values())
+    assert torch.equal(forward(trainable.model, tokens(), math.inf), trainable.base(tokens()).logits)
+    own = sorted((tuple(t.shape), float(t.detach().sum())) for t in trainable.base.parameters())
+    assert sorted((tuple(t.shape), float(t.sum())) for t in frozen.values()) == own
+
+    trainable.model.route.offset = 0.0
+    lesson(**packed())
+    for site, keep in trainable.keeps.items():
+        mine = [name for name in before if name.startswith(f"layers.{site.layer}.{site.unit}.")]
+        if trainable.name in VARIANTS and not keep.all():  # an adapter that nobody used has nothing to learn
+            after = parts_of(trainable.model)
+            assert all(not torch.equal(before[name], after[name]) for name in mine)
+
+
+@pytest.mark.parametrize("objective", ["lm", "distill"])
+def test_7_one_big_batch_is_many_small_ones(trainable: Case, packed: Callable, objective: Any) -> None:
+    lesson, batch = Lesson(trainable.model, objective, None), packed()
+    whole = lesson(**batch)["loss"]
+    whole.backward()
+    big = {name: p.grad.clone() for name, p in lesson.named_parameters() if p.grad is not None}
+    assert big
+    lesson.zero_grad()
+    items = (batch["labels"] != -100).sum()
+    total = torch.zeros(())
+    for i in range(4):
+        row = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        loss = lesson(**row, num_items_in_batch=items)["loss"]
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, whole.detach())
+    small = {name: p.grad for name, p in lesson.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(small, big, rtol=1e-3, atol=1e-5)
+
+
+def test_8_save_load_same_logits(case: Case, tmp_path: Path) -> None:
+    for tensor in parts_of(case.model).values():  # as after training: no number is a round one
+        tensor.add_(torch.randn_like(tensor) * 0.05)
+    expected = forward(case.model, tokens())
+    folder = save(case.model, tmp_path / "plugin")
+    model = attach(copy.deepcopy(case.base), folder)
+    assert torch.equal(forward(model, tokens()), expected)
+    route: Any = model.route
+    assert torch.equal(route.token_cost(), case.model.route.token_cost())
+
+
+def test_10_random_choices_belong_to_the_row(case: Case) -> None:
+    ids, order = tokens(4), torch.tensor([2, 0, 3, 1])
+    seen = []
+    for seed, rows in ((1, ids), (2, ids[order]), (3, ids[order][:2])):
+        torch.manual_seed(seed)
+        case.model.route.training, case.model.route.sample = True, row_keys(rows)
+        forward(case.model, rows)
+        seen.append(case.keeps)
+    for site, keep in seen[0].items():
+        assert torch.equal(keep[order], seen[1][site])
+        assert torch.equal(keep[order][:2], seen[2][site])

@@ -1,0 +1,125 @@
+"""A whole run on a tiny model: from text files to a plug-in that loads, by every method; interrupted and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+
+from depthdial.methods import METHODS
+from depthdial.models import load
+from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
+from depthdial.train import trainer as loop
+from depthdial.train.config import TrainConfig
+from depthdial.train.run import train
+
+TRAINABLE = [name for name in METHODS if name != "dense"]
+TOKENS = torch.arange(3, 60)[None]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder, tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"question": f"What is {i} plus {i}?", "answer": f"{i} + {i} = {2 * i}"} for i in range(80)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TrainConfig(
+        model=str(tiny_folder), data=(str(folder),), output="", budget=0.9, highest=0.95, steps=6, fit_steps=3, batch=2,
+        length=64, heldout_tokens=256, generated_tokens=64, save_every=3, dtype="float32", device="cpu",
+    )  # fmt: skip
+
+
+def parts(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in parts_of(model).items()}
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_a_run_gives_a_plugin_that_loads_and_keeps_its_budget(config, method, tmp_path):
+    folder = train(dataclasses.replace(config, method=method, output=str(tmp_path / method)))
+    plugin = read(folder)
+    assert set(plugin.curves) == {"text", "generated"} and plugin.recommended == 0.9
+    assert (folder / "README.md").read_text().startswith("---\n")
+    model, _ = load(config.model, str(folder), dtype="float32", device="cpu")
+    with torch.no_grad():
+        model(TOKENS)
+    assert model.route.cost() < 1.0
+    assert all(torch.equal(t, t.bfloat16().float()) for t in parts(model).values()), "shipped as measured: in bf16"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7)) and {"loss", "cost", "layers"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("objective", ["lm", "distill"])
+def test_alpha_trains_without_a_budget(config, objective, tmp_path):
+    told = dataclasses.replace(
+        config, budget=None, objective=objective, fields={"alpha": 0.1, "start": 0.5}, output=str(tmp_path / "alpha")
+    )
+    plugin = read(train(told))
+    assert plugin.recommended is not None and 0.5 < plugin.recommended <= 1.01
+
+
+def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeypatch):
+    whole = train(dataclasses.replace(config, output=str(tmp_path / "whole")))
+    torn = dataclasses.replace(config, output=str(tmp_path / "torn"))
+    step_end = loop.Report.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Report, "on_step_end", interrupt)
+        with pytest.raises(loop.Interrupted, match="step 4 of 6.*--resume"):
+            train(torn)
+    assert not (tmp_path / "torn" / PARTS_FILE).exists()
+    with pytest.raises(ValueError, match="add --resume"):
+        train(torn)
+    with pytest.raises(ValueError, match="other settings.*lr"):
+        train(dataclasses.replace(torn, lr=0.5), resume=True)
+    again = train(torn, resume=True)
+    a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (whole, again))
+    for (name, one), other in zip(parts(a).items(), parts(b).values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_run_may_start_from_a_plugin(config, tmp_path):
+    first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
+    told = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1, lr=1e-9)
+    a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (first, train(told)))
+    after = parts(b)
+    same = [torch.allclose(t, after[name], atol=1e-6) for name, t in parts(a).items() if "adapter" in name]
+    assert all(same)
+    with pytest.raises(ValueError, match="another method or other fields"):
+        train(dataclasses.replace(told, fields={"rate": 0.5}, method="random", output=str(tmp_path / "third")))
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(config, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    told = dataclasses.replace(config, output=str(tmp_path / "full"))
+    monkeypatch.setattr("transformers.trainer.Trainer._save_optimizer_and_scheduler", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(told)
+    assert not list((tmp_path / "full" / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": ()}, "no data files"),
+        ({"budget": 1.5}, "budget 1.5 is out of range"),
+        ({"budget": 0.2}, "floor on this model"),
+        ({"method": "telepathy"}, "unknown method 'telepathy'"),
+        ({"fields": {"depth": 3}}, "has no field depth"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": 10_000}, "less than a batch"),
+        ({"model": "/nowhere/at/all"}, "nowhere"),
+    ],
+)
+def test_bad_settings_say_what_to_do_and_leave_no_plugin(config, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(config, **{"output": str(tmp_path / "bad"), **change}))
+    assert not (tmp_path / "bad" / PARTS_FILE).exists()
