@@ -62,8 +62,8 @@ def held_out(
 ) -> Held:
     """The text: `tokens` tokens of each kind, what the template wrote included, rounded up to whole batches.
 
-    data: a folder with train/, eval/ and text/. batch: rows of `length` tokens per batch. Raises ValueError where a file
-    is missing or a kind of text does not fill one batch; where there is less than was asked for, all is taken.
+    data: a folder with train/, eval/ and text/. batch: rows of `length` tokens per batch. Where there is less than was
+    asked for, all is taken. Raises ValueError where a file is missing or a kind of text does not fill one batch.
     """
     told = recipe()
     files = [data / "train" / f"{name}.jsonl.gz" for name in told.FILES]

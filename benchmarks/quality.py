@@ -3,32 +3,26 @@
     python benchmarks/quality.py --data FOLDER --plugin flexidepth=RUN --plugin random=RUN --plugin static=RUN \\
         --output benchmarks/results/DATE-MACHINE.json
 
-FOLDER holds train/, eval/ and text/ (docs/results.md says where they come from). Random and static plug-ins are measured
-without their adapters, too. Writes the JSON named by --output, which holds every number, and a picture beside it; prints
-the tables. Results are saved after each method, so that an interrupted run leaves what it had.
+FOLDER holds train/, eval/ and text/ (docs/results.md says where they come from). Random and static plug-ins are
+measured without their adapters, too. Writes the JSON named by --output, which holds every number, and a picture beside
+it; prints the tables. Results are saved after each method, so that an interrupted run leaves what it had.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
-import os
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from heldout_text import Held, held_out
+from record import about, plain, write
 from subjects import Setup, Subject, peers, plugins
 
-from depthdial import __version__
 from depthdial.evaluate.plot import draw
 from depthdial.evaluate.routers import RouteRecord
 from depthdial.evaluate.scores import Scores
@@ -79,20 +73,21 @@ def benchmark(args: argparse.Namespace) -> None:
     _, tokenizer = load_base(args.model, args.dtype, args.device)
     held = held_out(args.data, tokenizer, args.tokens, args.length, args.batch, args.seed)
     setup = Setup(args.model, args.dtype, args.device, args.compile, held, args.seed)
-    results = _about(args, held)
+    results = about(args, held)
     for make in (*plugins(setup, args.plugin), *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)
-        results["subjects"].append(measure(subject, args.budgets, args.tolerance))
-        everything = subject.text.summaries(subject.text.score(_the_base(subject), math.inf))
-        results["base"] = {g: {"ce": s.base_ce, "perplexity": math.exp(s.base_ce)} for g, s in everything.items()}
-        results["text"]["groups"] = {group: summary.tokens for group, summary in everything.items()}
+        measured = plain(measure(subject, args.budgets, args.tolerance))
+        results["subjects"].append(measured)
+        for group, found in measured["points"][0]["groups"].items() if measured["points"] else ():
+            results["text"]["groups"][group] = found["tokens"]
+            results["base"][group] = {"ce": found["base_ce"], "perplexity": math.exp(found["base_ce"])}
         if subject.recommended is not None and subject.about["method"]["name"] == "flexidepth":
-            results["routes"][subject.name] = examine(subject, held, args.tolerance)
+            results["routes"][subject.name] = plain(examine(subject, held, args.tolerance))
         results["seconds"] = round(time.monotonic() - started, 1)
-        _write(results, args.output)
+        write(results, args.output)
     results["complete"] = True
-    _write(results, args.output)
+    write(results, args.output)
     draw(results, args.output.with_suffix(".png"))
     _show(results)
 
@@ -153,51 +148,6 @@ def _classes(subject: Subject, held: Held, scores: Scores, align: Any) -> list[d
     return [dataclasses.asdict(row) for row in depth_table(by_class, scores.layers, scores.row)]
 
 
-def _the_base(subject: Subject) -> Any:
-    """A `Run` of the base itself, at no cost: what it did is known."""
-    teacher = subject.text.teacher
-    ones = [torch.ones(h.shape[:2]) for h in teacher]
-    return lambda index, _knob: (lambda h, one: _seen(h, one))(teacher[index], ones[index])
-
-
-def _about(args: argparse.Namespace, held: Held) -> dict[str, Any]:
-    """Facts of this run; no place of this machine's files among them."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip())
-    shown = ("budgets", "tokens", "length", "batch", "seed", "tolerance", "dtype", "compile")
-    return {
-        "what": "quality on held-out text against true cost",
-        "complete": False,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit + ("-dirty" if dirty else ""),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and args.device != "cpu" else None,
-        },
-        "versions": {
-            "depthdial": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "model": Path(args.model).name,
-        "arguments": {name: getattr(args, name) for name in shown},
-        "text": {"kinds": held.told},
-        "subjects": [],
-        "routes": {},
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _show(results: dict[str, Any]) -> None:
     for group in results["text"]["groups"]:
         print(f"\nPerplexity relative to the base's ({results['base'][group]['perplexity']:.2f}), {group}\n")
@@ -208,25 +158,6 @@ def _show(results: dict[str, Any]) -> None:
         print(f"\nRouters of {name} at {found['budget']:g}\n\n" + router_table(found["routers"]))
         for what, rows in found["classes"].items():
             print(f"\nDepth by class of the token {what}\n\n" + class_table(rows))
-
-
-def _write(results: dict[str, Any], path: Path) -> None:
-    """Whole or not at all; a number that is not one becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -241,7 +172,6 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as {BUDGETS}") from None
-"""end"""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ def _told(method: Method) -> dict[str, Any]:
 def _public(training: dict[str, Any]) -> dict[str, Any]:
     """A plug-in's training without the places of one machine's files."""
     shown = {k: v for k, v in training.items() if k not in ("output", "start_from")}
-    return shown | {"data": [str(file).replace("\\", "/").rpartition("/")[2] for file in training.get("data", [])]}
+    files = [PurePath(file).name for file in training.get("data", [])]
+    return shown | {"data": files, "model": PurePath(training.get("model", "")).name}
 
 
 def _check_training(name: str, path: str, seed: int) -> None:

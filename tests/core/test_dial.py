@@ -56,7 +56,7 @@ def test_the_range_in_the_message_is_a_range_that_works(steps):
 @given(steps, st.floats(0, 1), st.floats(0, 1))
 def test_more_budget_is_never_a_lower_offset(steps, a: float, b: float):
     curve = curve_of(steps)
-    low, high = sorted((curve.floor + t * (1 - curve.floor) for t in (a, b)))
+    low, high = sorted(curve.floor + t * (1 - curve.floor) for t in (a, b))
     low, high = min(low, 1.0), min(high, 1.0)
     assert curve.offset(low) <= curve.offset(high)
     assert curve.offsets[0] <= curve.offset(low)

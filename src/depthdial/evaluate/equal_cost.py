@@ -72,7 +72,7 @@ class CostSearch:
         """The next offset to try beyond all known ones."""
         offset = max(1.0, 2 * max(self.known)) if up else min(-1.0, 2 * min(self.known))
         if abs(offset) > self.widest:
-            raise ValueError(_out_of_reach(self.known))
+            raise _out_of_reach(self.known, up)
         return offset
 
     def _at(self, offset: float) -> float:
@@ -89,12 +89,12 @@ def between(known: dict[float, float], cost: float) -> Knob:
     below = max((k for k, c in known.items() if c <= cost), key=lambda k: (known[k], k), default=None)
     above = min((k for k, c in known.items() if c >= cost), key=lambda k: (known[k], k), default=None)
     if below is None or above is None:
-        raise ValueError(_out_of_reach(known))
+        raise _out_of_reach(known, above is None)
     if known[below] == cost:
         return below
     return Mix(below, above, (cost - known[below]) / (known[above] - known[below]))
 
 
-def _out_of_reach(known: dict[float, float]) -> str:
-    low, high = min(known.values()), max(known.values())
-    return f"the dial reaches true costs from {low:.3f} to {high:.3f} only; ask for a budget between them"
+def _out_of_reach(known: dict[float, float], up: bool) -> ValueError:
+    end = f"at most {max(known.values()):.3f}" if up else f"at least {min(known.values()):.3f}"
+    return ValueError(f"out of reach: the true cost of this model is {end}; choose a budget nearer to that")

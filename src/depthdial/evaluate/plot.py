@@ -10,7 +10,8 @@ from typing import Any
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKS = "osD^vPX"
 HIGHEST = 2.0
-"""Perplexities above this many times the base's leave the picture: where the lines part is below it."""
+"""Perplexities above this many times the base's leave the picture, as do untrained methods that are far worse than
+trained ones: where the lines part is below it."""
 
 
 def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
@@ -36,11 +37,16 @@ def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
             "label": subject["name"],
         }
         ratio = [s["ratio"] for s in found]
-        errors = [[s["ratio"] - s["ratio_low"] for s in found], [s["ratio_high"] - s["ratio"] for s in found]]
+        ends = [(s["ratio_low"] or s["ratio"], s["ratio_high"] or s["ratio"]) for s in found]  # null: one row only
+        errors = [
+            [r - low for r, (low, _) in zip(ratio, ends, strict=True)],
+            [high - r for r, (_, high) in zip(ratio, ends, strict=True)],
+        ]
         left.errorbar(cost, ratio, yerr=errors, capsize=2, **style)
         right.plot(cost, [s["kl"] for s in found], **style)
-    left.set_ylim(0.98, HIGHEST)
-    right.set_ylim(0, 1.2)
+    seen = [p["groups"][group] for s in results["subjects"] if s["trained"] for p in s["points"]]
+    left.set_ylim(0.98, min(HIGHEST, 1.05 * max((s["ratio_high"] or s["ratio"] for s in seen), default=HIGHEST)))
+    right.set_ylim(0, min(1.2, 1.05 * max((s["kl"] for s in seen), default=1.2)) or 1.2)
     left.set_ylabel("perplexity relative to the base")
     right.set_ylabel("KL(base || model), nats per token")
     tokens = results["text"]["groups"][group]

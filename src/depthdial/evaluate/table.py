@@ -10,7 +10,7 @@ Figures = Mapping[str, Any]
 
 def quality_table(results: Figures, group: str = "all") -> str:
     """Perplexity relative to the base's, by method and budget, with half the width of its 95 % interval."""
-    return _by_budget(results, group, lambda s: f"{s['ratio']:.3f} ±{(s['ratio_high'] - s['ratio_low']) / 2:.3f}")
+    return _by_budget(results, group, _ratio)
 
 
 def kl_table(results: Figures, group: str = "all") -> str:
@@ -51,7 +51,7 @@ def class_table(rows: Sequence[Figures]) -> str:
             row["name"],
             f"{row['tokens']:,}",
             f"{row['layers']:.2f}",
-            f"{_number(row['low'], 2)} to {_number(row['high'], 2)}",
+            "–" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}",
         ]
         for row in sorted(rows, key=lambda row: row["layers"])
     ]
@@ -67,8 +67,14 @@ def _by_budget(results: Figures, group: str, cell: Callable[[Figures], str]) -> 
     return _markdown(["method \\ true cost", *(f"{budget:g}" for budget in budgets)], lines)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _ratio(summary: Figures) -> str:
+    if summary["ratio_low"] is None:
+        return f"{summary['ratio']:.3f}"
+    return f"{summary['ratio']:.3f} ±{(summary['ratio_high'] - summary['ratio_low']) / 2:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:

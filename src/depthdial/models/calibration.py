@@ -64,27 +64,20 @@ class Heldout:
         return cost / count, kl / count
 
 
-def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = 12, widest: float = 64.0) -> Curve:
-    """The dial's curve from the method's floor to (nearly) everything, at offsets spread evenly over *cost*.
+def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = 26, widest: float = 64.0) -> Curve:
+    """The dial's curve between the offsets -widest and widest, with `points` spread evenly over *cost*.
 
-    measure: offset -> (cost, KL). Ends are found by doubling, the points between by repeated bisection of the widest
-    gap in cost.
+    measure: offset -> (cost, KL). The widest gap in cost is halved again and again: however narrow the range of
+    offsets in which the routers differ, it is found. Fewer points where no gap is left.
     """
-    found = {0.0: measure(0.0)}
-    for sign in (-1.0, 1.0):
-        offset = sign
-        while abs(offset) <= widest:
-            found[offset] = measure(offset)
-            if abs(found[offset][0] - found[offset / 2 if offset / 2 in found else 0.0][0]) < 1e-4:
-                break
-            offset *= 2
-    while len(found) < points + 4:
-        known = sorted(found)
-        gaps = [(abs(found[b][0] - found[a][0]), a, b) for a, b in itertools.pairwise(known)]
-        gap, a, b = max(gaps)
-        if gap < 0.005 or b - a < 1e-3:
+    found = {offset: measure(offset) for offset in (-widest, 0.0, widest)}
+    while len(found) < points:
+        gap, width, a = max(
+            (round(abs(found[b][0] - found[a][0]), 3), b - a, a) for a, b in itertools.pairwise(sorted(found))
+        )
+        if gap < 0.005 or width < 1e-3:
             break
-        found[(a + b) / 2] = measure((a + b) / 2)
+        found[a + width / 2] = measure(a + width / 2)
     return Curve.fit([(offset, *figures) for offset, figures in found.items()])
 
 
@@ -103,7 +96,7 @@ class BaseProbe:
             weight = (batch["labels"] != -100).float()
             count += float(weight.sum())
             alike: list[Tensor] = []
-            hooks = [layer.register_forward_hook(_similarity(alike)) for layer in self.model.get_decoder().layers]
+            hooks = [layer.register_forward_hook(_similarity(alike)) for layer in self.layers]
             try:
                 self.heldout.route.offset = math.inf
                 self.model.get_decoder()(

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.method import Method
 from depthdial.methods import method_named, name_of
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert, revert, routed
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 
 FORMAT_VERSION = 1
@@ -102,7 +102,7 @@ def read(path: str | Path) -> Plugin:
             raise ValueError(
                 f"{file} has format version {version}; this depthdial reads {FORMAT_VERSION}: upgrade one of the two"
             )
-        fields = dict(data["method"])
+        fields = {**data["method"]}
         return Plugin(
             name=data["name"],
             method=method_named(fields.pop("name"), fields),
@@ -132,7 +132,11 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     except SafetensorError as error:
         raise ValueError(f"{file} is corrupt ({error}); get the plug-in again") from error
     convert(model, plugin.method)
-    _fill(parts_of(model), tensors, str(file))
+    try:
+        _fill(parts_of(model), tensors, str(file))
+    except ValueError:
+        revert(model)  # a refused plug-in leaves the base as it was
+        raise
     model.plugin = plugin  # pyright: ignore[reportAttributeAccessIssue]
     return model
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 128
+CHUNK = 256
 """Tokens whose logits are held at once."""
 
 

@@ -80,6 +80,24 @@ def routed(model: PreTrainedModel) -> dict[Site, Routed]:
     return {m.site: m for m in model.modules() if isinstance(m, Routed)}
 
 
+def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
+    after = {}
+    for path, unit in model.named_modules():
+        if isinstance(unit, Routed):
+            layer, _, name = path.rpartition(".")
+            inner = f"{path}.unit.unit." if isinstance(unit.unit, WithNorm) else f"{path}.unit."
+            after |= {f"{path}.parts.": None, inner: f"{layer}.{name}."}
+            if isinstance(unit.unit, WithNorm):
+                after[f"{path}.unit.norm."] = f"{layer}.{_names(family_of(model.config), unit.site.unit)[1]}."
+    found = {}
+    for name, weight in model.named_parameters():
+        start = next((start for start in after if name.startswith(start)), "")
+        if (stock := after.get(start, "")) is not None:
+            found[stock + name.removeprefix(start)] = weight
+    return found
+
+
 def _wrap(layer: nn.Module, family: Family, wrapped: Callable[[nn.Module], Routed], unit: str) -> None:
     """Put a routed unit where the layer keeps its plain one; a norm that follows the unit moves into it."""
     name, after = _names(family, unit)

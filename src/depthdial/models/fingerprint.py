@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from depthdial.core.routed import Routed
+from depthdial.models.convert import base_weights
 from depthdial.models.families import family_of
 
 FIELDS = (
@@ -61,22 +61,11 @@ def config_hash(config: PretrainedConfig) -> str:
 def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over the names, shapes and bf16 bytes of the base's weights, without the parts of a plug-in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_base_weights(model).items()):
+    for name, tensor in sorted(base_weights(model).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         raw = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
         digest.update(raw.view(torch.int16).numpy().tobytes() if raw.ndim else raw[None].view(torch.int16).numpy())
     return digest.hexdigest()
-
-
-def _base_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Weights by the name they have in the untouched model."""
-    found = {}
-    inside = [name for name, module in model.named_modules() if isinstance(module, Routed)]
-    for name, tensor in model.named_parameters():
-        if any(name.startswith(f"{prefix}.parts.") for prefix in inside):
-            continue
-        found[name.replace(".unit.", ".")] = tensor
-    return found
 
 
 def _plain(value: object) -> object:

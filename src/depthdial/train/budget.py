@@ -13,6 +13,7 @@ accumulation over small batches equals one large batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import NormalDist
 
 import torch
@@ -30,7 +31,8 @@ class BudgetControl(nn.Module):
 
     low, high: the range of true costs that rows are trained at. floor: the lowest cost the method can reach.
     start, spread: mean and standard deviation of the gates' logits before training. offsets: known offsets for the
-    grid's budgets, for methods without routers.
+    grid's budgets, for methods without routers and for routers that have learned before. ramp: share of training
+    over which the range of budgets opens.
     """
 
     grid: Tensor
@@ -51,6 +53,7 @@ class BudgetControl(nn.Module):
         start: float = 0.0,
         spread: float = 0.2,
         offsets: Callable[[Tensor], Tensor] | None = None,
+        ramp: float = RAMP,
     ):
         super().__init__()
         if not floor < low <= high <= 1.0:
@@ -58,7 +61,7 @@ class BudgetControl(nn.Module):
                 f"budgets {low:.3f} to {high:.3f} cannot be trained: this method's floor on this model is {floor:.3f}; "
                 "ask for more, or route more layers"
             )
-        self.floor = floor
+        self.floor, self.ramp = floor, ramp
         self.register_buffer("grid", torch.linspace(low, max(high, low + 1e-3), NODES))
         share = ((self.grid - floor) / (1 - floor)).clamp(0.01, 0.99)
         z = torch.tensor([NormalDist().inv_cdf(float(s)) for s in share])
@@ -77,7 +80,7 @@ class BudgetControl(nn.Module):
         """A budget for each row from its key, fp32 [B]. The range opens downwards over the first part of training:
         adapters must learn to stand in before much is skipped."""
         share = (keys * 0x2545F491 % 0x7FFFFFFF).double() / 0x7FFFFFFF
-        reach = min(1.0, 0.1 + 0.9 * progress / RAMP)
+        reach = min(1.0, 0.1 + 0.9 * progress / self.ramp) if self.ramp else 1.0
         return (self.grid[-1] - share * reach * (self.grid[-1] - self.grid[0])).float()
 
     def charge(self, route: Route, budget: Tensor, cost: Tensor, weight: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class BudgetControl(nn.Module):
         for score in scores:
             slope = (score * (1 - score)).detach()
             self._slack += slope.sum()
-            score.register_hook(lambda grad, slope=slope: self._drift.add_((grad * slope).sum()) and None)
+            score.register_hook(partial(self._note_drift, slope))
             logit = torch.logit(score.detach(), 1e-6) - torch.as_tensor(route.offset)[:, None]
             self._moment += torch.stack([logit.new_tensor(logit.numel()), logit.sum(), logit.square().sum()])
         return self.price * sum((score * weight).sum() for score in scores)
@@ -113,6 +116,9 @@ class BudgetControl(nn.Module):
             self.price -= price_rate * self._drift * tokens / self._slack
         for buffer in (self._drift, self._slack, self._error, self._weight, self._moment):
             buffer.zero_()
+
+    def _note_drift(self, slope: Tensor, grad: Tensor) -> None:
+        self._drift += (grad * slope).sum()
 
     def _shares(self, budget: Tensor) -> Tensor:
         place = (budget[:, None] - self.grid[0]) / (self.grid[1] - self.grid[0])

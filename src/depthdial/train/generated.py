@@ -1,7 +1,7 @@
 """The dial for generated tokens: what a budget costs while the model writes, measured by letting it write.
 
-Text that the model chose itself is easier for it than text it is given, so the same offset costs less there: the
-plug-in keeps a curve of its own for it.
+Text that the model chose itself is not like text it is given, and the same offset buys another cost there: with the
+shipped plug-in answers take more layers than prompts. So the plug-in keeps a curve of its own for it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, 
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, revert, routed
 from depthdial.models.fingerprint import fingerprint
-from depthdial.train.budget import BudgetControl
+from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import holdout, read
@@ -35,10 +35,13 @@ from depthdial.train.generated import generated_curve
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.pack import PackedDataset, prepare
+from depthdial.train.progress import Progress
 from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
+POINTS = 26
+"""Points of the dial's curve."""
 FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
 """Settings that a resumed run may change: they do not touch what is learned."""
 
@@ -80,12 +83,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if lesson.control is not None and config.budget is not None:
         _centre(model, lesson.control, config.budget)
     cast_parts(model, torch.bfloat16)
-    told = {**_told(config), "rows": dataclasses.asdict(rows.stats)}
-    plugin = Plugin(output.name, method, base, training=told)
+    plugin = Plugin(output.name, method, base, training=_history(config, rows))
     save(model, output, plugin)  # the training is safe from here on; --resume measures the dial again
 
     heldout = Heldout(model, check_batches, config.compile)
-    curve = measure_curve(heldout.measure)
+    curve = _watched_curve(heldout, config)
     plugin = dataclasses.replace(
         plugin, curves={"text": curve}, recommended=_recommended(curve, config.budget, heldout)
     )
@@ -118,10 +120,13 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     low = config.lowest if config.lowest is not None else max(config.budget - 0.05, floor + 0.01)
     high = max(config.highest, config.budget, low)
     starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
-    if starts:
+    if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
-    curve = measure_curve(Heldout(model, batches[:1]).measure)
-    return BudgetControl(low, high, floor, offsets=lambda grid: torch.tensor([curve.offset(float(b)) for b in grid]))
+    curve = measure_curve(Heldout(model, batches[:1]).measure)  # nothing to learn about the offsets, or learned before
+    ramp = RAMP if config.start_from is None else 0.0
+    return BudgetControl(
+        low, high, floor, offsets=lambda b: torch.tensor([curve.offset(x) for x in b.tolist()]), ramp=ramp
+    )
 
 
 def _check_output(config: TrainConfig, resume: bool) -> Path:
@@ -151,6 +156,26 @@ def _write_settings(output: Path, config: TrainConfig) -> None:
 
 def _told(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _watched_curve(heldout: Heldout, config: TrainConfig) -> Curve:
+    """The dial's curve, with progress: some minutes for a real model on a CPU."""
+    with Progress("measuring the dial", POINTS) as progress:
+
+        def measure(offset: float) -> tuple[float, float]:
+            cost, kl = heldout.measure(offset)
+            progress.advance(config.heldout_tokens, cost=cost, kl=kl)
+            return cost, kl
+
+        return measure_curve(measure, POINTS)
+
+
+def _history(config: TrainConfig, rows: PackedDataset) -> dict[str, Any]:
+    """What a plug-in tells of its training: names of files, never places on somebody's disk."""
+    told = _told(config)
+    for name in ("model", "output", "start_from"):
+        told[name] = Path(told[name]).name if told[name] and Path(told[name]).exists() else told[name]
+    return {**told, "data": [Path(name).name for name in config.data], "rows": dataclasses.asdict(rows.stats)}
 
 
 def _batches(rows: PackedDataset, size: int, seed: int, most: int) -> Iterable[Batch]:

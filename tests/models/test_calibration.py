@@ -1,0 +1,165 @@
+"""Measuring a model: nothing at full depth, a curve that follows the cost, and what Static asks of a base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from depthdial.methods import Dense, FlexiDepth, Static
+from depthdial.models.calibration import BaseProbe, Heldout, measure_curve
+from depthdial.models.convert import convert
+from depthdial.models.families import FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_depth_costs_one_and_differs_by_nothing(
+    tiny_model: Callable, adaptive: Callable, packed: Callable, family: str
+):
+    model: Any = adaptive(tiny_model(family))
+    model.route.offset = 0.25
+    heldout = Heldout(model, [packed(2, 16), packed(3, 12, seed=1)])
+    assert heldout.measure(math.inf) == (1.0, 0.0)
+    cost, kl = heldout.measure(0.0)
+    assert cost < 1.0 and kl > 0.01
+    assert model.route.offset == 0.25, "the dial is put back"
+
+
+def test_cost_and_kl_are_means_over_tokens_with_a_label(tiny_model: Callable, adaptive: Callable, packed: Callable):
+    model, base = adaptive(tiny_model("llama")), tiny_model("llama")
+    batches = [packed(2, 16), packed(3, 12, seed=1)]
+    costs, kls = [], []
+    model.route.offset = -0.3
+    for batch in batches:
+        ids, positions, real = batch["input_ids"], batch["position_ids"], batch["labels"] != -100
+        with torch.no_grad():
+            student = model(ids, position_ids=positions, use_cache=False).logits[real].log_softmax(-1)
+            teacher = base(ids, position_ids=positions, use_cache=False).logits[real].log_softmax(-1)
+        kls.append(F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1))
+        costs.append(model.route.token_cost()[real])
+    cost, kl = Heldout(model, batches).measure(-0.3)
+    assert cost == pytest.approx(float(torch.cat(costs).mean()), rel=1e-5)
+    assert kl == pytest.approx(float(torch.cat(kls).mean()), rel=1e-4)
+
+
+def test_a_model_without_routes_is_measured_too(tiny_model: Callable, packed: Callable):
+    assert Heldout(convert(tiny_model("llama"), Dense()), [packed()]).measure(0.0) == (1.0, 0.0)
+
+
+# ---------------------------------------------------------------- the curve
+
+
+@dataclass
+class Gates:
+    """Routers whose logits are spread around `-centre`; counts how often it is asked for its cost and KL."""
+
+    centre: float
+    width: float
+    floor: float
+    calls: int = 0
+
+    def __call__(self, offset: float) -> tuple[float, float]:
+        share = 1 / (1 + math.exp(min(700.0, -(offset - self.centre) / self.width)))
+        self.calls += 1
+        return self.floor + (1.002 - self.floor) * share, (1 - share) ** 2
+
+
+@settings(max_examples=40)
+@given(st.floats(-4, 4), st.floats(0.7, 4), st.floats(0.3, 0.9))
+def test_a_curve_reaches_both_ends_and_follows_the_cost(centre: float, width: float, floor: float):
+    measure = Gates(centre, width, floor)
+    curve = measure_curve(measure)
+    assert measure.calls <= 32
+    assert curve.floor < floor + 0.01 and curve.costs[-1] > 0.99
+    assert max(b - a for a, b in pairwise(curve.costs)) < 0.35 * (1.002 - floor)
+    for budget in (floor + t * (1 - floor) for t in (0.1, 0.3, 0.5, 0.7, 0.9)):
+        assert measure(curve.offset(budget))[0] == pytest.approx(budget, abs=0.05)
+
+
+@pytest.mark.parametrize(("centre", "width"), [(6, 0.3), (-6, 0.3), (3, 0.2), (-3, 0.2)])
+def test_a_flat_stretch_around_zero_is_not_the_end(centre: float, width: float):
+    """Routers that agree: fresh ones, at a start of 2, keep everything at 0 and at -1, too."""
+    measure = Gates(centre, width, 0.6)
+    curve = measure_curve(measure)
+    assert curve.floor < 0.61 and curve.costs[-1] > 0.99
+    for budget in (0.7, 0.8, 0.9):
+        assert measure(curve.offset(budget))[0] == pytest.approx(budget, abs=0.05)
+
+
+def test_a_staircase_has_its_steps():
+    """Static: one layer fewer for each whole step of the dial."""
+
+    def measure(offset: float) -> tuple[float, float]:
+        layers = min(6, max(0, math.floor(offset + 4.5)))
+        return 0.7 + 0.05 * layers, 0.1 * (6 - layers)
+
+    curve = measure_curve(measure)
+    assert curve.floor == pytest.approx(0.7) and curve.costs[-1] == pytest.approx(1.0)
+    assert {round(cost, 2) for cost in curve.costs} == {0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0}
+
+
+def test_a_method_without_choices_has_a_flat_curve():
+    curve = measure_curve(lambda _offset: (1.0, 0.0))
+    assert curve.floor == 1.0 and set(curve.costs) == {1.0}
+
+
+# ---------------------------------------------------------------- the probe
+
+
+@pytest.fixture
+def probe(tiny_model: Callable, packed: Callable) -> BaseProbe:
+    model = convert(tiny_model("llama"), Static(order=tuple(range(6)), count=0, adapter_ratio=0))
+    return BaseProbe(model, [packed(2, 16), packed(1, 16, seed=1)])
+
+
+def test_block_influence_is_one_minus_the_cosine(probe: BaseProbe, tiny_model: Callable, packed: Callable):
+    base, cosines = tiny_model("llama"), []
+    for batch in (packed(2, 16), packed(1, 16, seed=1)):
+        with torch.no_grad():
+            out = base.model(
+                batch["input_ids"], position_ids=batch["position_ids"], output_hidden_states=True, use_cache=False
+            )
+        last = []
+        base.model.layers[-1].register_forward_hook(lambda _m, _a, o, last=last: last.append(o))
+        with torch.no_grad():
+            base.model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        states = torch.stack([*out.hidden_states[:-1], last[-1]])  # Hugging Face gives the last one after the norm
+        cosines.append(F.cosine_similarity(states[:-1], states[1:], dim=-1)[:, batch["labels"] != -100])
+    expected = 1 - torch.cat(cosines, dim=1).mean(1)
+    torch.testing.assert_close(torch.tensor(probe.block_influence()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_is_that_of_the_base_without_the_layers(probe: BaseProbe, tiny_model: Callable, packed: Callable):
+    assert probe.depth == 6
+    assert probe.divergence([]) == 0.0
+    one, two = probe.divergence([3]), probe.divergence([3, 1])
+    assert one > 0 and two != one
+    base, short = tiny_model("llama"), tiny_model("llama")
+    del short.model.layers[3]
+    short.config.num_hidden_layers = 5
+    kls = []
+    for batch in (packed(2, 16), packed(1, 16, seed=1)):
+        ids, positions, real = batch["input_ids"], batch["position_ids"], batch["labels"] != -100
+        with torch.no_grad():
+            student, teacher = (
+                m(ids, position_ids=positions, use_cache=False).logits[real].log_softmax(-1) for m in (short, base)
+            )
+        kls.append(F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1))
+    assert one == pytest.approx(float(torch.cat(kls).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["greedy_kl", "block_influence"])
+def test_static_calibrates_on_a_real_probe(probe: BaseProbe, selection: Any):
+    chosen = Static(selection=selection, length=3).calibrate(probe)
+    assert isinstance(chosen, Static) and len(set(chosen.order)) == 3
+    if selection == "greedy_kl":
+        assert chosen.order[0] == min(range(6), key=lambda layer: probe.divergence([layer]))
+    assert FlexiDepth().calibrate(probe) == FlexiDepth()

@@ -1,0 +1,105 @@
+"""The fused losses at the head are autograd's, value and gradient, over several chunks and with weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depthdial.models.loss import CHUNK, HeadLoss, ce_rows, kl_rows
+
+SIZES = [1, 3, CHUNK, 2 * CHUNK + 7]
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.fixture
+def head() -> nn.Linear:
+    head = nn.Linear(8, 29, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(numbers(29, 8))
+    return head.requires_grad_(False)
+
+
+def upstream(n: int) -> Tensor:
+    """A gradient that differs from token to token."""
+    return torch.linspace(-1, 2, n)
+
+
+def compare(given: Tensor, expected: Tensor, hidden: Tensor, twin: Tensor) -> None:
+    torch.testing.assert_close(given, expected)
+    n = len(given)
+    given.backward(upstream(n))
+    expected.backward(upstream(n))
+    assert hidden.grad is not None and twin.grad is not None
+    torch.testing.assert_close(hidden.grad, twin.grad)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_kl(head: nn.Linear, n: int):
+    hidden, twin = (numbers(n, 8).requires_grad_() for _ in range(2))
+    teacher, weight = numbers(n, 8, seed=1), (numbers(n, seed=2)).clamp_min(0)
+    expected = weight * F.kl_div(
+        head(twin).log_softmax(-1), head(teacher).log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    compare(HeadLoss(head).kl(hidden, teacher, weight), expected, hidden, twin)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_ce(head: nn.Linear, n: int):
+    hidden, twin = (numbers(n, 8).requires_grad_() for _ in range(2))
+    target = torch.randint(0, 29, (n,), generator=torch.Generator().manual_seed(n))
+    weight = numbers(n, seed=2).clamp_min(0)
+    expected = weight * F.cross_entropy(head(twin), target, reduction="none")
+    compare(HeadLoss(head).ce(hidden, target, weight), expected, hidden, twin)
+
+
+def test_a_token_of_no_weight_has_no_loss_and_no_gradient(head: nn.Linear):
+    hidden = numbers(4, 8).requires_grad_()
+    weight = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    for loss in (
+        HeadLoss(head).kl(hidden, numbers(4, 8, seed=1), weight),
+        HeadLoss(head).ce(hidden, torch.zeros(4, dtype=torch.long), weight),
+    ):
+        assert not loss[weight == 0].any() and loss[weight > 0].all()
+        (grad,) = torch.autograd.grad(loss.sum(), hidden)
+        assert not grad[weight == 0].any() and grad[weight > 0].any()
+
+
+def test_equal_students_have_no_kl_at_all(head: nn.Linear):
+    hidden = (100 * numbers(5, 8)).requires_grad_()
+    loss = HeadLoss(head).kl(hidden, hidden.detach(), torch.ones(5))
+    loss.sum().backward()
+    assert not loss.any() and hidden.grad is not None and not hidden.grad.any()
+
+
+def test_teacher_and_head_get_no_gradient(head: nn.Linear):
+    head.requires_grad_(True)
+    teacher = numbers(3, 8, seed=1).requires_grad_()
+    HeadLoss(head).kl(numbers(3, 8).requires_grad_(), teacher, torch.ones(3)).sum().backward()
+    assert teacher.grad is None and head.weight.grad is None
+
+
+def test_bf16_hidden_states_give_fp32_losses(head: nn.Linear):
+    hidden = numbers(6, 8).bfloat16().requires_grad_()
+    loss = HeadLoss(head.bfloat16()).kl(hidden, numbers(6, 8, seed=1).bfloat16(), torch.ones(6))
+    assert loss.dtype == torch.float32
+    loss.sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+
+
+def test_rows_give_the_gradient_of_their_sum():
+    logits = numbers(4, 29).requires_grad_()
+    target, weight = torch.tensor([3, 0, 28, 3]), torch.tensor([1.0, 2.0, 0.5, 0.0])
+    for loss, grad in (kl_rows(logits, numbers(4, 29, seed=1), weight), ce_rows(logits, target, weight)):
+        (expected,) = torch.autograd.grad(loss.sum(), logits)
+        torch.testing.assert_close(grad, expected)
+
+
+def test_heads_that_are_not_supported_are_refused(head: nn.Linear):
+    for bad in (lambda: HeadLoss(nn.Linear(8, 29)), lambda: HeadLoss(head, softcap=30.0)):
+        with pytest.raises(ValueError, match="without bias and without logit soft-capping"):
+            bad()

@@ -1,0 +1,193 @@
+"""The budget control on gates made up here: it converges, resumes, and only sums count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from depthdial.core.cost import LayerWork, Ledger
+from depthdial.core.decision import Decision, Site
+from depthdial.core.route import Route
+from depthdial.train.budget import NODES, BudgetControl
+
+FLOOR, LAYERS, TOKENS = 0.6, 4, 64
+
+
+@dataclass
+class Gates:
+    """Routers whose logits are noise of their own around a mean; a token's cost follows the share of gates it opens.
+
+    `benefit` is what the task's loss gains per open gate: the price must become equal to it.
+    """
+
+    mean: float = 1.0
+    width: float = 0.7
+    benefit: float = 0.0
+
+    def logits(self, keys: Tensor) -> Tensor:
+        """[LAYERS, B, TOKENS]; a row's noise follows from its key alone."""
+        rows = [torch.randn(LAYERS, TOKENS, generator=torch.Generator().manual_seed(int(key))) for key in keys]
+        return self.mean + self.width * torch.stack(rows, 1)
+
+    def cost(self, keys: Tensor, offset: Tensor) -> Tensor:
+        """[B]"""
+        keep = self.logits(keys) + offset[:, None] > 0
+        return FLOOR + (1 - FLOOR) * keep.float().mean((0, 2))
+
+    def work_through(self, control: BudgetControl, keys: Tensor, items: int, progress: float = 1.0) -> Tensor:
+        """One micro-batch: forward, charge, backward."""
+        budget = control.draw(keys, progress)
+        offset = control.offset(budget)
+        route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * LAYERS, head=1), offset)
+        logits = self.logits(keys).requires_grad_()
+        for layer in range(LAYERS):
+            score = (logits[layer] + offset[:, None]).sigmoid()
+            decision = Decision.hard(score > 0.5, score)
+            route.decisions[Site(layer, "attn")] = route.decisions[Site(layer, "mlp")] = decision
+        weight = torch.ones(len(keys), TOKENS)
+        price = control.charge(route, budget, self.cost(keys, offset), weight)
+        task = -self.benefit * route.stack("score", "attn").sum()
+        ((task + price) / items).backward()
+        assert logits.grad is not None
+        return logits.grad
+
+
+def keys_of(step: int, rows: int = 8) -> Tensor:
+    return torch.arange(rows) * 7919 + step * 104729 + 1
+
+
+def train(control: BudgetControl, gates: Gates, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        gates.work_through(control, keys_of(step), items=8 * TOKENS)
+        control.step(8 * TOKENS)
+
+
+def state(control: BudgetControl) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in control.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("gates", "start"),
+    [(Gates(), 0.0), (Gates(mean=-2.0), 0.0), (Gates(mean=2.0, width=2.0), 0.0), (Gates(width=0.1), 1.0)],
+    ids=str,
+)
+def test_every_budget_is_met(gates: Gates, start: float):
+    control = BudgetControl(0.7, 0.95, FLOOR, start)  # wrong about the start, the spread (0.2), or both
+    train(control, gates, 150)
+    fresh = keys_of(10**6, rows=24)
+    for budget in (0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+        rows = torch.full((24,), budget)
+        assert float(gates.cost(fresh, control.offset(rows)).mean()) == pytest.approx(budget, abs=0.015)
+    assert (control.offsets.diff() >= 0).all()
+
+
+def test_the_right_start_is_right_at_once():
+    gates = Gates(mean=1.5, width=0.5)
+    control = BudgetControl(0.7, 0.95, FLOOR, start=1.5, spread=0.5)
+    fresh = keys_of(5, rows=24)
+    for budget in (0.7, 0.8, 0.9, 0.95):
+        rows = torch.full((24,), budget)
+        assert float(gates.cost(fresh, control.offset(rows)).mean()) == pytest.approx(budget, abs=0.01)
+
+
+@pytest.mark.parametrize("benefit", [0.5, -0.2, 0.03])
+def test_the_price_becomes_the_benefit_at_the_margin(benefit: float):
+    gates = Gates(benefit=benefit)
+    control = BudgetControl(0.7, 0.95, FLOOR, start=1.0, spread=0.7)
+    train(control, gates, 80)
+    assert float(control.price) == pytest.approx(benefit, rel=0.01)
+    grad = gates.work_through(control, keys_of(999), items=8 * TOKENS)
+    assert abs(float(grad.sum())) < 0.02 * abs(benefit), "the mean logit has no drift left"
+
+
+def test_the_state_resumes_exactly():
+    gates = Gates(benefit=0.3)
+    whole, part = (BudgetControl(0.7, 0.95, FLOOR) for _ in range(2))
+    train(whole, gates, 12)
+    train(part, gates, 5)
+    saved = state(part)
+    resumed = BudgetControl(0.7, 0.95, FLOOR, start=3.0, spread=9.0)  # what it begins with is overwritten
+    resumed.load_state_dict(saved)
+    train(resumed, gates, 7, first=5)
+    assert all(torch.equal(tensor, state(resumed)[name]) for name, tensor in state(whole).items())
+    assert not list(whole.parameters()), "nothing for an optimizer to move"
+
+
+def test_small_batches_sum_to_a_large_one():
+    gates = Gates(benefit=0.3)
+    large, small = (BudgetControl(0.7, 0.95, FLOOR) for _ in range(2))
+    for step in range(4):
+        keys, items = keys_of(step), 8 * TOKENS
+        whole = gates.work_through(large, keys, items)
+        parts = [gates.work_through(small, key[None], items) for key in keys]
+        torch.testing.assert_close(torch.cat(parts, 1), whole)
+        before = state(large)
+        for name, tensor in before.items():
+            torch.testing.assert_close(state(small)[name], tensor, rtol=1e-4, atol=1e-5)
+        large.step(items)
+        small.step(items)
+        assert not torch.equal(large.offsets, before["offsets"]) and not large._moment.any()
+    torch.testing.assert_close(small.offsets, large.offsets, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small.price, large.price, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_without_gradient_do_no_harm():
+    """A row whose targets are all ignored has a gradient of exactly zero."""
+    control, gates = BudgetControl(0.7, 0.95, FLOOR), Gates(benefit=0.0)
+    assert float(control.price) == 0
+    grad = gates.work_through(control, keys_of(0), items=TOKENS)
+    assert grad.shape == (LAYERS, 8, TOKENS) and not grad.any()
+    control.step(TOKENS)
+    assert float(control.price) == 0 and control.offsets.isfinite().all()
+
+
+def test_methods_without_routers_keep_their_offsets():
+    control = BudgetControl(0.7, 0.95, FLOOR, offsets=lambda grid: 10 * grid)
+    before = state(control)
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), torch.zeros(3))
+    route.decisions[Site(0, "attn")] = Decision.hard(torch.ones(3, 5, dtype=torch.bool))
+    charge = control.charge(route, torch.full((3,), 0.8), torch.full((3,), 0.9), torch.ones(3, 5))
+    assert float(charge) == 0 and not charge.requires_grad
+    control.step(15)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(control).items())
+    torch.testing.assert_close(control.offset(torch.tensor([0.7, 0.8, 0.95])), torch.tensor([7.0, 8.0, 9.5]))
+
+
+def test_offsets_are_linear_between_nodes_and_flat_outside():
+    control = BudgetControl(0.7, 0.9, FLOOR, offsets=lambda grid: (grid * 10).square())
+    grid = control.grid
+    torch.testing.assert_close(control.offset(grid), (grid * 10).square())
+    middle = (grid[2:3] + grid[3:4]) / 2
+    torch.testing.assert_close(control.offset(middle), (control.offsets[2:3] + control.offsets[3:4]) / 2)
+    torch.testing.assert_close(control.offset(torch.tensor([0.1, 1.0])), control.offsets[[0, NODES - 1]])
+
+
+def test_budgets_belong_to_their_rows_and_the_range_opens_downwards():
+    control = BudgetControl(0.65, 0.95, FLOOR)
+    keys = torch.randint(0, 2**31 - 1, (500,), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
+    late = control.draw(keys, 1.0)
+    assert torch.equal(control.draw(keys[order], 1.0), late[order])
+    assert torch.equal(control.draw(keys[:1], 1.0), late[:1])
+    assert late.dtype == torch.float32 and 0.65 <= float(late.min()) < 0.66 and 0.94 < float(late.max()) <= 0.95
+    assert float(late.mean()) == pytest.approx(0.8, abs=0.015)
+    lowest = [float(control.draw(keys, progress).min()) for progress in (0.0, 0.1, 0.2, 0.4, 0.8)]
+    assert lowest == sorted(lowest, reverse=True) and lowest[0] > 0.91 and lowest[3] == lowest[4]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.6, 0.9), (0.5, 0.9), (0.9, 0.7), (0.7, 1.1), (math.nan, 0.9)])
+def test_budgets_that_cannot_be_trained_are_refused(low: float, high: float):
+    with pytest.raises(ValueError, match="cannot be trained") as caught:
+        BudgetControl(low, high, FLOOR)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_budget_alone_can_be_held():
+    gates, control = Gates(), BudgetControl(0.8, 0.8, FLOOR)
+    train(control, gates, 120)
+    rows = torch.full((24,), 0.8)
+    assert float(gates.cost(keys_of(77, 24), control.offset(rows)).mean()) == pytest.approx(0.8, abs=0.015)

@@ -1,0 +1,234 @@
+"""One training step: the loss by hand; many small batches are one large one, down to the Trainer's last weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from depthdial.methods import FlexiDepth, Random, Static, method_named
+from depthdial.train.budget import BudgetControl
+from depthdial.train.config import TrainConfig
+from depthdial.train.lesson import Lesson, balance, row_keys
+from depthdial.train.trainer import run_trainer
+
+Batch = dict[str, Tensor]
+FIELDS = {"first": 2, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0, "alpha": 0.02}
+objectives = pytest.mark.parametrize("objective", ["lm", "distill"])
+controlled = pytest.mark.parametrize("held", [False, True], ids=["alpha", "budget"])
+
+
+@pytest.fixture
+def make(tiny_model: Callable, adapted: Callable) -> Callable[..., Lesson]:
+    """`make(objective, held)`: a lesson on a fresh tiny Llama of 4 layers; the same numbers each time."""
+
+    def make(objective: Any, held: bool, method: Any = None) -> Lesson:
+        model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method or method_named("flexidepth", FIELDS))
+        floor = model.route.ledger.floor
+        lesson = Lesson(model, objective, BudgetControl(floor + 0.05, 0.95, floor, spread=1.0) if held else None)
+        lesson.progress = 1.0
+        return lesson
+
+    return make
+
+
+def rows_of(batch: Batch) -> list[Batch]:
+    return [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in range(len(batch["labels"]))]
+
+
+def gradients(lesson: Lesson) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in lesson.named_parameters() if p.grad is not None}
+
+
+def model_of(lesson: Lesson) -> Any:
+    return lesson._base[0].halves.decoder
+
+
+@objectives
+@controlled
+def test_the_gradient_of_a_batch_is_the_sum_of_its_rows(make: Callable, packed: Callable, objective: str, held: bool):
+    batch = packed(4, 16)
+    items = (batch["labels"] != -100).sum()
+    big, small = make(objective, held), make(objective, held)
+    if held:
+        for lesson in (big, small):
+            lesson.control.price += 0.3
+    whole = big(**batch)["loss"]
+    whole.backward()
+    total = torch.zeros(())
+    for row in rows_of(batch):
+        loss = small(**row, num_items_in_batch=items)["loss"]
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, whole.detach())
+    found = gradients(big)
+    assert set(found) == {name for name, _ in big.named_parameters()} and all(g.any() for g in found.values())
+    torch.testing.assert_close(gradients(small), found, rtol=1e-3, atol=1e-5)
+    for name in big.seen:
+        torch.testing.assert_close(small.seen[name], big.seen[name], rtol=1e-4, atol=1e-4)
+    if held:
+        for name, buffer in big.control.named_buffers():
+            torch.testing.assert_close(dict(small.control.named_buffers())[name], buffer, rtol=1e-3, atol=1e-4)
+        big.hold()
+        small.hold()
+        assert big.divisor == small.divisor == float(items)
+        torch.testing.assert_close(small.control.offsets, big.control.offsets, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(small.control.price, big.control.price, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Random(adapter_ratio=4), Static(order=(3, 1), count=1, adapter_ratio=4)], ids=str)
+def test_baselines_train_under_their_own_route(make: Callable, packed: Callable, method: Any):
+    lesson = make("distill", False, method)
+    lesson(**packed())["loss"].backward()
+    assert any(g.any() for g in gradients(lesson).values())
+    assert lesson.seen["cost"] / lesson.seen["tokens"] < 1
+
+
+@objectives
+def test_the_loss_by_hand(make: Callable, packed: Callable, tiny_model: Callable, adapted: Callable, objective: str):
+    lesson, batch = make(objective, False), packed(3, 16)
+    ids, labels, positions = (batch[name] for name in ("input_ids", "labels", "position_ids"))
+    loss = lesson(**batch)["loss"]
+    model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method_named("flexidepth", FIELDS))
+    logits = model(ids, position_ids=positions, use_cache=False).logits
+    real, skip = labels != -100, model.route.stack("score", "attn").sum(0).square() * 0.02
+    if objective == "lm":
+        assert not real[positions == 0].any(), "a document's first token follows nothing"
+        task = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    else:
+        base = tiny_model("llama", num_hidden_layers=4)
+        teacher = base(ids, position_ids=positions, use_cache=False).logits
+        kl = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
+        task = kl.sum(-1)[real].sum()
+    torch.testing.assert_close(loss, (task + skip[real].sum()) / real.sum(), rtol=1e-4, atol=1e-5)
+    seen = {name: float(value) for name, value in lesson.seen.items()}
+    assert seen["tokens"] == int(real.sum())
+    assert seen["loss"] == pytest.approx(float(task.detach()), rel=1e-4)
+    assert seen["layers"] == int(model.route.layers_used[real].sum())
+    assert seen["cost"] == pytest.approx(float(model.route.token_cost()[real].sum()), rel=1e-5)
+
+
+def test_first_tokens_are_no_targets_even_if_labelled(make: Callable, packed: Callable):
+    """The token before a document's first one belongs to another document."""
+    batch = packed(2, 16)
+    plain = make("lm", False, FlexiDepth(**{**FIELDS, "alpha": 0.0}))(**batch, num_items_in_batch=1)["loss"]
+    labels = batch["labels"].where(batch["position_ids"] > 0, batch["input_ids"])
+    given = {**batch, "labels": labels}
+    again = make("lm", False, FlexiDepth(**{**FIELDS, "alpha": 0.0}))(**given, num_items_in_batch=1)["loss"]
+    torch.testing.assert_close(again, plain)
+
+
+def test_padding_is_not_learned_from(make: Callable, packed: Callable):
+    """Rows end in a document of padding, without targets: what stands there changes nothing."""
+    batch, other = packed(2, 16), packed(2, 16)
+    for given in (batch, other):
+        given["labels"][:, 12:] = -100
+        given["position_ids"][:, 12:] = torch.arange(4)
+    other["input_ids"][:, 12:] = 5
+    # a row's key sees all of its tokens, so with a control the budget would be another
+    a, b = (make("distill", False)(**given)["loss"] for given in (batch, other))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_row_without_targets_is_harmless(make: Callable, packed: Callable):
+    batch = packed(4, 16)
+    batch["labels"][0] = -100
+    for objective in ("lm", "distill"):
+        lesson = make(objective, True)
+        for row in rows_of(batch):
+            lesson(**row, num_items_in_batch=torch.tensor(20))["loss"].backward()
+        assert all(g.isfinite().all() for g in gradients(lesson).values())
+        lesson.hold()
+        assert all(buffer.isfinite().all() for buffer in lesson.control.buffers())
+
+
+def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable, monkeypatch: Any):
+    lesson, batch = make("distill", True), packed(4, 16)
+    seen = []
+    route = lesson._base[0].route
+    begin = route.begin
+
+    def watched(*args: Any) -> None:
+        seen.append((route.offset, route.training))
+        begin(*args)
+
+    monkeypatch.setattr(route, "begin", watched)
+    lesson(**batch)
+    budgets = lesson.control.draw(row_keys(batch["input_ids"]), 1.0)
+    (_, first), (teacher, _), (student, training) = seen
+    assert not first and teacher == math.inf and training
+    assert torch.equal(student, lesson.control.offset(budgets))
+    assert not route.training and route.sample is None
+
+
+def test_keys_tell_rows_apart_and_follow_them(packed: Callable):
+    ids = packed(64, 16)["input_ids"]
+    keys = row_keys(ids)
+    assert len(set(keys.tolist())) == 64 and (keys >= 0).all() and (keys < 2**31).all()
+    assert torch.equal(row_keys(ids[5:6]), keys[5:6])
+    swapped = ids[:1].clone()
+    swapped[0, [2, 3]] = swapped[0, [3, 2]]
+    assert not torch.equal(row_keys(swapped), keys[:1])
+
+
+def test_low_budgets_do_not_drown_high_ones():
+    weights = balance(torch.tensor([0.6, 0.8, 0.9, 0.98, 1.0]))
+    torch.testing.assert_close(weights, torch.tensor([0.5, 1.0, 2.0, 10.0, 10.0]))
+
+
+def test_the_module_holds_parts_and_control_only(make: Callable):
+    lesson = make("distill", True)
+    names = set(lesson.state_dict())
+    assert all(name.startswith(("parts.", "control.")) for name in names)
+    assert {"parts.2_attn.router.bias", "parts.3_mlp.adapter.down.weight", "control.offsets"} <= names
+    assert all(p.requires_grad for p in lesson.parameters())
+
+
+# ---------------------------------------------------------------- the Trainer
+
+
+class Rows(Dataset):
+    def __init__(self, batch: Batch):
+        self.rows = [{name: tensor[0] for name, tensor in row.items()} for row in rows_of(batch)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.rows[index]
+
+
+@objectives
+@controlled
+def test_four_rows_at_once_train_like_one_four_times(
+    make: Callable, packed: Callable, tmp_path: Path, objective: Any, held: bool
+):
+    trained = []
+    for batch, accumulate in ((4, 1), (1, 4)):
+        lesson, output = make(objective, held), tmp_path / f"{batch}x{accumulate}"
+        output.mkdir()
+        config = TrainConfig(
+            model="tiny", data=("none",), output=str(output), objective=objective, steps=3, batch=batch,
+            accumulate=accumulate, lr=1e-3, warmup=0.0, length=16, device="cpu", dtype="float32",
+        )  # fmt: skip
+        before = {name: tensor.clone() for name, tensor in lesson.state_dict().items()}
+        run_trainer(lesson, Rows(packed(12, 16)), config, resume=False)
+        after = {name: tensor.clone() for name, tensor in lesson.state_dict().items()}
+        assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if name[:5] == "parts")
+        trained.append(after)
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-3, atol=2e-5)
+
+
+def test_trained_parts_are_the_models(make: Callable):
+    lesson = make("distill", False)
+    with torch.no_grad():
+        next(iter(lesson.parts.parameters())).fill_(7.0)
+    wrapped = [m for m in model_of(lesson).modules() if type(m).__name__ == "Router"]
+    assert any((p == 7).all() for m in wrapped for p in m.parameters())
