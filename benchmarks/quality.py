@@ -94,7 +94,6 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def measure(subject: Subject, budgets: list[float], tolerance: float) -> dict[str, Any]:
     """All budgets of one subject."""
-    search = subject.text.search(subject.run, subject.resolution)
     points: list[dict[str, Any]] = []
     for budget in sorted(budgets, reverse=True):
         began = time.monotonic()
@@ -102,7 +101,7 @@ def measure(subject: Subject, budgets: list[float], tolerance: float) -> dict[st
             if budget == 1.0:
                 knob, scores = math.inf, subject.text.score(subject.run, math.inf)
             else:
-                knob, scores = subject.text.at_cost(subject.run, budget, search, tolerance)
+                knob, scores = subject.text.at_cost(subject.run, budget, subject.search, tolerance)
         except ValueError as error:
             log.info("%s at %g: %s", subject.name, budget, error)
             continue
@@ -120,8 +119,7 @@ def measure(subject: Subject, budgets: list[float], tolerance: float) -> dict[st
 def examine(subject: Subject, held: Held, tolerance: float) -> dict[str, Any]:
     """Router health and depth by class of token, at the plug-in's recommended budget."""
     assert subject.recommended is not None and subject.route is not None
-    search = subject.text.search(subject.run, subject.resolution)
-    knob, _ = subject.text.at_cost(subject.run, subject.recommended, search, tolerance)
+    knob, _ = subject.text.at_cost(subject.run, subject.recommended, subject.search, tolerance)
     record = RouteRecord(subject.route, subject.text.batches)
     scores = subject.text.score(subject.run, knob, record.record)
     health = record.health(scores.layers, {k: v for k, v in subject.text.groups.items() if k != "answers"})

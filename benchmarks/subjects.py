@@ -15,7 +15,7 @@ from torch import nn
 
 from depthdial.core.method import Method
 from depthdial.core.route import Route
-from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.equal_cost import CostSearch, Knob, Mix
 from depthdial.evaluate.text import HeldoutText, PluginRun, Run, Seen
 from depthdial.methods import Random, Static, name_of
 from depthdial.models import load, load_base
@@ -51,8 +51,8 @@ class Subject:
     text: HeldoutText
     about: dict[str, Any]
     """Method and training, for the record."""
-    resolution: float = 2**-10
-    """The smallest step of its dial that matters."""
+    search: CostSearch
+    """What is known of its dial so far."""
     route: Route | None = None
     recommended: float | None = None
 
@@ -112,8 +112,10 @@ def _ours(setup: Setup, name: str, model: Any, about: dict[str, Any]) -> Subject
         compile_pieces(model)
     heldout = Heldout(model, setup.batches(model.device), setup.compile)
     text = HeldoutText(heldout.batches, heldout.teacher, heldout.head, setup.held.groups)
-    resolution = 1.0 if model.method.grain == "static" else 2**-10
-    return Subject(name, False, PluginRun(heldout), text, about, resolution, model.route)
+    run, static = PluginRun(heldout), model.method.grain == "static"
+    # a static skip costs the same for every token, in steps of whole numbers: one batch tells
+    search = text.search(run, 1.0, every=len(text.batches)) if static else text.search(run)
+    return Subject(name, False, run, text, about, search, model.route)
 
 
 def _peer(setup: Setup, name: str, path: str, dial: str) -> Subject:
@@ -127,7 +129,7 @@ def _peer(setup: Setup, name: str, path: str, dial: str) -> Subject:
     assert isinstance(head, nn.Module)
     teacher = [run(i, math.inf).hidden for i in range(len(batches))]
     text = HeldoutText(batches, teacher, HeadCompare(head, compile=setup.compile), setup.held.groups)
-    return Subject(name, True, run, text, {"method": {"name": name}})
+    return Subject(name, True, run, text, {"method": {"name": name}}, text.search(run))
 
 
 def _told(method: Method) -> dict[str, Any]:

@@ -14,6 +14,8 @@ class Curve:
     offsets: tuple[float, ...]
     costs: tuple[float, ...]
     kls: tuple[float, ...]
+    step: float = 0.0
+    """Offsets act in steps of this size (a static method drops whole layers); 0 is a dial without steps."""
 
     def __post_init__(self):
         if not len(self.offsets) == len(self.costs) == len(self.kls) or len(self.offsets) < 2:
@@ -24,13 +26,13 @@ class Curve:
             raise ValueError("the costs of a budget curve must not fall as the offset rises")
 
     @classmethod
-    def fit(cls, points: Sequence[tuple[float, float, float]]) -> Curve:
+    def fit(cls, points: Sequence[tuple[float, float, float]], step: float = 0.0) -> Curve:
         """A curve from measured (offset, cost, KL); small dips of noise in the cost are levelled (running maximum)."""
         rows, top = [], -math.inf
         for offset, cost, kl in sorted(points):
             top = max(top, cost)
             rows.append((offset, top, kl))
-        return cls(*(tuple(column) for column in zip(*rows, strict=True)))
+        return cls(*(tuple(column) for column in zip(*rows, strict=True)), step=step)
 
     @property
     def floor(self) -> float:
@@ -40,8 +42,9 @@ class Curve:
     def offset(self, budget: float) -> float:
         """The logit offset for a requested mean cost in [floor, 1.0]; 1.0 is `inf`, the untouched base.
 
-        Linear between measured points. Between the highest measured cost and 1.0 the highest offset is used: it is
-        the nearest the routers come to running everything. Raises ValueError outside the range.
+        Linear between measured points; where the dial has steps, the step below: never more than the budget. Between
+        the highest measured cost and 1.0 the highest offset is used, the nearest the routers come to running
+        everything. Raises ValueError outside the range.
         """
         if not (isinstance(budget, int | float) and self.floor - 1e-9 <= budget <= 1.0):  # nan fails, too
             least = math.ceil(self.floor * 1000) / 1000
@@ -54,8 +57,11 @@ class Curve:
             low, high = self.costs[i - 1], self.costs[i]
             if budget <= high:
                 t = 0.0 if high == low else max(0.0, budget - low) / (high - low)
-                return self.offsets[i - 1] + t * (self.offsets[i] - self.offsets[i - 1])
+                return self._stepped(self.offsets[i - 1] + t * (self.offsets[i] - self.offsets[i - 1]))
         return self.offsets[-1]
+
+    def _stepped(self, offset: float) -> float:
+        return math.floor(offset / self.step + 1e-9) * self.step if self.step else offset
 
     def kl(self, budget: float) -> float:
         """The KL to expect at a budget, nats per token; linear in the offset between measured points."""

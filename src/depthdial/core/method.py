@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from depthdial.core.decision import Decision, Site
 from depthdial.core.route import Route
 
+Parts = Mapping[str, nn.Module] | nn.ModuleDict
+"""The parts of one site, by name."""
+
 
 @dataclass(frozen=True)
 class Dims:
@@ -69,10 +72,10 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         """The decision for each token. x: the unit's (normed) input [B, T, d]."""
 
-    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         """What a skipped token gets instead of the unit's update, [B, T, d]; None is nothing (identity)."""
         return None
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthdial.core.decision import Decision, Site
-from depthdial.core.method import Method
+from depthdial.core.method import Method, Parts
 from depthdial.core.route import Route
 
 
@@ -22,5 +22,5 @@ class Dense(Method):
     def layers(self, depth: int) -> Sequence[int]:
         return ()
 
-    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         return Decision.hard(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))

@@ -12,7 +12,7 @@ One adaptive layer, as the released checkpoint computes it (x: [B, T, d]):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from depthdial.core.decision import Decision, Site
 from depthdial.core.estimators import straight_through
 from depthdial.core.layers import Adapter, Router
-from depthdial.core.method import Dims, Method, span
+from depthdial.core.method import Dims, Method, Parts, span
 from depthdial.core.penalties import squared_depth
 from depthdial.core.route import Route
 
@@ -79,7 +79,7 @@ class FlexiDepth(Method):
             return {"router": Router(dims.hidden, self.router_ratio, dims.eps, self.router_order, self.start)}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         if site.unit == "mlp":  # decided once a layer, before attention
             attn = route.decisions[site._replace(unit="attn")]
             return self._mlp(attn)
@@ -95,7 +95,7 @@ class FlexiDepth(Method):
         g = attn.score
         return Decision(attn.keep, attn.run * g, attn.skip * (1 - g), g)
 
-    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if site.unit == "mlp" else None
 
     def loss(self, route: Route) -> Tensor | None:

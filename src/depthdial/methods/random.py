@@ -7,7 +7,7 @@ batch: a row draws the same alone and in company. Adapters train under this rout
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
 from depthdial.core.layers import Adapter
-from depthdial.core.method import Dims, Method, span
+from depthdial.core.method import Dims, Method, Parts, span
 from depthdial.core.route import Route
 
 _MASK = (1 << 31) - 1
@@ -64,7 +64,7 @@ class Random(Method):
             return {}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         if site.unit == "mlp":
             return route.decisions[site._replace(unit="attn")]
         assert route.positions is not None, "attention hands its position ids to the route"
@@ -74,5 +74,5 @@ class Random(Method):
         score = route.shifted(rate).sigmoid()
         return Decision.hard(draw < score, score)
 
-    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None

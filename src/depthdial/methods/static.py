@@ -7,7 +7,7 @@ budgets: offset +1 drops one layer fewer. A dropped layer pays for no K, no V an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
 from depthdial.core.layers import Adapter
-from depthdial.core.method import Dims, Method, Probe
+from depthdial.core.method import Dims, Method, Parts, Probe
 from depthdial.core.route import Route
 
 
@@ -55,12 +55,12 @@ class Static(Method):
             return {}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site, route: Route) -> Decision:
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         rank = self.order.index(site.layer)
         logit = torch.full(x.shape[:2], rank - self.count + 0.5, device=x.device)
         return Decision.hard(route.shifted(logit) > 0)
 
-    def bypass(self, parts: Mapping[str, nn.Module], x: Tensor, site: Site) -> Tensor | None:
+    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:

@@ -81,6 +81,11 @@ def measure_curve(measure: Callable[[float], tuple[float, float]], points: int =
     return Curve.fit([(offset, *figures) for offset, figures in found.items()])
 
 
+def measure_steps(measure: Callable[[float], tuple[float, float]], most: int) -> Curve:
+    """The curve of a static method, whose dial drops whole layers: every whole offset from -most to most."""
+    return Curve.fit([(float(offset), *measure(float(offset))) for offset in range(-most, most + 1)], step=1.0)
+
+
 class BaseProbe:
     """Implements `core.method.Probe` on a converted model whose every layer is routed by a bare `Static`."""
 

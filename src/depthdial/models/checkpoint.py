@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.method import Method
 from depthdial.methods import method_named, name_of
-from depthdial.models.convert import convert, revert, routed
+from depthdial.models.convert import convert, method_of, revert, routed
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 
 FORMAT_VERSION = 1
@@ -67,11 +67,10 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
     saved in bf16 if the loaded parts are exact in it, else in fp32. Returns the folder. Raises ValueError for a model
     without a method, OSError when the disk refuses.
     """
-    method = getattr(model, "method", None)
-    if not isinstance(method, Method):
-        raise ValueError("this model has no plug-in to save; call convert(model, method) first")
-    path = Path(path)
-    plugin = plugin or getattr(model, "plugin", None) or Plugin(path.name, method, fingerprint(model))
+    method, path = method_of(model), Path(path)
+    if plugin is None:
+        loaded = getattr(model, "plugin", None)
+        plugin = loaded if isinstance(loaded, Plugin) else Plugin(path.name, method, fingerprint(model))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts_of(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -107,7 +106,7 @@ def read(path: str | Path) -> Plugin:
             name=data["name"],
             method=method_named(fields.pop("name"), fields),
             base=Fingerprint(**data["base"]),
-            curves={kind: Curve(**{k: tuple(v) for k, v in c.items()}) for kind, c in data["curves"].items()},
+            curves={kind: _curve(fields) for kind, fields in data["curves"].items()},
             recommended=data["recommended_budget"],
             training=data["training"],
         )
@@ -137,7 +136,7 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     except ValueError:
         revert(model)  # a refused plug-in leaves the base as it was
         raise
-    model.plugin = plugin  # pyright: ignore[reportAttributeAccessIssue]
+    vars(model).update(plugin=plugin)
     return model
 
 
@@ -148,6 +147,11 @@ def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
         for site, unit in sorted(routed(model).items())
         for name, tensor in unit.parts.state_dict().items()
     }
+
+
+def _curve(fields: dict[str, Any]) -> Curve:
+    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Curve(**lists)
 
 
 def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:

@@ -40,7 +40,7 @@ def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
     if isinstance(getattr(model, "route", None), Route):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
     family = family_of(model.config)
-    layers: nn.ModuleList = model.get_decoder().layers
+    layers = layers_of(model)
     routed_layers = list(method.layers(len(layers)))
     dims = family.dims(model.config)
     parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
@@ -53,26 +53,55 @@ def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
         made = {name: part.to(device) for name, part in made.items()}
         _wrap(layer, family, lambda unit, s=site, p=made: Routed(unit, method, s, p, route), site.unit)
     hook = model.get_decoder().register_forward_pre_hook(_begin(route), with_kwargs=True)
-    model.route, model.method, model.plugin = route, method, None  # pyright: ignore[reportAttributeAccessIssue]
-    model.unhook = hook.remove  # pyright: ignore[reportAttributeAccessIssue]
+    vars(model).update(route=route, method=method, plugin=None, unhook=hook.remove)  # plain attributes, no modules
     return model
 
 
 def revert(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
     family = family_of(model.config)
-    layers = model.get_decoder().layers
+    layers = layers_of(model)
     for site, unit in routed(model).items():
         name, after = _names(family, site.unit)
-        inner = unit.unit
+        layer, inner = layers[site.layer], unit.unit
         if isinstance(inner, WithNorm):
             assert after is not None
-            layers[site.layer].set_submodule(after, inner.norm)
+            layer.set_submodule(after, inner.norm)
             inner = inner.unit
-        layers[site.layer].set_submodule(name, inner)
+        layer.set_submodule(name, inner)
     model.unhook()  # pyright: ignore[reportCallIssue]
     del model.route, model.method, model.plugin, model.unhook
     return model
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a causal LM, converted or not."""
+    layers = model.get_decoder().layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The LM head of a causal LM."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def route_of(model: PreTrainedModel) -> Route:
+    """The route of a converted model. ValueError for one that is not converted."""
+    route = getattr(model, "route", None)
+    if not isinstance(route, Route):
+        raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
+    return route
+
+
+def method_of(model: PreTrainedModel) -> Method:
+    """The method of a converted model. ValueError for one that is not converted."""
+    method = getattr(model, "method", None)
+    if not isinstance(method, Method):
+        raise ValueError("this model has no method; call convert(model, method) or load(...) first")
+    return method
 
 
 def routed(model: PreTrainedModel) -> dict[Site, Routed]:
@@ -134,8 +163,8 @@ def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, 
             book = always if part.runs_for == "all" else skipped
             book[site] = book.get(site, 0) + part.macs
     return Ledger(
-        layers=tuple(family.work(layer, config, i) for i, layer in enumerate(model.get_decoder().layers)),
-        head=model.get_output_embeddings().weight.numel(),
+        layers=tuple(family.work(layer, config, i) for i, layer in enumerate(layers_of(model))),
+        head=sum(weight.numel() for name, weight in head_of(model).named_parameters() if name == "weight"),
         projects_kv=method.kv == "project",
         always=always,
         skipped=skipped,

@@ -37,14 +37,13 @@ class Family:
         """The layer's price list, counted from its own weights."""
         attn, mlp = layer.get_submodule(self.attn), layer.get_submodule(self.mlp)
         size = {name: child.weight.numel() for name, child in attn.named_modules() if isinstance(child, nn.Linear)}
-        heads = attn.get_submodule("q_proj").out_features
-        keys = attn.get_submodule("k_proj").out_features
+        width = {name: child.out_features for name, child in attn.named_modules() if isinstance(child, nn.Linear)}
         return LayerWork(
             kv=size["k_proj"] + size["v_proj"],
             attn=size["q_proj"] + size["o_proj"],
             mlp=sum(child.weight.numel() for child in mlp.modules() if isinstance(child, nn.Linear)),
-            attend=2 * heads,
-            kv_width=2 * keys,
+            attend=2 * width["q_proj"],
+            kv_width=2 * width["k_proj"],
             window=self._window(config, index),
         )
 

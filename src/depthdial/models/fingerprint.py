@@ -64,7 +64,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     for name, tensor in sorted(base_weights(model).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         raw = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-        digest.update(raw.view(torch.int16).numpy().tobytes() if raw.ndim else raw[None].view(torch.int16).numpy())
+        digest.update(raw.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from depthdial.models.convert import layers_of
+
 
 class Pass(nn.Module):
     """Stands where a layer has run already."""
@@ -27,7 +29,7 @@ class Halves:
     def __init__(self, model: PreTrainedModel, first: int):
         self.decoder = model.get_decoder()
         self.first = first
-        layers = list(self.decoder.layers)
+        layers = list(layers_of(model))
         self._lower = nn.ModuleList([*layers[:first], *(Pass() for _ in layers[first:])])
         self._upper = nn.ModuleList([*(Pass() for _ in layers[:first]), *layers[first:]])
 

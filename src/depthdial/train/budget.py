@@ -122,4 +122,4 @@ class BudgetControl(nn.Module):
 
     def _shares(self, budget: Tensor) -> Tensor:
         place = (budget[:, None] - self.grid[0]) / (self.grid[1] - self.grid[0])
-        return (1 - (place.clamp(0, NODES - 1) - torch.arange(NODES)).abs()).clamp_min(0)
+        return (1 - (place.clamp(0, NODES - 1) - torch.arange(NODES, device=budget.device)).abs()).clamp_min(0)

@@ -6,13 +6,14 @@ An adapter from zero learns only through routers that learn at the same time. Fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.models.convert import routed
+from depthdial.models.convert import layers_of, route_of, routed
 from depthdial.models.families import family_of
 from depthdial.train.progress import Progress
 
@@ -22,7 +23,7 @@ class LayerFit:
 
     def __init__(self, model: PreTrainedModel):
         family = family_of(model.config)
-        layers = model.get_decoder().layers
+        layers = layers_of(model)
         self.model = model
         self.adapters: dict[int, nn.Module] = {
             site.layer: unit.parts["adapter"] for site, unit in routed(model).items() if "adapter" in unit.parts
@@ -33,7 +34,7 @@ class LayerFit:
 
     def run(self, batch: dict[str, Tensor]) -> Tensor:
         """Sum over layers of the relative squared error of one batch; gradients reach adapters only."""
-        layers = self.model.get_decoder().layers
+        layers = layers_of(self.model)
         real = (batch["labels"] != -100).float()
         self.loss = torch.zeros(())
         hooks = [layers[i].register_forward_hook(self._catch(i, real), with_kwargs=True) for i in self.adapters]
@@ -75,7 +76,8 @@ def fit_adapters(
     fit = LayerFit(model)
     if not fit.adapters or steps < 1:
         return {}
-    before, model.route.offset = model.route.offset, float("inf")
+    route = route_of(model)
+    before, route.offset = route.offset, math.inf
     optimizer = torch.optim.AdamW([p for a in fit.adapters.values() for p in a.parameters()], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
     try:
@@ -88,5 +90,5 @@ def fit_adapters(
                 mean = float(torch.stack(list(fit.error.values())).mean())
                 progress.advance(batch["input_ids"].numel(), error=mean)
     finally:
-        model.route.offset = before
+        route.offset = before
     return {layer: float(error) for layer, error in sorted(fit.error.items())}

@@ -36,19 +36,26 @@ def generated_curve(
     plugin = model.plugin
     assert isinstance(plugin, Plugin)
     text = plugin.curves["text"]
-    model.plugin = dataclasses.replace(plugin, curves={"text": text})  # pyright: ignore[reportAttributeAccessIssue]
+    vars(model).update(plugin=dataclasses.replace(plugin, curves={"text": text}))
     llm = LLM.of(model, tokenizer, budget=1.0)
     prompts = _prompts(llm, records, max(1, tokens // TOKENS))
     params = SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=seed)
-    points = []
-    with Progress("calibrating generation", len(text.offsets)) as progress:
-        for offset, cost in zip(text.offsets, text.costs, strict=True):
+    points, tries = [], _apart(text)
+    with Progress("calibrating generation", len(tries)) as progress:
+        for offset, cost in tries:
             outputs = llm.generate(prompts, dataclasses.replace(params, budget=min(cost, 1.0)))
             heldout = Heldout(model, [_row(output) for output in outputs])
             points.append((offset, *heldout.measure(offset)))
             progress.advance(sum(len(output.token_ids) for output in outputs), cost=points[-1][1])
-    model.plugin = plugin  # pyright: ignore[reportAttributeAccessIssue]
-    return Curve.fit(points)
+    vars(model).update(plugin=plugin)
+    return Curve.fit(points, text.step)
+
+
+def _apart(curve: Curve, gap: float = 0.01) -> list[tuple[float, float]]:
+    """The points of a curve, (offset, cost), without those that cost nearly the same as the one before."""
+    ends = {0, len(curve.offsets) - 1}
+    rows = list(zip(curve.offsets, curve.costs, strict=True))
+    return [row for i, row in enumerate(rows) if i in ends or row[1] - rows[i - 1][1] >= gap]
 
 
 def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]:

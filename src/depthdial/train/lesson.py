@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from depthdial.core.method import Method
 from depthdial.core.route import Route
-from depthdial.models.convert import routed
+from depthdial.models.convert import head_of, method_of, route_of, routed
 from depthdial.models.halves import Halves
 from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
@@ -59,10 +59,9 @@ class Lesson(nn.Module):
         """Sums since the last log: loss, cost, layers, tokens, and error of the budget."""
         self.divisor = 1.0
         """What the last loss was divided by: the targets of the whole optimizer step."""
-        route, method = model.route, model.method
-        assert isinstance(route, Route) and isinstance(method, Method)
+        route, method = route_of(model), method_of(model)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        loss = HeadLoss(model.get_output_embeddings(), softcap, compile)
+        loss = HeadLoss(head_of(model), softcap, compile)
         halves = Halves(model, min(site.layer for site in units))
         self._base = (Base(halves, loss, route, method),)  # a tuple hides the base from the module tree
 
@@ -122,7 +121,7 @@ class Lesson(nn.Module):
         now = {
             "loss": loss,
             "cost": (cost * share).sum(),
-            "layers": (route.layers_used * weight).sum(),
+            "layers": (route.layers_used.to(weight.device) * weight).sum(),
             "off_budget": torch.zeros(()) if budget is None else ((cost - budget) * share).sum(),
             "tokens": weight.sum(),
         }

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from depthdial.core.layers import Part
 from depthdial.core.routed import Routed
+from depthdial.models.convert import layers_of
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
@@ -32,7 +33,7 @@ def compile_pieces(model: PreTrainedModel) -> None:
     ones. Each kind of piece is compiled once for all layers; the decisions stay plain Python.
     """
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    for layer in model.get_decoder().layers:
+    for layer in layers_of(model):
         units = [m for m in layer.modules() if isinstance(m, Routed)]
         if not units:
             layer.compile(dynamic=False)

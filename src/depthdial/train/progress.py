@@ -23,7 +23,7 @@ class Progress:
         if self.live:
             sys.stderr.write("\n")
 
-    def advance(self, tokens: int, steps: int = 1, **figures: float) -> None:
+    def advance(self, tokens: int, steps: int = 1, /, **figures: float) -> None:
         """Count `steps` more steps of `tokens` tokens in all and show the figures."""
         self.done += steps
         self.tokens += tokens

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.layers import Router
 from depthdial.core.method import Method
-from depthdial.core.route import Route
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
-from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve
+from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps
 from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, parts_of, save
 from depthdial.models.checkpoint import read as read_plugin
-from depthdial.models.convert import convert, revert, routed
+from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
@@ -51,6 +51,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
     Raises ValueError (one line, with the remedy) for bad data, models, methods, budgets, or a resume that does not fit.
     """
+    asked = method_named(config.method, config.fields)
     output = _check_output(config, resume)
     keep_memory()
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
@@ -64,18 +65,18 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     rows = prepare(records, tokenizer, config.length, seed=config.seed, targets=targets, cache_dir=cache)
     checks = prepare(held or records[:8], tokenizer, config.length, seed=config.seed, targets="all", cache_dir=cache)
     log.info("%s", rows.stats)
-    check_batches = list(_batches(checks, config.batch, config.seed, config.heldout_tokens // config.length))
+    check_batches = list(_batches(checks, config, model.device))
 
     _write_settings(output, config)
     base = fingerprint(model)
-    method = choose(model, method_named(config.method, config.fields), check_batches[:2])
+    method = choose(model, asked, check_batches[:2])
     convert(model, method)
     if config.compile:
         compile_pieces(model)
     if config.start_from is not None:
         _take_over(model, config.start_from)
     elif not resume:
-        errors = fit_adapters(model, _forever(rows, config.batch, config.seed + 1), config.fit_steps, config.fit_lr)
+        errors = fit_adapters(model, _forever(rows, config, model.device), config.fit_steps, config.fit_lr)
         log.info("relative error of the fitted adapters: %s", {k: round(v, 2) for k, v in errors.items()})
     lesson = Lesson(model, config.objective, control_for(model, config, check_batches), config.compile)
     run_trainer(lesson, rows, config, resume)
@@ -87,7 +88,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     save(model, output, plugin)  # the training is safe from here on; --resume measures the dial again
 
     heldout = Heldout(model, check_batches, config.compile)
-    curve = _watched_curve(heldout, config)
+    curve = _watched_curve(model, heldout, config)
     plugin = dataclasses.replace(
         plugin, curves={"text": curve}, recommended=_recommended(curve, config.budget, heldout)
     )
@@ -104,7 +105,7 @@ def choose(model: PreTrainedModel, method: Method, batches: list[Batch]) -> Meth
     """The method, calibrated on the base if it has to be."""
     if not isinstance(method, Static) or method.order:
         return method
-    depth = len(model.get_decoder().layers)
+    depth = len(layers_of(model))
     convert(model, Static(order=tuple(range(depth)), count=0, adapter_ratio=0))
     chosen = method.calibrate(BaseProbe(model, batches), log.info)
     revert(model)
@@ -115,14 +116,15 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     """The control that holds the run's budgets; None for training with the method's own loss."""
     if config.budget is None:
         return None
-    route: Route = model.route  # pyright: ignore[reportAssignmentType]
-    floor = route.ledger.floor
-    low = config.lowest if config.lowest is not None else max(config.budget - 0.05, floor + 0.01)
+    floor = route_of(model).ledger.floor
+    low = config.lowest if config.lowest is not None else max(config.budget - 0.05, min(config.budget, floor + 0.01))
     high = max(config.highest, config.budget, low)
     starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
     if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
-    curve = measure_curve(Heldout(model, batches[:1]).measure)  # nothing to learn about the offsets, or learned before
+    curve = curve_of(
+        model, Heldout(model, batches[:1]).measure
+    )  # nothing to learn about the offsets, or learned before
     ramp = RAMP if config.start_from is None else 0.0
     return BudgetControl(
         low, high, floor, offsets=lambda b: torch.tensor([curve.offset(x) for x in b.tolist()]), ramp=ramp
@@ -158,7 +160,7 @@ def _told(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _watched_curve(heldout: Heldout, config: TrainConfig) -> Curve:
+def _watched_curve(model: PreTrainedModel, heldout: Heldout, config: TrainConfig) -> Curve:
     """The dial's curve, with progress: some minutes for a real model on a CPU."""
     with Progress("measuring the dial", POINTS) as progress:
 
@@ -167,7 +169,15 @@ def _watched_curve(heldout: Heldout, config: TrainConfig) -> Curve:
             progress.advance(config.heldout_tokens, cost=cost, kl=kl)
             return cost, kl
 
-        return measure_curve(measure, POINTS)
+        return curve_of(model, measure)
+
+
+def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, float]]) -> Curve:
+    """The dial's curve of a converted model: by whole layers where the method drops whole layers."""
+    method = method_of(model)
+    if method.grain == "static":
+        return measure_steps(measure, len(method.layers(len(layers_of(model)))))
+    return measure_curve(measure, POINTS)
 
 
 def _history(config: TrainConfig, rows: PackedDataset) -> dict[str, Any]:
@@ -178,21 +188,26 @@ def _history(config: TrainConfig, rows: PackedDataset) -> dict[str, Any]:
     return {**told, "data": [Path(name).name for name in config.data], "rows": dataclasses.asdict(rows.stats)}
 
 
-def _batches(rows: PackedDataset, size: int, seed: int, most: int) -> Iterable[Batch]:
-    """At most `most` rows in batches of equal size (a compiled model likes one shape)."""
-    loader = DataLoader(rows, batch_size=min(size, len(rows)), shuffle=True, generator=_seeded(seed), drop_last=True)
-    for i, batch in enumerate(loader):
-        if i and i * size >= most:
-            return
-        yield batch
+def _batches(rows: PackedDataset, config: TrainConfig, device: torch.device) -> Iterator[Batch]:
+    """Held-out rows in batches of equal size (a compiled model likes one shape), about as many as are asked for."""
+    size = min(config.batch, len(rows))
+    loader = DataLoader(rows, batch_size=size, shuffle=True, generator=_seeded(config.seed), drop_last=True)
+    most = max(1, config.heldout_tokens // config.length // size)
+    yield from (_moved(batch, device) for batch in itertools.islice(loader, most))
 
 
-def _forever(rows: PackedDataset, size: int, seed: int) -> Iterator[Batch]:
-    loader = DataLoader(rows, batch_size=size, shuffle=True, generator=_seeded(seed), drop_last=True)
+def _forever(rows: PackedDataset, config: TrainConfig, device: torch.device) -> Iterator[Batch]:
+    """Training rows in batches, epoch after epoch, in an order of their own."""
+    size, order = config.batch, _seeded(config.seed + 1)
+    loader = DataLoader(rows, batch_size=size, shuffle=True, generator=order, drop_last=True)
     if not len(loader):
         raise ValueError(f"the data fills {len(rows)} rows, less than a batch of {size}; give more, or a lower --batch")
     while True:
-        yield from loader
+        yield from (_moved(batch, device) for batch in loader)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -202,7 +217,7 @@ def _seeded(seed: int) -> torch.Generator:
 def _take_over(model: PreTrainedModel, folder: str) -> None:
     """Start from another plug-in's parts: same method, same shapes."""
     own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
-    if read_plugin(folder).method != model.method or own.keys() != given.keys():
+    if read_plugin(folder).method != method_of(model) or own.keys() != given.keys():
         raise ValueError(f"{folder} is a plug-in of another method or other fields; it cannot be the starting point")
     with torch.no_grad():
         for name, tensor in own.items():

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.layers import Router
@@ -53,7 +53,7 @@ class Report(TrainerCallback):
         self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress = Progress("training", state.max_steps, state.global_step)
+        self.progress = Progress("training", int(state.max_steps), state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seen, self.lesson.seen = {k: float(v) for k, v in self.lesson.seen.items()}, {}
@@ -75,6 +75,7 @@ class StopCleanly(TrainerCallback):
 
     def __init__(self):
         self.asked = False
+        self.before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -83,7 +84,8 @@ class StopCleanly(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def put_back(self) -> None:
+        """Give the signals back to whoever had them."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -130,11 +132,13 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         train_dataset=rows,
         data_collator=default_data_collator,
         callbacks=[Hold(lesson), Report(lesson, output), stop],
-        optimizers=(optimizer_for(lesson, config), None),  # pyright: ignore[reportArgumentType]
+        optimizers=(optimizer_for(lesson, config), None),
     )
+    trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
+        stop.put_back()
         sweep(folder)
     if stop.asked and trainer.state.global_step < config.steps:
         raise Interrupted(
