@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--fit-steps", type=int, default=120)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--router-lr", type=float, default=1.0, help="factor on the routers' learning rate")
+    parser.add_argument("--router-lr", type=float, default=0.2, help="factor on the routers' learning rate")
     parser.add_argument("--start", help="a plug-in to start from instead of the fit")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

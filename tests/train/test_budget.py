@@ -76,7 +76,7 @@ def state(control: BudgetControl) -> dict[str, Tensor]:
     ids=str,
 )
 def test_every_budget_is_met(gates: Gates, start: float):
-    control = BudgetControl(0.7, 0.95, FLOOR, start)  # wrong about the start, the spread (0.2), or both
+    control = BudgetControl(0.7, 0.95, FLOOR, start, spread=0.2)  # wrong about the start, the spread, or both
     train(control, gates, 150)
     fresh = keys_of(10**6, rows=24)
     for budget in (0.7, 0.75, 0.8, 0.85, 0.9, 0.95):

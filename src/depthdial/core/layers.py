@@ -43,7 +43,8 @@ class Router(Part):
         self.bias = nn.Parameter(torch.full((), float(start)))
         nn.init.normal_(self.enc.weight, std=dim**-0.5)
         nn.init.normal_(self.dec.weight, std=rank**-0.5)
-        nn.init.normal_(self.head.weight, std=0.2 * dim**-0.5)  # logits start near `bias`, but never tied
+        # logits start about 1 apart: closer together, one step of training flips most decisions (docs/log.md)
+        nn.init.normal_(self.head.weight, std=1.6 * dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, d] -> logit, fp32 [B, T]."""

@@ -51,7 +51,7 @@ class BudgetControl(nn.Module):
         high: float,
         floor: float,
         start: float = 0.0,
-        spread: float = 0.2,
+        spread: float = 1.0,
         offsets: Callable[[Tensor], Tensor] | None = None,
         ramp: float = RAMP,
     ):

@@ -37,7 +37,7 @@ class TrainConfig:
     """Tokens per packed row."""
     lr: float = 1e-3
     fit_lr: float = 4e-3
-    router_lr: float = 1.0
+    router_lr: float = 0.2
     """Factor on the routers' learning rate."""
     warmup: float = 0.03
     """Share of steps."""
