@@ -180,6 +180,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(base, "hf_hub_url", lambda name, file: f"http://127.0.0.1:{server.server_port}/{name}/{file}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this hub is here, whatever CI has set
     yield server
     server.shutdown()
     server.server_close()
