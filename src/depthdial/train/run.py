@@ -70,6 +70,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     _write_settings(output, config)
     base = fingerprint(model)
     method = choose(model, asked, check_batches[:2])
+    torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
     convert(model, method)
     if config.compile:
         compile_pieces(model)
