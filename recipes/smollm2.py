@@ -1,9 +1,11 @@
 """The shipped plug-in for SmolLM2-135M-Instruct and the baselines it is compared with, on the same tokens.
 
-    python recipes/smollm2.py DATA_FOLDER OUTPUT [flexidepth|random|static] [--steps N] [--resume] [--start PLUGIN]
+    python recipes/sample_base.py SAMPLED.jsonl.gz --tokens 200000
+    python recipes/smollm2.py DATA_FOLDER OUTPUT [flexidepth|random|static] --sampled SAMPLED.jsonl.gz [--steps N]
 
-DATA_FOLDER holds the permissive training files named below (docs/results.md says where they come from). Layers 0 to 2
-and 29 always run, and layer 11, without which this base falls apart (docs/log.md).
+DATA_FOLDER holds the permissive training files named below (docs/results.md says where they come from). They are
+instructions; SAMPLED is the base's own prose, about a fifth of the mix. Layers 0 to 2 and 29 always run, and layer 11,
+without which this base falls apart (docs/log.md).
 """
 
 import argparse
@@ -17,6 +19,7 @@ FILES = ("flan_cot", "gsm8k_train", "mbpp", "oasst_en_100_threads", "p3_t0_sampl
 SHARE_ALIKE = ("flan_cot/ecqa", "flan_cot/sensemaking", "p3/adversarial_qa", "p3/dbpedia_14", "p3/kilt_*",
                "p3/wiki_bio", "p3/wiki_hop")  # fmt: skip
 TWICE_OR_TEST = ("flan_cot/gsm8k", "mbpp/test")
+REPEAT = 10  # of the sampled prose: there is little of it, and one epoch of the rest is never reached
 ROUTED = {"first": 3, "last": 29, "but": (11,)}
 FIELDS = {
     "flexidepth": {**ROUTED, "weights": "hard", "start": 0.0},
@@ -30,7 +33,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("method", choices=FIELDS, nargs="?", default="flexidepth")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--sampled", type=Path, help="what recipes/sample_base.py wrote")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--fit-steps", type=int, default=120)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--router-lr", type=float, default=0.2, help="factor on the routers' learning rate")
@@ -38,11 +42,15 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    prose = [str(args.sampled)] * REPEAT if args.sampled else []
     config = TrainConfig(
         model="smollm2-135m-instruct",
         method=args.method,
         fields=FIELDS[args.method],
-        data=tuple(str(args.data / f"{name}.jsonl.gz") for name in FILES),
+        data=(
+            *(str(args.data / f"{name}.jsonl.gz") for name in FILES),
+            *([str(args.sampled)] * REPEAT * bool(args.sampled)),
+        ),
         drop_sources=(*SHARE_ALIKE, *TWICE_OR_TEST),
         output=str(args.output),
         budget=0.85,

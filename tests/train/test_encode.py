@@ -26,7 +26,13 @@ def test_chatml_learns_answers_with_end_marks(tokenizer: PreTrainedTokenizerFast
     whole = tokenizer.apply_chat_template(list(TALK.messages), tokenize=False)
     assert tokenizer.decode(encode(TALK, tokenizer).input_ids) == whole
     assert learnt(tokenizer, TALK) == f"assistant 日本{ENDS}user\nBe helpful{ENDS}"
-    assert learnt(tokenizer, TALK, targets="all") == whole
+
+
+def test_all_is_everything_said_and_nothing_that_the_template_writes(tokenizer: PreTrainedTokenizerFast):
+    asked = [m["content"] for m in TALK.messages]
+    assert learnt(tokenizer, TALK, targets="all") == "".join(
+        content + (ENDS if m["role"] == "assistant" else "") for content, m in zip(asked, TALK.messages, strict=True)
+    )
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)

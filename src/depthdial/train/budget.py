@@ -96,11 +96,11 @@ class BudgetControl(nn.Module):
         if not scores:
             return cost.new_zeros(())
         for score in scores:
-            slope = (score * (1 - score)).detach()
+            slope = (score * (1 - score)).detach() * weight
             self._slack += slope.sum()
             score.register_hook(partial(self._note_drift, slope))
             logit = torch.logit(score.detach(), 1e-6) - torch.as_tensor(route.offset)[:, None]
-            self._moment += torch.stack([logit.new_tensor(logit.numel()), logit.sum(), logit.square().sum()])
+            self._moment += torch.stack([weight.sum(), (logit * weight).sum(), (logit.square() * weight).sum()])
         return self.price * sum((score * weight).sum() for score in scores)
 
     def step(self, tokens: float, price_rate: float = 0.1, offset_rate: float = 1.5) -> None:

@@ -42,7 +42,9 @@ class Rendered:
 
 
 class Renderer:
-    """Records to text, with the character spans of the assistant's messages, end mark included.
+    """Records to text, with the character spans of the assistant's messages, end mark included; with targets "all", of
+    every message. What the template itself writes is the same in every document and never a target: routers would
+    meet a budget by skipping it alone (docs/log.md).
 
     Templates hold no marks of what the assistant said, so each sequence of roles is rendered once with placeholders for
     the contents; filled in, it must equal the template's own rendering. Where it does not (the template edits
@@ -78,19 +80,19 @@ class Renderer:
 
     def _plain(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(messages)]
-        text, spans = self._fill(messages, [*heads, ""])
-        return (text, spans) if self.targets == "assistant" else (text, [(0, len(text))])
+        return self._fill(messages, [*heads, ""])
 
     def _chat(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
         whole = self._template(messages)
-        if self.targets == "all":
-            return whole, [(0, len(whole))]
         roles = tuple(m["role"] for m in messages)
         if roles not in self.frames:
             self.frames[roles] = self._frame(roles)
         frame = self.frames[roles]
         text, spans = self._fill(messages, frame) if frame else ("", [])
-        return (whole, spans) if text == whole else (whole, self._prefixes(messages, whole))
+        if text == whole:
+            return whole, spans
+        # contents that the template edits are not to be found in its text: all of it is learnt, marks included
+        return whole, self._prefixes(messages, whole) if self.targets == "assistant" else [(0, len(whole))]
 
     def _template(self, messages: Sequence[Message], prompt: bool = False) -> str:
         return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
@@ -110,8 +112,9 @@ class Renderer:
         text, spans = frame[0], []
         for message, after in zip(messages, frame[1:], strict=True):
             start, text = len(text), text + message["content"] + after
-            if message["role"] == "assistant":
-                end = self.end.match(after)
+            answer = message["role"] == "assistant"
+            if answer or self.targets == "all":
+                end = self.end.match(after) if answer else None
                 spans.append((start, start + len(message["content"]) + (end.end() if end else 0)))
         return text, spans
 
@@ -152,8 +155,8 @@ def encode_all(
 ) -> Iterator[Encoded]:
     """Tokenise records in order, `BATCH` at a time.
 
-    Targets are the assistant's tokens with their end mark (or, with "all", every token of a conversation) and all
-    tokens of a plain text. Plain text, and conversations of a tokenizer without chat template, get the tokenizer's bos
+    Targets are the assistant's tokens with their end mark (with "all", the user's tokens too) and all tokens of a
+    plain text. Plain text, and conversations of a tokenizer without chat template, get the tokenizer's bos
     if it adds one by itself, and `separator` at the end (default: `separator_token`). Raises ValueError for a tokenizer
     without offsets or a template that cannot be followed.
     """

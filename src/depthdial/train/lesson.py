@@ -10,6 +10,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,7 +42,8 @@ def row_keys(input_ids: Tensor) -> Tensor:
 class Lesson(nn.Module):
     """Forward pass, loss and bookkeeping of one micro-batch.
 
-    objective: "lm" (cross-entropy on targets, as the paper) or "distill" (KL from the untouched base, at every label).
+    objective: "lm" (cross-entropy on targets, as the paper) or "distill" (KL from the untouched base,
+    where a target is predicted).
     control: holds true costs at budgets drawn per row; None trains at offset 0 with the method's own loss (alpha).
     """
 
@@ -87,7 +89,7 @@ class Lesson(nn.Module):
 
         cost = (route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
-        loss = self._task(hidden, teacher, labels, position_ids, weight * emphasis[:, None])
+        loss = self._task(hidden, teacher, labels, position_ids, emphasis[:, None])
         if control is None or budget is None:
             extra = base.method.loss(route)
             total = loss if extra is None else loss + (extra * weight).sum()
@@ -104,15 +106,16 @@ class Lesson(nn.Module):
             self.control.step(self.divisor)
 
     def _task(
-        self, hidden: Tensor, teacher: Tensor | None, labels: Tensor, positions: Tensor, weight: Tensor
+        self, hidden: Tensor, teacher: Tensor | None, labels: Tensor, positions: Tensor, emphasis: Tensor
     ) -> Tensor:
-        """Weighted sum of the objective over the batch's targets."""
+        """Weighted sum of the objective where the batch's targets are predicted: position t - 1 predicts token t."""
         (base,) = self._base
+        # the last position predicts nothing; a document's first token follows nothing
+        target = F.pad(labels[:, 1:].masked_fill(positions[:, 1:] == 0, -100), (0, 1), value=-100)
+        weight = ((target != -100).float() * emphasis).flatten()
         if teacher is not None:
-            return base.loss.kl(hidden.flatten(0, 1), teacher.flatten(0, 1), weight.flatten()).sum()
-        weight = weight[:, 1:] * (positions[:, 1:] > 0)  # a document's first token follows nothing
-        target = labels[:, 1:].clamp_min(0)
-        return base.loss.ce(hidden[:, :-1].flatten(0, 1), target.flatten(), weight.flatten()).sum()
+            return base.loss.kl(hidden.flatten(0, 1), teacher.flatten(0, 1), weight).sum()
+        return base.loss.ce(hidden.flatten(0, 1), target.clamp_min(0).flatten(), weight).sum()
 
     @torch.no_grad()
     def _note(self, loss: Tensor, cost: Tensor, budget: Tensor | None, weight: Tensor) -> None:
