@@ -47,10 +47,7 @@ def main() -> None:
         model="smollm2-135m-instruct",
         method=args.method,
         fields=FIELDS[args.method],
-        data=(
-            *(str(args.data / f"{name}.jsonl.gz") for name in FILES),
-            *([str(args.sampled)] * REPEAT * bool(args.sampled)),
-        ),
+        data=(*(str(args.data / f"{name}.jsonl.gz") for name in FILES), *prose),
         drop_sources=(*SHARE_ALIKE, *TWICE_OR_TEST),
         output=str(args.output),
         budget=0.85,
