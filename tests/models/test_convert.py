@@ -39,6 +39,7 @@ def test_revert_gives_the_stock_model_back(tiny_model: Callable, adaptive: Calla
     assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
     assert list(model.state_dict()) == list(base.state_dict())
     assert all(a is b for a, b in zip(model.parameters(), tensors.values(), strict=True))
+    assert all(weight.requires_grad for weight in model.parameters()), "frozen while converted, no longer"
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, base(IDS).logits)
     assert not isinstance(getattr(model, "route", None), Route) and not model.get_decoder()._forward_pre_hooks

@@ -45,6 +45,7 @@ def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
     dims = family.dims(model.config)
     parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
     route = Route(_ledger(model, method, parts))
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
     if method.frozen:
         model.requires_grad_(False)
     for site, made in parts.items():
@@ -53,7 +54,13 @@ def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
         made = {name: part.to(device) for name, part in made.items()}
         _wrap(layer, family, lambda unit, s=site, p=made: Routed(unit, method, s, p, route), site.unit)
     hook = model.get_decoder().register_forward_pre_hook(_begin(route), with_kwargs=True)
-    vars(model).update(route=route, method=method, plugin=None, unhook=hook.remove)  # plain attributes, no modules
+
+    def undo() -> None:
+        hook.remove()
+        for weight in trainable:
+            weight.requires_grad_()
+
+    vars(model).update(route=route, method=method, plugin=None, undo=undo)  # plain attributes, no modules
     return model
 
 
@@ -69,8 +76,8 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
             layer.set_submodule(after, inner.norm)
             inner = inner.unit
         layer.set_submodule(name, inner)
-    model.unhook()  # pyright: ignore[reportCallIssue]
-    del model.route, model.method, model.plugin, model.unhook
+    model.undo()  # pyright: ignore[reportCallIssue]
+    del model.route, model.method, model.plugin, model.undo
     return model
 
 

@@ -34,7 +34,7 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
   {told["length"]} tokens after {told["fit_steps"]} steps of fitting adapters layer by layer; learning rate
   {told["lr"]}; seed {told["seed"]}
 - budgets trained: {told["lowest"]} to {told["highest"]}, drawn per row
-- data: {", ".join(f.rpartition("/")[2] for f in told["data"])}; sources left out: {dropped}; {rows.get("tokens", 0):,}
+- data: {", ".join(dict.fromkeys(f.rpartition("/")[2] for f in told["data"]))}; sources left out: {dropped}; {rows.get("tokens", 0):,}
   tokens available; 1 % of the documents held out
 
 ## The dial, measured on held-out rows
