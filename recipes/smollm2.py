@@ -22,7 +22,7 @@ TWICE_OR_TEST = ("flan_cot/gsm8k", "mbpp/test")
 REPEAT = 10  # of the sampled prose: there is little of it, and one epoch of the rest is never reached
 ROUTED = {"first": 3, "last": 29, "but": (11,)}
 FIELDS = {
-    "flexidepth": {**ROUTED, "weights": "hard", "start": 0.0},
+    "flexidepth": {**ROUTED, "weights": "hard", "gate_gradient": "sampled", "start": 0.0},
     "random": ROUTED,
     "static": {"selection": "greedy_kl", "length": 14},
 }
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--fit-steps", type=int, default=120)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--router-lr", type=float, default=0.2, help="factor on the routers' learning rate")
+    parser.add_argument("--router-lr", type=float, default=0.3, help="factor on the routers' learning rate")
     parser.add_argument("--start", help="a plug-in to start from instead of the fit")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

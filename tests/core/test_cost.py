@@ -36,6 +36,13 @@ def test_floor_skips_what_saves_something():
     assert dear.saved(Site(0, "mlp")) == -20 and dear.floor == 1.0
 
 
+def test_expected_cost_lies_between_floor_and_everything():
+    assert LEDGER.expected(1.0) == 207 and LEDGER.expected(0.0) == 207 - 30 - 46
+    assert LEDGER.expected(0.25) == 207 - 0.75 * 76
+    soft = Ledger((PLAIN,), head=0, always={Site(0, "layer"): 5}, skips=False)
+    assert soft.floor == 1.05, "what always runs is never saved"
+
+
 def test_token_cost():
     decision = keep([1, 0], [0, 1])
     cost = token_cost(LEDGER, {ATTN: decision, MLP: decision}, 0.0, (2, 2))

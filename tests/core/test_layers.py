@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthdial.core.layers import Adapter, Router
+from depthdial.core.layers import Adapter, LinearRouter, Router
 
 
 def stirred(part):
@@ -67,3 +67,12 @@ def test_adapter_is_its_formula_and_starts_at_zero():
     torch.testing.assert_close(adapter(X), expected, rtol=1e-5, atol=1e-4)
     assert adapter.macs == 3 * 16 * 3
     assert adapter.runs_for == "skipped"
+
+
+def test_linear_router_of_two_classes_is_their_difference_in_fp32():
+    two, one = stirred(LinearRouter(16)), stirred(LinearRouter(16, classes=1))
+    run, skip = (X @ two.head.weight.T).unbind(-1)
+    torch.testing.assert_close(two(X), run - skip)
+    torch.testing.assert_close(one(X), (X @ one.head.weight.T)[..., 0])
+    assert two.macs == one.macs == 16, "at inference both rows are one vector"
+    assert two.runs_for == "all" and two.bfloat16()(X.bfloat16()).dtype == torch.float32

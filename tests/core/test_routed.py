@@ -94,6 +94,41 @@ def test_the_untouched_base_makes_no_decision():
     assert decision.keep.all() and decision.run.all() and not decision.skip.any()
 
 
+def test_a_whole_layer_decides_on_its_own_norm():
+    class Layer(Unit):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+
+    seen = []
+
+    class Sign(Fixed):
+        def decide(self, parts, x, site, route):
+            seen.append(x)
+            return super().decide(parts, x, site, route)
+
+        def bypass(self, parts, x, site):
+            return x
+
+    layer = LayerWork(1, 1, 1, 1, 1)
+    unit = Routed(Layer(), Sign(), Site(0, "layer"), {}, Route(Ledger((layer,), head=1)), "norm")
+    out = unit(X)
+    z = unit.unit.get_submodule("norm")(X)
+    assert torch.equal(seen[0], z)
+    torch.testing.assert_close(out, torch.where(KEEP[..., None], X * 10, X + z))
+
+
+def test_the_decision_stands_before_the_unit_runs():
+    class Asking(nn.Module):
+        def forward(self, x):
+            assert torch.equal(route.decisions[Site(0, "attn")].keep, KEEP)
+            return x
+
+    unit = routed(Fixed(), Asking())
+    route = unit.route
+    unit(X)
+
+
 def test_a_second_run_replaces_the_decision():
     unit = routed(Fixed())
     unit(X)

@@ -2,7 +2,8 @@
 
 1 keep-all is the base; 2 weights are zero off their branch; 3 what is skipped has no influence, and costs nothing;
 4 no token sees a later one; 5 a row does not depend on its neighbours; 6 frozen means frozen; 7 one big batch is many
-small ones; 8 save, load, same logits; 10 random choices belong to the row. Law 9 (random and static always stand beside
+small ones; 8 save, load, same logits; 10 random choices belong to the row; 11 a gate says what the method says, and who
+says so does not look at its input. Law 9 (random and static always stand beside
 a method) is a table of results, not a test. That the engine equals the reference is the engine's own test.
 """
 
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from depthdial.core.layers import Part, Router
+from depthdial.core.decision import Decision, Site
+from depthdial.core.layers import LinearRouter, Part, Router
 from depthdial.core.routed import Routed
 from depthdial.methods import METHODS, method_named
 from depthdial.models.checkpoint import attach, parts_of, save
@@ -36,6 +38,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "soft": LEARNED,
         "hard": {**LEARNED, "weights": "hard"},
         "scaled": {**LEARNED, "gate_gradient": "soft_scale", "router_order": "tanh_norm"},
+    },
+    "skiplayer": {"layers": {}, "modules": {"units": ("attn", "mlp"), "first": 2}},
+    "mixture_of_depths": {
+        "raw": {"every": 1, "capacity": 0.4, "predictor_ratio": 4},
+        "sigmoid": {"every": 2, "capacity": 0.4, "predictor_ratio": 4, "weights": "sigmoid"},
     },
     "random": {"adapters": {**SMALL, "rate": 0.6}, "bare": {"rate": 0.4, "adapter_ratio": 0}},
     "static": {
@@ -121,7 +128,7 @@ def test_the_laws_are_tested_where_tokens_differ(case: Case) -> None:
     keep = torch.stack([keep for site, keep in case.keeps.items()]) if case.keeps else torch.ones(1)
     if case.name in VARIANTS:
         assert 0.1 < keep.float().mean() < 0.9, "some tokens must be skipped and some kept"
-    if case.name in ("flexidepth", "random"):
+    if case.name in ("flexidepth", "skiplayer", "random"):
         assert all(0 < kept.float().mean() < 1 for kept in keep), "at each layer"
 
 
@@ -183,7 +190,7 @@ def noise(model: Any, keeps: dict[Any, Tensor]) -> Iterator[dict[Any, int]]:
             for part in wrapped.parts.values():
                 if isinstance(part, Part) and part.runs_for == "skipped":
                     stack.callback(part.register_forward_hook(at(keep)).remove)
-            if model.method.kv == "none":
+            if model.method.kv != "project":
                 for name, linear in wrapped.unit.named_modules():
                     if name.endswith(("k_proj", "v_proj")):
                         stack.callback(linear.register_forward_hook(at(~keep)).remove)
@@ -198,8 +205,11 @@ def test_3_what_is_skipped_costs_nothing(case: Case) -> None:
     for site, unit in routed(case.model).items():
         skipped = ~case.keeps[site]
         for part in unit.parts.values():
-            # a router's last two matrices have nothing between them: at inference they are one vector
-            macs = linear(part) if not isinstance(part, Router) else linear(part.enc) + part.enc.out_features
+            macs = linear(part)
+            if isinstance(part, Router):  # its last two matrices have nothing between them: at inference one vector
+                macs = linear(part.enc) + part.enc.out_features
+            if isinstance(part, LinearRouter):  # two logits, of which the difference counts
+                macs = part.head.in_features
             work += macs * (skipped if isinstance(part, Part) and part.runs_for == "skipped" else 1)
         work -= (linear(unit.unit) - written(unit, case.model.method.kv)) * skipped
     work[2] = dense  # a row at `inf` makes no decision
@@ -323,3 +333,53 @@ def test_10_random_choices_belong_to_the_row(case: Case) -> None:
     for site, keep in seen[0].items():
         assert torch.equal(keep[order], seen[1][site])
         assert torch.equal(keep[order][:2], seen[2][site])
+
+
+def asked(case: Case, layer: int, x: Tensor, offset: Tensor) -> tuple[Any, Any]:
+    """The method's own decisions of a layer's attention and MLP for the input x: [B, T, d]."""
+    route = case.model.route
+    route.begin((x.shape[0], x.shape[1]), None)
+    route.offset, route.positions = offset, torch.arange(x.shape[1])[None]
+    for unit in case.model.method.units:
+        site = Site(layer, unit)
+        route.decisions[site] = case.model.method.decide(routed(case.model)[site].parts, x, site, route)
+    if case.model.method.units == ("layer",):
+        return (route.decisions[Site(layer, "layer")],) * 2
+    return tuple(route.decisions[Site(layer, unit)] for unit in ("attn", "mlp"))
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("keep", "run", "skip"))
+
+
+@torch.no_grad()
+def test_11_a_gate_says_what_the_method_says(case: Case) -> None:
+    method, x = case.model.method, torch.randn(5, 40, 32, generator=torch.Generator().manual_seed(3))
+    offset = torch.tensor([0.0, 1.5, -2.0, math.inf, 0.3])
+    for layer in sorted({site.layer for site in routed(case.model)}):
+        parts = {site.unit: unit.parts for site, unit in routed(case.model).items() if site.layer == layer}
+        gate = method.gate(parts, layer)
+        if gate is None:
+            continue
+        if gate.router is None:
+            assert not method.reads_input, "somebody must decide"
+            attn, mlp = asked(case, layer, x, offset)
+            assert same(attn, mlp) and same(attn, Decision.hard(attn.keep)), "a given decision has weights 0 and 1"
+        else:
+            for mine, own in zip(gate.decide(x, offset[:, None]), asked(case, layer, x, offset), strict=True):
+                assert same(mine, own) and torch.equal(mine.score, own.score)
+                assert own.keep[3].all() and 0 < own.keep.float().mean() < 1
+        last = method.units[-1]
+        bypass = method.bypass(parts[last], x, Site(layer, last))
+        assert (bypass is None) == (gate.adapter is None)
+        assert last == "layer" or method.bypass(parts["attn"], x, Site(layer, "attn")) is None
+        assert gate.adapter is None or torch.equal(bypass, gate.adapter(x))
+
+
+def test_11_who_does_not_read_does_not_look(case: Case) -> None:
+    if case.model.method.reads_input:
+        pytest.skip("the method decides by its input")
+    x, offset = torch.randn(2, 9, 32), torch.tensor([0.0, -1.0])
+    for layer in {site.layer for site in routed(case.model)}:
+        for one, other in zip(asked(case, layer, x, offset), asked(case, layer, x * torch.nan, offset), strict=True):
+            assert same(one, other)

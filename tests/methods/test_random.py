@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from depthdial.core.cost import LayerWork, Ledger
@@ -17,10 +15,8 @@ from depthdial.core.decision import Site
 from depthdial.core.method import Dims
 from depthdial.core.route import Route
 from depthdial.methods import Random
-from depthdial.methods.random import uniform
 
 POSITIONS = torch.arange(20_000)[None]
-ZERO = torch.zeros(1, 1, dtype=torch.long)
 
 
 def keep(method: Random, layer: int = 0, offset: float | Tensor = 0.0, sample: Tensor | None = None, rows: int = 1):
@@ -72,33 +68,6 @@ def test_lowering_the_dial_only_takes_away():
     rows = keep(method, offset=offsets, rows=4)
     assert all((above | ~below).all() for above, below in pairwise(rows))
     assert not (rows[0] == rows[3]).all()
-
-
-@given(st.integers(0, 2**31 - 1), st.integers(0, 200), st.integers(0, 2**31 - 1), st.integers(0, 2**20))
-def test_uniform_lies_strictly_between_zero_and_one(seed: int, layer: int, sample: int, position: int):
-    draw = uniform(seed, layer, torch.tensor([[sample]]), torch.tensor([[position]]))
-    assert draw.shape == (1, 1) and 0 < float(draw) < 1
-
-
-@pytest.mark.parametrize("last", [0, 1, 2**31 - 1, 2**31 - 64])
-def test_uniform_stays_inside_at_the_ends_of_its_hash(last: int):
-    """The position whose hash ends in `last`, found by undoing the hash: a draw of 1 would be skipped at any rate."""
-    mask, key = 2**31 - 1, last
-    key = key ^ (key >> 16)
-    for factor in (0x27D4EB2D, 0x119DE1F3, 0x45D9F3B):
-        key = key * pow(factor, -1, 2**31) & mask
-        key = key ^ (key >> 15) ^ (key >> 30)
-    position = key * pow(0x2C1B3C6D, -1, 2**31) & mask
-    draw = uniform(0, 0, ZERO, torch.tensor([[position]]))
-    assert abs(float(draw) - (last + 0.5) / 2**31) < 1e-6, "the hash was undone"
-    assert 0 < float(draw) < 1
-
-
-def test_uniform_is_uniform():
-    draws = uniform(3, 4, ZERO, POSITIONS).double()
-    tenths = torch.histc(draws, 10, 0, 1) / 20_000
-    assert (tenths - 0.1).abs().max() < 0.011
-    assert abs(float(draws.mean()) - 0.5) < 0.01
 
 
 def test_attention_and_mlp_are_skipped_together():

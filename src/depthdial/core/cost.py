@@ -50,6 +50,8 @@ class Ledger:
     """Work of the parts that run for every token at a site (the folded router)."""
     skipped: Mapping[Site, int] = field(default_factory=dict)
     """Work of the parts that run for skipped tokens only (the adapter)."""
+    skips: bool = True
+    """False: units are weighed but always run, so that nothing is ever saved."""
 
     @property
     def dense(self) -> int:
@@ -73,8 +75,13 @@ class Ledger:
     @property
     def floor(self) -> float:
         """Cost of a token that skips every site that saves something."""
-        sites = set(self.always) | set(self.skipped)
+        sites = (set(self.always) | set(self.skipped)) if self.skips else ()
         return (self.dense + sum(self.always.values()) - sum(max(0, self.saved(s)) for s in sites)) / self.dense
+
+    def expected(self, density: float) -> float:
+        """Multiply-accumulates per token where each routed site runs for a share `density` of the tokens."""
+        sites = set(self.always) | set(self.skipped)
+        return self.dense + sum(self.always.values()) - (1 - density) * sum(self.saved(s) for s in sites)
 
 
 def token_cost(
@@ -91,7 +98,8 @@ def token_cost(
 
 
 def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
-    """Multiply-accumulates of attention over the context, int64 [B, T].
+    """Multiply-accumulates of attention over the context, int64 [B, T]; an upper bound where skipped tokens leave no
+    key (kv "evict").
 
     keep: bool [L, B, T], as `Route.keep()`; positions: int64 [B, T], 0 for the first token of its document.
     """
@@ -102,7 +110,8 @@ def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
 
 
 def kv_bytes_read(ledger: Ledger, keep: Tensor, positions: Tensor, itemsize: int) -> Tensor:
-    """KV-cache bytes a lone token reads when decoded, int64 [B, T]; `itemsize` is bytes per number of the cache."""
+    """KV-cache bytes a lone token reads when decoded, int64 [B, T]; `itemsize` is bytes per number of the cache. An
+    upper bound for kv "evict"."""
     return sum(
         (keep[i] * _context(layer, positions) * layer.kv_width * itemsize for i, layer in enumerate(ledger.layers)),
         torch.zeros_like(positions),

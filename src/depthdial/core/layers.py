@@ -62,6 +62,34 @@ class Router(Part):
         return self.enc.weight.numel() + self.enc.out_features
 
 
+class LinearRouter(Part):
+    """A linear gate without bias: d -> 2 classes, "run" against "skip", or d -> 1 score; evaluated in fp32.
+
+    Of two classes only the difference of their logits counts, so at inference both are one vector.
+    """
+
+    runs_for = "all"
+
+    def __init__(self, dim: int, classes: int = 2):
+        super().__init__()
+        self.head = nn.Linear(dim, classes, bias=False)
+        nn.init.normal_(self.head.weight, std=dim**-0.5)  # logits about 1 apart where the input is normed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, d] -> logit, fp32 [B, T]."""
+        return (x.float() * self.folded).sum(-1)
+
+    @property
+    def folded(self) -> Tensor:
+        """fp32 [d]: what the input is multiplied with."""
+        weight = self.head.weight.float()
+        return weight[0] - weight[1] if len(weight) == 2 else weight[0]
+
+    @property
+    def macs(self) -> int:
+        return self.head.in_features
+
+
 class Adapter(Part):
     """FlexiDepth's bypass: out(SiLU(gate(u)) * in(u)), d -> d_ff/ratio -> d, no bias. Starts at zero."""
 

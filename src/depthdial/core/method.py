@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
+from depthdial.core.gate import Gate
 from depthdial.core.route import Route
 
 Parts = Mapping[str, nn.Module] | nn.ModuleDict
@@ -54,12 +55,17 @@ class Probe(Protocol):
 class Method(ABC):
     """What is decided at each site, and what replaces a unit that does not run."""
 
-    units: ClassVar[tuple[str, ...]] = ("layer",)
-    """What is skipped: ("layer",), ("attn",), ("mlp",) or ("attn", "mlp")."""
-    kv: ClassVar[Literal["project", "none"]] = "project"
-    """What a skipped token leaves in the cache: its K and V, or nothing (no token of the row ever asks for them)."""
+    units: tuple[str, ...] = ("layer",)
+    """What is skipped: ("layer",), ("attn",), ("mlp",) or ("attn", "mlp"); a field where a paper leaves the choice."""
+    kv: ClassVar[Literal["project", "none", "evict"]] = "project"
+    """What a skipped token leaves in the cache: its K and V; nothing, as no token of the row ever asks for them; or
+    nothing, and later tokens of the row must do without."""
+    skips: ClassVar[bool] = True
+    """False: every unit runs for every token and is weighed only, so that nothing is saved."""
     grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
     """The finest thing a decision may depend on; lets an executor use a plain `if` instead of a gather."""
+    reads_input: ClassVar[bool] = True
+    """False: `decide` looks at places and layers only, so an executor may ask for all layers before a pass."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
 
@@ -77,6 +83,16 @@ class Method(ABC):
 
     def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         """What a skipped token gets instead of the unit's update, [B, T, d]; None is nothing (identity)."""
+        return None
+
+    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
+        """The layer's `decide` and `bypass` for executors that fuse them; None: only those two describe the method.
+        parts: those of the layer's sites, by unit."""
+        return None
+
+    @property
+    def target(self) -> float | None:
+        """Share of tokens that run a routed site, as the fields ask for it; None where they do not say."""
         return None
 
     def loss(self, route: Route) -> Tensor | None:

@@ -24,6 +24,8 @@ class Route:
     offset: float | Tensor = 0.0
     """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base."""
     training: bool = False
+    noise: float = 1.0
+    """How much decisions that are drawn in training are left to chance: 1 in full, 0 not at all."""
     decisions: dict[Site, Decision] = field(default_factory=dict)
     positions: Tensor | None = None
     """int64 [B or 1, T]: place of each token in its document."""
@@ -31,6 +33,9 @@ class Route:
     """bool [B, T]: True at real tokens; None when nothing is padded."""
     sample: Tensor | None = None
     """int64 [B]: a key per row for random choices; only set in training, so that a row draws the same in any batch."""
+    density: dict[Site, Tensor] | None = None
+    """fp32 scalars: the share of tokens that ran each site over a whole optimizer step, from whoever trains over
+    several passes or processes; None where a loss is to look at this pass alone."""
     shape: tuple[int, int] = (0, 0)
     """(B, T) of the last forward pass."""
 
@@ -56,6 +61,13 @@ class Route:
         if not found:
             raise ValueError(f"no decision at any {unit!r} in this route; run the model forward first")
         return torch.stack(found)
+
+    def measured(self, unit: str) -> Tensor | None:
+        """`density` in the order of `stack`, fp32 [sites]; None where nobody has set it."""
+        if self.density is None:
+            return None
+        density = self.density
+        return torch.stack([density[site] for site in sorted(self.decisions) if site.unit == unit])
 
     def keep(self) -> Tensor:
         """bool [L, B, T]: which layers ran for each token; a layer counts when any of its units ran."""

@@ -17,33 +17,44 @@ from depthdial.core.route import Route
 
 
 class Routed(nn.Module):
-    """Wraps one unit of an unmodified Hugging Face layer and applies a method's decision to it.
+    """Wraps one unit of an unmodified Hugging Face layer, or the layer, and applies a method's decision to it.
 
     It restates no signature of the unit: keyword arguments pass through, and a tuple keeps its tail. `lerp` is exact
-    at 0 and at 1, so keep-all is the base bit for bit.
+    at 0 and at 1, so keep-all is the base bit for bit. The decision is made and stored before the unit runs.
+    norm: the submodule of the unit that norms its input, for a unit that does so itself (a whole layer): methods decide
+    on normed inputs.
     """
 
-    def __init__(self, unit: nn.Module, method: Method, site: Site, parts: dict[str, nn.Module], route: Route):
+    def __init__(
+        self,
+        unit: nn.Module,
+        method: Method,
+        site: Site,
+        parts: dict[str, nn.Module],
+        route: Route,
+        norm: str | None = None,
+    ):
         super().__init__()
-        self.unit, self.method, self.site, self.route = unit, method, site, route
+        self.unit, self.method, self.site, self.route, self.norm = unit, method, site, route, norm
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, *args: Tensor, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
         if kwargs.get("position_ids") is not None:
             self.route.positions = kwargs["position_ids"]
-        out = self.unit(*args, **kwargs)
         if self.route.dense:
             self.route.decisions[self.site] = Decision.hard(x.new_ones(x.shape[:2], dtype=torch.bool))
-            return out
+            return self.unit(*args, **kwargs)
+        z = x if self.norm is None else self.unit.get_submodule(self.norm)(x)
+        decision = self.method.decide(self.parts, z, self.site, self.route)
+        self.route.decisions[self.site] = decision
+        out = self.unit(*args, **kwargs)
         update, tail = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-        update = self._weigh(x, update)
+        update = self._weigh(x, z, update, decision)
         return update if tail is None else (update, *tail)
 
-    def _weigh(self, x: Tensor, update: Tensor) -> Tensor:
-        decision = self.method.decide(self.parts, x, self.site, self.route)
-        self.route.decisions[self.site] = decision
+    def _weigh(self, x: Tensor, z: Tensor, update: Tensor, decision: Decision) -> Tensor:
         base = x if self.site.unit == "layer" else torch.zeros_like(x)  # attn and mlp: the residual is outside
         update = torch.lerp(base, update, decision.run[..., None].to(x.dtype))
-        bypass = self.method.bypass(self.parts, x, self.site)
+        bypass = self.method.bypass(self.parts, z, self.site)
         return update if bypass is None else update + decision.skip[..., None].to(x.dtype) * bypass

@@ -1,22 +1,24 @@
 """`LLM`: prompts in, text and the depth of every token out.
 
-This file is *not* about how a batch is run (`decode`) or how a token is drawn (`sampling`).
+This file is *not* about how a batch is run (`step`) or how a token is drawn (`sampling`).
 """
 
 from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, cast
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import dtype as Dtype
 
-from depthdial.engine.decode import decode
-from depthdial.engine.request import Piece, Request, RequestOutput, Row, Sample
+from depthdial.engine.assemble import assemble, fit_cache
+from depthdial.engine.prefix import first_key
+from depthdial.engine.request import Piece, Request, RequestOutput, Sample
 from depthdial.engine.sampling import SamplingParams
+from depthdial.engine.stats import Stats
 from depthdial.models import load
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.dial import offset_for
@@ -31,8 +33,11 @@ class LLM:
     """A base model with a depth plug-in, ready to generate.
 
     model: short name, hub id, folder or GGUF file. plugin: "default" (the one shipped for this model), None (the bare
-    base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one. Raises ValueError or
-    OSError, one line, for what cannot be loaded and for a budget outside the plug-in's curve.
+    base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one. max_batch: texts at a
+    time. cache_tokens: room of the KV cache; None is enough for a few texts. weights: "int8" reads half the bytes of
+    bf16 and is a little less exact; `model` then keeps no matrices of its own and cannot be called itself.
+    prefix_cache: equal beginnings of texts run once. Raises ValueError or OSError, one line, for what cannot be loaded
+    and for a budget outside the plug-in's curve.
     """
 
     def __init__(
@@ -40,26 +45,46 @@ class LLM:
         model: str,
         plugin: str | None = "default",
         budget: float | None = None,
-        dtype: str | torch.dtype = "bfloat16",
+        dtype: str | Dtype = "bfloat16",
         device: str = "auto",
         allow_other_weights: bool = False,
         max_batch: int = 16,
+        cache_tokens: int | None = None,
+        weights: Literal["auto", "int8"] = "auto",
+        prefix_cache: bool = True,
     ):
-        if max_batch < 1:  # said before minutes of loading
-            raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+        _check(max_batch, cache_tokens, weights)  # said before minutes of loading
         loaded = load(model, plugin, budget, dtype, device, allow_other_weights)
-        self._set(*loaded, budget, max_batch)
+        self._set(*loaded, budget, max_batch, cache_tokens, weights, prefix_cache, own=True)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, budget: float | None = None, max_batch: int = 16) -> LLM:
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        budget: float | None = None,
+        max_batch: int = 16,
+        cache_tokens: int | None = None,
+        weights: Literal["auto", "int8"] = "auto",
+        prefix_cache: bool = True,
+    ) -> LLM:
         """Generate with a converted model that is already in memory; it is put into inference mode."""
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+        _check(max_batch, cache_tokens, weights)
         llm = cls.__new__(cls)
-        llm._set(model, tokenizer, budget, max_batch)
+        llm._set(model, tokenizer, budget, max_batch, cache_tokens, weights, prefix_cache)
         return llm
 
-    def _set(self, model: Any, tokenizer: Any, budget: float | None, max_batch: int) -> None:
+    def _set(
+        self,
+        model: Any,
+        tokenizer: Any,
+        budget: float | None,
+        max_batch: int,
+        cache_tokens: int | None,
+        weights: Literal["auto", "int8"],
+        prefix_cache: bool,
+        own: bool = False,
+    ) -> None:
         self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
@@ -70,12 +95,28 @@ class LLM:
         self._vocabulary: int = config.vocab_size
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-        self.ends: frozenset[int] = frozenset(ends - {None})
-        """The tokens that end a text."""
         self.plugin: Plugin | None = getattr(model, "plugin", None)
         self.budget = self._recommended() if budget is None else budget
         """The budget of requests that name none; None where the plug-in recommends none: its trained form."""
         self.offset_of(None)
+        tokens = fit_cache(model, cache_tokens, max_batch * self.context)
+        self.engine = assemble(
+            model, max_batch, tokens, self.context, weights, prefix_cache, frozenset(ends - {None}), release=own
+        )
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        return self.engine.ends
+
+    @ends.setter
+    def ends(self, ends: frozenset[int]) -> None:
+        self.engine.ends = ends
+
+    @property
+    def stats(self) -> Stats:
+        """What ran so far, counted where it ran."""
+        return self.engine.runner.stats
 
     def _recommended(self) -> float | None:
         if self.always_on == self.layers:
@@ -100,13 +141,21 @@ class LLM:
         """
         many = cast("list[Prompt]", [prompts] if _is_one(prompts) else list(prompts))
         requests = self._requests(many, params)
-        rows = [[Row(request, i, self.tokenizer) for i in range(request.params.n)] for request in requests]
         with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
-            task = bar.add_task("generating", total=sum(map(len, rows)))
-            for batch in self._batches([row for group in rows for row in group]):
-                for step in decode(self.model, batch, self.ends):
-                    bar.advance(task, sum(row.finish_reason is not None for row in step))
-        return [_output(request, group) for request, group in zip(requests, rows, strict=True)]
+            task = bar.add_task("generating", total=sum(request.params.n for request in requests))
+            try:
+                for request in requests:
+                    self.engine.submit(request, self.tokenizer)
+                left = requests
+                while left := [request for request in left if not request.done]:
+                    ended = 0
+                    while not ended and not left[0].done:  # another thread may have ended it
+                        ended = sum(row.finish_reason is not None for row in self.engine.step())
+                    bar.advance(task, ended)
+            finally:  # an interrupt leaves nothing behind
+                for request in requests:
+                    self.engine.cancel(request)
+        return [request.output() for request in requests]
 
     def chat(
         self,
@@ -131,12 +180,40 @@ class LLM:
         return self._stream(request)
 
     def _stream(self, request: Request) -> Generator[Piece, None, RequestOutput]:
-        row, given = Row(request, 0, self.tokenizer), 0
-        for _ in decode(self.model, [row], self.ends):
-            pieces = row.pieces(given)
-            given += len(pieces)
-            yield from pieces
-        return _output(request, [row])
+        self.engine.submit(request, self.tokenizer)
+        return (yield from self.follow(request))
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """Queue one prompt and come back at once. `follow` gives its tokens, `cancel` ends it; any call that generates
+        moves it on. Raises ValueError like `generate`."""
+        (request,) = self._requests([prompt], params)
+        self.engine.submit(request, self.tokenizer)
+        return request
+
+    def follow(self, request: Request) -> Generator[Piece, None, RequestOutput]:
+        """The tokens of the first sample of a submitted request, as their text becomes final; returns its output.
+
+        To close the generator cancels the request. RuntimeError if its pass fails.
+        """
+        row, given = request.rows[0], 0
+        try:
+            while True:
+                done = request.done
+                pieces = row.pieces(given)
+                given += len(pieces)
+                yield from pieces
+                if done:
+                    break
+                self.engine.step()
+        finally:
+            self.engine.cancel(request)
+        if row.error is not None:
+            raise RuntimeError(row.error)
+        return request.output()
+
+    def cancel(self, request: Request) -> None:
+        """End a submitted request, wherever it is; what it has generated so far stays in its output."""
+        self.engine.cancel(request)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt for the answer to a conversation. ValueError where the tokenizer has no chat template."""
@@ -167,22 +244,25 @@ class LLM:
                 f"{name} has {len(ids)} tokens, the model's context is {self.context} with at least one to generate; "
                 "shorten the prompt"
             )
-        seed = secrets.randbits(63) if params.seed is None else params.seed
         limit = min(params.max_tokens, self.context - len(ids))
-        return Request(text, ids, params, seed, self.offset_of(params.budget), limit)
+        try:
+            self.engine.scheduler.check(len(ids) + limit)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        offset = self.offset_of(params.budget)
+        key = first_key(self.model.method, None if self.plugin is None else self.plugin.name, offset)
+        return Request(text, ids, params, seed, offset, limit, key)
 
-    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Rows of like length together, so that little is padded."""
-        rows = sorted(rows, key=lambda row: row.length)
-        for start in range(0, len(rows), self.max_batch):
-            yield rows[start : start + self.max_batch]
+
+def _check(max_batch: int, cache_tokens: int | None, weights: str) -> None:
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+    if cache_tokens is not None and cache_tokens < 1:
+        raise ValueError(f"cache_tokens must be at least 1, not {cache_tokens}")
+    if weights not in ("auto", "int8"):
+        raise ValueError(f"weights must be 'auto' or 'int8', not {weights!r}")
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-
-
-def _output(request: Request, rows: Sequence[Row]) -> RequestOutput:
-    cost = sum(request.costs) / len(request.costs)
-    samples = [row.result() for row in rows]
-    return RequestOutput(request.prompt, request.token_ids, request.depths, cost, samples)

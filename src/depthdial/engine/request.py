@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from depthdial.engine.prefix import next_key
 from depthdial.engine.sampling import SamplingParams, draw_key
 from depthdial.engine.text import TextStream
+from depthdial.kernels.tensors import PAGE
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+"""How a text ended. "stop": an end token (it is the last of `token_ids`) or a stop string; "length": `max_tokens` or
+the context; "cancelled": by the caller; "error": its pass failed."""
 
 
 class Piece(NamedTuple):
@@ -27,10 +35,11 @@ class Sample:
 
     pieces: list[Piece]
     """One per token; their texts joined are `text`."""
-    finish_reason: Literal["stop", "length"]
-    """"stop": an end token (it is the last of `token_ids`) or a stop string; "length": `max_tokens` or the context."""
+    finish_reason: Finish
     logprobs: list[dict[int, float]] | None = None
     """Per token, when asked for: log-probabilities by token id, of the chosen and of the likeliest tokens."""
+    error: str | None = None
+    """What went wrong, where `finish_reason` is "error"."""
 
     @property
     def text(self) -> str:
@@ -49,8 +58,8 @@ class Sample:
 
     @property
     def cost(self) -> float:
-        """Mean true cost, relative to dense, of the passes that gave the tokens."""
-        return sum(piece.cost for piece in self.pieces) / len(self.pieces)
+        """Mean true cost, relative to dense, of the passes that gave the tokens; nan if there are none."""
+        return sum(piece.cost for piece in self.pieces) / len(self.pieces) if self.pieces else math.nan
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class RequestOutput:
     prompt_depths: list[int]
     """Layers run for each prompt token."""
     prompt_cost: float
-    """Mean true cost of the prompt's tokens relative to dense."""
+    """Mean true cost of the prompt's tokens relative to dense, as they ran when they ran; nan if none did."""
     samples: list[Sample]
     """All `n` samples."""
 
@@ -84,17 +93,21 @@ class RequestOutput:
         return self.samples[0].cost
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"]:
+    def finish_reason(self) -> Finish:
         return self.samples[0].finish_reason
+
+    @property
+    def error(self) -> str | None:
+        return self.samples[0].error
 
     @property
     def logprobs(self) -> list[dict[int, float]] | None:
         return self.samples[0].logprobs
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """A checked prompt: everything its samples have in common."""
+    """A checked prompt: everything its samples have in common. Its handle in `LLM.cancel`."""
 
     prompt: str | None
     token_ids: list[int]
@@ -104,8 +117,24 @@ class Request:
     """The dial's logit offset for this request."""
     limit: int
     """Most tokens to generate: `max_tokens`, or what the context leaves."""
-    depths: list[int] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
+    key: bytes = b""
+    """The start of the hash chain of its pages (see `prefix`)."""
+    cached_tokens: int = 0
+    """Prompt tokens that an equal beginning had left in the cache."""
+    rows: list[Row] = field(default_factory=list)
+    """One per sample, once it is submitted."""
+
+    @property
+    def done(self) -> bool:
+        return all(row.finish_reason is not None for row in self.rows)
+
+    def output(self) -> RequestOutput:
+        """What came of it. All its rows must be done."""
+        count = len(self.token_ids)
+        first = max(self.rows, key=lambda row: len(row.ran_depths))
+        depths, costs = first.ran_depths[:count], first.ran_costs[:count]
+        cost = sum(costs) / len(costs) if costs else math.nan
+        return RequestOutput(self.prompt, self.token_ids, depths, cost, [row.result() for row in self.rows])
 
 
 class Row:
@@ -113,42 +142,92 @@ class Row:
 
     def __init__(self, request: Request, sample: int, tokenizer: Any):
         self.request, self.sample = request, sample
+        self.tokens: list[int] = list(request.token_ids)
+        """The prompt and the continuation."""
         self.token_ids: list[int] = []
-        self.depths: list[int] = []
-        self.costs: list[float] = []
         self.logprobs: list[dict[int, float]] = []
-        self.finish_reason: Literal["stop", "length"] | None = None
+        self.ran_depths: list[int] = []
+        """Layers run for each token that has run, by place in the text."""
+        self.ran_costs: list[float] = []
+        self.slot: int | None = None
+        """Where the scheduler put it; None while it waits."""
+        self.computed = 0
+        """Tokens whose K and V are in the cache."""
+        self.keys: list[bytes] = []
+        """Of its full pages, in order."""
+        self.finish_reason: Finish | None = None
+        self.error: str | None = None
         self._text = TextStream(tokenizer, request.token_ids, request.params.stops)
 
     @property
     def length(self) -> int:
         """Tokens of the prompt and the continuation together."""
-        return len(self.request.token_ids) + len(self.token_ids)
+        return len(self.tokens)
 
     @property
-    def key(self) -> int:
+    def prompt_done(self) -> bool:
+        """Has the whole prompt run?"""
+        return self.computed >= len(self.request.token_ids)
+
+    @property
+    def depths(self) -> list[int]:
+        """Layers run in the pass that gave each of `token_ids`."""
+        first = len(self.request.token_ids) - 1
+        return self.ran_depths[first : first + len(self.token_ids)]
+
+    @property
+    def costs(self) -> list[float]:
+        """True cost of the pass that gave each of `token_ids`."""
+        first = len(self.request.token_ids) - 1
+        return self.ran_costs[first : first + len(self.token_ids)]
+
+    @property
+    def draw(self) -> int:
         """The key of the next draw."""
         return draw_key(self.request.seed, self.sample, self.length)
 
-    def push(self, token: int, depth: int, cost: float, ends: frozenset[int]) -> None:
-        """Take the next token, with the depth and cost of the pass that gave it, and see whether it is the last."""
+    def chain(self) -> list[bytes]:
+        """The keys of its pages that could come from the cache: at least its last token must run."""
+        keys, before = [], self.request.key
+        for first in range(0, (self.length - 1) // PAGE * PAGE, PAGE):
+            before = next_key(before, self.tokens[first : first + PAGE])
+            keys.append(before)
+        return keys
+
+    def note(self, start: int, depths: Sequence[int], costs: Sequence[float]) -> None:
+        """Tokens from place `start` on have run. What ran before (and was preempted) keeps its first figures."""
+        known = len(self.ran_depths) - start
+        assert known >= 0, "no place is left out"
+        self.ran_depths += depths[known:] if known else depths
+        self.ran_costs += costs[known:] if known else costs
+
+    def push(self, token: int, ends: frozenset[int]) -> None:
+        """Take the next token and see whether it is the last."""
+        self.tokens.append(token)
         self.token_ids.append(token)
-        self.depths.append(depth)
-        self.costs.append(cost)
         if self._text.push(token) or (token in ends and not self.request.params.ignore_eos):
-            self.finish_reason = "stop"
+            self.end("stop")
         elif len(self.token_ids) >= self.request.limit:
-            self.finish_reason = "length"
-        if self.finish_reason:
-            self._text.close()
+            self.end("length")
+
+    def end(self, reason: Finish, error: str | None = None) -> None:
+        """No token follows."""
+        self.finish_reason, self.error = reason, error
+        self._text.close()
 
     def pieces(self, first: int = 0) -> list[Piece]:
         """The tokens from `first` on whose text is final."""
-        columns = (self._text.pieces, self.token_ids, self.depths, self.costs)
-        return [Piece(*row) for row in zip(*(c[first : self._text.ready] for c in columns), strict=True)]
+        last, before = self._text.ready, len(self.request.token_ids) - 1
+        columns = (
+            self._text.pieces[first:last],
+            self.token_ids[first:last],
+            self.ran_depths[before + first : before + last],
+            self.ran_costs[before + first : before + last],
+        )
+        return [Piece(*row) for row in zip(*columns, strict=True)]
 
     def result(self) -> Sample:
         """The finished sample."""
         assert self.finish_reason is not None
         logprobs = self.logprobs if self.request.params.logprobs is not None else None
-        return Sample(self.pieces(), self.finish_reason, logprobs)
+        return Sample(self.pieces(), self.finish_reason, logprobs, self.error)

@@ -80,10 +80,13 @@ def _finite(value: object) -> bool:
 def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]) -> Tensor:
     """The next token of each row, int64 [rows]. logits: [rows, vocabulary]; keys: one `draw_key` per row.
 
-    Each row is handled on its own, so that no row can depend on its neighbours.
+    Greedy rows cost one argmax together; each drawn one is handled on its own: no row can depend on its neighbours.
     """
-    rows = zip(logits, params, keys, strict=True)
-    return torch.stack([row.argmax() if p.temperature == 0 else _draw(row, p, key) for row, p, key in rows])
+    tokens = logits.argmax(-1)
+    for i, (p, key) in enumerate(zip(params, keys, strict=True)):
+        if p.temperature:
+            tokens[i] = _draw(logits[i], p, key)
+    return tokens
 
 
 def _draw(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
@@ -101,6 +104,13 @@ def _truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
     probability = ordered.softmax(-1)
     ordered[probability.cumsum(-1) - probability >= top_p] = -math.inf  # what stands before already reaches top_p
     return torch.empty_like(scores).scatter_(0, order, ordered)
+
+
+def logprobs_of(logits: Tensor, token: int, count: int) -> dict[int, float]:
+    """Log-probabilities of the chosen token and of the `count` likeliest, likeliest first. logits: [vocabulary]."""
+    logprob = logits.float().log_softmax(-1)
+    ids = logprob.topk(min(count, logprob.numel())).indices.tolist()
+    return {i: float(logprob[i]) for i in [*ids, *([token] if token not in ids else [])]}
 
 
 def draw_key(seed: int, sample: int, position: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 _CONTEXT = 8  # prompt tokens that stand before the first piece, so that its leading space is kept
 _BROKEN = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
 
@@ -20,6 +22,8 @@ class TextStream:
         self.pieces: list[str] = []
         self.stopped = False
         self._tokenizer, self._stops = tokenizer, tuple(stops)
+        # what the wrapper does beside this is not asked for, and takes three times as long, twice a token
+        self._fast = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
         self._ids = list(prompt[-_CONTEXT:])
         self._start, self._read = 0, len(self._ids)
         self._tail = ""  # the end of the text, as long as a stop string may begin in it
@@ -83,4 +87,8 @@ class TextStream:
             count -= gone
 
     def _decode(self, ids: list[int]) -> str:
+        if not ids:
+            return ""
+        if self._fast is not None:
+            return self._fast.decode(ids, skip_special_tokens=True)
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -8,11 +8,17 @@ from typing import Any
 from depthdial.core.method import Method
 from depthdial.methods.dense import Dense
 from depthdial.methods.flexidepth import FlexiDepth
+from depthdial.methods.highway import Highway
+from depthdial.methods.mixture_of_depths import MixtureOfDepths
 from depthdial.methods.random import Random
+from depthdial.methods.skiplayer import SkipLayer
 from depthdial.methods.static import Static
 
 METHODS: dict[str, type[Method]] = {
     "flexidepth": FlexiDepth,
+    "skiplayer": SkipLayer,
+    "mixture_of_depths": MixtureOfDepths,
+    "highway": Highway,
     "dense": Dense,
     "random": Random,
     "static": Static,

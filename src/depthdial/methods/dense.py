@@ -18,9 +18,14 @@ class Dense(Method):
     """Every layer runs for every token."""
 
     grain = "static"
+    reads_input = False
 
     def layers(self, depth: int) -> Sequence[int]:
         return ()
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         return Decision.hard(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+
+    @property
+    def target(self) -> float:
+        return 1.0

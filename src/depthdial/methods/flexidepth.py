@@ -12,14 +12,18 @@ One adaptive layer, as the released checkpoint computes it (x: [B, T, d]):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
+from depthdial.core.draws import drawn
 from depthdial.core.estimators import straight_through
+from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter, Router
 from depthdial.core.method import Dims, Method, Parts, span
 from depthdial.core.penalties import squared_depth
@@ -49,8 +53,10 @@ class FlexiDepth(Method):
     """Weight of the skip loss."""
     weights: Literal["soft", "hard"] = "soft"
     """"soft": g and 1 - g weigh MLP and adapter, also at inference (released form). "hard": weights are m and 1 - m."""
-    gate_gradient: Literal["straight_through", "soft_scale"] = "straight_through"
-    """How the router learns: through m + g - stopgrad(g), or only through the soft weights (released form)."""
+    gate_gradient: Literal["straight_through", "soft_scale", "sampled"] = "straight_through"
+    """How the router learns: through m + g - stopgrad(g); only through the soft weights (released form); or (ours) as
+    the first, with m drawn with probability g in training. Where the loss is flat around the full model, a kept unit
+    shows no benefit and a skipped one twice its benefit: without draws all logits end at the threshold (docs/log.md)."""
     router_order: Literal["norm_tanh", "tanh_norm"] = "norm_tanh"
     """Norm before tanh (released code) or after it (the paper's formula)."""
     start: float = 2.0
@@ -60,8 +66,10 @@ class FlexiDepth(Method):
         object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
         if self.weights not in ("soft", "hard"):
             raise ValueError(f"weights must be 'soft' or 'hard', not {self.weights!r}")
-        if self.gate_gradient not in ("straight_through", "soft_scale"):
-            raise ValueError(f"gate_gradient must be 'straight_through' or 'soft_scale', not {self.gate_gradient!r}")
+        if self.gate_gradient not in ("straight_through", "soft_scale", "sampled"):
+            raise ValueError(
+                f"gate_gradient must be 'straight_through', 'soft_scale' or 'sampled', not {self.gate_gradient!r}"
+            )
         if self.weights == "hard" and self.gate_gradient == "soft_scale":
             raise ValueError("hard weights give the router no gradient with soft_scale; use straight_through")
         if self.router_order not in ("norm_tanh", "tanh_norm"):
@@ -83,9 +91,14 @@ class FlexiDepth(Method):
         if site.unit == "mlp":  # decided once a layer, before attention
             attn = route.decisions[site._replace(unit="attn")]
             return self._mlp(attn)
-        g = route.shifted(parts["router"](x)).sigmoid()
+        logit = route.shifted(parts["router"](x))
+        g = logit.sigmoid()
         keep = g > self.tau
-        m = straight_through(keep, g) if self.gate_gradient == "straight_through" else keep.float()
+        if self.gate_gradient == "sampled" and route.training:
+            logistic = drawn(0, site, x, route).logit().float()
+            keep = (logit + route.noise * logistic).sigmoid() > self.tau
+            g = torch.lerp(g.detach(), g, route.noise)  # learn as much as is explored
+        m = keep.float() if self.gate_gradient == "soft_scale" else straight_through(keep, g)
         return Decision(keep, m, 1 - m, g)
 
     def _mlp(self, attn: Decision) -> Decision:
@@ -97,6 +110,11 @@ class FlexiDepth(Method):
 
     def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if site.unit == "mlp" else None
+
+    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
+        router, adapter = parts["attn"]["router"], parts["mlp"]["adapter"]
+        assert isinstance(router, Router) and isinstance(adapter, Adapter)
+        return Gate(router, math.log(self.tau / (1 - self.tau)), self.weights, adapter)
 
     def loss(self, route: Route) -> Tensor | None:
         return self.alpha * squared_depth(route.stack("score", "attn"))

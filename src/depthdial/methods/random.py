@@ -7,29 +7,18 @@ batch: a row draws the same alone and in company. Adapters train under this rout
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
+from depthdial.core.draws import drawn
+from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter
 from depthdial.core.method import Dims, Method, Parts, span
 from depthdial.core.route import Route
-
-_MASK = (1 << 31) - 1
-
-
-def uniform(seed: int, layer: int, sample: Tensor, position: Tensor) -> Tensor:
-    """Counter-based uniform numbers in (0, 1), fp64 [B, T]. sample: int64 [B, 1] or [1, 1]; position: int64 [B, T].
-
-    Three rounds of a 31-bit multiply-xorshift hash (the mixing steps of MurmurHash3's finaliser, kept below 63 bits).
-    """
-    key = (position * 0x2C1B3C6D + sample * 0x297A2D39 + layer * 0x1B873593 + seed * 0x0E6546B6) & _MASK
-    for factor in (0x45D9F3B, 0x119DE1F3, 0x27D4EB2D):
-        key = ((key ^ (key >> 15)) * factor) & _MASK
-    return ((key ^ (key >> 16)).double() + 0.5).div(1 << 31)
 
 
 @dataclass(frozen=True)
@@ -38,6 +27,7 @@ class Random(Method):
 
     units = ("attn", "mlp")
     kv = "project"
+    reads_input = False
 
     first: int | None = None
     """First routed layer; None is the upper half."""
@@ -67,12 +57,19 @@ class Random(Method):
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         if site.unit == "mlp":
             return route.decisions[site._replace(unit="attn")]
-        assert route.positions is not None, "attention hands its position ids to the route"
-        sample = x.new_zeros(1, 1, dtype=torch.long) if route.sample is None else route.sample[:, None]
-        draw = uniform(self.seed, site.layer, sample, route.positions).expand(x.shape[:2])
+        draw = drawn(self.seed, site, x, route)
         rate = torch.full(draw.shape, math.log(self.rate / (1 - self.rate)), device=x.device)
         score = route.shifted(rate).sigmoid()
         return Decision.hard(draw < score, score)
 
+    @property
+    def target(self) -> float:
+        return self.rate
+
     def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None
+
+    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
+        adapter = parts["mlp"]["adapter"] if "adapter" in parts["mlp"] else None
+        assert adapter is None or isinstance(adapter, Adapter)
+        return Gate(None, 0.0, "hard", adapter)

@@ -7,7 +7,7 @@ budgets: offset +1 drops one layer fewer. A dropped layer pays for no K, no V an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
+from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter
 from depthdial.core.method import Dims, Method, Parts, Probe
 from depthdial.core.route import Route
@@ -27,6 +28,7 @@ class Static(Method):
     units = ("attn", "mlp")
     kv = "none"
     grain = "static"
+    reads_input = False
 
     order: tuple[int, ...] = ()
     """Layers in the order in which they are dropped; filled by `calibrate`."""
@@ -62,6 +64,11 @@ class Static(Method):
 
     def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None
+
+    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
+        adapter = parts["mlp"]["adapter"] if "adapter" in parts["mlp"] else None
+        assert adapter is None or isinstance(adapter, Adapter)
+        return Gate(None, 0.0, "hard", adapter)
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:
         length = min(self.length, probe.depth - 1)

@@ -10,6 +10,7 @@ from depthdial.models.base import load_base
 from depthdial.models.checkpoint import attach, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
+from depthdial.models.scratch import DepthdialLlama
 from depthdial.models.shipped import shipped_for
 
 __all__ = ["attach", "convert", "load", "load_base", "save"]
@@ -26,13 +27,17 @@ def load(
     """An adaptive-depth causal LM and its tokenizer.
 
     model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
-    base) or None (the base alone, its route still recorded). budget: mean true cost on text, None for the plug-in's
-    recommended one. dtype: of weights, parts and activations. The model is a plain Hugging Face causal LM: call it with
-    labels, `generate`, and read `model.route.cost()` and `model.route.layers_used` [B, T] after a forward pass.
+    base) or None (the base alone, its route still recorded); a model pre-trained with its routers takes none. budget:
+    mean true cost on text, None for the plug-in's recommended one. dtype: of weights, parts and activations. The model
+    is a plain Hugging Face causal LM: call it with labels, `generate`, and read `model.route.cost()` and
+    `model.route.layers_used` [B, T] after a forward pass.
     Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
     """
     base, tokenizer = load_base(model, dtype, device)
-    if plugin is None:
+    if isinstance(base, DepthdialLlama):
+        if plugin not in (None, "default"):
+            raise ValueError(f"{model} was pre-trained with its own routers and takes no plug-in: leave --plugin out")
+    elif plugin is None:
         convert(base, Dense())
     else:
         attach(base, shipped_for(base, model) if plugin == "default" else plugin, allow_other_weights)

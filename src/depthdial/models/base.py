@@ -62,6 +62,15 @@ def load_base(
     return model.to(target).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model called `name`, or one saved alone in a folder. Raises ValueError as `load_base`."""
+    folder = Path(os.path.expanduser(name))
+    alone = folder.is_dir() and not (folder / "config.json").is_file()
+    place = Place(str(folder), local=True) if alone else _resolve(name)
+    with _one_line(name, place, "tokenizer", "save or download it again"), quiet():
+        return AutoTokenizer.from_pretrained(place.where, local_files_only=place.local, trust_remote_code=False)
+
+
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or dtype in (*DTYPES.values(), torch.float64):
         return dtype

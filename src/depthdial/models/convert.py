@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from depthdial.core.layers import Part
 from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.core.routed import Routed
+from depthdial.models.evict import Evicting
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 
@@ -30,30 +30,36 @@ class WithNorm(nn.Module):
         return (self.norm(out[0]), *out[1:]) if isinstance(out, tuple) else self.norm(out)
 
 
-def convert(model: PreTrainedModel, method: Method) -> PreTrainedModel:
+def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) -> PreTrainedModel:
     """Give `model` routers and whatever else `method` adds; returns the same model.
 
-    The base's weights are frozen (if the method says so) and never modified; fresh parts are in fp32 on the device of
-    the layer they serve. Afterwards `model.route` holds the decisions of the last forward pass, `model.method` the
-    method. Raises ValueError for an unknown family or a model that is converted already.
+    frozen: are the base's weights held fast? None: as the method says. They are never modified here; fresh parts are in
+    fp32 on the device of the layer they serve. Afterwards `model.route` holds the decisions of the last forward pass,
+    `model.method` the method. Raises ValueError for an unknown family, for a model that is converted already, and for
+    an attention that cannot leave single keys out where the method needs that.
     """
     if isinstance(getattr(model, "route", None), Route):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
     family = family_of(model.config)
+    if method.kv == "evict" and model.config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{model.config._attn_implementation} attention cannot leave out the keys of skipped tokens; "
+            "load the model with attn_implementation='sdpa'"
+        )
     layers = layers_of(model)
     routed_layers = list(method.layers(len(layers)))
     dims = family.dims(model.config)
     parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
     route = Route(_ledger(model, method, parts))
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    if method.frozen:
+    if method.frozen if frozen is None else frozen:
         model.requires_grad_(False)
     for site, made in parts.items():
         layer = layers[site.layer]
         device = next(layer.parameters()).device
         made = {name: part.to(device) for name, part in made.items()}
-        _wrap(layer, family, lambda unit, s=site, p=made: Routed(unit, method, s, p, route), site.unit)
-    hook = model.get_decoder().register_forward_pre_hook(_begin(route), with_kwargs=True)
+        _wrap(layers, family, site, method, made, route)
+    hook = model.get_decoder().register_forward_pre_hook(_begin(route, "layer" in method.units), with_kwargs=True)
 
     def undo() -> None:
         hook.remove()
@@ -69,8 +75,12 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
     family = family_of(model.config)
     layers = layers_of(model)
     for site, unit in routed(model).items():
+        inner = unwrapped(unit)
+        if site.unit == "layer":
+            layers[site.layer] = inner
+            continue
         name, after = _names(family, site.unit)
-        layer, inner = layers[site.layer], unit.unit
+        layer = layers[site.layer]
         if isinstance(inner, WithNorm):
             assert after is not None
             layer.set_submodule(after, inner.norm)
@@ -82,10 +92,17 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a causal LM, converted or not."""
+    """The decoder layers of a causal LM, converted or not; where whole layers are routed, their wrappers."""
     layers = model.get_decoder().layers
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def unwrapped(unit: nn.Module) -> nn.Module:
+    """A unit without the wrappers that routing puts around it; a norm that was moved into it stays."""
+    while isinstance(unit, Routed | Evicting):
+        unit = unit.unit
+    return unit
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
@@ -118,14 +135,17 @@ def routed(model: PreTrainedModel) -> dict[Site, Routed]:
 
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    after = {}
+    after: dict[str, str | None] = {}
     for path, unit in model.named_modules():
         if isinstance(unit, Routed):
             layer, _, name = path.rpartition(".")
-            inner = f"{path}.unit.unit." if isinstance(unit.unit, WithNorm) else f"{path}.unit."
+            inner, wrapper = f"{path}.unit.", unit.unit
+            if isinstance(wrapper, Evicting):
+                inner, wrapper = f"{inner}unit.", wrapper.unit
+            if isinstance(wrapper, WithNorm):
+                after[f"{inner}norm."] = f"{layer}.{_names(family_of(model.config), unit.site.unit)[1]}."
+                inner = f"{inner}unit."
             after |= {f"{path}.parts.": None, inner: f"{layer}.{name}."}
-            if isinstance(unit.unit, WithNorm):
-                after[f"{path}.unit.norm."] = f"{layer}.{_names(family_of(model.config), unit.site.unit)[1]}."
     found = {}
     for name, weight in model.named_parameters():
         start = next((start for start in after if name.startswith(start)), "")
@@ -134,22 +154,39 @@ def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return found
 
 
-def _wrap(layer: nn.Module, family: Family, wrapped: Callable[[nn.Module], Routed], unit: str) -> None:
-    """Put a routed unit where the layer keeps its plain one; a norm that follows the unit moves into it."""
-    name, after = _names(family, unit)
+def _wrap(
+    layers: nn.ModuleList, family: Family, site: Site, method: Method, parts: dict[str, nn.Module], route: Route
+) -> None:
+    """Put a routed unit where the model keeps its plain one; a norm that follows the unit moves into it."""
+    layer = layers[site.layer]
+    if site.unit == "layer":
+        unit, norm = layer, family.before_attn
+        if method.kv == "evict":
+            unit, norm = Evicting(layer, site, route), f"unit.{norm}"
+        layers[site.layer] = Routed(unit, method, site, parts, route, norm)
+        return
+    name, after = _names(family, site.unit)
     inner = layer.get_submodule(name)
     if after is not None:
         inner = WithNorm(inner, layer.get_submodule(after))
         layer.set_submodule(after, nn.Identity())
-    layer.set_submodule(name, wrapped(inner))
+    if method.kv == "evict" and site.unit == "attn":
+        inner = Evicting(inner, site, route)
+    layer.set_submodule(name, Routed(inner, method, site, parts, route))
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:
     return {"attn": (family.attn, family.after_attn), "mlp": (family.mlp, family.after_mlp)}[unit]
 
 
-def _begin(route: Route):
+def _begin(route: Route, whole: bool):
+    """whole: are whole layers routed?"""
+
     def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if whole and kwargs.get("output_hidden_states"):
+            raise ValueError(
+                "hidden states are recorded inside a layer, before its skip; hook model.get_decoder().layers instead"
+            )
         tokens = args[0] if args else kwargs.get("input_ids")
         like = kwargs["inputs_embeds"] if tokens is None else tokens
         shape = (like.shape[0], like.shape[1])
@@ -175,4 +212,5 @@ def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, 
         projects_kv=method.kv == "project",
         always=always,
         skipped=skipped,
+        skips=method.skips,
     )

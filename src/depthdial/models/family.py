@@ -22,11 +22,21 @@ class Family:
     """The family's configuration class: tests build tiny random models from it."""
     attn: str = "self_attn"
     mlp: str = "mlp"
+    before_attn: str = "input_layernorm"
     before_mlp: str = "post_attention_layernorm"
     """The norm whose output is the MLP's input, and so the adapter's."""
     after_attn: str | None = None
     """A norm applied to attention's output before the residual is added: part of the unit, so that a skip is exact."""
     after_mlp: str | None = None
+    head_norms: bool = False
+    """Are q and k normed, head by head, before the rope?"""
+    plus_one: bool = False
+    """Do norms scale by 1 + weight, in fp32?"""
+    scales_embeddings: bool = False
+    rope_per_kind: bool = False
+    """Has each kind of layer (`config.layer_types`) a rope of its own?"""
+    activation: str = "hidden_act"
+    """The field of the configuration that names the MLP's activation."""
     sliding: bool = False
     """Do some layers attend to a window only (`config.layer_types`, `config.sliding_window`)?"""
 
@@ -44,10 +54,11 @@ class Family:
             mlp=sum(child.weight.numel() for child in mlp.modules() if isinstance(child, nn.Linear)),
             attend=2 * width["q_proj"],
             kv_width=2 * width["k_proj"],
-            window=self._window(config, index),
+            window=self.window(config, index),
         )
 
-    def _window(self, config: PretrainedConfig, index: int) -> int | None:
+    def window(self, config: PretrainedConfig, index: int) -> int | None:
+        """How many tokens, itself included, a token of the layer attends to; None is all."""
         if not self.sliding or config.sliding_window is None:
             return None
         kinds = getattr(config, "layer_types", None)  # absent: every layer slides (Mistral)

@@ -12,11 +12,15 @@ from depthdial.models.family import Family
 FAMILIES: dict[str, Family] = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)}
 
 
+OWN = "depthdial_"
+"""Our own model types are a family's with this before it: the same layers, converted (`models.scratch`)."""
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a model's configuration. Raises ValueError for a family that is not known."""
-    if config.model_type not in FAMILIES:
+    if (kind := config.model_type.removeprefix(OWN)) not in FAMILIES:
         raise ValueError(
             f"models of type {config.model_type!r} cannot be converted yet; known: {', '.join(FAMILIES)} "
             "(CONTRIBUTING.md says how to add a family)"
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[kind]

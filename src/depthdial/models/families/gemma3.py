@@ -14,5 +14,10 @@ GEMMA3 = Family(
     before_mlp="pre_feedforward_layernorm",
     after_attn="post_attention_layernorm",
     after_mlp="post_feedforward_layernorm",
+    head_norms=True,
+    plus_one=True,
+    scales_embeddings=True,
+    rope_per_kind=True,
+    activation="hidden_activation",
     sliding=True,
 )

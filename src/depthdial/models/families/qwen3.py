@@ -4,4 +4,4 @@ from transformers import Qwen3Config
 
 from depthdial.models.family import Family
 
-QWEN3 = Family(model_type="qwen3", example=Qwen3Config, sliding=True)
+QWEN3 = Family(model_type="qwen3", example=Qwen3Config, head_norms=True, sliding=True)

@@ -1,0 +1,104 @@
+"""Put an engine together for a converted model: cache, scheduler, and the fastest runner this machine has for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+
+from depthdial.engine.batch import Batch
+from depthdial.engine.cache import Cache, Shape
+from depthdial.engine.native import NativeRunner, tensors_of
+from depthdial.engine.runner import Runner, TorchRunner
+from depthdial.engine.scheduler import Scheduler
+from depthdial.engine.stats import Stats
+from depthdial.engine.step import Engine
+from depthdial.engine.weights import int8_spine
+from depthdial.kernels.cpu.build import Unavailable
+from depthdial.models.block import Spine, spine_of
+
+log = logging.getLogger(__name__)
+
+CHUNK = 512
+"""Most prompt tokens in one step."""
+CACHE_BYTES = 2**30
+"""Size of the KV cache where none is asked for, at most; on a CPU pages take memory only once they are written."""
+LEAST_TOKENS = 4096
+
+
+def fit_cache(model: Any, asked: int | None, most: int) -> int:
+    """Tokens of the KV cache: those asked for, or what a gigabyte holds. most: more could never be used."""
+    if asked is not None:
+        return asked
+    fits = CACHE_BYTES // shape_of(spine_of(model)).token_bytes
+    return min(most, max(fits, LEAST_TOKENS))
+
+
+def shape_of(spine: Spine) -> Shape:
+    """What a token leaves in the cache. ValueError where layers differ in it."""
+    kinds = {(block.kv_heads, block.head_dim) for block in spine.blocks}
+    if len(kinds) > 1:
+        raise ValueError(f"layers with different sizes of K and V ({sorted(kinds)}) are not supported by the engine")
+    ((kv_heads, head_dim),) = kinds
+    return Shape(len(spine.blocks), kv_heads, head_dim, spine.norm.weight.dtype)
+
+
+def assemble(
+    model: Any,
+    max_batch: int,
+    cache_tokens: int,
+    context: int,
+    weights: Literal["auto", "int8"],
+    prefix_cache: bool,
+    ends: frozenset[int],
+    release: bool = False,
+) -> Engine:
+    """An engine with a cache of its own over the model's own weights, or over int8 ones made from them.
+
+    release: with int8, give the model's own matrices back; it can then be run by this engine only. Raises ValueError
+    for what the engine cannot run.
+    """
+    spine = spine_of(model)
+    device: torch.device = spine.norm.weight.device
+    stats = Stats(len(spine.blocks))
+    if weights == "int8":
+        runner = _int8_runner(model, spine, stats, release)
+    else:
+        runner = _runner(model, spine, stats)
+    cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, prefix_cache)
+    batch = Batch(cache, max_batch + CHUNK, device)
+    return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
+
+
+def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
+    plain = TorchRunner(model, spine, stats)
+    if spine.norm.weight.device.type == "cuda":
+        return _on_cuda(plain, spine)
+    if spine.norm.weight.device.type != "cpu":
+        return plain
+    try:
+        return NativeRunner(plain, tensors_of(spine, plain))
+    except (ValueError, Unavailable) as reason:
+        log.info("decoding in PyTorch, without native kernels: %s", reason)
+        return plain
+
+
+def _on_cuda(plain: TorchRunner, spine: Spine) -> Runner:
+    try:
+        from depthdial.engine.graph import GraphRunner  # needs Triton, which comes with CUDA builds of torch
+
+        return GraphRunner(plain, tensors_of(spine, plain))
+    except (ValueError, ImportError) as reason:
+        log.info("running in PyTorch, without CUDA graphs: %s", reason)
+        return plain
+
+
+def _int8_runner(model: Any, spine: Spine, stats: Stats, release: bool) -> Runner:
+    if spine.norm.weight.device.type != "cpu":
+        raise ValueError("int8 weights run on a CPU only; use weights='auto'")
+    try:
+        plain = TorchRunner(model, int8_spine(spine, release), stats)
+        return NativeRunner(plain, tensors_of(plain.spine, plain))
+    except (ValueError, Unavailable) as reason:
+        raise ValueError(f"int8 weights need the native kernels ({reason}); use weights='auto'") from reason

@@ -1,0 +1,109 @@
+"""Attention of some tokens of a pass over the pages of their sequences, in torch.
+
+Rows that decode go in one call, padded to the longest; the rest row by row, a block of queries at a time, so that few
+keys are read which none of the block may see.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depthdial.engine.batch import Batch
+from depthdial.kernels.tensors import PAGE
+from depthdial.models.block import Block
+
+QUERIES = 256
+"""Queries of one block."""
+
+
+def attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, kept: Tensor | None, block: Block
+) -> tuple[Tensor, int]:
+    """q: [n, heads, hd] of the tokens `kept` (int64 [n], rising; None: all) -> ([n, heads * hd], keys read).
+
+    Caches of one layer: [pages, kv_heads, PAGE, hd], K and V of the pass itself already written. Each token sees the
+    places up to its own, or the last `block.window` of them. Keys read counts one for each place of each gathered page.
+    """
+    bounds = _bounds(batch, kept)
+    positions = batch.positions if kept is None else batch.positions[kept]
+    out = torch.empty_like(q)
+    keys, first = 0, bounds[0]
+    if first:
+        slots = batch.slots[:first] if kept is None else batch.slots[kept[:first]]
+        keys += _singles(out[:first], q[:first], k_cache, v_cache, batch, slots.long(), positions[:first], block)
+    for part, (begin, end) in zip(batch.slices[batch.singles :], pairwise(bounds), strict=True):
+        for low in range(begin, end, QUERIES):
+            high = min(low + QUERIES, end)
+            # places rise within a row, so the last query of the block sees the farthest; without gathering it is known
+            last = part.start + high - begin - 1 if kept is None else part.start + part.count - 1
+            slot = part.row.slot
+            assert slot is not None
+            keys += _block(
+                out[low:high], q[low:high], k_cache, v_cache, batch.cache.table[slot], positions[low:high],
+                part.start + low - begin, last, block,
+            )  # fmt: skip
+    return out.flatten(1), keys
+
+
+def _bounds(batch: Batch, kept: Tensor | None) -> list[int]:
+    """Where, among the kept tokens, the single ones end and then each slice ends."""
+    ends, at = [batch.singles], batch.singles
+    for part in batch.slices[batch.singles :]:
+        at += part.count
+        ends.append(at)
+    if kept is None:
+        return ends
+    return torch.searchsorted(kept, torch.tensor(ends, device=kept.device)).tolist()
+
+
+def _singles(
+    out: Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Batch,
+    slots: Tensor,
+    positions: Tensor,
+    block: Block,
+) -> int:
+    """One query of each of n sequences; writes out: [n, heads, hd], as q."""
+    n, low = len(q), 0
+    if block.window is not None:
+        low = max(0, int(positions.min()) + 1 - block.window) // PAGE
+    pages = batch.cache.table[slots, low : int(positions.max()) // PAGE + 1].long()
+    k, v = (cache[pages].transpose(1, 2).flatten(2, 3) for cache in (k_cache, v_cache))  # [n, kv_heads, S, hd]
+    place = torch.arange(low * PAGE, low * PAGE + k.shape[2], device=q.device)
+    seen = _seen(place, positions[:, None], block)[:, None, None]
+    grouped = q.view(n, block.kv_heads, -1, block.head_dim)
+    found = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=block.scale)
+    out.copy_(found.reshape(q.shape))
+    return n * k.shape[2]
+
+
+def _block(
+    out: Tensor, q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, positions: Tensor, first: int, last: int,
+    block: Block,
+) -> int:  # fmt: skip
+    """Queries of one sequence, at places within first..last; writes out: [n, heads, hd], as q."""
+    n, low = len(q), 0
+    if block.window is not None:
+        low = max(0, first + 1 - block.window) // PAGE
+    pages = table[low : last // PAGE + 1].long()
+    count = last + 1 - low * PAGE
+    k, v = (cache[pages].transpose(0, 1).flatten(1, 2)[None, :, :count] for cache in (k_cache, v_cache))
+    seen = _seen(torch.arange(low * PAGE, last + 1, device=q.device), positions[:, None], block)
+    # queries that share a head of K and V stand under one another, so that it is not repeated
+    group = block.heads // block.kv_heads
+    grouped = q.view(n, block.kv_heads, group, block.head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
+    found = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen.repeat(group, 1), scale=block.scale)
+    out.copy_(found[0].unflatten(1, (group, n)).permute(2, 0, 1, 3).flatten(1, 2))
+    return pages.numel() * PAGE
+
+
+def _seen(place: Tensor, position: Tensor, block: Block) -> Tensor:
+    seen = place <= position
+    return seen if block.window is None else seen & (place > position - block.window)

@@ -1,0 +1,90 @@
+"""The tokens of one pass, flattened into buffers that are made once, and what the pass gave.
+
+Rows that decode come first, one token each; then slices of prompts. This file is *not* about how they are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthdial.engine.cache import Cache
+from depthdial.engine.scheduler import Slice
+
+
+class Batch:
+    """N tokens of any rows, each with its place, its slot in the page table and its dial.
+
+    ids: int64 [N]; positions, slots: int32 [N]; offsets: fp32 [N]; all on the device. `inf` is the untouched base.
+    """
+
+    def __init__(self, cache: Cache, capacity: int, device: torch.device):
+        self.cache = cache
+        self.slices: Sequence[Slice] = ()
+        self.size = self.singles = 0
+        """Tokens of the pass; how many of them, the first ones, are alone in their row."""
+        self._ids, self._positions = np.zeros(capacity, np.int64), np.zeros(capacity, np.int32)
+        self._slots, self._offsets = np.zeros(capacity, np.int32), np.zeros(capacity, np.float32)
+        self._host = [torch.from_numpy(a) for a in (self._ids, self._positions, self._slots, self._offsets)]
+        self._views: dict[int, list[Tensor]] = {}
+        self._device = device
+        self.ids, self.positions, self.slots, self.offsets = self._host
+        self.untouched = False
+        """Does every token run the untouched base?"""
+        self.greedy = False
+        """Is the likeliest token all that is asked of every row?"""
+        self.last: list[int] = []
+        """Which tokens are the last of their row: their logits are wanted."""
+
+    def fill(self, slices: Sequence[Slice]) -> None:
+        """Take the next pass; what the buffers held is overwritten."""
+        self.slices, self.last, self.untouched, self.greedy = slices, [], True, True
+        self.singles = at = 0
+        for part in slices:
+            row, start, count = part
+            offset, slot = row.request.offset, row.slot
+            assert slot is not None
+            if count == 1:
+                assert self.singles == at, "single tokens come first"
+                self.singles += 1
+                self._ids[at], self._positions[at] = row.tokens[start], start
+                self._slots[at], self._offsets[at] = slot, offset
+            else:
+                end = at + count
+                self._ids[at:end] = row.tokens[start : start + count]
+                self._positions[at:end] = np.arange(start, start + count)
+                self._slots[at:end], self._offsets[at:end] = slot, offset
+            at += count
+            if part.completes:
+                self.last.append(at - 1)
+                params = row.request.params
+                self.greedy = self.greedy and not params.temperature and params.logprobs is None
+            self.untouched = self.untouched and offset == np.inf
+        self.size = at
+        self.ids, self.positions, self.slots, self.offsets = self._of_size(at)
+
+    def _of_size(self, size: int) -> list[Tensor]:
+        if self._device.type != "cpu":
+            return [tensor[:size].to(self._device) for tensor in self._host]
+        if size not in self._views:  # one decode step after the other has the same size
+            self._views[size] = [tensor[:size] for tensor in self._host]
+        return self._views[size]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a pass gave."""
+
+    logits: Tensor | None
+    """[len(last), V], of the last token of each row that is complete; of any float dtype. None where none is complete,
+    or where the pass chose the tokens itself."""
+    depths: list[int]
+    """Layers run for each token."""
+    costs: list[float]
+    """True cost of each token relative to dense."""
+    tokens: list[int] | None = None
+    """The likeliest token of each complete row, if the pass was greedy and its runner knows."""

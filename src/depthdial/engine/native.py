@@ -1,0 +1,229 @@
+"""Small passes on a CPU in one native call; larger ones go to the torch runner, over the same cache and weights.
+
+What a native pass decides and what it costs is tested against the torch runner, which says what it means.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthdial.core.cost import Ledger
+from depthdial.core.decision import Site
+from depthdial.core.gate import Gate
+from depthdial.core.layers import Adapter, LinearRouter, Router
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.runner import TorchRunner
+from depthdial.engine.stats import Stats
+from depthdial.kernels.cpu.native import Counters, NativeModel
+from depthdial.kernels.tensors import (
+    MAX_TOKENS,
+    PAGE,
+    AdapterTensors,
+    LayerTensors,
+    ModelTensors,
+    RouterTensors,
+)
+from depthdial.models.block import Spine
+
+REMEMBERED = 4096
+"""Decisions kept for methods that look at places only, in blocks of a page of tokens."""
+
+
+class _Buffers(NamedTuple):
+    """What a pass of N tokens writes into, made once for each N."""
+
+    logits: Tensor
+    argmax: Tensor
+    keep: Tensor
+    kept: np.ndarray
+    """`keep` itself, for numpy."""
+    score: Tensor
+    given: Tensor
+    given_rows: np.ndarray
+
+
+class NativeRunner:
+    """plain: the runner of the same model; tensors: that model for the kernels.
+
+    Raises ValueError for what the kernels cannot run, kernels.cpu.build.Unavailable where they cannot be built.
+    """
+
+    small = MAX_TOKENS
+
+    def __init__(self, plain: TorchRunner, tensors: ModelTensors):
+        self.plain = plain
+        self.model = NativeModel(tensors)
+        self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
+        self._cost = Costs(plain.ledger)
+        self._adapters = np.array([layer.adapter is not None for layer in tensors.layers])
+        self._buffers: dict[int, _Buffers] = {}
+        self._kept = np.zeros(len(tensors.layers), dtype=np.int64)
+        self._routed = self._whole = 0
+        """Tokens that native passes ran since the rows were last summed up: with decisions, and without."""
+
+    def run(self, batch: Batch) -> Passed:
+        """One pass; see `TorchRunner.run`."""
+        if batch.size > self.small:
+            return self.plain.run(batch)
+        n, cache = batch.size, batch.cache
+        if n not in self._buffers:
+            self._buffers[n] = self._make(n)
+        out = self._buffers[n]
+        given = None
+        if self._given is not None and not batch.untouched:
+            self._given.fill(out.given_rows, batch)
+            given = out.given
+        logits, argmax = (None, out.argmax) if batch.greedy else (out.logits, None)
+        if not batch.last:
+            logits = argmax = None  # in the middle of a prompt nobody asks for the next token
+        counted = self.model.forward(
+            batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
+            logits, out.keep, out.score, None, argmax,
+        )  # fmt: skip
+        self._count(n, None if batch.untouched else out.kept, counted)
+        if batch.untouched:
+            depths, costs = [self.model.depth] * n, [1.0] * n
+        else:
+            depths = out.kept.sum(0, dtype=np.int64).tolist()
+            costs = self._cost(out.kept, batch.offsets.numpy())
+        if argmax is not None:
+            tokens = argmax.tolist()
+            return Passed(None, depths, costs, [tokens[i] for i in batch.last])
+        return Passed(out.logits[batch.last] if batch.last else None, depths, costs)
+
+    @property
+    def stats(self) -> Stats:
+        """The plain runner's, with what native passes ran added to its rows."""
+        stats, whole = self.plain.stats, self._whole
+        for rows in (stats.rows, stats.attn_rows, stats.mlp_rows):
+            rows += self._kept + whole
+        stats.kv_rows += self._routed + whole
+        stats.adapter_rows += (self._routed - self._kept) * self._adapters
+        self._kept[:] = 0
+        self._routed = self._whole = 0
+        return stats
+
+    def _count(self, n: int, kept: np.ndarray | None, counted: Counters) -> None:
+        """kept: uint8 [L, N]; None: everything ran. Rows are summed up when they are asked for: a pass is short."""
+        stats = self.plain.stats
+        stats.passes += 1
+        stats.tokens += n
+        stats.native_tokens += n
+        if kept is None:
+            self._whole += n
+        else:
+            self._routed += n
+            self._kept += kept[:, 0] if n == 1 else kept.sum(1, dtype=np.int64)
+        stats.layers_run += counted.layers_run
+        stats.weight_bytes += counted.weight_bytes
+        stats.kv_bytes += counted.kv_bytes
+
+    def _make(self, n: int) -> _Buffers:
+        depth = self.model.depth
+        keep, given = (torch.ones(depth, n, dtype=torch.uint8) for _ in range(2))
+        logits, argmax = torch.empty(n, self.model.vocabulary), torch.zeros(n, dtype=torch.int64)
+        return _Buffers(logits, argmax, keep, keep.numpy(), torch.empty(depth, n), given, given.numpy())
+
+
+class Costs:
+    """True cost of tokens from the layers they kept: `core.cost.token_cost` where a layer is kept as a whole."""
+
+    def __init__(self, ledger: Ledger):
+        self._dense, self._saved = float(ledger.dense), np.zeros(len(ledger.layers))
+        self._most = self._dense + sum(ledger.always.values())
+        for site in set(ledger.always) | set(ledger.skipped):
+            self._saved[site.layer] += ledger.saved(site)
+
+    def __call__(self, keep: np.ndarray, offsets: np.ndarray) -> list[float]:
+        """keep: uint8 [L, N] -> N numbers."""
+        costs = (self._most - self._saved @ (1 - keep)) / self._dense
+        return np.where(offsets == np.inf, 1.0, costs).tolist()
+
+
+class GivenTable:
+    """The decisions of a method that looks at places only, asked for a page of places at a time and remembered."""
+
+    def __init__(self, plain: TorchRunner):
+        self._method, self._ledger, self._parts = plain.method, plain.ledger, plain.parts
+        self._known: dict[tuple[float, int], np.ndarray] = {}
+
+    def fill(self, into: np.ndarray, batch: Batch) -> None:
+        """into: uint8 [L, N], 1 where the layer runs."""
+        for i, (place, offset) in enumerate(zip(batch.positions.tolist(), batch.offsets.tolist(), strict=True)):
+            into[:, i] = self._block(offset, place // PAGE)[:, place % PAGE]
+
+    def _block(self, offset: float, index: int) -> np.ndarray:
+        """uint8 [L, PAGE]"""
+        if self._method.grain == "static":
+            index = 0
+        if (offset, index) not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[offset, index] = self._ask(offset, index)
+        return self._known[offset, index]
+
+    @torch.no_grad()
+    def _ask(self, offset: float, index: int) -> np.ndarray:
+        route = Route(self._ledger, torch.tensor([offset]))
+        route.begin((1, PAGE), None)
+        route.positions = torch.arange(index * PAGE, (index + 1) * PAGE)[None]
+        x, keep = torch.zeros(1, PAGE, 1), torch.ones(len(self._ledger.layers), PAGE, dtype=torch.uint8)
+        for site in sorted(self._parts):
+            if site.unit == "attn":
+                keep[site.layer] = self._method.decide(self._parts[site], x, site, route).keep[0]
+        return keep.numpy()
+
+
+def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
+    """The model for the kernels: references to its tensors, and each layer's gate as `Method.gate` says it.
+
+    Raises ValueError for a method that says too little of itself for a native pass.
+    """
+    sites = list(plain.parts)
+    if any(Site(site.layer, unit) not in plain.parts for site in sites for unit in ("attn", "mlp")):
+        raise ValueError("the method does not route attention and MLP together")
+    layers = []
+    for i, block in enumerate(spine.blocks):
+        router = adapter = None
+        if Site(i, "attn") in plain.parts:
+            gate = _gate(plain.method, plain.parts, i)
+            router = None if gate.router is None else _router(gate.router, gate, spine.norm.weight.dtype)
+            adapter = None if gate.adapter is None else _adapter(gate.adapter, spine.norm.weight.dtype)
+        layers.append(LayerTensors(**vars(block), router=router, adapter=adapter))
+    return ModelTensors(
+        spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap
+    )
+
+
+def _gate(method: Method, parts: dict[Site, Any], layer: int) -> Gate:
+    gate = method.gate({unit: parts[Site(layer, unit)] for unit in ("attn", "mlp")}, layer)
+    if gate is None or (gate.router is None and method.reads_input):
+        raise ValueError("the method gives no gate that could be fused (Method.gate)")
+    return gate
+
+
+@torch.no_grad()
+def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
+    if not isinstance(router, Router):
+        raise ValueError(f"the kernels know no {type(router).__name__}")
+    folded = router.head.weight.float() @ router.dec.weight.float()
+    return RouterTensors(
+        router.enc.weight.to(dtype),
+        router.norm.weight.float(),
+        router.norm.eps or 0.0,
+        "norm_tanh" if router.order == "norm_tanh" else "tanh_norm",
+        folded[0],
+        float(router.bias),
+        gate.cut,
+        gate.weights == "soft",
+    )
+
+
+def _adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterTensors:
+    return AdapterTensors(*(part.weight.detach().to(dtype) for part in (adapter.gate, adapter.up, adapter.down)))

@@ -1,0 +1,66 @@
+// The structs that Python fills (kernels/cpu/native.py mirrors them field by field). Every pointer outlives the model or the call.
+#pragma once
+#include <cstdint>
+
+enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+
+// Row-major [rows, cols]; data null: absent. scale: fp32 [rows] for INT8. bias: fp32 [rows] or null.
+struct Mat {
+  const void* data;
+  const float* scale;
+  const float* bias;
+  int32_t rows, cols, kind;
+};
+
+// weight: fp32, with Gemma's 1 already added; null: absent.
+struct NormSpec {
+  const float* weight;
+  float eps;
+  int32_t plus_one;
+};
+
+struct RouterSpec {
+  Mat enc;
+  const float* scale;
+  const float* folded;
+  float eps, bias, cut;
+  int32_t tanh_first, soft;
+};
+
+struct LayerSpec {
+  NormSpec before_attn, before_mlp, after_attn, after_mlp, q_norm, k_norm;
+  Mat q, k, v, o, gate, up, down;
+  Mat adapter_gate, adapter_up, adapter_down;
+  RouterSpec router;
+  int32_t heads, kv_heads, head_dim, rope, gelu, window;  // window 0: none
+  float scale;
+};
+
+struct ModelSpec {
+  const LayerSpec* layers;
+  Mat embed, head;
+  NormSpec norm;
+  const float* inv_freq;      // [ropes, head_dim / 2]
+  const float* rope_scaling;  // [ropes]
+  int32_t count, dim, ropes, bf16, max_tokens;
+  float embed_scale, softcap;  // softcap 0: none
+};
+
+struct PassSpec {
+  const int64_t* ids;
+  const int32_t* positions;
+  const int32_t* sequences;
+  const int32_t* page_table;
+  void* k_cache;  // [layers, pages, kv_heads, PAGE, head_dim]
+  void* v_cache;
+  const float* offsets;
+  const uint8_t* given;  // [layers, tokens] or null
+  float* logits;         // [tokens, vocabulary] or null
+  int64_t* argmax;       // [tokens] or null
+  uint8_t* keep;         // [layers, tokens]
+  float* score;          // [layers, tokens]
+  int64_t table_stride, layer_stride;  // in elements
+  int32_t tokens, table_rows, table_columns, pages, voting;
+  float vote;
+  int64_t rows_run, layers_run, weight_bytes, kv_bytes;  // written by the pass
+};

@@ -1,0 +1,110 @@
+// What happens to vectors between the matrices. Loops are plain, for the compiler to vectorise. Activations are kept as
+// fp32; in a bf16 model each holds a value that bf16 has, rounded where Hugging Face rounds.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+
+static inline float round_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+static inline float rounded(float x, bool bf16) { return bf16 ? round_bf16(x) : x; }
+
+static inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float from_bf16(uint16_t half) {
+  const uint32_t bits = (uint32_t)half << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+// exp within 2e-7 relative, branchless so that loops of it vectorise (the constants are those of Cephes).
+static inline float fast_exp(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+static inline float tanh_of(float x) { return 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f); }
+
+static inline float gelu_tanh(float x) {
+  return 0.5f * x * (1.0f + tanh_of(0.79788456f * (x + 0.044715f * x * x * x)));
+}
+
+static inline float dot_f32(const float* a, const float* b, int n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+static inline void rms_norm(const float* x, int n, const NormSpec& norm, bool bf16, float* out) {
+  const float inverse = 1.0f / std::sqrt(dot_f32(x, x, n) / n + norm.eps);
+  if (!bf16)
+    for (int i = 0; i < n; ++i) out[i] = x[i] * inverse * norm.weight[i];
+  else if (norm.plus_one)
+    for (int i = 0; i < n; ++i) out[i] = round_bf16(x[i] * inverse * norm.weight[i]);
+  else
+    for (int i = 0; i < n; ++i) out[i] = round_bf16(round_bf16(x[i] * inverse) * norm.weight[i]);
+}
+
+// a = act(gate) * up, in place of gate.
+static inline void gated(float* gate, const float* up, int n, bool gelu, bool bf16) {
+  if (gelu)
+    for (int i = 0; i < n; ++i) gate[i] = rounded(rounded(gelu_tanh(gate[i]), bf16) * up[i], bf16);
+  else if (bf16)
+    for (int i = 0; i < n; ++i) gate[i] = round_bf16(round_bf16(gate[i] * sigmoid(gate[i])) * up[i]);
+  else
+    for (int i = 0; i < n; ++i) gate[i] = gate[i] * sigmoid(gate[i]) * up[i];
+}
+
+// x += weight * update, the weight and the product rounded.
+static inline void add(float* x, const float* update, int n, float weight, bool bf16) {
+  if (!bf16)
+    for (int i = 0; i < n; ++i) x[i] += weight * update[i];
+  else if (weight == 1.0f)
+    for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + update[i]);
+  else {
+    const float w = round_bf16(weight);
+    for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + round_bf16(w * update[i]));
+  }
+}
+
+// The router's logit from its code, fp32 [r], which is overwritten.
+static inline float router_logit(float* code, const RouterSpec& router) {
+  const int r = router.enc.rows;
+  if (router.tanh_first)
+    for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
+  const float inverse = 1.0f / std::sqrt(dot_f32(code, code, r) / r + router.eps);
+  for (int i = 0; i < r; ++i) code[i] *= inverse * router.scale[i];
+  if (!router.tanh_first)
+    for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
+  return dot_f32(code, router.folded, r) + router.bias;
+}

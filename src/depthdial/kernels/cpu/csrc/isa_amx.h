@@ -1,0 +1,166 @@
+// Three to sixteen tokens at once: tiles of 16 rows of weights, as they lie in memory, by 16 tokens.
+#pragma once
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+#include "abi.h"
+
+namespace amx {
+
+constexpr int TILE = 16;   // rows and tokens of a tile
+constexpr int LINE = 64;   // bytes of a row of weights in one step
+constexpr size_t AHEAD = 2 * TILE;  // rows fetched early
+
+// With fewer tokens dot products keep up with memory, and packing costs nothing.
+static inline bool worth(int tokens, int kind) { return tokens > 2 && kind != FP32; }
+
+// The system grants tiles to a process that asks.
+static inline bool granted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+// Tiles of one thread during a pass: 0 and 1 sums, 2 and 3 weights, 4 tokens.
+struct Session {
+  Session() {
+    alignas(64) struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    for (int i = 0; i < 5; ++i) {
+      shape.bytes[i] = LINE;
+      shape.rows[i] = TILE;
+    }
+    _tile_loadconfig(&shape);
+  }
+  ~Session() { _tile_release(); }
+};
+
+static inline void transpose(__m512i (&v)[16]) {
+  __m512i a[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+    v[i + 4] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
+    v[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+    v[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
+  }
+}
+
+// x: [tokens, bytes] -> [bytes / 4, 16, 4]; bytes is a multiple of LINE, tokens that are not there are zero.
+static inline void tile_tokens(const void* x, int tokens, int bytes, void* tiles) {
+  for (int k = 0; k < bytes; k += LINE) {
+    __m512i v[16];
+    for (int m = 0; m < 16; ++m)
+      v[m] = m < tokens ? _mm512_loadu_si512((const char*)x + (size_t)m * bytes + k) : _mm512_setzero_si512();
+    transpose(v);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512((char*)tiles + (size_t)k * TILE + i * LINE, v[i]);
+  }
+}
+
+// 16 rows of sums, each over 16 tokens, to out [tokens, ld].
+static inline void spread(__m512 (&sums)[16], const float* bias, int tokens, float* out, int ld, bool bf16) {
+  __m512i v[16];
+  for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(sums[r]);
+  transpose(v);
+  for (int m = 0; m < tokens; ++m) {
+    __m512 value = _mm512_castsi512_ps(v[m]);
+    if (bias) value = _mm512_add_ps(value, _mm512_loadu_ps(bias));
+    if (bf16) {
+      const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+      value = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    _mm512_storeu_ps(out + (size_t)m * ld, value);
+  }
+}
+
+static inline void fetch_rows(const char* from, size_t line, int rows) {
+  for (int r = 0; r < rows; ++r) _mm_prefetch(from + r * line, _MM_HINT_T0);
+}
+
+// Rows begin.. of bf16 weights in whole tiles; returns the first row not done. The columns fill whole lines.
+static inline int rows_bf16(const Mat& w, const void* tiles, int tokens, int begin, int end, float* out, int ld, bool bf16) {
+  alignas(64) float stored[2][TILE * TILE];
+  __m512 sums[TILE];
+  const size_t line = (size_t)w.cols * 2;
+  int row = begin;
+  for (; row + 2 * TILE <= end; row += 2 * TILE) {
+    const char* first = (const char*)w.data + row * line;
+    const bool more = row + 4 * TILE <= end;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (size_t k = 0; k < line; k += LINE) {
+      if (more) fetch_rows(first + k + AHEAD * line, line, 2 * TILE);
+      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
+      _tile_loadd(2, first + k, line);
+      _tile_loadd(3, first + TILE * line + k, line);
+      _tile_dpbf16ps(0, 2, 4);
+      _tile_dpbf16ps(1, 3, 4);
+    }
+    _tile_stored(0, stored[0], LINE);
+    _tile_stored(1, stored[1], LINE);
+    for (int i = 0; i < 2; ++i) {
+      for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored[i] + r * TILE);
+      spread(sums, w.bias ? w.bias + row + i * TILE : nullptr, tokens, out + row + i * TILE, ld, bf16);
+    }
+  }
+  for (; row + TILE <= end; row += TILE) {
+    _tile_zero(0);
+    for (size_t k = 0; k < line; k += LINE) {
+      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
+      _tile_loadd(2, (const char*)w.data + row * line + k, line);
+      _tile_dpbf16ps(0, 2, 4);
+    }
+    _tile_stored(0, stored[0], LINE);
+    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored[0] + r * TILE);
+    spread(sums, w.bias ? w.bias + row : nullptr, tokens, out + row, ld, bf16);
+  }
+  return row;
+}
+
+// As above for int8 weights. scale: [blocks, 16], of the tokens' activations: a line is a block, so every product of two
+// tiles is scaled by itself.
+static inline int rows_int8(const Mat& w, const void* tiles, const float* scale, int tokens, int begin, int end, float* out,
+                            int ld, bool bf16) {
+  alignas(64) int32_t stored[TILE * TILE];
+  const size_t line = w.cols;
+  int row = begin;
+  for (; row + TILE <= end; row += TILE) {
+    const char* first = (const char*)w.data + row * line;
+    const bool more = row + 3 * TILE <= end;
+    __m512 sums[TILE];
+    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_setzero_ps();
+    for (size_t k = 0; k < line; k += LINE) {
+      if (more) fetch_rows(first + k + AHEAD * line, line, TILE);
+      _tile_zero(0);
+      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
+      _tile_loadd(2, first + k, line);
+      _tile_dpbssd(0, 2, 4);
+      _tile_stored(0, stored, LINE);
+      const __m512 by = _mm512_loadu_ps(scale + k / LINE * TILE);
+      for (int r = 0; r < TILE; ++r)
+        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(stored + r * TILE)), by, sums[r]);
+    }
+    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_mul_ps(sums[r], _mm512_set1_ps(w.scale[row + r]));
+    spread(sums, w.bias ? w.bias + row : nullptr, tokens, out + row, ld, bf16);
+  }
+  return row;
+}
+
+}  // namespace amx

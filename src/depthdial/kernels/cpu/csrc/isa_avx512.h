@@ -1,0 +1,111 @@
+// Dot products of R rows of weights with M tokens: AVX-512 with BF16 and VNNI.
+#pragma once
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace isa {
+
+using Half = uint16_t;  // how activations are packed for bf16 weights
+constexpr int TOKENS = 4;
+
+static inline __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512 all = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+template <int R, int M>
+static inline void reduce(const __m512 (&sum)[R][M], float* out) {
+  for (int m = 0; m < M; ++m) {
+    if constexpr (R == 4) _mm_storeu_ps(out + m * R, reduce4(sum[0][m], sum[1][m], sum[2][m], sum[3][m]));
+    else
+      for (int r = 0; r < R; ++r) out[m * R + r] = _mm512_reduce_add_ps(sum[r][m]);
+  }
+}
+
+// out [M][R]. w: rows of `cols` values, `cols` apart, fetched `ahead` values early (the hardware's own prefetching leaves a
+// fifth of the bandwidth unused); x: rows `pitch` apart, zero beyond `cols`.
+template <int R, int M>
+static inline void dot(const uint16_t* w, int cols, size_t ahead, const Half* x, size_t pitch, float* out) {
+  __m512 sum[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
+  const auto step = [&](int k, auto load) {
+    __m512bh row[R];
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
+      row[r] = (__m512bh)load(w + (size_t)r * cols + k);
+    }
+    for (int m = 0; m < M; ++m) {
+      const __m512bh token = (__m512bh)_mm512_loadu_si512(x + m * pitch + k);
+      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_dpbf16_ps(sum[r][m], row[r], token);
+    }
+  };
+  int k = 0;
+  for (; k + 32 <= cols; k += 32) step(k, [](const uint16_t* p) { return _mm512_loadu_si512(p); });
+  if (k < cols) {
+    const __mmask32 rest = (1u << (cols - k)) - 1;
+    step(k, [rest](const uint16_t* p) { return _mm512_maskz_loadu_epi16(rest, p); });
+  }
+  reduce<R, M>(sum, out);
+}
+
+template <int R, int M>
+static inline void dot(const float* w, int cols, size_t ahead, const float* x, size_t pitch, float* out) {
+  __m512 sum[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
+  const auto step = [&](int k, auto load) {
+    __m512 row[R];
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
+      row[r] = load(w + (size_t)r * cols + k);
+    }
+    for (int m = 0; m < M; ++m) {
+      const __m512 token = _mm512_loadu_ps(x + m * pitch + k);
+      for (int r = 0; r < R; ++r) sum[r][m] = _mm512_fmadd_ps(row[r], token, sum[r][m]);
+    }
+  };
+  int k = 0;
+  for (; k + 16 <= cols; k += 16) step(k, [](const float* p) { return _mm512_loadu_ps(p); });
+  if (k < cols) {
+    const __mmask16 rest = (__mmask16)((1u << (cols - k)) - 1);
+    step(k, [rest](const float* p) { return _mm512_maskz_loadu_ps(rest, p); });
+  }
+  reduce<R, M>(sum, out);
+}
+
+// x: int8 in blocks of 64 whose scales are xs, `blocks` a token. VNNI multiplies unsigned with signed, so 128 is added to
+// x (a flipped sign bit) and 128 * sum(w) taken off.
+template <int R, int M>
+static inline void dot(const int8_t* w, int cols, size_t ahead, const int8_t* x, size_t pitch, const float* xs,
+                       size_t blocks, float* out) {
+  __m512 sum[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
+  const __m512i shift = _mm512_set1_epi8((char)0x80);
+  for (int k = 0, block = 0; k < cols; k += 64, ++block) {
+    const __mmask64 valid = cols - k >= 64 ? ~0ull : (1ull << (cols - k)) - 1;
+    __m512i row[R], start[R];
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
+      row[r] = _mm512_maskz_loadu_epi8(valid, w + (size_t)r * cols + k);
+      start[r] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), shift, row[r]));
+    }
+    for (int m = 0; m < M; ++m) {
+      const __m512i token = _mm512_xor_si512(_mm512_loadu_si512(x + m * pitch + k), shift);
+      const __m512 scale = _mm512_set1_ps(xs[m * blocks + block]);
+      for (int r = 0; r < R; ++r)
+        sum[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start[r], token, row[r])), scale, sum[r][m]);
+    }
+  }
+  reduce<R, M>(sum, out);
+}
+
+}  // namespace isa

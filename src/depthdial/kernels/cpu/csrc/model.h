@@ -1,0 +1,114 @@
+// A model's description and the memory its passes work in: allocated once, nothing in a pass.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "abi.h"
+#include "attention.h"
+#include "linear.h"
+#include "pool.h"
+
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t count) {
+    const size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    memset(static_cast<void*>(data_.get()), 0, bytes);
+  }
+  operator T*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T[], Free> data_;
+};
+
+struct PackedMemory {
+  Buffer<float> wide, scale;
+  Buffer<isa::Half> half;
+  Buffer<int8_t> whole;
+  Buffer<uint16_t> tiles;
+  Packed view;
+
+  PackedMemory(int tokens, int widest) {
+    const size_t count = (size_t)tokens * padded(widest);
+    wide = Buffer<float>(count);
+    half = Buffer<isa::Half>(count);
+    whole = Buffer<int8_t>(count);
+    scale = Buffer<float>(count / BLOCK);
+    tiles = Buffer<uint16_t>((size_t)16 * padded(widest));
+    view = {wide, half, whole, scale, tiles, 0, 0};
+  }
+};
+
+// What one thread keeps for itself. Every thread computes the residual stream and the decisions, which is cheaper than
+// sharing them.
+struct Own {
+  Buffer<float> x, z, code, pages, logits;
+  PackedMemory a, b;
+  std::vector<int> kept, skipped;
+  std::vector<float> run, skip, best;
+  std::vector<int64_t> best_id;
+  int64_t weight_bytes = 0;
+  double kv_bytes = 0;
+
+  Own(int tokens, int dim, int widest, int rank, int head_dim)
+      : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
+        logits((size_t)tokens * 64), a(tokens, widest), b(tokens, widest), kept(tokens),
+        skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
+};
+
+struct Model {
+  ModelSpec spec;
+  std::vector<LayerSpec> layers;
+  std::vector<float> inv_freq, rope_scaling;
+  Pool pool;
+  std::vector<std::unique_ptr<Own>> own;
+  std::mutex one_pass;
+  int half = 0, query = 0, key = 0, inner = 0, adapter = 0, rank = 1;
+  // Shared by the threads of a pass. K, V and codes are double: a layer that all rows skip has no barrier after them.
+  Buffer<float> q, k[2], v[2], code[2], attended, update, gate, up, adapter_gate, adapter_up, bypass, cos_sin;
+
+  Model(const ModelSpec& given, int threads)
+      : spec(given), layers(given.layers, given.layers + given.count), pool(threads) {
+    int widest = spec.dim;
+    for (const LayerSpec& l : layers) {
+      half = l.head_dim / 2;
+      query = larger(query, l.heads * l.head_dim);
+      key = larger(key, l.kv_heads * l.head_dim);
+      inner = larger(inner, l.gate.rows);
+      if (l.adapter_gate.data) adapter = larger(adapter, l.adapter_gate.rows);
+      if (l.router.enc.data) rank = larger(rank, l.router.enc.rows);
+    }
+    widest = larger(widest, larger(query, larger(inner, adapter)));
+    spec.layers = nullptr;
+    inv_freq.assign(given.inv_freq, given.inv_freq + given.ropes * half);
+    rope_scaling.assign(given.rope_scaling, given.rope_scaling + given.ropes);
+    const size_t n = spec.max_tokens;
+    q = Buffer<float>(n * query);
+    for (int i = 0; i < 2; ++i) {
+      k[i] = Buffer<float>(n * key);
+      v[i] = Buffer<float>(n * key);
+      code[i] = Buffer<float>(n * rank);
+    }
+    attended = Buffer<float>(n * query);
+    update = Buffer<float>(n * spec.dim);
+    bypass = Buffer<float>(n * spec.dim);
+    gate = Buffer<float>(n * inner);
+    up = Buffer<float>(n * inner);
+    adapter_gate = Buffer<float>(n * adapter);
+    adapter_up = Buffer<float>(n * adapter);
+    cos_sin = Buffer<float>(n * spec.ropes * 2 * half);
+    for (int t = 0; t < threads; ++t)
+      own.push_back(std::make_unique<Own>(spec.max_tokens, spec.dim, widest, rank, 2 * half));
+  }
+
+  static int larger(int a, int b) { return a > b ? a : b; }
+};

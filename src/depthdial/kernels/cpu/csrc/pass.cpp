@@ -1,0 +1,94 @@
+// What Python calls. One library for each instruction set, with nothing in common that a linker could mix up.
+#include "pass.h"
+
+namespace {
+
+struct Call {
+  Model* model;
+  PassSpec* pass;
+};
+
+void on_thread(void* context, int thread) {
+  const Call& call = *static_cast<Call*>(context);
+#if defined(DEPTHDIAL_AMX)
+  const amx::Session tiles;
+#endif
+  if (call.model->spec.bf16) Pass<uint16_t>(*call.model, *call.pass, thread).all();
+  else Pass<float>(*call.model, *call.pass, thread).all();
+}
+
+// 0, or what is out of range: 1 an id, 2 a sequence, 3 a position, 4 a page.
+int wrong(const Model& model, const PassSpec& p) {
+  for (int n = 0; n < p.tokens; ++n) {
+    if (p.ids[n] < 0 || p.ids[n] >= model.spec.embed.rows) return 1;
+    if (p.sequences[n] < 0 || p.sequences[n] >= p.table_rows) return 2;
+    if (p.positions[n] < 0 || p.positions[n] / PAGE >= p.table_columns) return 3;
+    const int32_t* pages = p.page_table + p.sequences[n] * p.table_stride;
+    for (int i = 0; i <= p.positions[n] / PAGE; ++i)
+      if (pages[i] < 0 || pages[i] >= p.pages) return 4;
+  }
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether the system lets this process use the instructions the library was built for.
+__attribute__((visibility("default"))) int depthdial_ready() {
+#if defined(DEPTHDIAL_AMX)
+  return amx::granted();
+#else
+  return 1;
+#endif
+}
+
+// Reads memory with the threads of a pass and does nothing with it: the limit that a pass is held against.
+__attribute__((visibility("default"))) int64_t depthdial_read(void* handle, const void* data, int64_t bytes) {
+  struct Reading {
+    const int64_t* data;
+    int64_t count, size;
+    std::atomic<int64_t> sum;
+  } reading{static_cast<const int64_t*>(data), bytes / 8, static_cast<Model*>(handle)->pool.size(), {0}};
+  static_cast<Model*>(handle)->pool.run(
+      [](void* context, int thread) {
+        Reading& r = *static_cast<Reading*>(context);
+        int64_t sums[64] = {};
+        const int64_t end = r.count * (thread + 1) / r.size;
+        for (int64_t i = r.count * thread / r.size; i + 64 <= end; i += 64)
+          for (int j = 0; j < 64; ++j) sums[j] += r.data[i + j];
+        for (int j = 1; j < 64; ++j) sums[0] += sums[j];
+        r.sum += sums[0];
+      },
+      &reading);
+  return reading.sum;
+}
+
+// null: no memory, or no threads to be had.
+__attribute__((visibility("default"))) void* depthdial_new(const ModelSpec* spec, int threads) {
+  try {
+    return new Model(*spec, threads);
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+__attribute__((visibility("default"))) void depthdial_free(void* model) { delete static_cast<Model*>(model); }
+
+// 0, or the code of `wrong`.
+__attribute__((visibility("default"))) int depthdial_pass(void* handle, PassSpec* pass) {
+  Model& model = *static_cast<Model*>(handle);
+  if (const int code = wrong(model, *pass)) return code;
+  std::lock_guard<std::mutex> hold(model.one_pass);
+  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = 0;
+  Call call{&model, pass};
+  model.pool.run(on_thread, &call);
+  double kv = 0;
+  for (const auto& own : model.own) {
+    pass->weight_bytes += own->weight_bytes;
+    kv += own->kv_bytes;
+  }
+  pass->kv_bytes = (int64_t)(kv + 0.5);
+  return 0;
+}
+}

@@ -1,0 +1,103 @@
+"""Mixture-of-Depths (Raposo et al., Google DeepMind; 2024), arXiv 2404.02258.
+
+Expert choice: at every other layer the router picks the k = C T tokens of a sequence that run it. f is the block's
+update (attention and MLP), X the tokens picked, x_i a token's state:
+
+    r_i = w . norm(x_i)                                     the paper leaves the norm out
+    x_i <- x_i + r_i f(X)_i   where r_i is among the k highest of the sequence, else x_i
+
+Only picked tokens are seen by the layer's attention: a skipped one leaves no key, and positions stay as they are.
+Picking looks at later tokens, which decoding cannot, so a small network learns, without a gradient into the model, to
+foresee from x_i alone whether the token is picked (binary cross-entropy), and decides at inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.layers import LinearRouter, Router
+from depthdial.core.method import Dims, Method, Parts
+from depthdial.core.penalties import unforeseen
+from depthdial.core.route import Route
+
+
+@dataclass(frozen=True)
+class MixtureOfDepths(Method):
+    """A capacity per layer, filled by the router's choice over the sequence."""
+
+    kv = "evict"
+    frozen = False
+
+    capacity: float = 0.125
+    """C, the share of a sequence's tokens that run a routed layer."""
+    every: int = 2
+    """Every how many layers one is routed: 2 leaves layers 0, 2, ... dense, as the paper does; 1 routes all."""
+    weights: Literal["raw", "sigmoid"] = "raw"
+    """What the update is multiplied with: r, as in the paper, or sigmoid(r), which keeps it positive."""
+    choice: Literal["predictor", "top_k"] = "predictor"
+    """Who decides at inference: the causal predictor, or top-k as in training (the paper's evaluation, not causal)."""
+    predictor_ratio: int = 16
+    """The predictor's bottleneck is d / predictor_ratio."""
+    alpha: float = 1.0
+    """Weight of the predictor's loss; it reaches nothing but the predictor."""
+
+    def __post_init__(self):
+        if not 0 < self.capacity <= 1:
+            raise ValueError(f"capacity must lie between 0 and 1, not {self.capacity}")
+        if min(self.every, self.predictor_ratio) < 1:
+            raise ValueError("every and predictor_ratio must be at least 1")
+        if self.weights not in ("raw", "sigmoid"):
+            raise ValueError(f"weights must be 'raw' or 'sigmoid', not {self.weights!r}")
+        if self.choice not in ("predictor", "top_k"):
+            raise ValueError(f"choice must be 'predictor' or 'top_k', not {self.choice!r}")
+
+    def layers(self, depth: int) -> Sequence[int]:
+        if self.every > depth:
+            raise ValueError(f"every {self.every} layers: none of them fit a model of {depth} layers")
+        return range(self.every - 1, depth, self.every)
+
+    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+        share = min(max(self.capacity, 0.01), 0.99)
+        start = math.log(share / (1 - share))
+        return {
+            "router": LinearRouter(dims.hidden, classes=1),
+            "predictor": Router(dims.hidden, self.predictor_ratio, dims.eps, start=start),
+        }
+
+    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
+        r = parts["router"](x)
+        foreseen = route.shifted(parts["predictor"](x.detach()))
+        if route.training or self.choice == "top_k":
+            keep = self._picked(r, route.mask) | (route.shifted(r) == math.inf)
+        else:
+            keep = foreseen > 0
+        run = torch.where(keep, self._weight(r, route), 0.0)
+        return Decision(keep, run, (~keep).to(run.dtype), foreseen.sigmoid())
+
+    def _picked(self, r: Tensor, mask: Tensor | None) -> Tensor:
+        """bool [B, T]: the k highest of each row's real tokens, at least one. r: fp32 [B, T]."""
+        real = torch.ones_like(r, dtype=torch.bool) if mask is None else mask.to(r.device)
+        k = (self.capacity * real.sum(-1, keepdim=True)).long().clamp_min(1)
+        order = r.masked_fill(~real, -math.inf).argsort(dim=-1, descending=True, stable=True)
+        return torch.zeros_like(real).scatter(1, order, torch.arange(r.shape[1], device=r.device) < k) & real
+
+    def _weight(self, r: Tensor, route: Route) -> Tensor:
+        """fp32 [B, T]: the router's weight on the update. The dial leads it to 1, where the base is untouched."""
+        if self.weights == "sigmoid":
+            return route.shifted(r).sigmoid()
+        turned = (route.shifted(torch.zeros_like(r))).tanh().clamp_min(0)
+        return torch.lerp(r, torch.ones_like(r), turned)
+
+    @property
+    def target(self) -> float:
+        return self.capacity
+
+    def loss(self, route: Route) -> Tensor | None:
+        return self.alpha * unforeseen(route.stack("score", "layer"), route.stack("keep", "layer"))

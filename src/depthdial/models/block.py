@@ -1,0 +1,174 @@
+"""What the engine must know of a model: tensors and numbers, read off a Hugging Face model of any family.
+
+Nothing is copied: weights are the model's own tensors. This file is *not* about how they are multiplied (the engine).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
+from depthdial.models.convert import WithNorm, head_of, layers_of, unwrapped
+from depthdial.models.families import family_of
+from depthdial.models.family import Family
+
+Activation = Literal["silu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+"""Kinds of rope whose frequencies do not change with the length of the text."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer: x + attn(norm(x)), then h + mlp(norm(h)), with further norms where the family has them."""
+
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+    before_attn: Norm
+    before_mlp: Norm
+    after_attn: Norm | None
+    """Applied to attention's output before it joins the residual stream."""
+    after_mlp: Norm | None
+    q_norm: Norm | None
+    """Applied to each head of q, before the rope."""
+    k_norm: Norm | None
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    """Factor on q . k"""
+    window: int | None
+    """A token attends to this many, itself included; None is all before it."""
+    rope: str
+    """Which of `Spine.ropes`."""
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class Spine:
+    """A causal LM as the engine sees it. V tokens in the vocabulary, d hidden."""
+
+    embed: Weight
+    """[V, d]"""
+    embed_scale: float
+    """As rounded to the model's dtype."""
+    norm: Norm
+    head: Weight
+    """[V, d]; the very object `embed` where they are tied."""
+    softcap: float | None
+    """Logits become softcap * tanh(logits / softcap)."""
+    blocks: tuple[Block, ...]
+    ropes: dict[str, Rope]
+
+
+def spine_of(model: PreTrainedModel) -> Spine:
+    """The spine of a causal LM of a known family, converted or not; what routing wraps around it is looked through.
+
+    Raises ValueError, naming the feature, for a model that computes in a way the engine does not know.
+    """
+    family, config = family_of(model.config), model.config
+    _check(config)
+    decoder = model.get_decoder()
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return Spine(
+        embed=embedding.weight,
+        embed_scale=_embed_scale(embedding) if family.scales_embeddings else 1.0,
+        norm=_norm(decoder.get_submodule("norm"), config, family),
+        head=head_of(model).get_parameter("weight"),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        blocks=tuple(_block(unwrapped(layer), i, family, config) for i, layer in enumerate(layers_of(model))),
+        ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
+    )
+
+
+def _check(config: PretrainedConfig) -> None:
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
+    rope: Any = config.rope_parameters
+    for entry in [rope] if "rope_type" in rope else list(rope.values()):
+        if (kind := entry["rope_type"]) not in _FIXED_ROPES:
+            raise ValueError(f"rope type {kind!r} changes with the length of the text and is not supported yet")
+
+
+def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> Block:
+    attn, after_attn = _unit(layer, family.attn, family.after_attn)
+    mlp, after_mlp = _unit(layer, family.mlp, family.after_mlp)
+    projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    q, k, v, o, gate, up, down = (
+        Linear(child.weight, child.bias)
+        for child in [*projections, *(_child(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))]
+    )
+    head_dim: int = vars(attn)["head_dim"]
+    name = getattr(config, family.activation)
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
+
+    def norm(of: nn.Module, name: str | None) -> Norm | None:
+        return None if name is None else _norm(of.get_submodule(name), config, family)
+
+    return Block(
+        q, k, v, o, gate, up, down,
+        before_attn=_norm(layer.get_submodule(family.before_attn), config, family),
+        before_mlp=_norm(layer.get_submodule(family.before_mlp), config, family),
+        after_attn=None if after_attn is None else _norm(after_attn, config, family),
+        after_mlp=None if after_mlp is None else _norm(after_mlp, config, family),
+        q_norm=norm(attn, "q_norm" if family.head_norms else None),
+        k_norm=norm(attn, "k_norm" if family.head_norms else None),
+        heads=projections[0].out_features // head_dim,
+        kv_heads=projections[1].out_features // head_dim,
+        head_dim=head_dim,
+        scale=float(vars(attn)["scaling"]),
+        window=family.window(config, index),
+        rope=config.layer_types[index] if family.rope_per_kind else "default",
+        activation=_ACTIVATIONS[name],
+    )  # fmt: skip
+
+
+def _unit(layer: nn.Module, name: str, after: str | None) -> tuple[nn.Module, nn.Module | None]:
+    """A layer's attention or MLP and the norm behind it, whether or not they are wrapped."""
+    unit = unwrapped(layer.get_submodule(name))
+    if isinstance(unit, WithNorm):
+        return unit.unit, unit.norm
+    return unit, None if after is None else layer.get_submodule(after)
+
+
+def _child(of: nn.Module, name: str) -> nn.Linear:
+    child = of.get_submodule(name)
+    assert isinstance(child, nn.Linear)
+    return child
+
+
+def _norm(module: nn.Module, config: PretrainedConfig, family: Family) -> Norm:
+    return Norm(module.get_parameter("weight"), config.rms_norm_eps, family.plus_one)
+
+
+def _embed_scale(embedding: nn.Embedding) -> float:
+    return float(embedding.get_buffer("embed_scale").to(embedding.weight.dtype))
+
+
+def _ropes(rotary: nn.Module, family: Family, config: PretrainedConfig) -> dict[str, Rope]:
+    if not family.rope_per_kind:
+        return {"default": Rope(_frequencies(rotary, "inv_freq", config), float(vars(rotary)["attention_scaling"]))}
+    return {
+        kind: Rope(_frequencies(rotary, f"{kind}_inv_freq", config), float(vars(rotary)[f"{kind}_attention_scaling"]))
+        for kind in sorted(set(config.layer_types))
+    }
+
+
+def _frequencies(rotary: nn.Module, name: str, config: PretrainedConfig) -> Tensor:
+    frequencies = rotary.get_buffer(name).to(torch.float32)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if 2 * frequencies.numel() != head_dim:
+        raise ValueError("a rope that turns only a part of each head is not supported yet")
+    return frequencies

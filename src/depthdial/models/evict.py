@@ -1,0 +1,83 @@
+"""Skipped tokens leave no key at a layer (kv "evict"): a wrapper that hides them from the layer's attention.
+
+Which keys of earlier passes are hidden is remembered where a cache is cut, sorted and shared together with them: in the
+cache itself, as keys and values that are zero throughout. No real key is. Positions stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+
+from depthdial.core.decision import Site
+from depthdial.core.route import Route
+
+
+class Evicting(nn.Module):
+    """A decoder layer, or its attention, in which no token sees the keys of tokens that skip it.
+
+    The decision of this pass must stand in `route` before the layer is called. Works with the masks of Hugging Face's
+    "sdpa" and "eager" attention and with growing caches; raises ValueError for others.
+    """
+
+    def __init__(self, unit: nn.Module, site: Site, route: Route):
+        super().__init__()
+        self.unit, self.site, self.route = unit, site, route
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Any:
+        keep = self.route.decisions[self.site].keep
+        cached = _layer_of(kwargs.get("past_key_values"), self.site.layer)
+        gone = torch.cat([_evicted(cached, keep), ~keep], dim=1)  # [B, S], of all keys of this pass
+        if gone.any():  # without a hole, the layer is called as ever: keep-all is the base bit for bit
+            like = args[0] if args else kwargs["hidden_states"]
+            kwargs["attention_mask"] = _without(kwargs.get("attention_mask"), gone, like)
+        out = self.unit(*args, **kwargs)
+        if not keep.all():
+            _evict(_layer_of(kwargs.get("past_key_values"), self.site.layer), keep)
+        return out
+
+
+def _layer_of(cache: Any, index: int) -> DynamicLayer | None:
+    """The layer's part of a Hugging Face cache; None where nothing is in it yet."""
+    if cache is None or index >= len(cache.layers):
+        return None
+    layer = cache.layers[index]
+    if not isinstance(layer, DynamicLayer):
+        raise ValueError("tokens that leave no key need a growing cache; use the default one (DynamicCache)")
+    return layer if layer.is_initialized else None
+
+
+def _evicted(cached: DynamicLayer | None, keep: Tensor) -> Tensor:
+    """bool [B, cached]: the places of the cache that hold no key."""
+    if cached is None or cached.keys is None or not cached.keys.numel():
+        return keep.new_zeros(keep.shape[0], 0)
+    return (cached.keys == 0).all(-1).all(1)
+
+
+def _evict(cached: DynamicLayer | None, keep: Tensor) -> None:
+    """Blank what this pass has written for tokens that skip the layer; keep: bool [B, T]."""
+    if cached is None or cached.keys is None or cached.values is None:
+        return
+    count = min(keep.shape[1], cached.keys.shape[-2])  # a sliding layer keeps the last ones only
+    blank = torch.zeros_like(cached.keys[:, 0, :, 0], dtype=torch.bool)
+    blank[:, blank.shape[1] - count :] = ~keep[:, keep.shape[1] - count :]
+    cached.keys = cached.keys.masked_fill(blank[:, None, :, None], 0)
+    cached.values = cached.values.masked_fill(blank[:, None, :, None], 0)
+
+
+def _without(mask: Tensor | None, gone: Tensor, x: Tensor) -> Tensor:
+    """The layer's mask [B, 1, T, S] without the keys `gone`, bool [B, S]; a token always sees itself, so that no row is
+    empty: what a skipped token gets from attention is dropped anyway. mask: bool (True sees), float (added), or None
+    (causal)."""
+    queries, keys = x.shape[1], gone.shape[1]
+    own = torch.ones(queries, keys, dtype=torch.bool, device=x.device).tril(keys - queries)
+    own, causal = own & own.triu(keys - queries), own
+    seen = (~gone)[:, None, None] | own
+    if mask is None:
+        return causal & seen
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-1] != keys:
+        raise ValueError("tokens that leave no key need a 4-d mask; load with attn_implementation 'sdpa' or 'eager'")
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)

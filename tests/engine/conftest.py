@@ -1,0 +1,85 @@
+"""Engines over tiny converted models, and the dense reference every text must agree with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from depthdial.engine.llm import LLM
+from depthdial.engine.prefix import first_key
+from depthdial.engine.request import Request, RequestOutput
+from depthdial.engine.sampling import SamplingParams
+from depthdial.methods import method_named
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "flexidepth": {"first": 2, "adapter_ratio": 4, "router_ratio": 4, "start": 0.0},
+    "random": {"first": 2, "adapter_ratio": 4, "rate": 0.6},
+    "static": {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4},
+}
+"""Fields that suit a model of 6 layers; a method that is not here is tested as it comes."""
+
+
+@pytest.fixture(scope="session")
+def made(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Callable[..., LLM]:
+    """`made(method, family, **engine)`: an LLM over a tiny random model with random parts."""
+
+    def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None, **engine: Any) -> LLM:
+        chosen = method_named(method, {**FIELDS.get(method, {}), **(fields or {})})
+        return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **engine)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def asked() -> Callable[..., Request]:
+    """`asked(llm, ids, offset, **params)`: a request at a logit offset, not submitted; greedy and 12 tokens long."""
+
+    def ask(llm: LLM, ids: list[int], offset: float = 0.0, **params: Any) -> Request:
+        given = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "seed": 1, **params})
+        limit = min(given.max_tokens, llm.context - len(ids))
+        return Request(None, ids, given, given.seed or 0, offset, limit, first_key("test", offset))
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., list[RequestOutput]]:
+    """`finish(llm, requests)`: step until all are done."""
+
+    def run(llm: LLM, requests: list[Request], most: int = 10_000) -> list[RequestOutput]:
+        for _ in range(most):
+            if all(request.done for request in requests):
+                return [request.output() for request in requests]
+            llm.engine.step()
+        raise AssertionError("the engine does not come to an end")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def agrees() -> Callable[..., None]:
+    """`agrees(llm, request, output)`: greedy tokens, depths and costs are those of one dense pass of `Routed` over the
+    whole text; with `sampled`, depths and costs alone."""
+
+    def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
+        model, start = llm.model, len(request.token_ids)
+        before, model.route.offset = model.route.offset, request.offset
+        try:
+            for sample in output.samples:
+                with torch.no_grad():
+                    logits = model(torch.tensor([request.token_ids + sample.token_ids]), use_cache=False).logits[0]
+                depths, costs = model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
+                assert output.prompt_depths == depths[:start]
+                assert sample.depths == depths[start - 1 : -1]
+                assert output.prompt_cost == pytest.approx(math.fsum(costs[:start]) / start)
+                assert [piece.cost for piece in sample.pieces] == pytest.approx(costs[start - 1 : -1])
+                if not sampled:
+                    assert sample.token_ids == logits[start - 1 : -1].argmax(-1).tolist()
+        finally:
+            model.route.offset = before
+
+    return check

@@ -1,0 +1,126 @@
+"""Native passes against the torch runner: the same logits, decisions, cache and counts, for every method and family."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from depthdial.core.decision import Site
+from depthdial.core.layers import Router
+from depthdial.engine import assemble
+from depthdial.engine.batch import Batch
+from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.engine.native import NativeRunner
+from depthdial.engine.request import Row
+from depthdial.engine.runner import TorchRunner
+from depthdial.engine.scheduler import Slice
+from depthdial.kernels.cpu.build import Unavailable
+from depthdial.methods import METHODS
+from depthdial.models.convert import routed
+from depthdial.models.families import FAMILIES
+
+
+def native(llm: LLM) -> NativeRunner:
+    runner = llm.engine.runner
+    assert isinstance(runner, NativeRunner), "there is no compiler here"
+    return runner
+
+
+def fused(llm: LLM) -> bool:
+    """Does the method say all that the kernels need to know?"""
+    method, parts = llm.model.method, {site: unit.parts for site, unit in routed(llm.model).items()}
+    if any(site.unit == "layer" for site in parts):
+        return False
+    gates = [method.gate({u: parts[Site(i, u)] for u in ("attn", "mlp")}, i) for i in {site.layer for site in parts}]
+    return all(gate is not None and isinstance(gate.router, Router | None) for gate in gates)
+
+
+def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
+    """Three texts with slots; each at a dial of its own."""
+    offsets = [math.inf] * 3 if method == "dense" else [0.0, -0.8, math.inf]
+    made = []
+    for seed, (offset, length) in enumerate(zip(offsets, (90, 12, 7), strict=True)):
+        ids = torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+        row = Row(asked(llm, ids, offset, temperature=1.0), 0, llm.tokenizer)
+        row.slot = llm.engine.scheduler.cache.open()
+        assert llm.engine.scheduler.cache.grow(row.slot, 0, length)
+        made.append(row)
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: str):
+    llms = [made(method, family) for _ in range(2)]
+    if not fused(llms[0]):
+        assert isinstance(llms[0].engine.runner, TorchRunner)
+        return
+    found = []
+    for llm, runner in zip(llms, (native(llms[0]), native(llms[1]).plain), strict=True):
+        long, short, third = rows(llm, asked, method)
+        batch = Batch(llm.engine.scheduler.cache, 256, torch.device("cpu"))
+        passes = []
+        for part in ([(long, 0, 80)], [(third, 0, 1), (long, 80, 9), (short, 0, 6)], [(long, 89, 1), (short, 6, 6)]):
+            batch.fill([Slice(*each) for each in part])
+            passes.append(runner.run(batch))
+        found.append(passes)
+    for mine, plain in zip(*found, strict=True):
+        assert mine.depths == plain.depths and mine.costs == pytest.approx(plain.costs)
+        assert (mine.logits is None) == (plain.logits is None)
+        if plain.logits is not None:
+            torch.testing.assert_close(mine.logits, plain.logits.float(), rtol=1e-4, atol=1e-4)
+    a, b = (llm.stats for llm in llms)
+    assert a.native_tokens == 16 + 7 and b.native_tokens == 0
+    assert (a.passes, a.tokens, a.layers_run) == (b.passes, b.tokens, b.layers_run)
+    for name in ("attn_rows", "mlp_rows", "adapter_rows"):
+        assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
+    if llms[0].model.method.kv == "project":
+        caches = [llm.engine.scheduler.cache for llm in llms]
+        torch.testing.assert_close(caches[0].k, caches[1].k, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(caches[0].v, caches[1].v, rtol=1e-4, atol=1e-4)
+
+
+def test_decoding_reads_no_weight_of_a_skipped_layer(made):
+    read = {}
+    for offset in (math.inf, -1e9):
+        llm = made()
+        llm.offset_of = lambda budget, offset=offset: offset
+        llm.generate([[5, 6, 7]], SamplingParams(max_tokens=20, ignore_eos=True))
+        assert llm.stats.native_tokens == llm.stats.tokens == 22
+        assert llm.stats.rows_run == 22 * (6 if offset == math.inf else 2)
+        read[offset] = llm.stats.weight_bytes
+    ledger = llm.model.route.ledger
+    layers = sum(ledger.layers[i].attn + ledger.layers[i].mlp for i in range(2, 6))
+    parts = sum(p.numel() for name, p in llm.model.named_parameters() if "adapter" in name or "enc" in name)
+    assert read[math.inf] - read[-1e9] == pytest.approx(20 * 4 * (layers - parts), rel=0.01)
+
+
+def test_greedy_and_drawn_rows_go_together(made):
+    llm = made()
+    greedy = SamplingParams(max_tokens=8, ignore_eos=True)
+    drawn = SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, seed=3)
+    alone = [llm.generate([[5, 6]], params)[0].token_ids for params in (greedy, drawn)]
+    assert [out.token_ids for out in llm.generate([[5, 6]] * 2, [greedy, drawn])] == alone
+    (scored,) = llm.generate([[5, 6]], SamplingParams(max_tokens=8, ignore_eos=True, logprobs=1))
+    assert scored.token_ids == alone[0] and scored.logprobs is not None
+    assert [max(row, key=row.__getitem__) for row in scored.logprobs] == alone[0]
+
+
+def test_without_a_compiler_torch_decodes_and_one_line_says_so(made, monkeypatch, caplog):
+    def none(*_args):
+        raise Unavailable("no C++ compiler was found")
+
+    monkeypatch.setattr(assemble, "NativeRunner", none)
+    with caplog.at_level(logging.INFO, "depthdial"):
+        llm = made()
+    assert isinstance(llm.engine.runner, TorchRunner)
+    assert [r.message for r in caplog.records] == [
+        "decoding in PyTorch, without native kernels: no C++ compiler was found"
+    ]
+    assert llm.generate([[5, 6]], SamplingParams(max_tokens=8, ignore_eos=True))[0].finish_reason == "length"
+    with pytest.raises(ValueError, match=r"int8 weights need the native kernels \(no C\+\+ compiler was found\)"):
+        made(weights="int8")

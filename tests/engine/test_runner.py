@@ -1,0 +1,149 @@
+"""What the torch runner computes, and that it computes nothing else: work is counted in multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from depthdial.core.cost import Ledger
+from depthdial.core.layers import LinearRouter, Router
+from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.llm import LLM
+from depthdial.engine.request import Row
+from depthdial.engine.runner import TorchRunner
+from depthdial.engine.scheduler import Slice
+from depthdial.engine.stats import Stats
+from depthdial.methods import METHODS, FlexiDepth
+from depthdial.models.block import spine_of
+from depthdial.models.convert import convert, routed
+from depthdial.models.families import FAMILIES
+
+STEP = 32
+
+
+@dataclass
+class Bench:
+    """A torch runner with rows that have slots of their own, and no scheduler."""
+
+    llm: LLM
+    runner: TorchRunner
+    asked: Callable
+
+    def row(self, length: int, offset: float = 0.0, seed: int = 0) -> Row:
+        ids = torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+        row = Row(self.asked(self.llm, ids, offset), 0, self.llm.tokenizer)
+        row.slot = self.llm.engine.scheduler.cache.open()
+        assert self.llm.engine.scheduler.cache.grow(row.slot, 0, length)
+        return row
+
+    def run(self, *slices: tuple[Row, int, int]) -> Passed:
+        batch = Batch(self.llm.engine.scheduler.cache, 256, torch.device("cpu"))
+        batch.fill([Slice(*part) for part in slices])
+        return self.runner.run(batch)
+
+
+@pytest.fixture
+def bench(made: Callable, asked: Callable) -> Callable[..., Bench]:
+    def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None) -> Bench:
+        llm = made(method, family, fields)
+        return Bench(llm, TorchRunner(llm.model, spine_of(llm.model), Stats(llm.layers), STEP), asked)
+
+    return make
+
+
+def reference(on: Bench, row: Row) -> tuple[torch.Tensor, list[int], list[float]]:
+    model = on.llm.model
+    model.route.offset = row.request.offset
+    with torch.no_grad():
+        logits = model(torch.tensor([row.tokens]), use_cache=False).logits[0]
+    return logits, model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_references_however_a_text_is_cut(bench, family: str):
+    on = bench(family=family)
+    long, other, base = on.row(100), on.row(40, -0.5, seed=1), on.row(9, math.inf, seed=2)
+    found = [
+        on.run((long, 0, 1), (other, 0, 39), (base, 0, 5)),
+        on.run((other, 39, 1), (long, 1, 60)),
+        on.run((long, 61, 39), (base, 5, 4)),
+    ]
+    rows = {0: [], 1: [other], 2: [long, base]}
+    for i, passed in enumerate(found):
+        assert (passed.logits is None) == (not rows[i])
+        for logits, row in zip(passed.logits if rows[i] else [], rows[i], strict=True):
+            torch.testing.assert_close(logits, reference(on, row)[0][-1], rtol=1e-4, atol=1e-4)
+    _, depths, costs = reference(on, long)
+    assert found[0].depths[:1] + found[1].depths[1:] + found[2].depths[:39] == depths
+    assert found[0].costs[:1] + found[1].costs[1:] + found[2].costs[:39] == pytest.approx(costs)
+    assert on.runner.stats.padded_rows > 0, "this test rounds row counts up, too"
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+def test_nothing_is_evaluated_for_a_token_that_skips(bench, method: str):
+    on = bench(method)
+    offset = math.inf if method == "dense" else 0.0
+    row = on.row(STEP, offset)  # up to here no row count is rounded up
+    with FlopCounterMode(display=False) as counter:
+        passed = on.run((row, 0, STEP))
+    _, depths, costs = reference(on, row)
+    stats, ledger = on.runner.stats, on.llm.model.route.ledger
+    assert passed.depths == depths and sum(depths) == stats.rows_run
+    keep = on.llm.model.route.keep()[:, 0]
+    assert stats.attn_rows.tolist() == stats.mlp_rows.tolist() == keep.sum(1).tolist()
+    macs = sum(costs) * ledger.dense - (STEP - 1) * ledger.head  # the head runs for the last token alone
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in counts.items() if "scaled_dot" in str(op))
+    linear = (sum(counts.values()) - attention) / 2
+    assert linear == pytest.approx(macs + routers(on.llm, STEP), rel=1e-6)
+    if method != "dense" and on.llm.model.method.skips:
+        dense = on.row(STEP, math.inf)
+        with FlopCounterMode(display=False) as full:
+            on.run((dense, 0, STEP))
+        assert counter.get_total_flops() < 0.95 * full.get_total_flops()
+        adapted = any("adapter" in unit.parts for unit in routed(on.llm.model).values())
+        assert stats.adapter_rows.sum() == ((~keep).sum() if adapted else 0)
+
+
+def routers(llm: LLM, tokens: int) -> int:
+    """By how many multiply-accumulates routers differ from the price list: one folds dec and head anew in each pass,
+    the other is no matrix product, so that nothing is counted."""
+    parts = [part for unit in routed(llm.model).values() for part in unit.parts.values()]
+    folds = sum(part.dec.weight.numel() for part in parts if isinstance(part, Router))
+    return folds - tokens * sum(part.macs for part in parts if isinstance(part, LinearRouter))
+
+
+def test_a_static_methods_dropped_layers_write_no_k_and_v(bench):
+    on = bench("static")
+    on.run((on.row(20), 0, 20))
+    assert on.runner.stats.kv_rows.tolist() == [20, 0, 20, 0, 20, 20]
+    on = bench("flexidepth")
+    on.run((on.row(20), 0, 20))
+    assert on.runner.stats.kv_rows.tolist() == [20] * 6
+
+
+def test_a_layer_that_all_tokens_skip_has_its_weights_unread(bench):
+    read = {}
+    for offset in (math.inf, -1e9):
+        on = bench()
+        on.run((on.row(1, offset), 0, 1))
+        read[offset] = on.runner.stats.weight_bytes
+        assert on.runner.stats.layers_run == (6 if offset == math.inf else 2)
+    ledger: Ledger = on.llm.model.route.ledger
+    layers = sum(ledger.layers[i].attn + ledger.layers[i].mlp for i in range(2, 6))
+    parts = sum(p.numel() for name, p in on.llm.model.named_parameters() if ".parts." in name)
+    assert read[math.inf] - read[-1e9] == 4 * (layers - parts)
+
+
+def test_a_method_that_leaves_holes_is_refused(tiny_model):
+    class Evicts(FlexiDepth):
+        kv = "evict"
+
+    model = convert(tiny_model(), Evicts())
+    with pytest.raises(ValueError, match="kv='evict'"):
+        TorchRunner(model, spine_of(model), Stats(6))

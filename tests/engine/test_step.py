@@ -1,0 +1,239 @@
+"""The engine against the dense reference: every method and family, alone and in company, and whatever goes wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from depthdial.engine.llm import LLM
+from depthdial.engine.native import NativeRunner
+from depthdial.methods import METHODS
+from depthdial.models.families import FAMILIES
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, 300) for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+def test_every_method_and_family_equals_the_reference(made, asked, finish, agrees, method: str, family: str):
+    compare(made(method, family, max_batch=3), asked, finish, agrees, [0.0, -1.0, math.inf, 0.8])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"units": ("attn", "mlp")}, {"units": ("mlp",), "first": 1}, {"units": ("attn",)}], ids=str
+)
+def test_halves_that_are_decided_apart(made, asked, finish, agrees, fields: dict):
+    compare(made("skiplayer", "llama", fields, max_batch=3), asked, finish, agrees, [0.0, -0.3, math.inf, 0.3])
+
+
+def compare(llm: LLM, asked: Callable, finish: Callable, agrees: Callable, offsets: list[float]) -> None:
+    """Prompts of several lengths, each at its own offset, read in pieces beside rows that decode."""
+    method = llm.model.method
+    llm.engine.scheduler.chunk = 9
+    offsets = offsets if method.layers(llm.layers) else [math.inf] * 4
+    requests = [asked(llm, ids, o, max_tokens=10) for ids, o in zip(prompts(20, 1, 13, 37), offsets, strict=True)]
+    for request in requests:
+        llm.engine.submit(request, llm.tokenizer)
+    outputs = finish(llm, requests)
+    for request, output in zip(requests, outputs, strict=True):
+        agrees(llm, request, output)
+    if method.skips and method.layers(llm.layers):
+        depths = [depth for output in outputs for depth in output.prompt_depths + output.depths]
+        assert len(set(depths)) > 1, "tokens differ in depth"
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv == "evict"])
+def test_a_method_that_leaves_holes_is_refused(made, method: str):
+    with pytest.raises(ValueError, match=r"leaves kv='evict'; call model\.generate"):
+        made(method)
+
+
+@pytest.fixture(scope="module")
+def llm(made) -> LLM:
+    return made(cache_tokens=64 * 12, max_batch=4)
+
+
+def clean(llm: LLM) -> None:
+    """Nothing is held: every page is free, or rests as a saved prefix."""
+    cache = llm.engine.scheduler.cache
+    assert llm.engine.scheduler.idle
+    assert cache.available == cache.pages and cache.free_slots == llm.max_batch
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_requests_come_and_go_at_any_time(llm: LLM, asked: Callable, finish: Callable, agrees: Callable, data: Any):
+    """Prompts join while others decode, some are cancelled in mid-stream, in a cache too small for all."""
+    scheduler = llm.engine.scheduler
+    scheduler.chunk = data.draw(st.sampled_from([5, 64, 512]), "chunk")
+    kept, cancelled = [], []
+    for i in range(data.draw(st.integers(2, 7), "requests")):
+        length = data.draw(st.sampled_from([1, 3, 63, 64, 65, 100]), "length")
+        offset = data.draw(st.sampled_from([0.0, -0.7, math.inf]), "offset")
+        request = asked(llm, prompts(length, seed=data.draw(st.integers(0, 2)))[0], offset, max_tokens=8 + i)
+        llm.engine.submit(request, llm.tokenizer)
+        for _ in range(data.draw(st.integers(0, 4), "steps")):
+            llm.engine.step()
+        if data.draw(st.booleans(), "cancel"):
+            llm.cancel(request)
+            cancelled.append(request)
+        else:
+            kept.append(request)
+    for request, output in zip(kept, finish(llm, kept), strict=True):
+        agrees(llm, request, output)
+    for request in cancelled:
+        output = request.output()
+        assert output.finish_reason in ("cancelled", "length")
+        if output.token_ids:
+            agrees(llm, request, output)
+    clean(llm)
+
+
+def test_pages_run_out_and_rows_are_computed_again(made, asked, finish, agrees):
+    llm = made(cache_tokens=64 * 4, max_batch=4, prefix_cache=False)
+    requests = [asked(llm, ids, max_tokens=50) for ids in prompts(60, 61, 62, 50)]
+    for request in requests:
+        llm.engine.submit(request, llm.tokenizer)
+    for request, output in zip(requests, finish(llm, requests), strict=True):
+        agrees(llm, request, output)
+        assert len(output.token_ids) == 50
+    assert llm.stats.preemptions > 0, "four rows of two pages each do not fit into four pages"
+    clean(llm)
+
+
+def test_what_can_never_fit_is_refused_at_once(made, asked):
+    llm = made(cache_tokens=64)
+    with pytest.raises(ValueError, match="cannot fit into a KV cache of 64; raise cache_tokens or lower max_tokens"):
+        llm.generate([prompts(60)[0]], None)
+    with pytest.raises(ValueError, match="cannot fit"):
+        llm.engine.submit(asked(llm, prompts(60)[0]), llm.tokenizer)
+    assert llm.engine.scheduler.idle
+
+
+@pytest.mark.parametrize("length", [1, 30, 64, 90])
+def test_samples_share_their_prompt(made, asked, finish, agrees, length: int):
+    llm = made(max_batch=3)
+    request = asked(llm, prompts(length)[0], n=5, temperature=1.0, max_tokens=9)
+    llm.engine.submit(request, llm.tokenizer)
+    (output,) = finish(llm, [request])
+    agrees(llm, request, output, sampled=True)
+    assert len({tuple(sample.token_ids) for sample in output.samples}) == 5
+    decoded = 5 * 9
+    assert llm.stats.tokens <= length + decoded + (length if length == 1 else 2), "the prompt ran once"
+    alone = made(max_batch=1)
+    again = asked(alone, request.token_ids, n=5, temperature=1.0, max_tokens=9)
+    alone.engine.submit(again, alone.tokenizer)
+    assert [s.token_ids for s in finish(alone, [again])[0].samples] == [s.token_ids for s in output.samples]
+    clean(llm)
+
+
+def test_a_failing_pass_fails_its_rows_alone(made, asked, finish, agrees, monkeypatch):
+    llm = made(max_batch=2)
+    healthy, broken, later = (asked(llm, ids, max_tokens=20) for ids in prompts(8, 5, 6))
+    llm.engine.submit(healthy, llm.tokenizer)
+    finish(llm, [healthy])
+    llm.engine.submit(broken, llm.tokenizer)
+    llm.engine.step()
+    llm.engine.submit(later, llm.tokenizer)
+    run = llm.engine.runner.run
+
+    def fails(batch):
+        if any(part.row.request is broken for part in batch.slices):
+            raise RuntimeError("out of\nluck")
+        return run(batch)
+
+    monkeypatch.setattr(llm.engine.runner, "run", fails)
+    llm.engine.scheduler.max_batch = 1  # so that the two are never in one pass
+    outputs = finish(llm, [broken, later])
+    assert outputs[0].finish_reason == "error" and len(outputs[0].token_ids) == 1
+    assert outputs[0].error == "the pass of this request failed: RuntimeError: out of luck"
+    agrees(llm, later, outputs[1])
+    agrees(llm, healthy, healthy.output())
+    with pytest.raises(RuntimeError, match="out of luck"):
+        list(llm.follow(broken))
+    clean(llm)
+
+
+def test_a_closed_stream_leaves_nothing_behind(made, agrees):
+    llm = made()
+    stream = llm.stream(prompts(70)[0])
+    next(stream)
+    other = llm.stream(prompts(5)[0])
+    next(other)
+    stream.close()
+    assert sum(row.finish_reason is None for row in llm.engine.scheduler.running) == 1
+    list(other)
+    clean(llm)
+
+
+def test_two_streams_at_once_give_what_each_gives_alone(made):
+    llm = made()
+    texts = [[p.token_id for p in llm.stream(ids)] for ids in prompts(30, 4)]
+    first, second = (llm.stream(ids) for ids in prompts(30, 4))
+    together = [[next(first).token_id], [next(second).token_id]]
+    together[0] += [p.token_id for p in first]
+    together[1] += [p.token_id for p in second]
+    assert together == texts
+
+
+def test_memory_is_flat_over_many_requests(made, asked, finish):
+    llm = made(cache_tokens=64 * 8, max_batch=4)
+    rng = random.Random(0)
+    texts = [prompts(rng.randrange(1, 100), seed=i)[0] for i in range(60)]
+    requests = [asked(llm, ids, max_tokens=rng.randrange(1, 5)) for ids in texts]
+    for request in requests:
+        llm.engine.submit(request, llm.tokenizer)
+    finish(llm, requests)
+    clean(llm)
+    cache = llm.engine.scheduler.cache
+    assert cache.prefixes.idle <= cache.pages and len(cache.prefixes.find([])) == 0
+    assert not llm.engine.scheduler.running and not cache._held
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_equal_beginning_runs_once_for_each_setting(made, asked, finish, agrees, native: bool):
+    llm = made()
+    assert isinstance(llm.engine.runner, NativeRunner)
+    if not native:
+        llm.engine.runner = llm.engine.runner.plain
+    (ids,) = prompts(100)
+
+    def run(tokens: list[int], offset: float):
+        request, before = asked(llm, tokens, offset), llm.stats.tokens
+        llm.engine.submit(request, llm.tokenizer)
+        (output,) = finish(llm, [request])
+        agrees(llm, request, output)
+        assert llm.stats.tokens - before == len(tokens) - request.cached_tokens + 11
+        return request.cached_tokens
+
+    assert run(ids, 0.0) == 0 and run(ids, 0.0) == 64
+    assert run(ids, -0.5) == 0, "another offset wrote other K and V"
+    assert run(ids, math.inf) == 0
+    assert run([*ids[:64], 3, 4, 5], 0.0) == 64
+    assert run([9, *ids[1:]], 0.0) == 0 and run(ids, 0.0) == 64
+    assert llm.stats.cached_tokens == 3 * 64
+    without = made(prefix_cache=False)
+    for _ in range(2):
+        without.generate([ids])
+    assert without.stats.cached_tokens == 0
+
+
+def test_a_conversation_goes_on_from_the_cache(made, asked, finish, agrees):
+    """What was generated is a prefix, too."""
+    llm = made()
+    first = asked(llm, prompts(50)[0], max_tokens=40)
+    llm.engine.submit(first, llm.tokenizer)
+    (output,) = finish(llm, [first])
+    second = asked(llm, [*first.token_ids, *output.token_ids, 7, 8])
+    llm.engine.submit(second, llm.tokenizer)
+    agrees(llm, second, finish(llm, [second])[0])
+    assert second.cached_tokens == 64

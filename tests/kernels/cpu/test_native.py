@@ -1,0 +1,227 @@
+import math
+import multiprocessing
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from depthdial.kernels import reference
+from depthdial.kernels.cpu.build import supported
+from depthdial.kernels.cpu.native import NativeModel
+from depthdial.kernels.pack import packed
+from depthdial.kernels.tensors import PAGE, Int8
+from depthdial.models.families import FAMILIES
+
+PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131), (3, 8)]
+"""(sequence, position) of tokens: alone, several of one sequence, and on both sides of a page's edge."""
+
+
+def both(model, batch, inputs, isa=None, weights=None, definition=None, **more):
+    """(native outputs, counters, native caches), (reference, its caches) for the same inputs."""
+    native, count = NativeModel(model, weights, isa), len(inputs["ids"])
+    ours, theirs, out = batch.caches(), batch.caches(), batch.outputs(count)
+    options: dict[str, Any] = {"given": None} | more
+    best = torch.full((count,), -1)
+    counters = native.forward(**inputs, **ours, **options, **out, argmax_out=best)
+    assert torch.equal(best, out["logits_out"].argmax(-1))
+    return (out, counters, ours), (reference.forward_pass(definition or model, **inputs, **theirs, **options), theirs)
+
+
+def assert_equal(left, right, rtol=1e-4, atol=1e-4):
+    (out, _, ours), (expected, theirs) = left, right
+    assert torch.equal(out["keep_out"], expected.keep)
+    torch.testing.assert_close(out["score_out"], expected.score, rtol=rtol, atol=atol)
+    torch.testing.assert_close(out["logits_out"], expected.logits, rtol=rtol, atol=atol)
+    for name, cache in ours.items():
+        torch.testing.assert_close(cache, theirs[name], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_family_in_fp32(family, isa, tiny_model, tensors_of, routed, batch_for):
+    model = routed(tensors_of(tiny_model(family)), soft=family == "qwen3")
+    batch = batch_for(model)
+    for places in (PLACES, PLACES[:1], PLACES[4:8]):
+        left, right = both(model, batch, batch.inputs(places), isa)
+        assert_equal(left, right)
+    assert 0 < right[0].keep[2:].float().mean() < 1  # rows did differ
+
+
+@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("tokens", [1, 2, 5, 9])
+@torch.no_grad()
+def test_bf16_within_its_rounding(isa, tokens, tiny_model, tensors_of, batch_for):
+    model = tensors_of(tiny_model("llama", hidden_size=64, intermediate_size=160, head_dim=16).bfloat16())
+    batch = batch_for(model)
+    (out, _, ours), (expected, theirs) = both(model, batch, batch.inputs(PLACES[:tokens]), isa)
+    assert (out["logits_out"] - expected.logits).norm() < 0.02 * expected.logits.norm()
+    for name, cache in ours.items():
+        assert (cache.float() - theirs[name].float()).norm() < 0.01 * theirs[name].float().norm()
+
+
+@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize(("family", "width"), [("llama", 72), ("qwen2", 128), ("gemma3_text", 72)])
+@torch.no_grad()
+def test_int8_is_its_definition(isa, family, width, tiny_model, tensors_of, routed, batch_for):
+    """Widths that fill whole lines of 64 and widths that do not; so do the rows, 16 of which a tile takes."""
+    model = routed(tensors_of(tiny_model(family, hidden_size=width, intermediate_size=width + 64)))
+    batch, small = batch_for(model), packed(model)
+    inputs = batch.inputs(PLACES, offset=math.inf)
+    (out, counters, _), (expected, _) = both(model, batch, inputs, isa, "int8", small)
+    # a sum in another order may flip the rounding of an activation: a whole step, in few tokens
+    error = (out["logits_out"] - expected.logits).norm(dim=1) / expected.logits.norm(dim=1)
+    assert error.median() < 2e-3 and error.max() < 0.1
+    exact, _ = both(model, batch, inputs, isa)
+    assert (out["logits_out"] - exact[0]["logits_out"]).norm() < 0.2 * expected.logits.norm()
+    assert counters.weight_bytes < 0.4 * exact[1].weight_bytes
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+@torch.no_grad()
+def test_any_mixture_of_rows(data, tiny_model, tensors_of, routed, batch_for):
+    count = data.draw(st.integers(1, 16), "tokens")
+    every = [(sequence, position) for sequence in range(4) for position in range(3 * PAGE)]
+    places = data.draw(st.lists(st.sampled_from(every), min_size=count, max_size=count, unique=True), "places")
+    model = routed(
+        tensors_of(tiny_model(data.draw(st.sampled_from(["llama", "gemma3_text"])))),
+        first=data.draw(st.integers(0, 6), "first"),
+        soft=data.draw(st.booleans(), "soft"),
+        order=data.draw(st.sampled_from(["norm_tanh", "tanh_norm"])),
+    )
+    batch = batch_for(model)
+    inputs = batch.inputs(places)
+    offset = st.sampled_from([0.0, -1.5, 1.5, math.inf, -math.inf])
+    inputs["offsets"] = torch.tensor(data.draw(st.lists(offset, min_size=count, max_size=count), "offsets"))
+    table = data.draw(st.none() | st.integers(0, 2**31), "given")
+    if table is not None:
+        table = torch.randint(0, 2, (6, count), generator=torch.Generator().manual_seed(table), dtype=torch.uint8)
+    vote = data.draw(st.none() | st.sampled_from([0.3, 0.513, 0.7]), "vote")
+    assert_equal(*both(model, batch, inputs, given=table, vote=vote))
+
+
+@torch.no_grad()
+def test_what_is_skipped_is_not_read(tiny_model, tensors_of, batch_for):
+    """Weights that must not be read are NaN: one product with them would show."""
+    model = tensors_of(tiny_model())
+    layer = model.layers[3]
+    ruined = layer._replace(
+        **{name: part._replace(weight=torch.full_like(part.weight, math.nan))
+           for name, part in ((n, getattr(layer, n)) for n in ("q", "o", "gate", "up", "down"))}
+    )  # fmt: skip
+    broken = model._replace(layers=(*model.layers[:3], ruined, *model.layers[4:]))
+    batch = batch_for(model)
+    inputs, table = batch.inputs(PLACES), torch.ones(6, len(PLACES), dtype=torch.uint8)
+    table[3] = 0
+    (out, skipping, _), (expected, _) = both(broken, batch, inputs, definition=model, given=table)
+    torch.testing.assert_close(out["logits_out"], expected.logits, rtol=1e-4, atol=1e-4)
+    table[3, 4] = 1
+    (_, running, _), _ = both(model, batch, inputs, given=table)
+    spared = sum(getattr(layer, name).weight.numel() * 4 for name in ("q", "o", "gate", "up", "down"))
+    assert running.weight_bytes - skipping.weight_bytes == spared
+    assert (running.rows_run - skipping.rows_run, running.layers_run - skipping.layers_run) == (1, 1)
+
+
+@torch.no_grad()
+def test_counts_are_those_of_the_route(tiny_model, tensors_of, routed, batch_for):
+    model = routed(tensors_of(tiny_model("llama")))
+    batch = batch_for(model)
+    (out, counters, _), _ = both(model, batch, batch.inputs(PLACES))
+    keep = out["keep_out"].bool()
+    assert counters.rows_run == keep.sum() and counters.layers_run == keep.any(1).sum()
+    size = [0] * 6
+    for index, layer in enumerate(model.layers):
+        always = [layer.k.weight, layer.v.weight] + ([layer.router.enc] if layer.router else [])
+        kept = [getattr(layer, name).weight for name in ("q", "o", "gate", "up", "down")] if keep[index].any() else []
+        skipped = list(layer.adapter or []) if not keep[index].all() else []
+        size[index] = sum(4 * weight.numel() for weight in (*always, *kept, *skipped))
+    assert not isinstance(model.head, Int8) and not isinstance(model.embed, Int8)
+    around = 4 * (model.head.numel() + len(PLACES) * model.embed.shape[1])
+    assert counters.weight_bytes == sum(size) + around
+    seen = torch.tensor([position + 1 for _, position in PLACES])
+    assert counters.kv_bytes == (keep.sum(0) * seen).sum() * 2 * 4 * 2 * 8
+
+
+@torch.no_grad()
+def test_without_logits_or_argmax_the_head_is_not_read(tiny_model, tensors_of, batch_for):
+    model = tensors_of(tiny_model())
+    batch, native = batch_for(model), NativeModel(model)
+    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
+    whole = native.forward(**inputs, **caches, given=None, **out)
+    part = native.forward(**inputs, **caches, given=None, **(out | {"logits_out": None}))
+    assert not isinstance(model.head, Int8)
+    assert whole.weight_bytes - part.weight_bytes == 4 * model.head.numel()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_any_number_of_threads_gives_the_same_bits(threads, tiny_model, tensors_of, routed, batch_for):
+    model = routed(tensors_of(tiny_model("qwen3")))
+    batch, native = batch_for(model), NativeModel(model)
+    before, results = torch.get_num_threads(), []
+    inputs = batch.inputs(PLACES)
+    try:
+        for count in (1, threads, threads):
+            torch.set_num_threads(count)
+            out = batch.outputs(len(PLACES))
+            native.forward(**inputs, **batch.caches(), given=None, **out)
+            results.append(out["logits_out"])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
+
+
+@torch.no_grad()
+def test_mistakes_are_told_before_anything_runs(tiny_model, tensors_of, batch_for):
+    model = tensors_of(tiny_model())
+    batch, native = batch_for(model), NativeModel(model)
+    good = batch.inputs(PLACES) | batch.caches() | {"given": None} | batch.outputs(len(PLACES))
+    wrong = [
+        ({"ids": good["ids"].int()}, "ids must be a contiguous torch.int64"),
+        ({"offsets": good["offsets"][:3]}, "offsets must be"),
+        ({"k_cache": good["k_cache"].transpose(3, 4)}, "k_cache must be"),
+        ({"given": torch.ones(5, len(PLACES), dtype=torch.uint8)}, "given must be"),
+        ({"ids": good["ids"] + 300}, "token id is outside"),
+        ({"sequences": good["sequences"] + 4}, "not a row of the page table"),
+        ({"positions": good["positions"] + 3 * PAGE}, "beyond the pages"),
+        ({"page_table": good["page_table"] + 100}, "page that the cache does not have"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            native.forward(**(good | change))
+    many = batch.inputs([(0, p) for p in range(17)]) | batch.caches() | {"given": None} | batch.outputs(17)
+    with pytest.raises(ValueError, match="run larger ones in torch"):
+        native.forward(**many)
+
+
+def test_what_cannot_run_is_refused(tiny_model, tensors_of):
+    model = tensors_of(tiny_model())
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"weights": "int4"}, "weights must be"),
+        ({"weights": "bf16"}, "load it in the dtype"),
+        ({"isa": "neon9"}, "this processor does not run"),
+        ({"max_tokens": 17}, "max_tokens"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            NativeModel(model, **options)
+    with pytest.raises(ValueError, match=r"not torch\.float16"):
+        NativeModel(tensors_of(tiny_model().half()))
+
+
+@torch.no_grad()
+def test_a_forked_child_has_threads_of_its_own(tiny_model, tensors_of, batch_for):
+    model = tensors_of(tiny_model())
+    batch, native = batch_for(model), NativeModel(model)
+    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
+    native.forward(**inputs, **caches, given=None, **out)
+    expected, shared = out["logits_out"].clone(), out["logits_out"].zero_().share_memory_()
+    child = multiprocessing.get_context("fork").Process(
+        target=native.forward, kwargs=inputs | caches | {"given": None} | out
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0 and torch.equal(shared, expected)

@@ -1,0 +1,161 @@
+"""SkipLayer against the paper's forward written by hand: routers, noise, losses and gradients of a tiny Llama."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from depthdial.core.cost import LayerWork, Ledger
+from depthdial.core.decision import Decision, Site
+from depthdial.core.draws import uniform
+from depthdial.core.method import Dims
+from depthdial.core.route import Route
+from depthdial.methods import SkipLayer, method_named
+from depthdial.models.checkpoint import parts_of
+from depthdial.models.convert import revert
+
+IDS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+KEYS = torch.tensor([11, 4_000_000])
+DEPTH = 4
+
+
+@pytest.fixture
+def model(tiny_model: Callable, adapted: Callable) -> Any:
+    return adapted(tiny_model("llama", num_hidden_layers=DEPTH), SkipLayer(first=1, temperature=0.7))
+
+
+def routers(model: Any) -> dict[int, Tensor]:
+    """The two rows of each router, [2, d], by layer."""
+    return {int(name.split(".")[1]): weight for name, weight in parts_of(model).items()}
+
+
+def by_hand(model: Any, weights: dict[int, Tensor], noisy: bool) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits and r of the paper's model: y = r F(x) + (1 - r) x. `model` is a stock Llama."""
+    places = torch.arange(IDS.shape[1])[None]
+    x, ran = model.model.embed_tokens(IDS), {}
+    rope = model.model.rotary_emb(x, position_ids=places)
+    for i, layer in enumerate(model.model.layers):
+        block = layer(x, position_embeddings=rope, position_ids=places)
+        if i not in weights:
+            x = block
+            continue
+        run, skip = (layer.input_layernorm(x) @ weights[i].T).unbind(-1)
+        if noisy:  # a two-way Gumbel-softmax: only the difference of the two noises counts
+            draw = uniform(0, i, KEYS[:, None], places)
+            noise = (draw / (1 - draw)).log().float()
+            soft = torch.stack([(run + noise) / 0.7, skip / 0.7], -1).softmax(-1)[..., 0]
+            r = (soft > 0.5).float() + soft - soft.detach()
+        else:
+            r = (run > skip).float()
+        ran[i] = r
+        x = r[..., None] * block + (1 - r[..., None]) * x
+    return model.lm_head(model.model.norm(x)), ran
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["inference", "training"])
+def test_forward_and_gradients_are_the_papers(model: Any, noisy: bool):
+    model.route.training, model.route.sample = noisy, KEYS if noisy else None
+    weights = routers(model)
+    model(IDS).logits.square().mean().backward()
+    logits = model(IDS).logits
+    decisions = {site.layer: d for site, d in model.route.decisions.items()}
+    learned = {name: p.grad.clone() for name, p in model.named_parameters() if ".parts." in name and p.grad is not None}
+    body = [p.grad.clone() for name, p in model.named_parameters() if ".parts." not in name]
+    stock = revert(model)
+    stock.zero_grad()
+    weights = {i: weight.detach().clone().requires_grad_() for i, weight in weights.items()}
+    expected, ran = by_hand(stock, weights, noisy)
+    torch.testing.assert_close(logits, expected)
+    for i, r in ran.items():
+        assert torch.equal(decisions[i].keep, r > 0.5)
+    assert 0.1 < torch.stack([d.keep for d in decisions.values()]).float().mean() < 0.9
+    expected.square().mean().backward()
+    for ours, theirs in zip(body, (p.grad for p in stock.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert bool(learned) == noisy, "greedy decisions teach the router nothing"
+    for name, grad in learned.items():
+        theirs = weights[int(name.split(".")[2])].grad
+        assert theirs is not None and theirs.abs().max() > 0
+        torch.testing.assert_close(grad, theirs, rtol=1e-4, atol=1e-7)
+
+
+def route_of(run: Tensor, **fields: Any) -> Route:
+    """A route of two layers. run: [2, B, T]."""
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * 2, head=1), **fields)
+    route.shape = (run.shape[1], run.shape[2])
+    for i, r in enumerate(run):
+        route.decisions[Site(i, "layer")] = Decision(r > 0.5, r, 1 - r)
+    return route
+
+
+def test_loss_of_each_row_by_hand():
+    run = torch.tensor([[[1.0, 1, 0, 1], [0, 0, 0, 0]], [[1, 0, 1, 0], [1, 1, 1, 1]]])
+    loss = SkipLayer(density=0.5).loss(route_of(run))
+    rows = [0.1 * ((3 / 4 - 0.5) ** 2 + 0), 0.1 * (0.25 + 0.25)]
+    torch.testing.assert_close(loss, torch.tensor(rows)[:, None].expand(2, 4))
+    real = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
+    loss = SkipLayer(density=0.25, alpha=2.0).loss(route_of(run, mask=real))
+    rows = [2 * ((2 / 3 - 0.25) ** 2 + (1 / 3 - 0.25) ** 2), 2 * (0.25**2 + 0.75**2)]
+    torch.testing.assert_close(loss, torch.tensor(rows)[:, None].expand(2, 4))
+
+
+def test_loss_of_a_whole_step_is_exact_in_parts():
+    """The paper's (r - P)^2 over all tokens, value and gradient, from passes that see a row each."""
+    run = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    whole = 0.1 * (run.mean((1, 2)) - 0.3).square().sum()
+    (expected,) = torch.autograd.grad(whole, run)
+    measured = {Site(i, "layer"): r.detach().mean() for i, r in enumerate(run)}
+    method = SkipLayer(density=0.3)
+    parts = [method.loss(route_of(run[:, i : i + 1], density=measured)) for i in range(6)]
+    total = torch.stack([part.sum() for part in parts if part is not None]).sum() / 30
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(torch.autograd.grad(total, run)[0], expected)
+
+
+@torch.no_grad()
+def test_noise_is_fair_at_any_temperature_and_absent_in_inference():
+    method, x = SkipLayer(temperature=5.0), torch.zeros(1, 20_000, 8)
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), offset=0.8, positions=torch.arange(20_000)[None])
+    site = Site(0, "layer")
+    parts = method.parts(site, Dims(8, 16))
+    assert method.decide(parts, x, site, route).keep.all()
+    route.training = True
+    ran, rate = method.decide(parts, x, site, route), 1 / (1 + math.exp(-0.8))
+    assert abs(float(ran.keep.float().mean()) - rate) < 5 * math.sqrt(rate * (1 - rate) / 20_000)
+    torch.testing.assert_close(ran.score, torch.full((1, 20_000), rate))
+
+
+def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
+    model: Any = adapted(tiny_model("llama"), SkipLayer(units=("attn", "mlp")))
+    for training in (False, True):
+        model.route.training = training
+        model(IDS)
+        for layer in range(6):
+            attn, mlp = (model.route.decisions[Site(layer, unit)].keep for unit in ("attn", "mlp"))
+            assert not torch.equal(attn, mlp)
+    loss = model.method.loss(model.route)
+    shares = torch.stack([d.keep.float().mean(-1) for d in model.route.decisions.values()])
+    torch.testing.assert_close(loss, (0.1 * (shares - 0.5).square().sum(0))[:, None].expand(2, 9))
+    assert model.method.gate({}, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"density": 0.0}, "density must lie between 0 and 1, not 0.0"),
+        ({"density": 1.5}, "density must lie"),
+        ({"density": float("nan")}, "density must lie"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"alpha": -1}, "alpha must not be below 0"),
+        ({"units": ["layer", "mlp"]}, "units must be layer, or attn and mlp"),
+    ],
+)
+def test_bad_fields_are_refused(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        method_named("skiplayer", fields)
+    assert method_named("skiplayer", {"units": "layer", "but": [2]}) == SkipLayer(but=(2,))
