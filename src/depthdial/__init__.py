@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,3 +37,45 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Types(dict):
+    """transformers' table of model types that are not its own; asked for one of ours, it is told of them first."""
+
+    def __contains__(self, key: object) -> bool:
+        if str(key).startswith("depthdial_") and not super().__contains__(key):
+            import_module("depthdial.models.scratch")
+        return super().__contains__(key)
+
+
+class _AtImport:
+    """Makes `AutoModelForCausalLM` know our model types from `import depthdial` on, without importing transformers
+    here: its table is exchanged as soon as it is made."""
+
+    table = "transformers.models.auto.configuration_auto"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.table:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        assert spec is not None and spec.loader is not None
+        run = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            run(module)
+            self.extend(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+    @staticmethod
+    def extend(module: Any) -> None:
+        mapping = module.CONFIG_MAPPING
+        mapping._extra_content = _Types(mapping._extra_content)
+
+
+if _AtImport.table in sys.modules:
+    _AtImport.extend(sys.modules[_AtImport.table])
+else:
+    sys.meta_path.insert(0, _AtImport())

@@ -13,11 +13,11 @@ from depthdial.methods import METHODS
 from depthdial.models import load
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
 from depthdial.models.convert import route_of
-from depthdial.train import trainer as loop
+from depthdial.train import callbacks as loop
 from depthdial.train.config import TrainConfig
 from depthdial.train.run import train
 
-TRAINABLE = [name for name in METHODS if name != "dense"]
+TRAINABLE = [name for name, method in METHODS.items() if name != "dense" and method.frozen]
 TOKENS = torch.arange(3, 60)[None]
 
 
@@ -114,6 +114,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(config, tmp_path, monkeypatch):
         ({"budget": 1.5}, "budget 1.5 is out of range"),
         ({"budget": 0.2}, "floor on this model"),
         ({"method": "telepathy"}, "unknown method 'telepathy'"),
+        ({"method": "skiplayer"}, "depthdial pretrain --method skiplayer"),
         ({"fields": {"depth": 3}}, "has no field depth"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": 10_000}, "less than a batch"),

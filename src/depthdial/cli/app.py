@@ -14,9 +14,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from depthdial import __version__
+from depthdial.cli.bench import bench
 from depthdial.cli.demo import demo
 from depthdial.cli.generate import generate
 from depthdial.cli.methods import methods
+from depthdial.cli.pretrain import pretrain
+from depthdial.cli.report import report
 from depthdial.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -24,6 +27,9 @@ app.command()(generate)
 app.command()(demo)
 app.command()(methods)
 app.command()(train)
+app.command()(pretrain)
+app.command()(report)
+app.command()(bench)
 
 
 def _version(wanted: bool) -> None:

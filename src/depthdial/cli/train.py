@@ -59,11 +59,12 @@ def train(
     import logging
 
     from depthdial.models.checkpoint import read
+    from depthdial.train import processes
     from depthdial.train.config import TrainConfig
     from depthdial.train.run import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    fields = dict(_field(item) for item in set_)
+    fields = dict(parse_field(item) for item in set_)
     if alpha is not None:
         fields["alpha"], budget = alpha, None
     if objective not in ("lm", "distill"):
@@ -95,6 +96,8 @@ def train(
         start_from=start_from,
     )
     folder = run(config, resume)
+    if not processes.is_main():
+        return
     plugin = read(folder)
     if json_:
         print(json.dumps({"plugin": str(folder), **plugin.to_json()}))
@@ -104,7 +107,7 @@ def train(
         print(f'try it:  depthdial generate "..." --model {model} --plugin {folder}')
 
 
-def _field(item: str) -> tuple[str, Any]:
+def parse_field(item: str) -> tuple[str, Any]:
     """name=value, the value as JSON where it is JSON, else as text."""
     import json
 

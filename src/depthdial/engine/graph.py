@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
-from depthdial.engine.native import GivenTable, Costs
+from depthdial.engine.native import Costs, GivenTable
 from depthdial.engine.runner import TorchRunner
 from depthdial.kernels.tensors import PAGE, ModelTensors
 from depthdial.kernels.triton.decode_pass import DecodePass

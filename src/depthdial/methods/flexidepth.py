@@ -55,8 +55,8 @@ class FlexiDepth(Method):
     """"soft": g and 1 - g weigh MLP and adapter, also at inference (released form). "hard": weights are m and 1 - m."""
     gate_gradient: Literal["straight_through", "soft_scale", "sampled"] = "straight_through"
     """How the router learns: through m + g - stopgrad(g); only through the soft weights (released form); or (ours) as
-    the first, with m drawn with probability g in training. Where the loss is flat around the full model, a kept unit
-    shows no benefit and a skipped one twice its benefit: without draws all logits end at the threshold (docs/log.md)."""
+    the first, with m drawn with probability g in training. The loss is flat around the full model: a kept unit shows
+    no benefit, a skipped one twice its benefit, and without draws all logits end at the threshold (docs/log.md)."""
     router_order: Literal["norm_tanh", "tanh_norm"] = "norm_tanh"
     """Norm before tanh (released code) or after it (the paper's formula)."""
     start: float = 2.0

@@ -70,6 +70,7 @@ class Random(Method):
         return parts["adapter"](x) if "adapter" in parts else None
 
     def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        adapter = parts["mlp"]["adapter"] if "adapter" in parts["mlp"] else None
+        mlp = parts["mlp"]
+        adapter = mlp["adapter"] if "adapter" in mlp else None  # noqa: SIM401 (a ModuleDict has no `get`)
         assert adapter is None or isinstance(adapter, Adapter)
         return Gate(None, 0.0, "hard", adapter)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from depthdial.core.route import Route
+from depthdial.train import processes
 
 NODES = 9
 RAMP = 0.4
@@ -104,7 +105,10 @@ class BudgetControl(nn.Module):
         return self.price * sum((score * weight).sum() for score in scores)
 
     def step(self, tokens: float, price_rate: float = 0.1, offset_rate: float = 1.5) -> None:
-        """Once per optimizer step. tokens: what the loss was divided by."""
+        """Once per optimizer step. tokens: what the loss was divided by, over all processes."""
+        processes.total([self._drift, self._slack, self._error, self._weight, self._moment])
+        # the Trainer multiplies each process's loss by their number, as gradients are averaged over processes
+        self._drift /= processes.world()
         count, total, square = self._moment
         if count > 0:  # routers learn; without them the offsets were exact from the start
             spread = (square / count - (total / count).square()).clamp_min(1e-4).sqrt()

@@ -15,6 +15,7 @@ def card(plugin: Plugin, licence: str = "apache-2.0") -> str:
         f"| {offset:+.2f} | {cost:.3f} | {kl:.4f} |"
         for offset, cost, kl in zip(curve.offsets, curve.costs, curve.kls, strict=True)
     )
+    data = ", ".join(dict.fromkeys(file.rpartition("/")[2] for file in told["data"]))
     dropped = ", ".join(told["drop_sources"]) or "none"
     return f"""---
 license: {licence}
@@ -34,8 +35,7 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
   {told["length"]} tokens after {told["fit_steps"]} steps of fitting adapters layer by layer; learning rate
   {told["lr"]}; seed {told["seed"]}
 - budgets trained: {told["lowest"]} to {told["highest"]}, drawn per row
-- data: {", ".join(dict.fromkeys(f.rpartition("/")[2] for f in told["data"]))}; sources left out: {dropped}; {rows.get("tokens", 0):,}
-  tokens available; 1 % of the documents held out
+- data: {data}; sources left out: {dropped}; {rows.get("tokens", 0):,} tokens available; 1 % of the documents held out
 
 ## The dial, measured on held-out rows
 | logit offset | true cost | KL from the base, nats/token |

@@ -58,7 +58,7 @@ def read(
     Raises ValueError, one line with the remedy: no such file, folder without data files, empty file, not JSON, a row of
     no known shape, no text in any row, every row filtered out.
     """
-    paths = _expand([files] if isinstance(files, str | Path) else files)
+    paths = files_of([files] if isinstance(files, str | Path) else files)
     found = [(path, record) for path in paths for record in _records(path)]
     records = [r for _, r in found if _matches(r.source, keep) and not _matches(r.source, drop)]
     if not records:
@@ -88,7 +88,8 @@ def holdout(records: Iterable[Record], fraction: float, seed: int = 0) -> tuple[
     return sides
 
 
-def _expand(files: Sequence[str | Path]) -> list[Path]:
+def files_of(files: Sequence[str | Path]) -> list[Path]:
+    """The data files that are meant, those of folders by name. Raises ValueError for what is not there."""
     if not files:
         raise ValueError(f"no data files given; name at least one ({', '.join(SUFFIXES)})")
     paths: list[Path] = []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, 
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
+from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
 from depthdial.train.config import TrainConfig
@@ -36,6 +35,7 @@ from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.pack import PackedDataset, prepare
 from depthdial.train.progress import Progress
+from depthdial.train.settings import check_output, told, write_settings
 from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,17 @@ FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generate
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Run a training from start to plug-in, or go on with an interrupted one; returns the plug-in's folder.
 
+    On several processes all of them train and the main one (`processes.is_main`) measures and saves.
     Raises ValueError (one line, with the remedy) for bad data, models, methods, budgets, or a resume that does not fit.
     """
     asked = method_named(config.method, config.fields)
-    output = _check_output(config, resume)
-    keep_memory()
+    if not asked.frozen:
+        raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    processes.start(on_cpu)
+    output = check_output(config, resume, SETTINGS_FILE, FREE)
+    processes.wait()  # nobody writes before everybody has looked
+    keep_memory()
     # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
     model, tokenizer = load_base(
         config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
@@ -67,7 +72,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     log.info("%s", rows.stats)
     check_batches = list(_batches(checks, config, model.device))
 
-    _write_settings(output, config)
+    write_settings(output, told(config), SETTINGS_FILE)
     base = fingerprint(model)
     method = choose(model, asked, check_batches[:2])
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
@@ -81,6 +86,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         log.info("relative error of the fitted adapters: %s", {k: round(v, 2) for k, v in errors.items()})
     lesson = Lesson(model, config.objective, control_for(model, config, check_batches), config.compile)
     run_trainer(lesson, rows, config, resume)
+    if not processes.is_main():
+        return output
 
     if lesson.control is not None and config.budget is not None:
         _centre(model, lesson.control, config.budget)
@@ -132,35 +139,6 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     )
 
 
-def _check_output(config: TrainConfig, resume: bool) -> Path:
-    """The output folder, if this run may use it. A resumed run must be told what the first one was."""
-    output, told = Path(config.output), _told(config)
-    file = output / SETTINGS_FILE
-    if not resume and (output / "checkpoints").exists():
-        raise ValueError(f"{output} holds a training run; add --resume to go on with it, or choose another --output")
-    if resume and not file.is_file():
-        raise ValueError(f"nothing to resume: {output} holds no {file.name}; start without --resume")
-    if resume:
-        before = json.loads(file.read_text())
-        if changed := [k for k in told if told[k] != before.get(k) and k not in FREE]:
-            raise ValueError(
-                f"{output} was trained with other settings ({', '.join(changed)}); resume with the same ones, or "
-                "choose another --output"
-            )
-    return output
-
-
-def _write_settings(output: Path, config: TrainConfig) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    part = output / f"{SETTINGS_FILE}.part"
-    part.write_text(json.dumps(_told(config), indent=1) + "\n")
-    os.replace(part, output / SETTINGS_FILE)
-
-
-def _told(config: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 def _watched_curve(model: PreTrainedModel, heldout: Heldout, config: TrainConfig) -> Curve:
     """The dial's curve, with progress: some minutes for a real model on a CPU."""
     with Progress("measuring the dial", POINTS) as progress:
@@ -183,10 +161,12 @@ def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, flo
 
 def _history(config: TrainConfig, rows: PackedDataset) -> dict[str, Any]:
     """What a plug-in tells of its training: names of files, never places on somebody's disk."""
-    told = _told(config)
+    settings = told(config)
     for name in ("model", "output", "start_from"):
-        told[name] = Path(told[name]).name if told[name] and Path(told[name]).exists() else told[name]
-    return {**told, "data": [Path(name).name for name in config.data], "rows": dataclasses.asdict(rows.stats)}
+        settings[name] = (
+            Path(settings[name]).name if settings[name] and Path(settings[name]).exists() else settings[name]
+        )
+    return {**settings, "data": [Path(name).name for name in config.data], "rows": dataclasses.asdict(rows.stats)}
 
 
 def _batches(rows: PackedDataset, config: TrainConfig, device: torch.device) -> Iterator[Batch]:

@@ -6,10 +6,7 @@ interruption into a checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.layers import Router
+from depthdial.train import processes
+from depthdial.train.callbacks import Report, StopCleanly
+from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson
-from depthdial.train.progress import Progress
-
-STATE_FILE = "trainer_state.json"  # the last file that the Trainer writes into a checkpoint
-
-
-class Interrupted(ValueError):
-    """Training was stopped from outside, after a checkpoint."""
 
 
 class Hold(TrainerCallback):
@@ -45,72 +38,23 @@ class Hold(TrainerCallback):
         self.lesson.hold()
 
 
-class Report(TrainerCallback):
-    """Loss, layers, cost, tokens per second and time left: a line for people, metrics.jsonl for machines."""
-
-    def __init__(self, lesson: Lesson, folder: Path):
-        self.lesson, self.file = lesson, folder / "metrics.jsonl"
-        self.progress: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress = Progress("training", int(state.max_steps), state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seen, self.lesson.seen = {k: float(v) for k, v in self.lesson.seen.items()}, {}
-        tokens = seen.pop("tokens")
-        figures = {name: value / max(tokens, 1) for name, value in seen.items()}
-        if not math.isfinite(figures["loss"]):
-            raise ValueError(
-                f"the loss is {figures['loss']} at step {state.global_step}; the last checkpoint is good: "
-                "lower --lr and continue with --resume"
-            )
-        assert self.progress is not None
-        self.progress.advance(int(tokens), **figures)
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": state.global_step, "tokens": tokens, **figures}) + "\n")
-
-
-class StopCleanly(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop."""
-
-    def __init__(self):
-        self.asked = False
-        self.before: dict[signal.Signals, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def put_back(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-
 def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool) -> None:
     """Train the lesson's parts in place. Checkpoints go to `<output>/checkpoints`; `resume` goes on from the last whole
     one. Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
     folder = output / "checkpoints"
-    checkpoint = last_checkpoint(folder) if resume else None
-    if resume and checkpoint is None:
-        raise ValueError(f"nothing to resume: {folder} holds no complete checkpoint; start without --resume")
-    if checkpoint is not None and _step(checkpoint) >= config.steps:  # only what comes after training was cut off
+    checkpoint = to_resume(folder, resume)
+    if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
         lesson.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
         return
     stop = StopCleanly()
+    batch, accumulate = processes.share(config.batch, config.accumulate)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
-        gradient_accumulation_steps=config.accumulate,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(config.warmup * config.steps),
@@ -125,6 +69,7 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        ddp_broadcast_buffers=False,  # the budget control's sums differ until they are added up
     )
     trainer = Trainer(
         model=lesson,
@@ -139,12 +84,9 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         stop.put_back()
-        sweep(folder)
-    if stop.asked and trainer.state.global_step < config.steps:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {config.steps}; a checkpoint is saved in {folder}: "
-            "repeat the command with --resume to go on"
-        )
+        if processes.is_main():
+            sweep(folder)
+    stop.check(trainer.state.global_step, config.steps, folder)
 
 
 def optimizer_for(lesson: Lesson, config: TrainConfig) -> torch.optim.Optimizer:
@@ -157,28 +99,3 @@ def optimizer_for(lesson: Lesson, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()], betas=config.betas
     )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = [path for path in folder.glob("checkpoint-*") if _whole(path)]
-    return max(found, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def sweep(folder: Path) -> None:
-    """Remove checkpoints that an interruption or a full disk left half-written."""
-    for path in folder.glob("checkpoint-*"):
-        if not _whole(path):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,0 +1,57 @@
+"""Models pre-trained on the same tokens at equal true cost per token (K/V projections, routers and LM head counted).
+
+    python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 12x4@256]
+    depthdial report OUTPUT --baseline dense --output OUTPUT/report
+
+The cost is SkipLayer's at 50 % on --size: the dense model has about half its layers, SkipLayer at 25 % more. Finished
+runs are left alone, interrupted ones resumed. Three seeds by default for those that are compared in pairs.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from depthdial.methods import Dense, Highway, MixtureOfDepths, Random, SkipLayer, name_of
+from depthdial.models.equal_flops import equal, macs, shallow, wide
+from depthdial.models.scratch import Spec
+from depthdial.train.checkpoints import last_checkpoint
+from depthdial.train.pretrain import pretrain
+from depthdial.train.pretrain_config import PretrainConfig
+
+PAIRED = ("dense", "skip50", "mod", "random")
+METHODS = {
+    "skip25": SkipLayer(density=0.25),
+    "mod": MixtureOfDepths(capacity=0.125, every=2),
+    "random": Random(rate=0.5, first=0, adapter_ratio=0),
+    "highway": Highway(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--only", nargs="+", help="skip50, dense, wide, skip25, mod, random, highway")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--size", default="12x4@256,vocab=4096,context=256")
+    parser.add_argument("--steps", type=int, default=2000)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    spec, skip = Spec.parse(args.size), SkipLayer(density=0.5)
+    runs = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}
+    runs |= {name: (method, equal(macs(spec, skip), spec, method)) for name, method in METHODS.items()}
+    for name, (method, size) in runs.items():
+        for seed in args.seeds or (range(3) if name in PAIRED else [0]):
+            folder = args.output / f"{name}-seed{seed}"
+            if (args.only and name not in args.only) or (folder / "results.json").is_file():
+                continue
+            config = PretrainConfig(
+                data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method), fields=vars(method),
+                tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"), length=size.context,
+                steps=args.steps, seed=seed,
+            )  # fmt: skip
+            logging.info("%s: %s", folder.name, pretrain(config, last_checkpoint(folder / "checkpoints") is not None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""`depthdial bench`: how fast a model runs here, dense and adaptive, beside others and the machine's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from depthdial.evaluate.speed.bench import Report
+
+Given = typer.Option
+PeerPython = Annotated[list[str], Given(help="Where a peer is installed, as NAME=PATH of its Python; repeatable.")]
+
+
+def bench(
+    model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
+    plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
+    budgets: Annotated[str, Given(help="True costs of the adaptive rows.")] = "0.85,0.75",
+    batches: Annotated[str, Given(help="Texts that decode together.")] = "1,4,16,64",
+    prefill: Annotated[str, Given(help="Lengths of prompts, tokens; empty: none.")] = "512,2048",
+    prompt_tokens: Annotated[int, Given(help="Of the texts that decode.")] = 32,
+    new_tokens: Annotated[int, Given(help="Tokens that each of them gets.")] = 64,
+    repeats: Annotated[int, Given(help="Interleaved repeats; the table has their median.")] = 5,
+    lossless: Annotated[bool, Given("--lossless", help="Also measure lossless decoding.")] = False,
+    int8: Annotated[bool, Given("--int8", help="Also measure int8 weights.")] = False,
+    random: Annotated[str | None, Given(help="Plug-in of random skipping. [default: one made on the spot]")] = None,
+    static: Annotated[str | None, Given(help="Plug-in of static layers, measured at the same cost.")] = None,
+    peers: Annotated[str, Given(help="Other engines: llama-cpp, economize, tide.")] = "",
+    peer_python: PeerPython = [],  # noqa: B006 - typer reads it, nobody writes it
+    text: Annotated[Path | None, Given(help="File that the prompts are taken from. [default: built in]")] = None,
+    compiled: Annotated[
+        bool, Given("--compiled/--no-compiled", help="Hugging Face compiled with a static cache, too: takes minutes.")
+    ] = True,
+    explain: Annotated[bool, Given("--explain", help="Show from where on skipping pays here.")] = False,
+    quick: Annotated[
+        bool, Given("--quick", help="Batch 1, prefill 512, 3 repeats of 32 tokens, nothing compiled.")
+    ] = False,
+    dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, Given(help="Of the random rows.")] = 0,
+    json_: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
+    output: Annotated[Path | None, Given(help="Keep the JSON here, and a picture beside it.")] = None,
+) -> None:
+    """Measure speed: one table of all engines, with true costs and the ideal, from interleaved repeats."""
+    import contextlib
+    import json
+    import sys
+
+    from depthdial.evaluate.speed.bench import bench as measure
+    from depthdial.evaluate.speed.options import Options
+    from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
+
+    if output is not None and output.suffix != ".json":
+        raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
+    options = Options(
+        model=model,
+        plugin=None if plugin == "none" else plugin,
+        budgets=numbers("--budgets", budgets, float),
+        batches=(1,) if quick else numbers("--batches", batches, int),
+        prefill=(512,) if quick else numbers("--prefill", prefill, int),
+        prompt_tokens=prompt_tokens,
+        new_tokens=32 if quick else new_tokens,
+        repeats=3 if quick else repeats,
+        lossless=lossless,
+        int8=int8,
+        compiled=compiled and not quick,
+        peers=tuple(name.strip() for name in peers.split(",") if name.strip()),
+        peer_pythons=dict(_python(item) for item in peer_python),
+        random=random,
+        static=static,
+        text=None if text is None else text.read_text(),
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
+    # whatever a library prints must not get between the results
+    with contextlib.redirect_stdout(sys.stderr), _bar() as report:
+        results = measure(options, report, explain)
+    if output is not None:
+        _keep(results, output)
+    if json_:
+        print(json.dumps(results, allow_nan=False))
+        return
+    print(machine_lines(results), speed_table(results), sep="\n\n")
+    if explain:
+        print("", break_even_lines(results["break_even"]), sep="\n")
+
+
+def numbers(option: str, told: str, kind: type[Any]) -> tuple[Any, ...]:
+    """Numbers with commas between them. ValueError names the option."""
+    try:
+        return tuple(kind(item) for item in told.split(",") if item.strip())
+    except ValueError:
+        raise ValueError(f"{option} {told!r} is not a list of numbers with commas between them") from None
+
+
+def _python(item: str) -> tuple[str, str]:
+    name, equals, path = item.partition("=")
+    if not equals or not name or not path:
+        raise ValueError(f"--peer-python {item!r} is not NAME=PATH")
+    return name, path
+
+
+def _keep(results: dict[str, Any], output: Path) -> None:
+    """The JSON, whole or not at all, and the picture where matplotlib is there."""
+    import json
+    import os
+
+    from depthdial.evaluate.speed.picture import can_draw, draw
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.part")
+    try:
+        part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+    if can_draw():
+        draw(results, output.with_suffix(".png"))
+
+
+def _bar() -> Any:
+    import contextlib
+
+    @contextlib.contextmanager
+    def bar() -> Iterator[Report]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task("loading", total=None)
+
+            def report(name: str, done: int, total: int) -> None:
+                bars.update(task, description=name, completed=done, total=total)
+
+            yield report
+
+    return bar()

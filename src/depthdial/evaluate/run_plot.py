@@ -1,0 +1,82 @@
+"""Pictures of pre-training runs: loss against tokens, density over training, density by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from depthdial.evaluate.runs import Run
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+SMOOTH = 25
+"""Steps over which the training loss is averaged."""
+
+
+def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Write loss.png and density.png into `folder`, each whole or not at all. ValueError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError(
+            "drawing needs matplotlib; install it with: pip install 'depthdial[plots]', or add --no-plots"
+        ) from None
+    groups = list(dict.fromkeys(run.group for run in runs))
+    colour = {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+    seen: set[str] = set()
+
+    def style(run: Run) -> dict[str, Any]:
+        label = None if run.group in seen else run.group
+        seen.add(run.group)
+        return {"color": colour[run.group], "label": label, "linewidth": 1.2}
+
+    loss = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = loss.subplots(1, 2)
+    for run in runs:
+        steps, values = _series(run, "loss")
+        per_step = run.results["tokens"] / run.results.get("steps", max(steps, default=1))
+        left.plot([s * per_step / 1e6 for s in steps], _smoothed(values), **{**style(run), "alpha": 0.8})
+        steps, values = _series(run, "heldout_loss")
+        ends = [*steps, run.results.get("steps", max(steps, default=1))]
+        right.plot(
+            [s * per_step / 1e6 for s in ends], [*values, run.results["loss"]], color=colour[run.group], marker="."
+        )
+    for axes, title in ((left, "training loss"), (right, "held-out loss")):
+        axes.set(xlabel="tokens, millions", ylabel="nats per token", title=title)
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+
+    density = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = density.subplots(1, 2)
+    seen.clear()
+    for run in runs:
+        steps, layers = _series(run, "layers")
+        depth = len(run.results["density_per_layer"])
+        left.plot(steps, [value / depth for value in _smoothed(layers)], **style(run))
+        right.plot(range(depth), run.results["density_per_layer"], color=colour[run.group], marker="o", markersize=3)
+    left.set(xlabel="step", ylabel="share of layers executed", title="over training", ylim=(0, 1.05))
+    right.set(xlabel="layer", ylabel="share of tokens that run it", title="held-out text", ylim=(-0.05, 1.05))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    return [_save(figure, folder / name) for figure, name in ((loss, "loss.png"), (density, "density.png"))]
+
+
+def _series(run: Run, name: str) -> tuple[list[float], list[float]]:
+    points = [(line["step"], line[name]) for line in run.metrics if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    return [sum(values[max(0, i - SMOOTH + 1) : i + 1]) / min(i + 1, SMOOTH) for i in range(len(values))]
+
+
+def _save(figure: Any, path: Path) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=130)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,1 @@
+"""How fast a model runs, beside what this machine could do at most and beside other engines."""

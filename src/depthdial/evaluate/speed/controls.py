@@ -1,0 +1,52 @@
+"""What an adaptive plug-in must beat at the same speed: layers drawn at random, at the rate the plug-in really had."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from depthdial.core.cost import Ledger
+from depthdial.core.dial import Curve
+from depthdial.core.method import Method
+from depthdial.engine.llm import LLM
+from depthdial.methods import Random
+from depthdial.models import load_base
+from depthdial.models.checkpoint import Plugin
+from depthdial.models.convert import convert, route_of
+from depthdial.models.fingerprint import fingerprint
+
+
+def random_like(method: Method, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
+    """A base converted to random skipping of the layers `method` routes, with adapters of the usual size at zero, and
+    its tokenizer. Its curve is computed, not measured: cost is linear in the rate. Good for speed only."""
+    base, tokenizer = load_base(model, dtype, device)
+    depth = base.config.get_text_config().num_hidden_layers
+    layers = list(method.layers(depth))
+    first, last = min(layers), max(layers) + 1
+    but = tuple(layer for layer in range(first, last) if layer not in layers)
+    own = Random(first=first, last=last, but=but, rate=0.5, seed=seed)
+    converted: Any = convert(base, own)
+    for name, tensor in converted.named_parameters():
+        if ".parts." in name:
+            tensor.data = tensor.data.to(base.dtype)
+    curve = _curve(route_of(converted).ledger)
+    converted.plugin = Plugin("random", own, fingerprint(converted), {"generated": curve, "text": curve})
+    return converted.eval(), tokenizer
+
+
+def matched(llm: LLM, cost: float) -> float:
+    """The budget of `llm` nearest to a true cost."""
+    curves = {} if llm.plugin is None else llm.plugin.curves
+    curve = curves.get("generated") or curves.get("text")
+    if curve is None:
+        raise ValueError("this plug-in has no budget curve; train it with `depthdial train`")
+    return min(max(cost, curve.floor), 1.0 - 1e-6)
+
+
+def _curve(ledger: Ledger) -> Curve:
+    """Cost by offset for a rate of 1/2 at offset 0: a share sigmoid(offset) of the routed layers runs."""
+    saved = sum(ledger.saved(site) for site in ledger.always) / ledger.dense
+    offsets = torch.linspace(-6, 6, 121).tolist()
+    return Curve.fit([(offset, 1 - saved / (1 + math.exp(offset)), 0.0) for offset in offsets])

@@ -1,0 +1,150 @@
+"""Who takes part in a speed benchmark, loaded and ready, with the reference that each row's ideal is counted by."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.evaluate.speed.controls import matched, random_like
+from depthdial.evaluate.speed.huggingface import HuggingFace
+from depthdial.evaluate.speed.ideal import Sizes
+from depthdial.evaluate.speed.options import Options
+from depthdial.evaluate.speed.peers import start
+from depthdial.evaluate.speed.prompts import mixed, prompts
+from depthdial.evaluate.speed.rows import Reference
+from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
+from depthdial.models import load_base
+from depthdial.models.convert import method_of
+
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+class Lineup:
+    """All subjects of a benchmark. Raises ValueError or OSError, one line, for what cannot be loaded."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.subjects: list[Subject] = []
+        self.references: dict[str, Reference] = {}
+        """By title, for the rows whose ideal is known."""
+        self.peers: dict[str, dict[str, Any]] = {}
+        """What each peer tells of itself, or why it is missing."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="depthdial-bench-")
+        try:
+            self.llm = self._llm(options.plugin)
+            self.precision = _SHORT[self.llm.model.dtype]
+            self._check()
+            self._add_ours()
+            self._add_others()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def dense(self) -> dict[str, str]:
+        """By precision, the title of the dense engine that rows are compared with."""
+        return {subject.precision: subject.title for subject in self.subjects if subject.kind == "dense"}
+
+    def close(self) -> None:
+        for subject in self.subjects:
+            subject.close()
+        self._scratch.cleanup()
+
+    def sizes(self, precision: str) -> Sizes:
+        base: int = self.llm.model.dtype.itemsize
+        return Sizes(
+            1 if precision == "int8" else base, base, base, self.llm.model.config.get_text_config().hidden_size
+        )
+
+    def _check(self) -> None:
+        """What would otherwise fail after minutes of measuring."""
+        if self.options.longest > self.llm.context:
+            raise ValueError(
+                f"the model's context is {self.llm.context} tokens, and {self.options.longest} are to be run; "
+                "give less in --prefill, --prompt-tokens or --new-tokens"
+            )
+        for budget in self._budgets:
+            self.llm.offset_of(budget)
+
+    @property
+    def _budgets(self) -> tuple[float, ...]:
+        return () if self.options.plugin is None else self.options.budgets
+
+    def _add_ours(self) -> None:
+        options = self.options
+        self._add("our dense", "dense", self.llm, 1.0, self.precision)
+        adaptive = [self._add("adaptive", "adaptive", self.llm, budget, self.precision) for budget in self._budgets]
+        if options.lossless:
+            params = SamplingParams(budget=1.0, lossless=True)
+            self.subjects.append(EngineSubject("lossless", "lossless", self.llm, params, self.precision))
+        costs = [self._real_cost(subject) for subject in adaptive]
+        if costs:
+            self._add_controls("random", self._random(), costs)
+            if options.static is not None:
+                self._add_controls("static", self._llm(options.static), costs)
+        if options.int8:
+            llm = self._llm(options.plugin, int8=True)
+            self._add("our dense", "dense", llm, 1.0, "int8")
+            for budget in self._budgets:
+                self._add("adaptive", "adaptive", llm, budget, "int8")
+
+    def _add_others(self) -> None:
+        options = self.options
+        base, tokenizer = load_base(options.model, options.dtype, options.device)
+        if options.peers:  # before Hugging Face's rows change the model's settings of generation
+            folder = Path(self._scratch.name) / "model"
+            base.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            started, self.peers = start(options.peers, options.peer_pythons, folder)
+            self.subjects += started
+        theirs = [HuggingFace(base, self.precision)]
+        if options.compiled:
+            theirs.append(HuggingFace(base, self.precision, compiled=True))
+        self.subjects[:0] = theirs
+
+    def _add(self, name: str, kind: Kind, llm: LLM, budget: float, precision: str) -> EngineSubject:
+        subject = EngineSubject(name, kind, llm, SamplingParams(budget=budget), precision)
+        self.subjects.append(subject)
+        # an engine with weights of its own leaves the model that it was made from unfit to be asked
+        model = self.llm.model if precision == "int8" else llm.model
+        self.references[subject.title] = Reference(model, self.sizes(precision))
+        return subject
+
+    def _add_controls(self, name: str, llm: LLM, costs: list[float]) -> None:
+        """One row for each true cost that an adaptive row had; a dial in steps may give the same twice."""
+        for budget in dict.fromkeys(matched(llm, cost) for cost in costs):
+            self._add(name, "control", llm, budget, self.precision)
+
+    def _real_cost(self, subject: EngineSubject) -> float:
+        """The cost a row will have, from one run of the first regime."""
+        regime = self.options.regimes[0]
+        texts = prompts(self.llm.tokenizer, mixed(regime.batch, regime.prompt), self.options.text)
+        cost = subject.run(texts, regime.new_tokens).cost(regime)
+        assert cost is not None
+        return cost
+
+    def _random(self) -> LLM:
+        options = self.options
+        if options.random is not None:
+            return self._llm(options.random)
+        made = random_like(method_of(self.llm.model), options.model, options.dtype, options.device, options.seed)
+        batch = max([1, *options.batches])
+        return LLM.of(*made, max_batch=batch, cache_tokens=options.cache_tokens, prefix_cache=False)
+
+    def _llm(self, plugin: str | None, int8: bool = False) -> LLM:
+        """Without a prefix cache: every repeat reads its prompts."""
+        options = self.options
+        return LLM(
+            options.model,
+            plugin,
+            dtype=options.dtype,
+            device=options.device,
+            max_batch=max([1, *options.batches]),
+            cache_tokens=options.cache_tokens,
+            weights="int8" if int8 else "auto",
+            prefix_cache=False,
+        )

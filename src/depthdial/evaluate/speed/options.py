@@ -1,0 +1,78 @@
+"""What a speed benchmark is asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from depthdial.evaluate.speed.peers import check
+from depthdial.evaluate.speed.subjects import Regime
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. Raises ValueError, one line, for what makes no sense."""
+
+    model: str = "smollm2-135m-instruct"
+    plugin: str | None = "default"
+    budgets: tuple[float, ...] = (0.85, 0.75)
+    """True costs of the adaptive rows; without a plug-in there are none."""
+    batches: tuple[int, ...] = (1, 4, 16, 64)
+    """Texts that decode together."""
+    prefill: tuple[int, ...] = (512, 2048)
+    """Lengths of prompts."""
+    prompt_tokens: int = 32
+    """Of the texts that decode."""
+    new_tokens: int = 64
+    repeats: int = 5
+    lossless: bool = False
+    int8: bool = False
+    compiled: bool = True
+    """Measure Hugging Face compiled, too: a minute or more for each batch."""
+    peers: tuple[str, ...] = ()
+    peer_pythons: dict[str, str] = field(default_factory=dict)
+    """The Python each peer is installed in."""
+    random: str | None = None
+    """Plug-in of random skipping; None: one made on the spot, for the layers of the plug-in."""
+    static: str | None = None
+    """Plug-in of the best static layers; None: no such row."""
+    text: str | None = None
+    """What the prompts are taken from; None: passages that come with the benchmark."""
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.batches and not self.prefill:
+            raise ValueError("nothing to measure: give --batches, --prefill or both")
+        if any(value < 1 for value in (*self.batches, *self.prefill)):
+            raise ValueError("--batches and --prefill take whole numbers of at least 1")
+        if self.new_tokens < 2 or self.repeats < 1 or self.prompt_tokens < 1:
+            raise ValueError("--new-tokens must be at least 2, --repeats and --prompt-tokens at least 1")
+        if any(not 0 < budget < 1 for budget in self.budgets):
+            raise ValueError("--budgets takes true costs between 0 and 1; the dense engine is measured anyway")
+        check(self.peers, self.peer_pythons)
+
+    @property
+    def regimes(self) -> list[Regime]:
+        decode = [Regime("decode", batch, self.prompt_tokens, self.new_tokens) for batch in self.batches]
+        return decode + [Regime("prefill", 1, length, 1) for length in self.prefill]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(regime.prompt + regime.new_tokens for regime in self.regimes)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Room that all texts of any regime need, with pages that are not full."""
+        return max(regime.batch * (regime.prompt + regime.new_tokens + 64) for regime in self.regimes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the places of this machine's files."""
+        shown = asdict(self) | {"text": "built in" if self.text is None else "given"}
+        del shown["peer_pythons"]
+        for name in ("model", "plugin", "random", "static"):
+            shown[name] = None if shown[name] is None else Path(shown[name]).name
+        return shown

@@ -1,0 +1,59 @@
+"""The picture of a speed benchmark: speed-up over our dense engine against true cost, with the ideal line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from depthdial.evaluate.speed.table import regime_name
+
+_COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
+_MARKS = {"dense": "s", "adaptive": "o", "control": "^", "lossless": "D"}
+
+
+def can_draw() -> bool:
+    """Is matplotlib there?"""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG, one field for each regime; whole or not at all. ValueError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    regimes = list(dict.fromkeys(regime_name(row) for row in results["rows"]))
+    figure = Figure(figsize=(3.4 * max(len(regimes), 1), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, max(len(regimes), 1), squeeze=False)[0], regimes, strict=False):
+        _field(axes, name, [row for row in results["rows"] if regime_name(row) == name and row.get("cost")])
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=130)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
+    ideal = sorted((row["cost"], row["ideal_speedup"]) for row in rows if "ideal_speedup" in row)
+    if ideal:
+        axes.plot(*zip(*ideal, strict=True), color="#888888", linestyle="--", linewidth=1, label="ideal")
+    told = set()
+    for row in rows:
+        kind = row["kind"]
+        label = None if (kind, row["precision"]) in told else f"{row['name']}, {row['precision']}"
+        told.add((kind, row["precision"]))
+        style = {"color": _COLOURS.get(kind, "#888888"), "marker": _MARKS.get(kind, "x")}
+        if row["precision"] == "int8":
+            style["fillstyle"] = "none"
+        axes.plot([row["cost"]], [row["speedup"]], linestyle="", label=label, **style)
+    axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
+    axes.set_title(name, fontsize=10)
+    axes.set_xlabel("true cost relative to dense")
+    axes.set_ylabel("speed relative to our dense")
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)

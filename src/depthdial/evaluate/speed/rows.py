@@ -1,0 +1,99 @@
+"""From runs to rows of the table: speed, true cost, ratio to our dense engine, and the ideal of what was routed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from depthdial.core.cost import Ledger
+from depthdial.evaluate.speed.ideal import Sizes, Tokens, ideal_speedup, seconds, work
+from depthdial.evaluate.speed.limits import Limits
+from depthdial.evaluate.speed.measure import Measured, spread
+from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
+from depthdial.evaluate.speed.subjects import EngineSubject, Regime, Subject, Timed
+from depthdial.models.convert import route_of
+
+Figures = dict[str, Any]
+_LIKE = {"q8_0": "int8"}
+"""Our precision that reads about as many bytes as a peer's."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The dense reference that a subject's routes are asked of, and the sizes of its numbers.
+
+    A model of its own where the engine took the weights of the measured one apart.
+    """
+
+    model: Any
+    sizes: Sizes
+
+    @property
+    def ledger(self) -> Ledger:
+        return route_of(self.model).ledger
+
+    def passes(self, run: Timed, regime: Regime, offset: float) -> list[Tokens]:
+        """The passes that were timed, with the layers that each token had to run."""
+        decided = offset != float("inf")
+        texts = [ran.tokens[: ran.prompt] if regime.kind == "prefill" else ran.tokens for ran in run.ran]
+        kept = keeps(self.model, texts, offset)
+        if regime.kind == "prefill":
+            return prefill_pass(kept, decided)
+        return decode_passes(kept, [ran.start for ran in run.ran], run.steps, decided)
+
+
+def rows_of(
+    measured: Measured, subjects: Sequence[Subject], references: Mapping[str, Reference], dense: Mapping[str, str]
+) -> list[Figures]:
+    """One row for each subject, as JSON has it. references: by title, for those whose ideal is known; dense: the title
+    of the dense engine that each precision is compared with."""
+    rows, regime = [], measured.regime
+    for subject in subjects:
+        row: Figures = {
+            "regime": regime.kind,
+            "batch": regime.batch,
+            "prompt_tokens": regime.prompt,
+            "new_tokens": regime.new_tokens,
+            "name": subject.name,
+            "kind": subject.kind,
+            "precision": subject.precision,
+            "budget": subject.budget,
+        }
+        if (reason := measured.missing.get(subject.title)) is not None:
+            rows.append({**row, "missing": reason})
+        elif subject.title in measured.runs:
+            compared = dense.get(_LIKE.get(subject.precision, subject.precision)) or next(iter(dense.values()))
+            rows.append({**row, **_figures(measured, subject, references.get(subject.title), compared)})
+    return rows
+
+
+def _figures(measured: Measured, subject: Subject, reference: Reference | None, compared: str) -> Figures:
+    regime, runs, rates = measured.regime, measured.runs[subject.title], measured.rates(subject.title)
+    figures: Figures = {
+        "tokens_per_second": spread(rates),
+        "repeats": rates,
+        "speedup": measured.ratio(subject.title, compared),
+        "speedup_over": compared,
+        "cost": runs[-1].cost(regime),
+    }
+    if reference is None or measured.limits is None or not isinstance(subject, EngineSubject):
+        return figures
+    passes = reference.passes(runs[-1], regime, subject.offset)
+    return figures | _ideal(reference, passes, measured.limits, figures, regime)
+
+
+def _ideal(reference: Reference, passes: list[Tokens], limits: Limits, figures: Figures, regime: Regime) -> Figures:
+    ledger, sizes = reference.ledger, reference.sizes
+    tokens = regime.batch * (regime.prompt if regime.kind == "prefill" else len(passes))
+    limit = tokens / seconds(ledger, passes, sizes, limits)
+    ideal = ideal_speedup(ledger, passes, sizes, limits)
+    one = work(ledger, passes[0], sizes)
+    return {
+        "limit_tokens_per_second": limit,
+        "of_limit": figures["tokens_per_second"]["median"] / limit,
+        "bound": one.bound(limits),
+        "ideal_speedup": ideal,
+        "of_ideal": figures["speedup"] / ideal,
+        "layers": sum(float(p.keep.sum()) for p in passes) / sum(p.positions.numel() for p in passes),
+    }

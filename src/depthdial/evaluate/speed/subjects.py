@@ -1,0 +1,151 @@
+"""What is measured: something that reads prompts and writes tokens greedily. Here: our own engine, in all its rows."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.engine.request import Row
+
+Kind = Literal["baseline", "dense", "adaptive", "control", "lossless", "peer"]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One way of running: `batch` texts whose prompts have `prompt` tokens at most, continued by `new_tokens`."""
+
+    kind: Literal["decode", "prefill"]
+    batch: int
+    prompt: int
+    new_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"decode, batch {self.batch}" if self.kind == "decode" else f"prefill {self.prompt}"
+
+
+class Ran(NamedTuple):
+    """What one text went through in a run."""
+
+    tokens: list[int]
+    """The prompt, and what followed as far as it was run."""
+    prompt: int
+    """How many of them are the prompt."""
+    start: int
+    """Place of the first token of the timed steps."""
+    costs: list[float]
+    """True cost of each token relative to dense."""
+
+
+class Timed(NamedTuple):
+    """One run: seconds until every text had its first token, and seconds of what followed while all of them went on."""
+
+    first: float
+    rest: float
+    tokens: int
+    """Tokens that all texts together got in `rest`."""
+    steps: int
+    """Passes in `rest`; each gave every text a token, where nothing was drafted."""
+    ran: tuple[Ran, ...] = ()
+    """Only of engines that tell depths."""
+
+    def rate(self, regime: Regime) -> float:
+        """Tokens per second: of all prompts, or of all texts that decode."""
+        if regime.kind == "prefill":
+            return regime.batch * regime.prompt / max(self.first, 1e-12)
+        return self.tokens / max(self.rest, 1e-12)
+
+    def cost(self, regime: Regime) -> float | None:
+        """Mean true cost of the tokens that were timed; None where it is not told."""
+        costs: list[float] = []
+        for ran in self.ran:
+            costs += ran.costs[: ran.prompt] if regime.kind == "prefill" else ran.costs[ran.start :]
+        return sum(costs) / len(costs) if costs else None
+
+
+class Subject(ABC):
+    """One row of the table. `name` and `precision` together name it."""
+
+    name: str
+    kind: Kind
+    precision: str
+    budget: float | None = None
+    """The true cost that was asked for."""
+    warmups: int = 1
+    optional: bool = False
+    """May it be missing from the table, its reason told there?"""
+
+    @property
+    def title(self) -> str:
+        asked = "" if self.budget is None else f" {self.budget:.3g}"
+        return f"{self.name}{asked}, {self.precision}"
+
+    def takes(self, regime: Regime) -> bool:
+        """Is this regime measured here at all?"""
+        return True
+
+    @abstractmethod
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+        """Continue the prompts by as many tokens, greedily, ends of text ignored."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what it holds."""
+
+
+class EngineSubject(Subject):
+    """Our engine at one budget. llm: may be shared; its prefix cache must be off, or prompts are read only once."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        llm: LLM,
+        params: SamplingParams,
+        precision: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.name, self.kind, self.llm, self.precision = name, kind, llm, precision
+        self.params, self._clock = params, clock
+        self.budget = params.budget if kind in ("adaptive", "control") else None
+
+    @property
+    def offset(self) -> float:
+        """The dial, as the engine sets it."""
+        return self.llm.offset_of(self.params.budget)
+
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+        params = replace(self.params, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+        llm, requests = self.llm, []
+        begun = self._clock()
+        try:
+            requests = [llm.submit(prompt, params) for prompt in prompts]
+            rows = [request.rows[0] for request in requests]
+            while not all(row.token_ids for row in rows):
+                self._step(rows)
+            started, lengths, steps = self._clock(), [row.length for row in rows], 0
+            while not any(row.finish_reason for row in rows):
+                self._step(rows)
+                steps += 1
+            ended, tokens = self._clock(), sum(row.length for row in rows) - sum(lengths)
+        finally:
+            for request in requests:
+                llm.cancel(request)
+        if new_tokens > 1 and not steps:
+            raise ValueError(
+                f"{new_tokens} new tokens are too few for {len(rows)} texts at once: the first was done before the "
+                "last had begun; raise --new-tokens"
+            )
+        ran = tuple(
+            Ran(row.tokens[:-1], len(prompt), length - 1, list(row.ran_costs[: len(row.tokens) - 1]))
+            for row, length, prompt in zip(rows, lengths, prompts, strict=True)
+        )
+        return Timed(started - begun, ended - started, tokens, steps, ran)
+
+    def _step(self, rows: Sequence[Row]) -> None:
+        self.llm.engine.step()
+        if failed := next((row.error for row in rows if row.error), None):
+            raise RuntimeError(failed)

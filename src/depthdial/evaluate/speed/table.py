@@ -1,0 +1,80 @@
+"""Results of a speed benchmark as one Markdown table and a few lines about the run. `results`: see `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Figures = Mapping[str, Any]
+_HEAD = ("", "true cost", "tokens/s", "low to high", "x our dense", "ideal x", "of ideal", "of limit")
+
+
+def speed_table(results: Figures) -> str:
+    """All rows, regime by regime: speed, the cost a row really had, its ratio to our dense engine at the same
+    precision, the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
+    lines, before = [_line(_HEAD), _line(["---"] * len(_HEAD))], None
+    for row in results["rows"]:
+        if (name := regime_name(row)) != before:
+            lines.append(_line([f"**{name}**", *[""] * (len(_HEAD) - 1)]))
+            before = name
+        lines.append(_line(_cells(row)))
+    return "\n".join(lines)
+
+
+def regime_name(row: Figures) -> str:
+    return f"decode, batch {row['batch']}" if row["regime"] == "decode" else f"prefill {row['prompt_tokens']}"
+
+
+def row_name(row: Figures) -> str:
+    budget = "" if row["budget"] is None else f" {row['budget']:.3g}"
+    return f"{row['name']}{budget}, {row['precision']}"
+
+
+def machine_lines(results: Figures) -> str:
+    """Where, with what, and at which limits it was measured."""
+    machine, versions = results["machine"], results["versions"]
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [f"{results['model']} on {where}; {told}; commit {results['commit'] or 'unknown'}"]
+    for entry in results["limits"]:
+        lines.append(
+            f"limits in {regime_name(entry)}: {entry['read_gigabytes_per_second']:.1f} GB/s read, "
+            f"{2 * entry['gigamacs_per_second']:.0f} GFLOP/s"
+        )
+    return "\n".join(lines)
+
+
+def break_even_lines(facts: Figures) -> str:
+    """Up to which true cost skipping pays, by number of rows in a pass."""
+    lines = ["rows in a pass | skipping pays up to a true cost of | and a kept share of", "---|---|---"]
+    for entry in facts["highest"]:
+        lines.append(f"{entry['rows']} | {entry['cost']:.3f} | {entry['share']:.2f}")
+    return "\n".join(lines)
+
+
+def _cells(row: Figures) -> list[str]:
+    if "missing" in row:
+        return [row_name(row), f"not measured: {row['missing']}", *[""] * (len(_HEAD) - 2)]
+    speed = row["tokens_per_second"]
+    return [
+        row_name(row),
+        _number(row.get("cost"), ".3f"),
+        _rate(speed["median"]),
+        f"{_rate(speed['low'])} to {_rate(speed['high'])}",
+        _number(row["speedup"], ".2f"),
+        _number(row.get("ideal_speedup"), ".2f"),
+        _number(row.get("of_ideal"), ".0%"),
+        _number(row.get("of_limit"), ".0%"),
+    ]
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"

@@ -1,0 +1,264 @@
+"""One pre-training run from files to a Hugging Face folder: tokenise, build, train, measure held-out text, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import default_collate
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from depthdial.models.convert import route_of
+from depthdial.models.gathered import gather
+from depthdial.models.gguf import quiet
+from depthdial.models.scratch import Spec, fresh
+from depthdial.train import processes
+from depthdial.train.callbacks import Report, StopCleanly
+from depthdial.train.checkpoints import step_of, sweep, to_resume
+from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
+from depthdial.train.machine import keep_memory
+from depthdial.train.next_token import NextToken, Steps
+from depthdial.train.optimizers import optimizer_for
+from depthdial.train.pretrain_config import PretrainConfig
+from depthdial.train.rows import Rows
+from depthdial.train.settings import check_output, told, write_settings
+from depthdial.train.sharding import shard_on_cpu, sharding
+from depthdial.train.shards import make_shards
+from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, utilisation
+
+log = logging.getLogger(__name__)
+SETTINGS_FILE, RESULTS_FILE = "pretrain.json", "results.json"
+FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "fsdp", "data", "gather")
+"""Settings that a resumed run may change: they do not touch what is learned. The shards know their data."""
+LAST = 50
+"""Steps over which the training loss of the results is averaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and how fast a plain matmul is there."""
+
+    device: torch.device
+    bf16: bool
+    rate: float
+    """Multiply-accumulates per second of all processes."""
+
+
+def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
+    """Train a fresh model, or go on with an interrupted run; returns its results, which are in results.json, too.
+
+    Afterwards `config.output` holds the model and its tokenizer as Hugging Face keeps them. On several processes all of
+    them train and the main one writes. Raises ValueError (one line, with the remedy) for settings or data that do not
+    fit, or a resume that does not; Interrupted after a signal.
+    """
+    method, spec = config.asked_method(), Spec.parse(config.size)
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    processes.start(on_cpu)
+    output = check_output(config, resume, SETTINGS_FILE, FREE)
+    processes.wait()  # nobody writes before everybody has looked
+    keep_memory()
+    places = Path(config.shards) if config.shards else output / "shards"
+    index, tokenizer = make_shards(config.data, places, config.tokenizer, config.heldout)
+    samples = config.steps * config.rows_a_step
+    rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
+    log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")
+    held = _held_out(places, index, config, rows)
+    spec = dataclasses.replace(spec, context=max(spec.context, config.length))
+    model = fresh(spec, method, tokenizer, config.seed)
+
+    machine = _machine(config, on_cpu)
+    if machine.device.type == "cpu" and machine.bf16:
+        model.set_attn_implementation("eager")  # scaled_dot_product_attention's bf16 backward is slow on a CPU
+    model.to(machine.device)  # pyright: ignore[reportArgumentType]
+    undo = _gathered(model, config, rows, machine, output, resume)
+    write_settings(output, {**told(config), "gather": "on" if undo else "off"}, SETTINGS_FILE)
+
+    lesson = NextToken(model, config.seed)
+    trainer = _train(model, lesson, rows, held, config, machine, resume)
+    lesson.close()
+    figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
+    state = None if trainer is None else _whole_state(trainer, model)
+    if undo is not None:
+        undo()
+    if processes.is_main():
+        results = {**figures, **_summary(model, config, output, machine)}
+        _save(model, tokenizer, state, results, output)
+        return results
+    return figures
+
+
+def trained(trainer: Trainer | None, model: PreTrainedModel) -> PreTrainedModel:
+    """The model to run: sharded by the Trainer, perhaps."""
+    return model if trainer is None else trainer.model  # pyright: ignore[reportReturnType]
+
+
+def _whole_state(trainer: Trainer, model: PreTrainedModel) -> dict[str, Tensor]:
+    """All weights on the main process, tied ones once: gathered from shards, they would come out as two tensors."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    return {k: weight for k, weight in state.items() if k not in model.all_tied_weights_keys}  # pyright: ignore[reportReturnType]
+
+
+def _train(
+    model: PreTrainedModel, lesson: NextToken, rows: Rows, held: Rows, config: PretrainConfig, machine: Machine,
+    resume: bool,
+) -> Trainer | None:  # fmt: skip
+    """Train in place; None if a checkpoint of the last step is there already."""
+    output = Path(config.output)
+    folder = output / "checkpoints"
+    checkpoint = to_resume(folder, resume)
+    if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
+        model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied weights are there once
+        return None
+    stop, ledger = StopCleanly(), route_of(model).ledger
+
+    def speed(figures: Figures, seconds: float) -> Figures:
+        needed = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
+        tokens = samples_of(figures["tokens"], config.length)
+        return {"tokens_per_second": tokens / seconds, "mfu": utilisation(needed, tokens, seconds, machine.rate)}
+
+    trainer = Trainer(
+        model=model,
+        args=_arguments(config, folder, machine, sharding(model, config.method) if config.fsdp else {}),
+        train_dataset=rows,
+        data_collator=default_collate,
+        compute_loss_func=lesson,
+        callbacks=[
+            Steps(lesson),
+            Report(lesson, output, speed),
+            Evaluate(model, held, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output),
+            stop,
+        ],
+        optimizers=(optimizer_for(model, config), None),
+    )
+    shard_on_cpu(trainer)
+    trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
+    try:
+        with quiet():  # a bar for each checkpoint
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        stop.put_back()
+        if processes.is_main():
+            sweep(folder)
+    stop.check(trainer.state.global_step, config.steps, folder)
+    return trainer
+
+
+def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dict[str, Any]) -> TrainingArguments:
+    batch, accumulate = processes.share(config.batch, config.accumulate)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        train_sampling_strategy="sequential",  # the rows know their order
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=math.ceil(config.warmup * config.steps),
+        max_grad_norm=config.clip,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=machine.device.type == "cpu",
+        bf16=machine.bf16,
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        ddp_broadcast_buffers=False,
+        **more,
+    )
+
+
+def _held_out(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
+    """Held-out rows; the first training rows where there are too few documents to hold one row out."""
+    if index.tokens("heldout") >= config.length:
+        return Rows(places, index, "heldout", config.length)
+    log.warning(
+        "only %d tokens are held out, less than a row: the loss is measured on training text; give more data or a "
+        "higher --heldout",
+        index.tokens("heldout"),
+    )
+    return Rows(places, index, "train", config.length, samples=min(8, rows.rows))
+
+
+def _machine(config: PretrainConfig, on_cpu: bool) -> Machine:
+    device = torch.device("cpu" if on_cpu else f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and not on_cpu)
+    rate = torch.tensor(matmul_rate(device, bf16), device=device)
+    processes.total([rate])
+    return Machine(device, bf16, float(rate))
+
+
+def _gathered(
+    model: PreTrainedModel, config: PretrainConfig, rows: Rows, machine: Machine, output: Path, resume: bool
+) -> Any:
+    """Gather if that was asked for, or pays; what undoes it, or None. A resumed run does as the first one did."""
+    wanted = config.gather
+    if resume:
+        wanted = json.loads((output / SETTINGS_FILE).read_text())["gather"]
+    if wanted == "off" or (wanted == "auto" and not routed_layers(model)):
+        return None
+    if wanted == "on":
+        return gather(model)
+    batch, _ = processes.share(config.batch, config.accumulate)
+    ids = torch.stack([rows[i % len(rows)]["input_ids"] for i in range(batch)]).to(machine.device)
+    return gather(model) if processes.agreed(gather_pays(model, ids, machine.bf16), machine.device) else None
+
+
+def _summary(model: PreTrainedModel, config: PretrainConfig, output: Path, machine: Machine) -> Figures:
+    """What metrics.jsonl says of the run as a whole, and the model's sizes."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    route = route_of(model)
+    return {
+        "train_loss": statistics.fmean(line["loss"] for line in steps[-LAST:]),
+        "target": getattr(model.method, "target", None),
+        "steps": config.steps,
+        "tokens": config.steps * config.rows_a_step * config.length,
+        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in steps),
+        "mfu": statistics.median(line["mfu"] for line in steps),
+        "seconds": sum(samples_of(line["tokens"], config.length) / line["tokens_per_second"] for line in steps),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "macs_per_token": route.ledger.dense,
+        "method": config.method,
+        "size": config.size,
+        "seed": config.seed,
+        "processes": processes.world(),
+        "matmul_rate": machine.rate,
+    }
+
+
+def samples_of(tokens: float, length: int) -> float:
+    """Tokens that were run, from those that were predicted: the first of a row follows nothing."""
+    return tokens / (length - 1) * length
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Any, results: Figures, output: Path
+) -> None:
+    """The model's folder, whole or not at all; results.json comes last and says that it is there."""
+    scratch = Path(tempfile.mkdtemp(prefix=".model-", dir=output))
+    try:
+        with quiet():
+            model.save_pretrained(scratch, state_dict=state)
+            tokenizer.save_pretrained(scratch)
+        (scratch / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+        for file in sorted(scratch.iterdir(), key=lambda path: path.name == RESULTS_FILE):
+            os.replace(file, output / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Everything that one pre-training run is told. Fields of the method itself live in the method."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from depthdial.core.method import Method
+from depthdial.methods import METHODS, method_named
+
+Gather = Literal["auto", "on", "off"]
+DENSITY_FIELDS = ("density", "capacity", "rate")
+"""What methods call the share of tokens that run a layer."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A run: the model's size, the method, the data, and how long. Saved as pretrain.json beside the model."""
+
+    data: tuple[str, ...]
+    output: str
+    size: str
+    """LAYERSxHEADS@WIDTH and more, see `models.scratch.Spec`."""
+    method: str = "skiplayer"
+    density: float | None = None
+    """Share of tokens that run each routed layer; None leaves the method's own default."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The method's hyper-parameters, by field name."""
+    tokenizer: str = ""
+    """A name or folder, or "train:SIZE"; "" is the one of the shards, or train:4096."""
+    shards: str | None = None
+    """Folder of the tokenised data, to be shared between runs; None: inside `output`."""
+    steps: int = 1000
+    batch: int = 32
+    """Rows per micro-batch, over all processes."""
+    accumulate: int = 1
+    length: int = 256
+    """Tokens per row."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    lr: float = 1e-3
+    """Adafactor's is relative to the size of each weight: about ten times AdamW's."""
+    warmup: float = 0.05
+    """Share of steps."""
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    seed: int = 0
+    """Of the first weights, the order of rows and the routers' noise. What is held out is the same for every seed."""
+    save_every: int = 500
+    eval_every: int = 250
+    heldout: float = 0.01
+    """Share of documents held out."""
+    heldout_tokens: int = 65536
+    """At most this many held-out tokens are evaluated, always the same ones."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16: autocast over fp32 weights. auto: on a GPU."""
+    device: str = "auto"
+    gather: Gather = "auto"
+    """Run a layer for the tokens that run it only ("on"), or for all as the reference ("off"); auto measures."""
+    fsdp: bool = False
+    """Shard weights, gradients and the optimizer's state over the processes (FSDP2) instead of copying them (DDP)."""
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+        for name in ("steps", "batch", "accumulate", "save_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.length < 2:
+            raise ValueError(f"row length is {self.length}; give at least 2 tokens")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ValueError(f"density {self.density} is out of range; it is a share of tokens: 0 < density <= 1")
+        if self.lr <= 0 or self.clip <= 0:
+            raise ValueError("the learning rate and --clip must be positive")
+        if not 0 <= self.heldout < 1:
+            raise ValueError(f"heldout {self.heldout} is out of range; it is a share of documents: 0 <= heldout < 1")
+        for name, choices in {
+            "optimizer": ("adamw", "adafactor"),
+            "dtype": ("auto", "float32", "bfloat16"),
+            "gather": ("auto", "on", "off"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+
+    def asked_method(self) -> Method:
+        """The method with its fields and density; it starts at the first layer, where it leaves that open, and without
+        adapters where no router says who needs them: those are for models that were trained to run every layer.
+
+        Raises ValueError for unknown names, a method without density, or one that is made for trained models.
+        """
+        if self.method not in METHODS:
+            return method_named(self.method, {})
+        if self.method == "static":
+            raise ValueError("method 'static' drops layers of a trained model; to train fewer layers, lower --size")
+        kind = METHODS[self.method]
+        known, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
+        if self.density is not None:
+            name = next((name for name in DENSITY_FIELDS if name in known), None)
+            if name is None and self.density < 1:
+                raise ValueError(f"method {self.method!r} runs every layer: it has no density; leave --density out")
+            if name is not None:
+                fields.setdefault(name, self.density)
+        if "first" in known:
+            fields.setdefault("first", 0)
+        if "adapter_ratio" in known and not kind.reads_input:
+            fields.setdefault("adapter_ratio", 0)
+        return method_named(self.method, fields)
+
+    @property
+    def rows_a_step(self) -> int:
+        return self.batch * self.accumulate

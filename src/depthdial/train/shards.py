@@ -1,0 +1,196 @@
+"""Text files to tokens on disk, file by file, so that no more than one of them is ever in memory.
+
+A folder of shards holds, for each data file, its training and its held-out tokens as plain little-endian numbers, and
+index.json: the tokenizer's fingerprint, counts, and which files are done. Shards are written whole or not at all, so an
+interrupted run goes on with the next file; runs that share a folder wait for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from filelock import FileLock
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from depthdial.train.data import Record, files_of, holdout, read
+from depthdial.train.encode import encode_all, separator_token
+from depthdial.train.progress import Progress
+from depthdial.train.tokenizer import fingerprint, open_tokenizer, save_tokenizer, size_asked, train_tokenizer
+
+VERSION = 1
+INDEX_FILE, TOKENIZER_FOLDER = "index.json", "tokenizer"
+Side = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one data file became. sha256: of the file's bytes; train, heldout: tokens."""
+
+    name: str
+    sha256: str
+    documents: int
+    train: int
+    heldout: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.json: everything that decides which tokens a folder of shards holds."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer, which is kept beside the index."""
+    asked: str
+    """What was asked for: "train:4096", or the tokenizer's name."""
+    vocabulary: int
+    separator: int
+    """The token after each document."""
+    heldout: float
+    """Share of the documents that is held out, by a hash of their text: the same for every seed."""
+    shards: tuple[Shard, ...] = ()
+    files: tuple[str, ...] = field(default=())
+    """sha256 of all data files, done or not."""
+    version: int = VERSION
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
+
+    def tokens(self, side: Side) -> int:
+        return sum(shard.train if side == "train" else shard.heldout for shard in self.shards)
+
+
+def shard_path(folder: Path, number: int, side: Side) -> Path:
+    return folder / f"{number:05}.{side}.bin"
+
+
+def make_shards(
+    files: Sequence[str | Path], folder: Path, tokenizer: str = "", heldout: float = 0.01
+) -> tuple[Index, PreTrainedTokenizerBase]:
+    """The shards of data files in `folder`, made or completed, and their tokenizer.
+
+    tokenizer: "train:SIZE", or the name of one that exists; "" takes that of the folder, or trains one of 4096.
+    Raises ValueError for unreadable data, and for a folder made with another tokenizer, of other files or with another
+    held-out share.
+    """
+    paths = files_of(files)
+    sums = tuple(_sha256(path) for path in paths)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        index, spoken = _begin(paths, sums, folder, tokenizer, heldout)
+        total = len(paths)
+        with Progress("tokenising", total, len(index.shards)) as progress:
+            for number in range(len(index.shards), total):
+                shard = _write(paths[number], sums[number], number, folder, index, spoken)
+                index = Index(**{**vars(index), "shards": (*index.shards, shard)})
+                _save(index, folder)
+                progress.advance(shard.train + shard.heldout, tokens=float(index.tokens("train")))
+    return index, spoken
+
+
+def read_index(folder: Path) -> Index | None:
+    """The index of a folder of shards, None if it has none. Raises ValueError for one that cannot be read."""
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        return None
+    try:
+        told = json.loads(file.read_text())
+        if told["version"] != VERSION:
+            raise ValueError(f"{file} has version {told['version']}, not {VERSION}; choose another --shards folder")
+        shards = tuple(Shard(**shard) for shard in told.pop("shards"))
+        return Index(**{**told, "files": tuple(told["files"])}, shards=shards)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{file} is not an index of shards; remove {folder} or choose another --shards") from None
+
+
+def _begin(
+    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, asked: str, heldout: float
+) -> tuple[Index, PreTrainedTokenizerBase]:
+    """The folder's own index, if it is of these files and this tokenizer; a new one for an empty folder."""
+    found = read_index(folder)
+    if found is None:
+        return _fresh(paths, sums, folder, asked or "train:4096", heldout)
+    spoken = AutoTokenizer.from_pretrained(folder / TOKENIZER_FOLDER, local_files_only=True)
+    remedy = "give the same one, or another --shards folder"
+    trained = size_asked(asked) is not None
+    same = asked in ("", found.asked) if trained or not asked else fingerprint(open_tokenizer(asked)) == found.tokenizer
+    if not same or fingerprint(spoken) != found.tokenizer:
+        raise ValueError(f"the shards in {folder} were made with another tokenizer ({found.asked}); {remedy}")
+    if found.files != sums:
+        raise ValueError(
+            f"the shards in {folder} were made of other data files; give the same ones, or another --shards"
+        )
+    if found.heldout != heldout:
+        raise ValueError(f"the shards in {folder} hold out {found.heldout} of the documents, not {heldout}; {remedy}")
+    return found, spoken
+
+
+def _fresh(
+    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, asked: str, heldout: float
+) -> tuple[Index, PreTrainedTokenizerBase]:
+    size = size_asked(asked)
+    if size is None:
+        spoken = open_tokenizer(asked)
+    else:  # held-out text must not shape the tokenizer either
+        spoken = train_tokenizer((r for path in paths for r in holdout(read(path), heldout)[0]), size)
+    save_tokenizer(spoken, folder / TOKENIZER_FOLDER)
+    index = Index(fingerprint(spoken), asked, len(spoken), separator_token(spoken), heldout, files=sums)
+    _save(index, folder)
+    return index, spoken
+
+
+def _write(path: Path, sha256: str, number: int, folder: Path, index: Index, spoken: PreTrainedTokenizerBase) -> Shard:
+    """One data file's tokens. The separator ends a document, also where its text goes on on the other side."""
+    records = read(path)
+    out: dict[Side, Path] = {side: shard_path(folder, number, side) for side in ("train", "heldout")}
+    parts: dict[Side, Path] = {side: file.with_suffix(".part") for side, file in out.items()}
+    counts: dict[Side, int] = {"train": 0, "heldout": 0}
+    with parts["train"].open("wb") as train, parts["heldout"].open("wb") as held:
+        writers: dict[Side, BinaryIO] = {"train": train, "heldout": held}
+        last: Side = "train"
+        open_end = False
+        for side, ids, ends in _encoded(records, index, spoken):
+            if open_end and side != last:
+                counts[last] += _append(writers[last], np.array([index.separator]), index)
+            counts[side] += _append(writers[side], ids, index)
+            last, open_end = side, not ends
+    for side, part in parts.items():
+        os.replace(part, out[side])
+    return Shard(path.name, sha256, len(records), counts["train"], counts["heldout"])
+
+
+def _encoded(
+    records: list[Record], index: Index, spoken: PreTrainedTokenizerBase
+) -> Iterator[tuple[Side, np.ndarray, bool]]:
+    held = {id(record) for record in holdout(records, index.heldout)[1]}
+    encoded = encode_all(records, spoken, separator=index.separator, targets="all")
+    for record, document in zip(records, encoded, strict=True):
+        ends = record.ends or bool(record.messages)
+        ids = document.input_ids
+        if record.messages and (
+            not len(ids) or ids[-1] != index.separator
+        ):  # a chat template ends turns, not documents
+            ids = np.append(ids, index.separator)
+        yield "heldout" if id(record) in held else "train", ids, ends
+
+
+def _append(file: BinaryIO, ids: np.ndarray, index: Index) -> int:
+    file.write(ids.astype(index.dtype).tobytes())
+    return len(ids)
+
+
+def _save(index: Index, folder: Path) -> None:
+    part = folder / f"{INDEX_FILE}.part"
+    part.write_text(json.dumps(asdict(index), indent=1) + "\n")
+    os.replace(part, folder / INDEX_FILE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,74 @@
+"""`depthdial bench` on a tiny model: one table or one JSON object, a file and a picture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from depthdial.cli.app import app
+from depthdial.cli.bench import numbers
+
+
+@pytest.fixture(scope="module")
+def options(tiny_folder, tiny_plugin):
+    tiny = {"model": tiny_folder, "plugin": tiny_plugin, "dtype": "float32", "device": "cpu", "budgets": "0.8"}
+    tiny |= {"batches": "1", "prefill": "16", "prompt-tokens": 6, "new-tokens": 4, "repeats": 1}
+    return [word for name, value in tiny.items() for word in (f"--{name}", str(value))] + ["--no-compiled"]
+
+
+def run(*args: str):
+    return CliRunner().invoke(app, ["bench", *args], catch_exceptions=False)
+
+
+def test_json_is_one_object_and_nothing_else(options):
+    result = run(*options, "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert found["what"] == "speed" and {row["regime"] for row in found["rows"]} == {"decode", "prefill"}
+
+
+def test_the_table_goes_to_stdout_and_the_files_where_they_are_asked_for(options, tmp_path):
+    place = tmp_path / "new" / "speed.json"
+    result = run(*options, "--output", str(place))
+    assert "| adaptive 0.8, fp32 |" in result.stdout and "**prefill 16**" in result.stdout
+    assert json.loads(place.read_text())["rows"] and place.with_suffix(".png").is_file()
+    assert len(list(place.parent.iterdir())) == 2
+
+
+def test_quick_is_batch_1_and_one_prompt(options, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: seen.append(o) or {"rows": []})
+    assert run("--quick", "--json").exit_code == 0
+    (quick,) = seen
+    assert (quick.batches, quick.prefill, quick.repeats, quick.compiled) == ((1,), (512,), 3, False)
+
+
+def test_a_text_of_ones_own_is_read(options, tmp_path):
+    (tmp_path / "t.txt").write_text("the quick brown fox " * 9)
+    found = json.loads(run(*options, "--text", str(tmp_path / "t.txt"), "--json").stdout)
+    assert found["arguments"]["text"] == "given" and str(tmp_path) not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--budgets", "much"], "--budgets 'much' is not a list"),
+        (["--batches", "1,x"], "--batches"),
+        (["--budgets", "0.01"], "budget 0.01"),
+        (["--peers", "llama"], "'llama' is not known"),
+        (["--peers", "tide"], "--peer-python tide=PATH"),
+        (["--peer-python", "tide"], "not NAME=PATH"),
+        (["--output", "x.txt"], "must end in .json"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--prefill", "4000"], "context is 128"),
+        (["--static", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(failed, options, wrong, says):
+    assert says in failed("bench", *options, *wrong)
+
+
+def test_numbers():
+    assert numbers("--x", "1, 2,", int) == (1, 2) and numbers("--x", "", int) == ()

@@ -1,0 +1,121 @@
+"""The whole benchmark on a tiny model: who takes part, what is told, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+
+from depthdial.evaluate.speed import bench as bench_
+from depthdial.evaluate.speed.bench import bench
+from depthdial.evaluate.speed.lineup import Lineup
+from depthdial.evaluate.speed.options import Options
+
+ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget"}
+SPEED = {"tokens_per_second", "repeats", "speedup", "speedup_over", "cost"}
+IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_ideal", "layers"}
+
+
+@pytest.fixture(scope="module")
+def options(tiny_folder, tiny_plugin):
+    def make(**more) -> Options:
+        tiny = {"prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False, "dtype": "float32"}
+        tiny |= {"model": str(tiny_folder), "plugin": str(tiny_plugin), "device": "cpu", "budgets": (0.85, 0.75)}
+        return Options(**{**tiny, "batches": (1, 3), "prefill": (20,), **more})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def results(options):
+    seen = []
+    found = bench(options(), lambda *told: seen.append(told))
+    assert seen[0] == ("loading", 0, 1) and seen[-1][1] == seen[-1][2] == 3 * 6 * 3
+    return found
+
+
+def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
+    text = json.dumps(results, allow_nan=False)
+    assert str(tiny_folder) not in text and str(tiny_plugin) not in text
+    assert results["model"] == tiny_folder.name and results["plugin"] == "tiny" and results["what"] == "speed"
+    assert set(results) == {
+        "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "limits", "rows",
+    }  # fmt: skip
+    assert results["arguments"]["seed"] == 0 and results["arguments"]["budgets"] == (0.85, 0.75)
+
+
+def test_every_regime_has_every_row(results):
+    for regime in (("decode", 1, 6), ("decode", 3, 6), ("prefill", 1, 20)):
+        rows = [r for r in results["rows"] if (r["regime"], r["batch"], r["prompt_tokens"]) == regime]
+        assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "adaptive", "control", "control"]
+        for row in rows:
+            ours = row["kind"] != "baseline"
+            assert set(row) == ROW | SPEED | (IDEAL if ours else set())
+            assert len(row["repeats"]) == 2 and (row["cost"] is not None) == ours
+            assert row["speedup_over"] == "our dense, fp32"
+            if row["kind"] == "dense":
+                assert row["cost"] == row["speedup"] == row["ideal_speedup"] == row["of_ideal"] == 1.0
+                assert row["layers"] == 6
+            elif ours:
+                assert row["cost"] < 1 and row["layers"] < 6
+
+
+def test_limits_are_measured_with_each_regime(results):
+    assert [entry["regime"] for entry in results["limits"]] == ["decode", "decode", "prefill"]
+    assert all(entry["read_gigabytes_per_second"] > 0 < entry["gigamacs_per_second"] for entry in results["limits"])
+
+
+def test_a_bare_model_has_no_adaptive_rows(options):
+    found = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
+    assert [row["kind"] for row in found["rows"]] == ["baseline", "dense"] and found["plugin"] is None
+
+
+def test_int8_is_compared_with_int8(options):
+    chosen = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
+    with contextlib.closing(Lineup(chosen)) as lineup:
+        sizes = {title: reference.sizes.weight for title, reference in lineup.references.items()}
+    assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] == 1 and sizes["our dense, fp32"] == 4
+    found = bench(chosen)
+    rows = [row for row in found["rows"] if row["precision"] == "int8"]
+    assert [row["kind"] for row in rows] == ["dense", "adaptive"]
+    assert {row["speedup_over"] for row in rows} == {"our dense, int8"}
+
+
+def test_a_static_plugin_takes_part(options, tiny_plugin):
+    found = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
+    assert [row["name"] for row in found["rows"]][3:] == ["random", "static"]
+
+
+def test_the_break_even_is_explained(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHDIAL_CACHE", str(tmp_path))
+    kept = options(batches=(1,), prefill=(), repeats=1)
+    told = bench(kept, explain=True)["break_even"]
+    assert [entry["rows"] for entry in told["highest"]] == [1] and len(list((tmp_path / "break-even").iterdir())) == 1
+    monkeypatch.setattr(bench_, "_results", lambda *_: {})
+    assert bench(kept, explain=True)["break_even"] == told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"batches": (), "prefill": ()}, "nothing to measure"),
+        ({"batches": (0,)}, "at least 1"),
+        ({"new_tokens": 1}, "--new-tokens must be at least 2"),
+        ({"repeats": 0}, "--repeats"),
+        ({"budgets": (1.0,)}, "between 0 and 1"),
+        ({"peers": ("vlm",)}, "not known"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(options, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        options(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [({"prefill": (128,)}, "context is 128 tokens, and 129"), ({"budgets": (0.2,)}, "budget"), ({"text": ""}, "empty")],
+)
+def test_what_would_fail_later_fails_before_measuring(options, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        bench(options(**wrong), lambda name, *_: None if name == "loading" else pytest.fail("it ran"))

@@ -1,0 +1,24 @@
+"""The limits of the machine, by a clock that is told."""
+
+from __future__ import annotations
+
+import torch
+
+from depthdial.evaluate.speed.limits import Gauge, Limits
+
+
+def test_rates_are_work_over_the_fastest_time(ticks):
+    gauge = Gauge(16 * 4096 * 4, torch.float32, torch.device("cpu"), clock=ticks, times=2)
+    limits = gauge()
+    assert limits.read == 16 * 4096 * 4  # each try takes one tick
+    assert limits.multiply == 2048**3
+
+
+def test_a_small_model_is_read_from_a_small_buffer(ticks):
+    assert Gauge(1, torch.float32, torch.device("cpu"), clock=ticks)().read == 16 * 4096 * 4
+
+
+def test_the_median_of_rounds():
+    rounds = [Limits(1e9, 30.0), Limits(5e9, 10.0), Limits(2e9, 20e9)]
+    assert Limits.median(rounds) == Limits(2e9, 30.0)
+    assert Limits(2e9, 3e9).to_json() == {"read_gigabytes_per_second": 2.0, "gigamacs_per_second": 3.0}

@@ -1,0 +1,63 @@
+"""Our engine as a subject: what is timed, and that it is what ran."""
+
+from __future__ import annotations
+
+import pytest
+
+from depthdial.engine.llm import SamplingParams
+from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Regime
+
+DECODE = Regime("decode", 2, 6, 8)
+PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+
+
+def subject(llm, budget, ticks, kind: Kind = "adaptive"):
+    return EngineSubject("adaptive", kind, llm, SamplingParams(budget=budget), "fp32", ticks)
+
+
+def test_costs_and_tokens_are_those_of_generate(tiny_llm, ticks):
+    llm = tiny_llm()
+    run = subject(llm, 0.8, ticks).run(PROMPTS, 8)
+    outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=8, ignore_eos=True, budget=0.8))
+    assert run.first > 0 and run.rest > 0 and run.steps == 7 and run.tokens == 14
+    for ran, out in zip(run.ran, outputs, strict=True):
+        assert ran.tokens == out.prompt_token_ids + out.token_ids[:-1]
+        assert ran.prompt == len(out.prompt_token_ids) == ran.start
+        assert sum(ran.costs[: ran.prompt]) / ran.prompt == pytest.approx(out.prompt_cost)
+        pieces = [piece.cost for piece in out.samples[0].pieces]
+        assert ran.costs[ran.start :] == pytest.approx(pieces[1:])
+    cost = run.cost(DECODE)
+    assert cost is not None and 0 < cost < 1
+
+
+def test_the_base_costs_1_and_skips_nothing(tiny_llm, ticks):
+    llm = tiny_llm()
+    dense = subject(llm, 1.0, ticks, "dense")
+    assert dense.budget is None and dense.offset == float("inf") and dense.title == "adaptive, fp32"
+    run = dense.run(PROMPTS, 3)
+    assert run.cost(DECODE) == 1.0 and {c for ran in run.ran for c in ran.costs} == {1.0}
+
+
+def test_a_prompt_alone_has_no_steps(tiny_llm, ticks):
+    run = subject(tiny_llm(), 0.8, ticks).run([[5] * 40], 1)
+    assert run.steps == 0 and run.ran[0].prompt == 40 == len(run.ran[0].costs)
+
+
+def test_too_few_tokens_for_a_batch_is_said(tiny_llm, ticks):
+    llm = tiny_llm(max_batch=1)  # the second text starts when the first is done
+    with pytest.raises(ValueError, match="raise --new-tokens"):
+        subject(llm, 0.8, ticks).run(PROMPTS, 2)
+    assert llm.engine.scheduler.idle
+
+
+def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks):
+    """The engine counts rows where it runs them; the route says which it must run."""
+    from depthdial.evaluate.speed.routes import keeps
+
+    llm = tiny_llm()
+    one = subject(llm, 0.7, ticks)
+    before = llm.stats.rows_run
+    run = one.run(PROMPTS, 6)
+    kept = keeps(llm.model, [ran.tokens for ran in run.ran], one.offset)
+    assert llm.stats.rows_run - before == sum(int(k.sum()) for k in kept)
+    assert [k.shape[1] for k in kept] == [len(ran.costs) for ran in run.ran]

@@ -1,0 +1,170 @@
+"""Pre-training on a tiny model: from text files to a folder that opens; resumed bit for bit; stopped by a bad loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from depthdial.methods import METHODS
+from depthdial.train import callbacks, next_token
+from depthdial.train.pretrain import pretrain
+from depthdial.train.pretrain_config import PretrainConfig
+
+BY_METHOD = {"skiplayer": 0.5, "mixture_of_depths": 0.5, "random": 0.5, "highway": None, "dense": None}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> PretrainConfig:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"text": f"the quick brown fox number {i} jumps over {i * 7 % 13} lazy dogs"} for i in range(60)]
+    (folder / "fox.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return PretrainConfig(
+        data=(str(folder / "fox.jsonl"),), output="", size="2x2@16,ffn=32", tokenizer="train:280", steps=6, batch=16,
+        length=16, lr=1e-2, save_every=3, eval_every=2, heldout=0.1, device="cpu", gather="off",
+        shards=str(folder / "shards"),
+    )  # fmt: skip
+
+
+def told(config: PretrainConfig, folder: Path, **changes: Any) -> PretrainConfig:
+    return dataclasses.replace(config, output=str(folder), **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")} for line in lines]
+
+
+@pytest.mark.parametrize("method", BY_METHOD)
+def test_a_run_gives_a_model_that_opens_and_says_what_it_executes(config, method: str, tmp_path: Path):
+    results = pretrain(told(config, tmp_path, method=method, density=BY_METHOD[method]))
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    lines = [line for line in metrics(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1, "it learns"
+    assert [line["step"] for line in metrics(tmp_path) if "heldout_loss" in line] == [2, 4]
+    assert len(results["density_per_layer"]) == 2 and results["tokens"] == 6 * 16 * 16
+    if method in ("dense", "highway"):
+        assert results["density"] == 1 and results["layers"] == 2 and results["cost"] >= 1
+    else:
+        assert 0.1 < results["density"] < 0.95 and results["cost"] < 1.1 and results["target"] in (0.5, None)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("the quick brown fox", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    assert logits.shape[-1] == len(tokenizer) and not list(tmp_path.glob(".model-*"))
+
+
+@pytest.mark.parametrize(("gather", "optimizer"), [("off", "adamw"), ("on", "adafactor")])
+def test_an_interrupted_run_resumes_bit_for_bit(config, gather: Any, optimizer: Any, tmp_path: Path, monkeypatch: Any):
+    changes = {"gather": gather, "optimizer": optimizer, "method": "skiplayer", "batch": 8, "accumulate": 2}
+    whole, torn = (told(config, tmp_path / name, **changes) for name in ("whole", "torn"))
+    pretrain(whole)
+    step_end = callbacks.Report.on_step_end
+
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Report, "on_step_end", interrupt)
+        with pytest.raises(callbacks.Interrupted, match=r"step 4 of 6.*--resume"):
+            pretrain(torn)
+    assert not (tmp_path / "torn" / "results.json").exists()
+    with pytest.raises(ValueError, match="add --resume"):
+        pretrain(torn)
+    with pytest.raises(ValueError, match=r"other settings \(lr\)"):
+        pretrain(dataclasses.replace(torn, lr=0.5), resume=True)
+    with (tmp_path / "torn" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 0}\n{"st')  # what a crash may leave
+    pretrain(torn, resume=True)
+    assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
+    one, other = (weights(tmp_path / name) for name in ("whole", "torn"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_run_can_be_measured_and_saved_again(config, tmp_path: Path):
+    first = pretrain(told(config, tmp_path))
+    before = weights(tmp_path)
+    for name in ("results.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    again = pretrain(told(config, tmp_path), resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+    assert {k: again[k] for k in ("loss", "density", "train_loss")} == {
+        k: first[k] for k in ("loss", "density", "train_loss")
+    }
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_a_good_checkpoint(config, tmp_path: Path, monkeypatch):
+    losses = next_token.token_losses
+    seen = []
+
+    def bad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        found = losses(logits, labels)
+        return found * torch.nan if len(seen) == 5 else found
+
+    monkeypatch.setattr(next_token, "token_losses", bad)
+    with pytest.raises(ValueError, match=r"the loss is nan at step 5; the last checkpoint is good"):
+        pretrain(told(config, tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
+    saved = load_file(tmp_path / "checkpoints" / "checkpoint-3" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    pretrain(told(config, tmp_path), resume=True)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_seeds_differ_and_share_what_is_held_out(config, tmp_path: Path):
+    first, second = (pretrain(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+    assert first["loss"] != second["loss"]
+    assert (Path(config.shards) / "index.json").is_file()
+
+
+def test_bf16_and_gathering_as_measured(config, tmp_path: Path):
+    results = pretrain(told(config, tmp_path, dtype="bfloat16", gather="auto"))
+    assert results["loss"] < 6 and all(w.dtype == torch.float32 for w in weights(tmp_path).values())
+    assert json.loads((tmp_path / "pretrain.json").read_text())["gather"] in ("on", "off")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": ()}, "no data files"),
+        ({"density": 0.0}, "density 0.0 is out of range"),
+        ({"density": 1.5}, "density 1.5 is out of range"),
+        ({"density": 0.5, "method": "highway"}, "has no density"),
+        ({"method": "static"}, "drops layers of a trained model"),
+        ({"method": "telepathy"}, "unknown method 'telepathy'"),
+        ({"fields": {"depth": 3}}, "has no field depth"),
+        ({"size": "big"}, "cannot be read"),
+        ({"size": "2x3@16"}, "do not divide the width"),
+        ({"batch": 10_000}, "less than a batch"),
+        ({"tokenizer": "train:10"}, "train:SIZE"),
+        ({"tokenizer": "train:300"}, "made with another tokenizer"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"fsdp": True}, "start them with torchrun"),
+        ({"gather": "on", "method": "dense"}, "nothing is skipped"),
+    ],
+    ids=str,
+)
+def test_bad_settings_say_what_to_do_and_leave_no_model(config, change: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        pretrain(told(config, tmp_path, **change))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_every_method_is_named_in_the_table_of_this_test():
+    assert set(BY_METHOD) == set(METHODS) - {"static", "flexidepth"}
