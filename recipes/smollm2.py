@@ -12,6 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from depthdial.methods import METHODS
 from depthdial.train.config import TrainConfig
 from depthdial.train.run import train
 
@@ -22,7 +23,7 @@ TWICE_OR_TEST = ("flan_cot/gsm8k", "mbpp/test")
 REPEAT = 10  # of the sampled prose: there is little of it, and one epoch of the rest is never reached
 ROUTED = {"first": 3, "last": 29, "but": (11,)}
 FIELDS = {
-    "flexidepth": {**ROUTED, "weights": "hard", "gate_gradient": "sampled", "start": 0.0},
+    "flexidepth": {**ROUTED, **METHODS["flexidepth"].budgeted},
     "random": ROUTED,
     "static": {"selection": "greedy_kl", "length": 14},
 }

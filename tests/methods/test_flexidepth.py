@@ -216,6 +216,55 @@ def test_soft_scale_reaches_the_router_through_the_weights_only():
         assert weights.run.requires_grad and weights.skip.requires_grad
 
 
+def drawing(logit: Tensor, noise: float = 1.0, row: int = 0) -> tuple[Decision, Tensor]:
+    """A decision drawn in training, and the logits it was drawn from, [1, T]."""
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), training=True, noise=noise)
+    route.positions, route.sample = torch.arange(logit.shape[1])[None], torch.tensor([row])
+    logit = logit.clone().requires_grad_()
+    method = replace(METHOD, weights="hard", gate_gradient="sampled")
+    decision = method.decide({"router": ConstantPart(logit)}, logit[..., None], Site(0, "attn"), route)
+    return decision, logit
+
+
+def test_drawn_gates_run_as_often_as_they_say():
+    for value in (-1.5, 0.0, 1.0):
+        decision, _ = drawing(torch.full((1, 4000), value))
+        assert abs(float(decision.keep.float().mean()) - torch.tensor(value).sigmoid()) < 0.025
+
+
+def test_drawn_gates_learn_as_much_as_is_left_to_chance():
+    for noise in (1.0, 0.5, 0.0):
+        decision, logit = drawing(LOGIT[:1], noise)
+        (decision.run * 3.0).sum().backward()
+        torch.testing.assert_close(logit.grad, 3.0 * noise * G[:1] * (1 - G[:1]))
+    assert torch.equal(drawing(LOGIT[:1], 0.0)[0].keep, LOGIT[:1] > 0), "nothing is left to chance: the threshold"
+
+
+def test_drawn_gates_are_plain_ones_outside_training():
+    method = replace(METHOD, gate_gradient="sampled")
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
+    parts = {"router": ConstantPart(LOGIT)}
+    drawn, plain = (m.decide(parts, torch.zeros(2, 3, 7), Site(0, "attn"), route) for m in (method, METHOD))
+    assert torch.equal(drawn.keep, plain.keep) and torch.equal(drawn.run, plain.run)
+
+
+def test_drawn_gates_keep_the_order_of_what_a_unit_is_worth():
+    """Loss a/2 (1 - m)^2, price p for running: gates settle at 1 - p / a, where plain ones end at the threshold."""
+    worth, price = torch.tensor([[1.2, 2.0, 4.0, 8.0]]).repeat_interleave(64, 1), 1.0
+    logit, plain = torch.zeros(1, 256), torch.zeros(1, 256)
+    for step in range(1500):
+        decision, leaf = drawing(logit, row=step)
+        (worth / 2 * (1 - decision.run).square() + price * decision.run).sum().backward()
+        assert leaf.grad is not None
+        logit = logit - 0.3 * leaf.grad
+        hard = plain > 0
+        g = plain.sigmoid()
+        plain = plain - 0.3 * g * (1 - g) * (price - worth * ~hard)
+    settled = logit.sigmoid().unflatten(1, (4, 64)).mean((0, 2))
+    torch.testing.assert_close(settled, torch.tensor([1 / 6, 1 / 2, 3 / 4, 7 / 8]), atol=0.06, rtol=0)
+    assert plain.abs().max() < 0.7, "without draws nothing but the threshold is learnt"
+
+
 def test_threshold_is_strict():
     route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
     at = torch.tensor([[0.0, 1e-6, -1e-6]])

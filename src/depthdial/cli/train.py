@@ -58,6 +58,7 @@ def train(
     import json
     import logging
 
+    from depthdial.methods import METHODS
     from depthdial.models.checkpoint import read
     from depthdial.train import processes
     from depthdial.train.config import TrainConfig
@@ -67,6 +68,8 @@ def train(
     fields = dict(parse_field(item) for item in set_)
     if alpha is not None:
         fields["alpha"], budget = alpha, None
+    elif method in METHODS:  # an unknown one is refused below, with the list
+        fields = {**METHODS[method].budgeted, **fields}
     if objective not in ("lm", "distill"):
         raise ValueError(f"objective must be lm or distill, not {objective!r}")
     config = TrainConfig(

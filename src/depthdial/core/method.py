@@ -66,6 +66,9 @@ class Method(ABC):
     """The finest thing a decision may depend on; lets an executor use a plain `if` instead of a gather."""
     reads_input: ClassVar[bool] = True
     """False: `decide` looks at places and layers only, so an executor may ask for all layers before a pass."""
+    budgeted: ClassVar[Mapping[str, object]] = {}
+    """Fields that trained best where a budget is held (docs/log.md): what `depthdial train` sets unless told otherwise.
+    The fields' own defaults are the paper's."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class FlexiDepth(Method):
 
     units = ("attn", "mlp")
     kv = "project"
+    budgeted: ClassVar[Mapping[str, object]] = {"weights": "hard", "gate_gradient": "sampled", "start": 0.0}
 
     first: int | None = None
     """First routed layer; None is the upper half, as in the paper."""
