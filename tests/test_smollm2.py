@@ -34,8 +34,23 @@ def test_greedy_at_full_depth_is_hugging_faces_generate(dtype):
     for prompt, out in zip(PROMPTS, outputs, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         expected = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)
-        assert out.token_ids == expected[0, ids.shape[1] :].tolist()
         assert out.cost == 1.0 and set(out.depths) == {30}
+        wanted = expected[0, ids.shape[1] :].tolist()
+        if dtype == "float32":
+            assert out.token_ids == wanted
+        else:
+            assert near_tie(base, ids, wanted, out.token_ids)
+
+
+def near_tie(base: Any, ids: torch.Tensor, wanted: list[int], got: list[int]) -> bool:
+    """Are two greedy texts equal up to a token that the base itself cannot tell apart in bf16?"""
+    at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), None)
+    if at is None:
+        return wanted == got
+    text = torch.cat([ids, torch.tensor([wanted[:at]], dtype=torch.long)], 1)
+    logits = base(text).logits[0, -1].float()
+    spacing = 2.0 ** (logits.max().log2().floor() - 7)  # of bf16 numbers of that size
+    return bool(logits[wanted[at]] - logits[got[at]] <= 3 * spacing)
 
 
 @pytest.mark.skipif(not shipped(), reason="no plug-in is shipped yet")
