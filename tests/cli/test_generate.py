@@ -170,3 +170,15 @@ def test_the_command_itself(options, expected):
     assert json.loads(done.stdout)["token_ids"] == out.token_ids
     wrong = subprocess.run([*command, "--budget", "7"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr
+
+
+def test_lossless_text_is_the_bases(options, expected):
+    llm, _ = expected
+    (base,) = llm.generate("the quick", SamplingParams(max_tokens=12, budget=1.0))
+    words = ["generate", "the quick", "--lossless", "--draft-budget", "0.9", "--max-new-tokens", "12"]
+    facts = json.loads(CliRunner().invoke(app, [*words, "--json", *options]).stdout)
+    assert facts["token_ids"] == base.token_ids and facts["depths"] == [llm.layers] * 12
+    assert facts["budget"] == 1.0 and facts["offset"] is None
+    assert set(facts["drafted"]) == set(facts["accepted"]) == {"lookup", "model"}
+    told = CliRunner().invoke(app, [*words, *options])
+    assert told.stdout.strip() == base.text.strip() and "passes of the base for 11 tokens" in told.stderr

@@ -30,7 +30,9 @@ CPU = torch.device("cpu")
         ({"stop": ["a", 3]}, "stop"),
         ({"budget": 0.0}, "budget"),
         ({"budget": 1.2}, "budget"),
-        ({"lossless": True}, "not built yet"),
+        ({"lossless": True, "budget": 0.8}, "draft_budget sets what drafts may cost"),
+        ({"draft_budget": 0.8}, "is for lossless=True"),
+        ({"lossless": True, "draft_budget": 1.5}, "draft_budget must be above 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(wrong, says):

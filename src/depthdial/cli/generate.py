@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from depthdial.engine.llm import LLM
     from depthdial.engine.sampling import SamplingParams
+    from depthdial.engine.stats import Speculation
 
 Prompt = Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")]
 Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
@@ -19,6 +20,12 @@ Budget = Annotated[
     float | None, typer.Option(help="True cost relative to dense, up to 1.0. [default: what the plug-in recommends]")
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
+Lossless = Annotated[
+    bool, typer.Option("--lossless", help="The untouched base's own text, token for token; the plug-in only drafts.")
+]
+DraftBudget = Annotated[
+    float | None, typer.Option(help="With --lossless: true cost of drafts; 1.0 drafts from the text. [default: budget]")
+]
 Chat = Annotated[bool, typer.Option("--chat/--raw", help="Answer as a chat model, or continue the prompt as it is.")]
 Color = Annotated[bool | None, typer.Option("--color/--no-color", help="[default: where the terminal can]")]
 
@@ -34,6 +41,8 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
     stop: Stop = None,
+    lossless: Lossless = False,
+    draft_budget: DraftBudget = None,
     chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message; with --chat.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
@@ -52,7 +61,9 @@ def generate(
 
     if system is not None and not chat:
         raise ValueError("--system needs --chat: a prompt that is continued as it is has no system message")
-    params = SamplingParams(max_new_tokens, temperature, top_p, top_k, seed, stop)
+    params = SamplingParams(
+        max_new_tokens, temperature, top_p, top_k, seed, stop, lossless=lossless, draft_budget=draft_budget
+    )
     prompt = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     # whatever a library prints while loading must not get between the text
     with contextlib.redirect_stdout(sys.stderr):
@@ -79,7 +90,7 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
     start = time.perf_counter()
     (out,) = llm.generate([prompt], params)
     seconds = time.perf_counter() - start
-    offset = llm.offset_of(None)
+    budget, offset = (1.0, math.inf) if params.lossless else (llm.budget, llm.offset_of(None))
     facts = {
         "text": out.text,
         "token_ids": out.token_ids,
@@ -89,13 +100,16 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
         "prompt_cost": out.prompt_cost,
         "mean_depth": sum(out.depths) / len(out.depths),
         "layers": llm.layers,
-        "budget": llm.budget,
+        "budget": budget,
         "offset": offset if math.isfinite(offset) else None,
         "finish_reason": out.finish_reason,
         "model": model,
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "seconds": round(seconds, 3),
     }
+    if params.lossless:
+        drafts = llm.stats.speculation
+        facts |= {"drafted": drafts.drafted, "accepted": drafts.accepted, "draft_passes": drafts.draft_passes}
     return json.dumps(facts, allow_nan=False)
 
 
@@ -119,6 +133,8 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     if printer.coloured:
         notes.print(ramp.legend())
     notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
+    if params.lossless:
+        notes.print(drafts(llm.stats.speculation), soft_wrap=True)
 
 
 def summary(depths: list[int], costs: list[float], layers: int, seconds: float) -> str:
@@ -127,6 +143,15 @@ def summary(depths: list[int], costs: list[float], layers: int, seconds: float) 
     return (
         f"{len(depths)} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
         f"true cost {sum(costs) / len(costs):.3f} of dense; {len(depths) / seconds:.1f} tokens/s"
+    )
+
+
+def drafts(made: Speculation) -> str:
+    """What lossless mode drafted, in one line."""
+    right = {source: f"{made.accepted[source]} of {count}" for source, count in made.drafted.items()}
+    return (
+        f"lossless: {right['lookup']} drafts from the text and {right['model']} of the plug-in were right; "
+        f"{made.rounds} passes of the base for {made.tokens} tokens"
     )
 
 

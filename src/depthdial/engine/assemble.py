@@ -12,6 +12,7 @@ from depthdial.engine.cache import Cache, Shape
 from depthdial.engine.native import NativeRunner, tensors_of
 from depthdial.engine.runner import Runner, TorchRunner
 from depthdial.engine.scheduler import Scheduler
+from depthdial.engine.speculate import MOST
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Engine
 from depthdial.engine.weights import int8_spine
@@ -67,7 +68,7 @@ def assemble(
     else:
         runner = _runner(model, spine, stats)
     cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, prefix_cache)
-    batch = Batch(cache, max_batch + CHUNK, device)
+    batch = Batch(cache, max_batch + CHUNK + MOST, device)
     return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
 
 

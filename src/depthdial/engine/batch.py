@@ -37,32 +37,37 @@ class Batch:
         """Does every token run the untouched base?"""
         self.greedy = False
         """Is the likeliest token all that is asked of every row?"""
+        self.exact = False
+        """Must each token come out as it would alone?"""
         self.last: list[int] = []
-        """Which tokens are the last of their row: their logits are wanted."""
+        """Which tokens' logits are wanted: the last of their row, and those that verify its drafts."""
 
     def fill(self, slices: Sequence[Slice]) -> None:
         """Take the next pass; what the buffers held is overwritten."""
-        self.slices, self.last, self.untouched, self.greedy = slices, [], True, True
+        self.slices, self.last, self.untouched, self.greedy, self.exact = slices, [], True, True, False
         self.singles = at = 0
         for part in slices:
-            row, start, count = part
-            offset, slot = row.request.offset, row.slot
+            row, start, count = part.row, part.start, part.count
+            offset, slot, params = part.offset, row.slot, row.request.params
             assert slot is not None
             if count == 1:
                 assert self.singles == at, "single tokens come first"
                 self.singles += 1
-                self._ids[at], self._positions[at] = row.tokens[start], start
+                self._ids[at] = row.tokens[start] if part.draft is None else part.tokens[0]
+                self._positions[at] = start
                 self._slots[at], self._offsets[at] = slot, offset
             else:
                 end = at + count
-                self._ids[at:end] = row.tokens[start : start + count]
+                self._ids[at:end] = part.tokens
                 self._positions[at:end] = np.arange(start, start + count)
                 self._slots[at:end], self._offsets[at:end] = slot, offset
             at += count
-            if part.completes:
-                self.last.append(at - 1)
-                params = row.request.params
-                self.greedy = self.greedy and not params.temperature and params.logprobs is None
+            if asked := part.asked:
+                self.last += range(at - asked, at)
+                # a draft's probability is asked for, too
+                self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
+            # prompts run as they would without drafts
+            self.exact = self.exact or (params.lossless and bool(asked) and not part.drafting and count <= asked)
             self.untouched = self.untouched and offset == np.inf
         self.size = at
         self.ids, self.positions, self.slots, self.offsets = self._of_size(at)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.native import Costs, GivenTable
 from depthdial.engine.runner import TorchRunner
 from depthdial.kernels.tensors import PAGE, ModelTensors
@@ -115,6 +116,7 @@ class GraphRunner:
     def __init__(self, plain: TorchRunner, tensors: ModelTensors, buckets: tuple[int, ...] = BUCKETS):
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
         self.small = max(buckets)
+        self.break_even: BreakEven | None = None
         self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
         self._cost = Costs(plain.ledger)
         self._graphs: Graphs | None = None

@@ -5,6 +5,7 @@ This file is *not* about how a batch is run (`step`) or how a token is drawn (`s
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 from collections.abc import Generator, Sequence
@@ -250,9 +251,14 @@ class LLM:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        offset = self.offset_of(params.budget)
-        key = first_key(self.model.method, None if self.plugin is None else self.plugin.name, offset)
-        return Request(text, ids, params, seed, offset, limit, key)
+        plugin = None if self.plugin is None else self.plugin.name
+        if not params.lossless:
+            offset = self.offset_of(params.budget)
+            return Request(text, ids, params, seed, offset, limit, first_key(self.model.method, plugin, offset))
+        key = first_key(self.model.method, plugin, math.inf, "lossless")
+        draft = self.budget if params.draft_budget is None else params.draft_budget
+        offset = self.offset_of(draft)
+        return Request(text, ids, params, seed, math.inf, limit, key, offset, 1.0 if draft is None else draft)
 
 
 def _check(max_batch: int, cache_tokens: int | None, weights: str) -> None:

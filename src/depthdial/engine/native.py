@@ -18,6 +18,7 @@ from depthdial.core.layers import Adapter, LinearRouter, Router
 from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
 from depthdial.kernels.cpu.native import Counters, NativeModel
@@ -31,6 +32,8 @@ from depthdial.kernels.tensors import (
 )
 from depthdial.models.block import Spine
 
+SIXTEEN = 16
+"""Tokens that a thread of a large native pass takes at least."""
 REMEMBERED = 4096
 """Decisions kept for methods that look at places only, in blocks of a page of tokens."""
 
@@ -70,7 +73,7 @@ class NativeRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass; see `TorchRunner.run`."""
         if batch.size > self.small:
-            return self.plain.run(batch)
+            return self._large(batch) if self._has_work_for_all(batch.size) else self.plain.run(batch)
         n, cache = batch.size, batch.cache
         if n not in self._buffers:
             self._buffers[n] = self._make(n)
@@ -84,18 +87,43 @@ class NativeRunner:
             logits = argmax = None  # in the middle of a prompt nobody asks for the next token
         counted = self.model.forward(
             batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
-            logits, out.keep, out.score, None, argmax,
+            logits, out.keep, out.score, None, argmax, batch.exact,
         )  # fmt: skip
-        self._count(n, None if batch.untouched else out.kept, counted)
-        if batch.untouched:
-            depths, costs = [self.model.depth] * n, [1.0] * n
-        else:
-            depths = out.kept.sum(0, dtype=np.int64).tolist()
-            costs = self._cost(out.kept, batch.offsets.numpy())
+        depths, costs = self._count(batch, out.kept, counted)
         if argmax is not None:
             tokens = argmax.tolist()
             return Passed(None, depths, costs, [tokens[i] for i in batch.last])
         return Passed(out.logits[batch.last] if batch.last else None, depths, costs)
+
+    @property
+    def break_even(self) -> BreakEven | None:
+        """Of the plain runner. Native passes need none: rows are copied together for the kernels anyway."""
+        return self.plain.break_even
+
+    @break_even.setter
+    def break_even(self, found: BreakEven | None) -> None:
+        self.plain.break_even = found
+
+    def _has_work_for_all(self, tokens: int) -> bool:
+        """Does a native pass of so many tokens keep at least half of the threads busy? They take sixteen at a time."""
+        return self.model.prefills and 2 * tokens > SIXTEEN * torch.get_num_threads()
+
+    def _large(self, batch: Batch) -> Passed:
+        """A pass of more tokens than `small`: prompts, or many rows that decode."""
+        n, cache, depth = batch.size, batch.cache, self.model.depth
+        keep, score = torch.ones(depth, n, dtype=torch.uint8), torch.empty(depth, n)
+        given = None
+        if self._given is not None and not batch.untouched:
+            given = torch.ones_like(keep)
+            self._given.fill(given.numpy(), batch)
+        asked = torch.tensor(batch.last, dtype=torch.int32)
+        logits = torch.empty(len(asked), self.model.vocabulary)
+        counted = self.model.prefill(
+            batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
+            asked, logits, keep, score,
+        )  # fmt: skip
+        depths, costs = self._count(batch, keep.numpy(), counted)
+        return Passed(logits if batch.last else None, depths, costs)
 
     @property
     def stats(self) -> Stats:
@@ -109,20 +137,22 @@ class NativeRunner:
         self._routed = self._whole = 0
         return stats
 
-    def _count(self, n: int, kept: np.ndarray | None, counted: Counters) -> None:
-        """kept: uint8 [L, N]; None: everything ran. Rows are summed up when they are asked for: a pass is short."""
-        stats = self.plain.stats
+    def _count(self, batch: Batch, kept: np.ndarray, counted: Counters) -> tuple[list[int], list[float]]:
+        """kept: uint8 [L, N]. Depths and costs of the tokens. Rows are summed up when asked for: a pass is short."""
+        stats, n = self.plain.stats, batch.size
         stats.passes += 1
         stats.tokens += n
         stats.native_tokens += n
-        if kept is None:
-            self._whole += n
-        else:
-            self._routed += n
-            self._kept += kept[:, 0] if n == 1 else kept.sum(1, dtype=np.int64)
         stats.layers_run += counted.layers_run
         stats.weight_bytes += counted.weight_bytes
         stats.kv_bytes += counted.kv_bytes
+        stats.padded_rows += counted.padded_rows
+        if batch.untouched:
+            self._whole += n
+            return [self.model.depth] * n, [1.0] * n
+        self._routed += n
+        self._kept += kept[:, 0] if n == 1 else kept.sum(1, dtype=np.int64)
+        return kept.sum(0, dtype=np.int64).tolist(), self._cost(kept, batch.offsets.numpy())
 
     def _make(self, n: int) -> _Buffers:
         depth = self.model.depth

@@ -26,7 +26,8 @@ class Piece(NamedTuple):
     depth: int
     """Layers run in the pass whose logits gave the token."""
     cost: float
-    """True cost of that pass relative to dense."""
+    """True cost of that pass relative to dense. In lossless mode what the round cost that gave the token, over the
+    tokens it gave: one reading of the weights by the base, and the passes that drafted."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class Request:
     """Most tokens to generate: `max_tokens`, or what the context leaves."""
     key: bytes = b""
     """The start of the hash chain of its pages (see `prefix`)."""
+    draft_offset: float = math.inf
+    """Lossless: the dial's offset for drafts; `inf` drafts from the text alone."""
+    draft_cost: float = 1.0
+    """Lossless: the true cost to expect of a draft's token."""
     cached_tokens: int = 0
     """Prompt tokens that an equal beginning had left in the cache."""
     rows: list[Row] = field(default_factory=list)
@@ -181,10 +186,9 @@ class Row:
         first = len(self.request.token_ids) - 1
         return self.ran_costs[first : first + len(self.token_ids)]
 
-    @property
-    def draw(self) -> int:
-        """The key of the next draw."""
-        return draw_key(self.request.seed, self.sample, self.length)
+    def draw(self, place: int) -> int:
+        """The key of the draw of the token at a place in the text; what is greedy draws nothing."""
+        return draw_key(self.request.seed, self.sample, place) if self.request.params.temperature else 0
 
     def chain(self) -> list[bytes]:
         """The keys of its pages that could come from the cache: at least its last token must run."""

@@ -19,6 +19,7 @@ from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
@@ -36,6 +37,9 @@ class Runner(Protocol):
 
     small: int
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
+
+    break_even: BreakEven | None
+    """Where known: beyond it rows are not gathered, but all are run and those that skip selected away."""
 
     @property
     def stats(self) -> Stats: ...
@@ -59,6 +63,7 @@ class TorchRunner:
                 "call model.generate, Hugging Face's own loop"
             )
         self.spine, self._stats, self._step = spine, stats, step
+        self.break_even: BreakEven | None = None
         self.ledger = route_of(model).ledger
         self.parts = {site: unit.parts for site, unit in routed(model).items()}
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
@@ -108,6 +113,7 @@ class TorchRunner:
             if decision is not None:
                 run = decision.run if kept is None else decision.run[kept]
                 h = torch.lerp(before, h, run.to(x.dtype))
+                h = h if kept is not None else torch.where(decision.keep, h, before)
             x = h if kept is None else x.index_copy_(0, kept, h)
         return self._bypass(x, z, site, decision)
 
@@ -153,12 +159,15 @@ class TorchRunner:
     def _kept(
         self, decision: Decision | None, before: Tensor | None = None, padded: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Which tokens run, int64 and rising, and the same padded to a round count; None and None: all of them."""
+        """Which tokens run, int64 and rising, and the same padded to a round count; None and None: all of them, be it
+        because gathering would not pay."""
         if decision is None:
             return None, None
-        kept = decision.keep[:, 0].nonzero()[:, 0]
+        kept, total = decision.keep[:, 0].nonzero()[:, 0], len(decision.keep)
         count = len(kept)
-        if count == len(decision.keep):
+        if count == total:
+            return None, None
+        if count and self.break_even is not None and count > self.break_even.share(total) * total:
             return None, None
         if before is not None and padded is not None and torch.equal(kept, before):
             return before, padded
@@ -250,7 +259,9 @@ def _add(x: Tensor, update: Tensor, kept: Tensor | None, decision: Decision | No
     if decision is not None:
         run = decision.run if kept is None else decision.run[kept]
         update = update * run.to(x.dtype)
-    return x + update if kept is None else x.index_add_(0, kept, update)
+    if kept is not None:
+        return x.index_add_(0, kept, update)
+    return x + update if decision is None else torch.where(decision.keep, x + update, x)
 
 
 def _angles(positions: Tensor, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

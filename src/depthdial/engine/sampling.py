@@ -39,7 +39,11 @@ class SamplingParams:
     budget: float | None = None
     """True cost relative to dense in place of the budget of the `LLM`; 1.0 is the untouched base."""
     lossless: bool = False
-    """Not built yet: refused."""
+    """The untouched base's own text, token for token, with drafts (of the plug-in, or found in the text) to speed it up
+    where they pay. The same as `budget=1.0`, sooner."""
+    draft_budget: float | None = None
+    """With `lossless`: true cost of the plug-in's drafts; None is the budget of the `LLM`, 1.0 drafts from the text
+    alone."""
 
     def __post_init__(self):
         _whole("max_tokens", self.max_tokens, least=1)
@@ -57,8 +61,18 @@ class SamplingParams:
             raise ValueError(f"budget must be above 0 and at most 1.0 (the untouched base), not {self.budget!r}")
         if any(not isinstance(s, str) or not s for s in self.stops):
             raise ValueError(f"stop must be one or several non-empty strings, not {self.stop!r}")
-        if self.lossless:
-            raise ValueError("lossless generation is not built yet; budget=1.0 gives exactly the base's own text")
+        draft = self.draft_budget
+        if draft is not None and (not _finite(draft) or not 0 < draft <= 1):
+            raise ValueError(
+                f"draft_budget must be above 0 and at most 1.0 (drafts from the text alone), not {draft!r}"
+            )
+        if draft is not None and not self.lossless:
+            raise ValueError("draft_budget is for lossless=True; budget sets what the text itself may cost")
+        if self.lossless and self.budget not in (None, 1.0):
+            raise ValueError(
+                f"lossless text is the untouched base's and has budget 1.0, not {self.budget!r}; "
+                "draft_budget sets what drafts may cost"
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from depthdial.engine.cache import Cache, pages_for
 from depthdial.engine.prefix import next_key
 from depthdial.engine.request import Row
+from depthdial.engine.speculate import Draft
 from depthdial.engine.stats import Stats
 from depthdial.kernels.tensors import PAGE
 
@@ -23,11 +24,36 @@ class Slice(NamedTuple):
     row: Row
     start: int
     count: int
+    draft: Draft | None = None
+    """What is assumed to follow the row's tokens: the slice may reach into it."""
+    drafting: bool = False
+    """Does the pass run at the row's draft offset, for one more token of the draft?"""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that run."""
+        known = self.row.tokens[self.start : self.start + self.count]
+        if self.draft is not None and len(known) < self.count:
+            first = max(0, self.start - self.row.length)
+            known += self.draft.tokens[first : first + self.count - len(known)]
+        return known
+
+    @property
+    def offset(self) -> float:
+        """The dial of its tokens."""
+        return self.row.request.draft_offset if self.drafting else self.row.request.offset
+
+    @property
+    def asked(self) -> int:
+        """How many of the last tokens have their logits asked for."""
+        if not self.completes:
+            return 0
+        return 1 if self.draft is None or self.drafting else 1 + len(self.draft.tokens)
 
     @property
     def completes(self) -> bool:
         """Does the row get its next token from this pass?"""
-        return self.start + self.count == self.row.length
+        return self.start + self.count == self.row.length + (len(self.draft.tokens) if self.draft else 0)
 
 
 class Scheduler:
@@ -98,6 +124,11 @@ class Scheduler:
         slices.append(Slice(row, row.computed, count))
         return count
 
+    def room(self, row: Row, drafts: int) -> bool:
+        """Make room behind a row's next token for so many drafts; no other row gives way for them."""
+        assert row.slot is not None
+        return self.cache.grow(row.slot, row.computed, row.computed + 1 + drafts)
+
     def _preempt(self, row: Row) -> None:
         self.remove(row)
         row.computed = 0
@@ -152,9 +183,10 @@ class Scheduler:
         return True
 
     def ran(self, part: Slice) -> None:
-        """Note that a slice has run: its pages that are full now may serve other rows."""
+        """Note that a slice has run: its pages that are full now may serve other rows. Of a draft only what the row
+        has taken counts; the rest is rolled back."""
         row = part.row
-        row.computed = end = part.start + part.count
+        row.computed = end = min(part.start + part.count, row.length - 1) if part.draft else part.start + part.count
         assert row.slot is not None
         while (len(row.keys) + 1) * PAGE <= end:
             first = len(row.keys) * PAGE
@@ -162,3 +194,5 @@ class Scheduler:
             row.keys.append(next_key(row.keys[-1] if row.keys else row.request.key, row.tokens[places]))
             depths, costs = row.ran_depths[places], row.ran_costs[places]
             self.cache.save(row.slot, first // PAGE, row.keys[-1], depths, costs)
+        if part.draft:
+            self.cache.shrink(row.slot, row.length)

@@ -3,8 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+
+Source = Literal["lookup", "model"]
+"""Where drafts come from: an earlier place in the text, or the plug-in."""
+
+
+def _none() -> dict[Source, int]:
+    return {"lookup": 0, "model": 0}
+
+
+@dataclass
+class Speculation:
+    """What lossless mode did."""
+
+    rounds: int = 0
+    """Passes of the base over a row that decodes in lossless mode, with drafts or without."""
+    tokens: int = 0
+    """Tokens those rows got from them."""
+    verified_rounds: dict[Source, int] = field(default_factory=_none)
+    """Rounds that had drafts, by where those came from."""
+    drafted: dict[Source, int] = field(default_factory=_none)
+    """Tokens drafted and verified."""
+    accepted: dict[Source, int] = field(default_factory=_none)
+    draft_passes: int = 0
+    """Tokens that the plug-in ran for drafts."""
+    draft_cost: float = 0.0
+    """Their true cost in dense tokens."""
+
+    def round(self, tokens: int) -> None:
+        self.rounds += 1
+        self.tokens += tokens
+
+    def verified(self, source: Source, drafted: int, accepted: int) -> None:
+        self.verified_rounds[source] += 1
+        self.drafted[source] += drafted
+        self.accepted[source] += accepted
+
+    def drafts(self, cost: float) -> None:
+        self.draft_passes += 1
+        self.draft_cost += cost
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Over one pass a token, by bytes of weights: a round reads them once, however many tokens it verifies."""
+        spent = self.rounds + self.draft_cost
+        return self.tokens / spent if spent else 1.0
 
 
 @dataclass
@@ -38,6 +84,7 @@ class Stats:
     """Bytes of weights read, once for each pass that used them."""
     kv_bytes: int = 0
     """Bytes of K and V read by attention."""
+    speculation: Speculation = field(default_factory=Speculation)
 
     def __post_init__(self):
         for name in ("rows", "attn_rows", "mlp_rows", "adapter_rows", "kv_rows"):

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from threading import RLock
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.batch import Batch
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
 from depthdial.engine.sampling import choose, logprobs_of
 from depthdial.engine.scheduler import Scheduler, Slice
+from depthdial.engine.speculate import Draft, Speculator, accepted
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ class Engine:
 
     def __init__(self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int]):
         self.runner, self.scheduler, self.batch, self.ends = runner, scheduler, batch, ends
+        self.speculator = Speculator(scheduler.stats.speculation)
+        """Drafts for rows in lossless mode."""
         self._lock = RLock()
 
     def submit(self, request: Request, tokenizer: Any) -> None:
@@ -49,53 +54,121 @@ class Engine:
         with self._lock:
             slices = self.scheduler.schedule()
             touched: list[Row] = []
-            for part in self._passes(slices):
+            for part in self._passes(self._drafted(slices, touched)):
                 touched += self._pass(part)
             return touched
 
     def _passes(self, slices: Sequence[Slice]) -> list[list[Slice]]:
         """Rows that decode before prompts, in a pass of their own where the runner has a faster way for few tokens."""
         singles = [part for part in slices if part.count == 1]
-        longer = [part for part in slices if part.count > 1]
-        if singles and longer and len(singles) <= self.runner.small:
-            return [singles, longer]
-        return [singles + longer] if slices else []
+        verified = [part for part in slices if part.draft is not None]
+        longer = [part for part in slices if part.count > 1 and part.draft is None]
+        decoding = singles + verified
+        if decoding and longer and sum(part.count for part in decoding) <= self.runner.small:
+            return [decoding, longer]
+        return [decoding + longer] if slices else []
+
+    def _drafted(self, slices: list[Slice], touched: list[Row]) -> list[Slice]:
+        """The slices with drafts for rows in lossless mode; rows whose drafting fails are left out, and touched."""
+        lossless = {part.row: part for part in slices if part.row.request.params.lossless and part.count == part.asked}
+        if not lossless:
+            return slices
+
+        def run(rows: Sequence[Row], drafts: Sequence[Draft]) -> list[tuple[int, float, float]] | None:
+            places = [row.computed + len(draft.tokens) for row, draft in zip(rows, drafts, strict=True)]
+            parts = [Slice(*told, drafting=True) for told in zip(rows, places, [1] * len(rows), drafts, strict=True)]
+            try:
+                return self._draft(parts)
+            except Exception as error:
+                touched.extend(self._fail(parts, error))
+                return None
+
+        others = sum(part.count == 1 for part in slices) - len(lossless)
+        drafts = self.speculator.plan(list(lossless), others, self.scheduler.room, run)
+        found = []
+        for part in slices:
+            if part.row.slot is None:
+                continue
+            draft = drafts.get(part.row)
+            found.append(part if draft is None else Slice(part.row, part.start, 1 + len(draft.tokens), draft))
+        return found
+
+    def _draft(self, parts: Sequence[Slice]) -> list[tuple[int, float, float]]:
+        """One pass of drafts: (token, its probability, true cost) of each."""
+        prices = self.speculator.prices
+        begun = prices.clock()
+        self.batch.fill(parts)
+        passed = self.runner.run(self.batch)
+        assert passed.logits is not None
+        made = []
+        # in numpy: torch's threads would take the cores from the kernels', which wait for the next pass
+        for part, row, cost in zip(parts, passed.logits.float().cpu().numpy(), passed.costs, strict=True):
+            params = part.row.request.params
+            if params.temperature:
+                token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
+            else:
+                token = int(row.argmax())
+            made.append((token, float(1 / np.exp(row - row[token]).sum()), cost))
+        prices.note("draft", len(parts), prices.clock() - begun)
+        return made
 
     def _pass(self, slices: Sequence[Slice]) -> list[Row]:
+        prices = self.speculator.prices
+        begun = prices.clock()
         try:
             self.batch.fill(slices)
             passed = self.runner.run(self.batch)
-            rows = [part.row for part in slices if part.completes]
-            tokens = passed.tokens or self._sample(rows, passed.logits)
+            tokens = passed.tokens or self._sample(slices, passed.logits)
         except Exception as error:  # whatever a pass may raise: it must not end the engine
             return self._fail(slices, error)
-        self._collect(slices, passed)
-        for row, token in zip(rows, tokens, strict=True):
+        if self.batch.untouched and self.batch.size == len(self.batch.last):
+            prices.note("base", self.batch.size, prices.clock() - begun)
+        touched, at, drawn = [], 0, 0
+        for part in slices:
+            places, asked = slice(at, at + part.count), part.asked
+            got = tokens[drawn : drawn + asked]
+            at, drawn = at + part.count, drawn + asked
+            self._collect(part, got, passed.depths[places], passed.costs[places])
+            if asked:
+                touched.append(part.row)
+        return touched
+
+    def _collect(self, part: Slice, drawn: list[int], depths: list[int], costs: list[float]) -> None:
+        """What a slice gave goes to its row: depths and costs, tokens, full pages to the prefix cache."""
+        row, draft = part.row, part.draft
+        counts = row.request.params.lossless and part.count == part.asked
+        if draft is not None:
+            drawn = accepted(draft.tokens, drawn)
+            self.speculator.learn(row, draft, len(drawn) - 1)
+            # one reading of the weights for all that was verified, and the passes of the draft
+            depths, costs = depths[: len(drawn)], [(costs[0] + draft.cost) / len(drawn)] * len(drawn)
+        row.note(part.start, depths, costs)
+        before = len(row.token_ids)
+        for token in drawn:
             row.push(token, self.ends)
             if row.finish_reason is not None:
-                self.scheduler.remove(row)
-        return rows
+                break
+        if counts:
+            self.speculator.stats.round(len(row.token_ids) - before)
+        if len(row.logprobs) > len(row.token_ids):
+            del row.logprobs[len(row.token_ids) :]
+        self.scheduler.ran(part)
+        if row.finish_reason is not None:
+            self.scheduler.remove(row)
 
-    def _sample(self, rows: Sequence[Row], logits: Tensor | None) -> list[int]:
-        """The next token of each row. logits: [rows, V]."""
-        if not rows or logits is None:
+    def _sample(self, slices: Sequence[Slice], logits: Tensor | None) -> list[int]:
+        """The next token at each place that is asked for. logits: [places, V]."""
+        if logits is None:
             return []
-        params = [row.request.params for row in rows]
-        keys = [row.draw if p.temperature else 0 for row, p in zip(rows, params, strict=True)]
-        tokens = choose(logits, params, keys).tolist()
-        for i, (row, p) in enumerate(zip(rows, params, strict=True)):
+        places = [
+            (part.row, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)
+        ]
+        params = [row.request.params for row, _ in places]
+        tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
             if p.logprobs is not None:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
-
-    def _collect(self, slices: Sequence[Slice], passed: Passed) -> None:
-        """Depths and costs to their rows, full pages to the prefix cache."""
-        at = 0
-        for part in slices:
-            end = at + part.count
-            part.row.note(part.start, passed.depths[at:end], passed.costs[at:end])
-            self.scheduler.ran(part)
-            at = end
 
     def _fail(self, slices: Sequence[Slice], error: Exception) -> list[Row]:
         said = " ".join(str(error).split()) or "no message"

@@ -24,7 +24,8 @@ PROMPT, STEPS = 12, 6
 
 
 def break_even(engine: Engine, model: Any, tokenizer: Any, offsets: Sequence[float], folder: Path) -> BreakEven:
-    """Of this engine on this machine; kept in `folder` from an earlier time where there was one.
+    """Of this engine on this machine; kept in `folder` from an earlier time where there was one. The engine's runner
+    goes by it from now on.
 
     model: the converted one that the engine was made of; offsets: places of its dial, the more apart the better. No
     request may be running.
@@ -33,7 +34,10 @@ def break_even(engine: Engine, model: Any, tokenizer: Any, offsets: Sequence[flo
     top = 1 + sum(ledger.always.values()) / ledger.dense
     rows = [count for count in ROWS if count <= engine.scheduler.max_batch]
     key = _key(engine, model, rows, offsets)
-    return cached(key, folder, lambda: measure(Trials(engine, tokenizer), key, ledger.floor, top, offsets, rows))
+    engine.runner.break_even = None  # measured without
+    found = cached(key, folder, lambda: measure(Trials(engine, tokenizer), key, ledger.floor, top, offsets, rows))
+    engine.runner.break_even = found
+    return found
 
 
 class Trials:

@@ -225,3 +225,25 @@ def test_a_forked_child_has_threads_of_its_own(tiny_model, tensors_of, batch_for
     child.start()
     child.join(60)
     assert child.exitcode == 0 and torch.equal(shared, expected)
+
+
+@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@torch.no_grad()
+def test_exact_tokens_come_out_as_alone(isa, weights, tiny_model, tensors_of, routed, batch_for):
+    """Bit for bit, K and V included: what lossless mode verifies is what the base says by itself."""
+    made = tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).bfloat16()
+    model = routed(tensors_of(made), soft=True)
+    batch = batch_for(model)
+    inputs = batch.inputs(PLACES)
+    native, together, apart = NativeModel(model, weights, isa), batch.caches(), batch.caches()
+    out = batch.outputs(len(PLACES))
+    native.forward(**inputs, **together, given=None, **out, exact=True)
+    for i in range(len(PLACES)):
+        one = {name: value[i : i + 1].contiguous() if name != "page_table" else value for name, value in inputs.items()}
+        alone = batch.outputs(1)
+        native.forward(**one, **apart, given=None, **alone)
+        assert torch.equal(alone["logits_out"][0], out["logits_out"][i])
+        assert torch.equal(alone["keep_out"][:, 0], out["keep_out"][:, i])
+    for name, cache in together.items():
+        assert torch.equal(cache, apart[name])

@@ -58,11 +58,14 @@ class ModelSpec(Structure):
 class PassSpec(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("ids", "positions", "sequences", "page_table", "k_cache", "v_cache")),
-        *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score")),
+        *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score", "asked")),
         *((name, c_int64) for name in ("table_stride", "layer_stride")),
-        *((name, c_int32) for name in ("tokens", "table_rows", "table_columns", "pages", "voting")),
+        *(
+            (name, c_int32)
+            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count", "exact")
+        ),
         ("vote", c_float),
-        *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes")),
+        *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows")),
     ]
 
 
@@ -106,6 +109,9 @@ def load(path: str) -> ctypes.CDLL:
     found.depthdial_free.restype = None
     found.depthdial_read.argtypes = [c_void_p, c_void_p, c_int64]
     found.depthdial_read.restype = c_int64
-    found.depthdial_pass.argtypes = [c_void_p, POINTER(PassSpec)]
-    found.depthdial_pass.restype = ctypes.c_int
+    for run in (found.depthdial_pass, found.depthdial_prefill):
+        run.argtypes = [c_void_p, POINTER(PassSpec)]
+        run.restype = ctypes.c_int
+    found.depthdial_prefills.argtypes = [c_void_p]
+    found.depthdial_prefills.restype = ctypes.c_int
     return found

@@ -24,6 +24,7 @@ _OUT_OF_RANGE = {
     2: "a sequence is not a row of the page table",
     3: "a position is beyond the pages of its sequence; give it more columns of the page table",
     4: "the page table names a page that the cache does not have",
+    5: "a token that is asked for is not in the pass",
 }
 
 
@@ -38,6 +39,8 @@ class Counters(NamedTuple):
     """Of matrices: each is counted once however many tokens share it, none where no token needs it."""
     kv_bytes: int
     """K and V that attention read."""
+    padded_rows: int = 0
+    """Rows computed for nothing, where they come by sixteen."""
 
 
 class NativeModel:
@@ -98,6 +101,7 @@ class NativeModel:
         score_out: Tensor,
         vote: float | None = None,
         argmax_out: Tensor | None = None,
+        exact: bool = False,
     ) -> Counters:
         """Runs N tokens; writes K and V of all of them into the caches and its results into the tensors `*_out`.
 
@@ -105,12 +109,78 @@ class NativeModel:
         T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
         decision at layers without a router. logits_out: fp32 [N, V]; argmax_out: int64 [N]; without either the head is
         not run.
-        keep_out: uint8 [L, N]; score_out: fp32 [L, N]. Raises ValueError for anything of another shape, dtype or range.
+        keep_out: uint8 [L, N]; score_out: fp32 [L, N]. exact: each token comes out as in a pass of its own, bit for bit
+        (without AMX tiles, which sum in another order: slower from 5 tokens on). Raises ValueError for anything of
+        another shape, dtype or range.
         """
-        n, depth, call = ids.shape[0], self.depth, self._pass
+        n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
-            raise ValueError(f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run larger ones in torch")
-        pages = k_cache.shape[1]
+            raise ValueError(f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run larger ones in torch, or by `prefill`")
+        self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
+        wanted = (n, self.vocabulary)
+        call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
+        call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (n,))
+        call.voting, call.vote, call.exact = vote is not None, vote or 0.0, exact
+        code = self._library.depthdial_pass(self._team(), call)
+        if code:
+            raise ValueError(_OUT_OF_RANGE[code])
+        return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes)
+
+    @property
+    def prefills(self) -> bool:
+        """Does `prefill` run this model here? It needs AMX, bf16, and sizes that are whole tiles."""
+        return bool(self._library.depthdial_prefills(self._team()))
+
+    def prefill(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        sequences: Tensor,
+        page_table: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        offsets: Tensor,
+        given: Tensor | None,
+        asked: Tensor,
+        logits_out: Tensor,
+        keep_out: Tensor,
+        score_out: Tensor,
+        vote: float | None = None,
+    ) -> Counters:
+        """`forward` for any number of tokens, those of a sequence side by side and in order. Only where `prefills`.
+
+        asked: int32 [M], tokens whose logits are wanted; logits_out: fp32 [M, V]. A token comes out the same whatever
+        other tokens are in the pass, unless it is alone of its sequence in one and not in another.
+        """
+        assert self.prefills, "this model or machine is not for `prefill`"
+        call, count = PassSpec(), asked.numel()
+        self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
+        call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
+        call.logits = _checked("logits_out", logits_out, torch.float32, (count, self.vocabulary))
+        call.voting, call.vote = vote is not None, vote or 0.0
+        code = self._library.depthdial_prefill(self._team(), call)
+        if code < 0:
+            raise MemoryError("no memory for a native prefill")
+        if code:
+            raise ValueError(_OUT_OF_RANGE[code])
+        return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes, call.padded_rows)
+
+    def _fill(
+        self,
+        call: PassSpec,
+        ids: Tensor,
+        positions: Tensor,
+        sequences: Tensor,
+        page_table: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        offsets: Tensor,
+        given: Tensor | None,
+        keep_out: Tensor,
+        score_out: Tensor,
+    ) -> None:
+        """What both kinds of passes are given, checked."""
+        n, depth, pages = ids.shape[0], self.depth, k_cache.shape[1]
         shape = (depth, pages, self._kv_shape[0], PAGE, self._kv_shape[1])
         call.ids = _checked("ids", ids, torch.int64, (n,))
         call.positions = _checked("positions", positions, torch.int32, (n,))
@@ -122,17 +192,9 @@ class NativeModel:
         call.given = given if given is None else _checked("given", given, torch.uint8, (depth, n))
         call.keep = _checked("keep_out", keep_out, torch.uint8, (depth, n))
         call.score = _checked("score_out", score_out, torch.float32, (depth, n))
-        wanted = (n, self.vocabulary)
-        call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
-        call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (n,))
         call.tokens, call.pages = n, pages
         call.table_rows, call.table_columns = page_table.shape
         call.table_stride, call.layer_stride = page_table.shape[1], k_cache.stride(0)
-        call.voting, call.vote = vote is not None, vote or 0.0
-        code = self._library.depthdial_pass(self._team(), call)
-        if code:
-            raise ValueError(_OUT_OF_RANGE[code])
-        return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes)
 
     def read(self, tensor: Tensor) -> int:
         """Reads a tensor with the threads of a pass, a benchmark's limit of bandwidth, and returns its bytes."""

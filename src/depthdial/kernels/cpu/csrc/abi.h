@@ -59,8 +59,11 @@ struct PassSpec {
   int64_t* argmax;       // [tokens] or null
   uint8_t* keep;         // [layers, tokens]
   float* score;          // [layers, tokens]
+  const int32_t* asked;  // [asked_count], prefill: tokens whose logits are wanted, [asked_count, vocabulary]
   int64_t table_stride, layer_stride;  // in elements
   int32_t tokens, table_rows, table_columns, pages, voting;
+  int32_t asked_count;
+  int32_t exact;  // each token as in a pass of its own: no kernel that sums in another order for several
   float vote;
-  int64_t rows_run, layers_run, weight_bytes, kv_bytes;  // written by the pass
+  int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows;  // written by the pass
 };

@@ -20,7 +20,7 @@ static inline bool worth(int tokens, int kind) { return tokens > 2 && kind != FP
 // The system grants tiles to a process that asks.
 static inline bool granted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-// Tiles of one thread during a pass: 0 and 1 sums, 2 and 3 weights, 4 tokens.
+// Tiles of one thread during a pass, all alike; here 0 and 1 are sums, 2 and 3 weights, 4 tokens.
 struct Session {
   Session() {
     alignas(64) struct {
@@ -28,7 +28,7 @@ struct Session {
       uint16_t bytes[16] = {};
       uint8_t rows[16] = {};
     } shape;
-    for (int i = 0; i < 5; ++i) {
+    for (int i = 0; i < 8; ++i) {
       shape.bytes[i] = LINE;
       shape.rows[i] = TILE;
     }

@@ -29,6 +29,7 @@ struct Packed {
   float* scale;        // [tokens, pitch / BLOCK]
   uint16_t* tiles;     // AMX: four bytes of a token beside those of the next, and `wide` holds scale [pitch / BLOCK, 16]
   int tokens, pitch;
+  bool exact;  // see PassSpec
 };
 
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
@@ -73,7 +74,7 @@ static inline void pack(Packed& p, const float* x, const int* rows, int tokens, 
     for (int k = cols; k < p.pitch; ++k) to[k] = 0;
   }
 #if defined(DEPTHDIAL_AMX)
-  if (!amx::worth(tokens, kind)) return;
+  if (p.exact || !amx::worth(tokens, kind)) return;
   if (kind == BF16) {
     amx::tile_tokens(p.half, tokens, p.pitch * 2, p.tiles);
     return;
@@ -143,7 +144,7 @@ static int64_t linear_rows(const Mat& w, const Packed& x, int begin, int end, fl
   const int64_t bytes = (int64_t)(end - begin) * row_bytes(w);
   int row = begin;
 #if defined(DEPTHDIAL_AMX)
-  if (amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0) {
+  if (!x.exact && amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0) {
     if (w.kind == BF16) row = amx::rows_bf16(w, x.tiles, x.tokens, begin, end, out, ld, bf16);
     else row = amx::rows_int8(w, x.tiles, x.wide, x.tokens, begin, end, out, ld, bf16);
   }

@@ -44,7 +44,7 @@ struct PackedMemory {
     whole = Buffer<int8_t>(count);
     scale = Buffer<float>(count / BLOCK);
     tiles = Buffer<uint16_t>((size_t)16 * padded(widest));
-    view = {wide, half, whole, scale, tiles, 0, 0};
+    view = {wide, half, whole, scale, tiles, 0, 0, false};
   }
 };
 
@@ -65,6 +65,8 @@ struct Own {
         skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
 };
 
+struct PrefillMemory;
+
 struct Model {
   ModelSpec spec;
   std::vector<LayerSpec> layers;
@@ -72,6 +74,7 @@ struct Model {
   Pool pool;
   std::vector<std::unique_ptr<Own>> own;
   std::mutex one_pass;
+  std::shared_ptr<PrefillMemory> prefill;  // made with the first pass that needs it
   int half = 0, query = 0, key = 0, inner = 0, adapter = 0, rank = 1;
   // Shared by the threads of a pass. K, V and codes are double: a layer that all rows skip has no barrier after them.
   Buffer<float> q, k[2], v[2], code[2], attended, update, gate, up, adapter_gate, adapter_up, bypass, cos_sin;

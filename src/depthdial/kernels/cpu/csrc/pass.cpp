@@ -1,5 +1,8 @@
 // What Python calls. One library for each instruction set, with nothing in common that a linker could mix up.
 #include "pass.h"
+#if defined(DEPTHDIAL_AMX)
+#include "prefill.h"
+#endif
 
 namespace {
 
@@ -7,6 +10,14 @@ struct Call {
   Model* model;
   PassSpec* pass;
 };
+
+#if defined(DEPTHDIAL_AMX)
+void prefill_on_thread(void* context, int thread) {
+  const Call& call = *static_cast<Call*>(context);
+  const amx::Session tiles;
+  Prefill(*call.model, *call.model->prefill, *call.pass, thread).all();
+}
+#endif
 
 void on_thread(void* context, int thread) {
   const Call& call = *static_cast<Call*>(context);
@@ -17,7 +28,7 @@ void on_thread(void* context, int thread) {
   else Pass<float>(*call.model, *call.pass, thread).all();
 }
 
-// 0, or what is out of range: 1 an id, 2 a sequence, 3 a position, 4 a page.
+// 0, or what is out of range: 1 an id, 2 a sequence, 3 a position, 4 a page, 5 a token asked for.
 int wrong(const Model& model, const PassSpec& p) {
   for (int n = 0; n < p.tokens; ++n) {
     if (p.ids[n] < 0 || p.ids[n] >= model.spec.embed.rows) return 1;
@@ -27,6 +38,8 @@ int wrong(const Model& model, const PassSpec& p) {
     for (int i = 0; i <= p.positions[n] / PAGE; ++i)
       if (pages[i] < 0 || pages[i] >= p.pages) return 4;
   }
+  for (int i = 0; i < p.asked_count; ++i)
+    if (p.asked[i] < 0 || p.asked[i] >= p.tokens) return 5;
   return 0;
 }
 
@@ -74,6 +87,40 @@ __attribute__((visibility("default"))) void* depthdial_new(const ModelSpec* spec
 }
 
 __attribute__((visibility("default"))) void depthdial_free(void* model) { delete static_cast<Model*>(model); }
+
+// Whether `depthdial_prefill` runs this model: on tiles only.
+__attribute__((visibility("default"))) int depthdial_prefills(void* handle) {
+#if defined(DEPTHDIAL_AMX)
+  return PrefillMemory::takes(*static_cast<Model*>(handle));
+#else
+  return 0;
+#endif
+}
+
+// 0, or the code of `wrong`; -1: no memory. Any number of tokens.
+__attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassSpec* pass) {
+#if defined(DEPTHDIAL_AMX)
+  Model& model = *static_cast<Model*>(handle);
+  if (const int code = wrong(model, *pass)) return code;
+  std::lock_guard<std::mutex> hold(model.one_pass);
+  try {
+    if (!model.prefill) model.prefill = std::make_shared<PrefillMemory>(model);
+    model.prefill->hold(model, pass->tokens);
+  } catch (...) {
+    return -1;
+  }
+  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->padded_rows = 0;
+  Call call{&model, pass};
+  model.pool.run(prefill_on_thread, &call);
+  double kv = 0;
+  for (const auto& own : model.prefill->own) {
+    pass->padded_rows += own->padded;
+    kv += own->kv_bytes;
+  }
+  pass->kv_bytes = (int64_t)(kv + 0.5);
+#endif
+  return 0;
+}
 
 // 0, or the code of `wrong`.
 __attribute__((visibility("default"))) int depthdial_pass(void* handle, PassSpec* pass) {

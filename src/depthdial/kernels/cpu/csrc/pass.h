@@ -12,6 +12,7 @@ class Pass {
   void all() {
     own.weight_bytes = 0;
     own.kv_bytes = 0;
+    own.a.view.exact = own.b.view.exact = p.exact;
     begin();
     for (int index = 0; index < m.spec.count; ++index) layer(index);
     if (p.logits || p.argmax) head();
