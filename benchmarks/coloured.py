@@ -14,9 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
+from rich.text import Text
 
 from depthdial import LLM, SamplingParams
-from depthdial.maps.terminal import DepthPrinter, Ramp
+from depthdial.maps.terminal import Ramp
 
 PROMPTS = (
     "Repeat after me, word for word: the quick brown fox jumps over the lazy dog.",
@@ -50,15 +51,17 @@ def main() -> None:
     llm = LLM(args.model, args.plugin, args.budget)
     ramp = Ramp(llm.always_on, llm.layers)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    printer, told = DepthPrinter(console, ramp), []
+    told = []
     console.print(ramp.legend())
     for prompt in PROMPTS:
         (out,) = llm.chat([[{"role": "user", "content": prompt}]], SamplingParams(max_tokens=args.max_tokens))
         console.print(f"\n> {prompt}", highlight=False, style="bold")
+        answer = Text(tab_size=4)
         for piece in out.samples[0].pieces:
-            printer.write(piece.text, piece.depth)
+            answer.append(piece.text, ramp.style(piece.depth))
+        console.print(answer)
         mean = sum(out.depths) / len(out.depths)
-        console.print(f"\n  {mean:.1f} of {llm.layers} layers, true cost {out.cost:.3f}", highlight=False, style="dim")
+        console.print(f"  {mean:.1f} of {llm.layers} layers, true cost {out.cost:.3f}", highlight=False, style="dim")
         pieces = [(piece.text, piece.depth) for piece in out.samples[0].pieces]
         told.append({"prompt": prompt, "cost": out.cost, "pieces": pieces})
     args.output.parent.mkdir(parents=True, exist_ok=True)
