@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model, tokenizer = load_base(args.model, dtype="bfloat16")
+    loaded, tokenizer = load_base(args.model, dtype="bfloat16")
+    model: Any = loaded  # transformers' types say that `generate` is a Tensor
     start = separator_token(tokenizer)
     torch.manual_seed(args.seed)
     part = args.output.with_name(args.output.name + ".part")

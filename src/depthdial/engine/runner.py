@@ -38,8 +38,13 @@ class Runner(Protocol):
     small: int
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
 
-    break_even: BreakEven | None
-    """Where known: beyond it rows are not gathered, but all are run and those that skip selected away."""
+    @property
+    def break_even(self) -> BreakEven | None:
+        """Where known: beyond it rows are not gathered, but all are run and those that skip selected away."""
+        ...
+
+    @break_even.setter
+    def break_even(self, found: BreakEven | None) -> None: ...
 
     @property
     def stats(self) -> Stats: ...
