@@ -18,10 +18,13 @@ from depthdial.engine.native import NativeRunner
 from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
-from depthdial.kernels.cpu.build import Unavailable
-from depthdial.methods import METHODS
+from depthdial.kernels.cpu.build import Unavailable, supported
+from depthdial.methods import METHODS, method_named
 from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
+
+TILED = {"flexidepth": {"first": 2, "start": 0.0}, "random": {"first": 2, "rate": 0.6}, "dense": {}}
+"""Methods for passes in tiles, and their fields."""
 
 
 def native(llm: LLM) -> NativeRunner:
@@ -82,6 +85,29 @@ def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: st
         caches = [llm.engine.scheduler.cache for llm in llms]
         torch.testing.assert_close(caches[0].k, caches[1].k, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(caches[0].v, caches[1].v, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", TILED)
+def test_large_passes_of_whole_tiles_run_natively(tiny_model, tiny_tokenizer, adapted, asked, method: str):
+    """The same decisions where a method looks at places; a router's may differ where its logit is close to the cut."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    base = tiny_model("llama", **sizes).bfloat16()
+    llm = LLM.of(adapted(base, method_named(method, TILED[method])), tiny_tokenizer)
+    runner, found = native(llm), []
+    for run in (runner.run, runner.plain.run):
+        long, short, third = rows(llm, asked, method)
+        batch, before = Batch(llm.engine.scheduler.cache, 256, torch.device("cpu")), llm.stats.attn_rows.copy()
+        batch.fill([Slice(third, 0, 1), Slice(long, 0, 90), Slice(short, 0, 6)])
+        found.append((run(batch), llm.stats.attn_rows - before))
+    (mine, ran), (plain, plain_ran) = found
+    tiles = runner.model.prefills
+    assert tiles == ("amx" in supported()) and llm.stats.native_tokens == (97 if tiles else 0)
+    assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
+    differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
+    assert differ <= (10 if method == "flexidepth" else 0)
+    assert (ran < 97).any() == (method != "dense")
+    (logits,) = mine.logits
+    assert (logits - plain.logits[0].float()).norm() < 0.1 * logits.norm()
 
 
 def test_decoding_reads_no_weight_of_a_skipped_layer(made):

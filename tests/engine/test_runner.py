@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from depthdial.core.cost import Ledger
 from depthdial.core.layers import LinearRouter, Router
 from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.breakeven import BreakEven, Point
 from depthdial.engine.llm import LLM
 from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
@@ -138,6 +139,25 @@ def test_a_layer_that_all_tokens_skip_has_its_weights_unread(bench):
     layers = sum(ledger.layers[i].attn + ledger.layers[i].mlp for i in range(2, 6))
     parts = sum(p.numel() for name, p in on.llm.model.named_parameters() if ".parts." in name)
     assert read[math.inf] - read[-1e9] == 4 * (layers - parts)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+def test_beyond_break_even_all_rows_run_and_the_output_is_the_same(bench, method: str):
+    found = {}
+    for pays in (True, False):
+        on = bench(method)
+        # skipping never slower than dense, or always: all shares of kept rows are gathered, or none
+        ratio = 0.5 if pays else 2.0
+        on.runner.break_even = BreakEven({}, 0.5, 1.0, (Point(1, 0.75, ratio), Point(64, 0.75, ratio)))
+        row = on.row(STEP, math.inf if method == "dense" else 0.0)
+        found[pays] = on.run((row, 0, STEP)), on.runner.stats
+    (gathered, few), (selected, all_rows) = found[True], found[False]
+    assert selected.depths == gathered.depths and selected.costs == gathered.costs
+    torch.testing.assert_close(selected.logits, gathered.logits, rtol=1e-4, atol=1e-4)
+    assert all_rows.rows.tolist() == few.rows.tolist()
+    for ran, kept in zip(all_rows.mlp_rows.tolist(), few.rows.tolist(), strict=True):
+        assert ran == (STEP if kept else 0), "what ran is counted, not what was decided"
+    assert few.mlp_rows.tolist() == few.rows.tolist()
 
 
 def test_a_method_that_leaves_holes_is_refused(tiny_model):

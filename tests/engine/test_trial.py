@@ -40,6 +40,7 @@ def test_the_break_even_of_an_engine_is_kept_for_its_machine(llm, tmp_path, monk
     assert found.key["runner"] == type(llm.engine.runner).__name__ and found.key["dtype"] == "torch.float32"
     monkeypatch.setattr(trial, "measure", lambda *_: pytest.fail("measured again"))
     assert break_even(llm.engine, llm.model, llm.tokenizer, [-2.0, 0.5], tmp_path) == found
+    assert llm.engine.runner.break_even == found, "the engine goes by it"
 
 
 def test_a_pass_that_fails_says_so(llm, monkeypatch):

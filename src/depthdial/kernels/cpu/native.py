@@ -115,7 +115,9 @@ class NativeModel:
         """
         n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
-            raise ValueError(f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run larger ones in torch, or by `prefill`")
+            raise ValueError(
+                f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run larger ones in torch, or by `prefill`"
+            )
         self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
         wanted = (n, self.vocabulary)
         call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)

@@ -241,11 +241,17 @@ class Prefill {
       for (end = first + 1; end < count && p.sequences[rows[end]] == p.sequences[rows[first]];) ++end;
       const amx::Run part = {first, end, own.positions.data(), pages(rows[first])};
       for (int head = 0; head < l.kv_heads; ++head) {
-        const int read = end - first == 1 ? alone(from, l, head, part)
-                                          : amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
+        const int read = single(rows[first]) ? alone(from, l, head, part)
+                                             : amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
         own.kv_bytes += 4.0 * read * l.head_dim;
       }
     }
+  }
+
+  // Is a token alone of its sequence in the pass? How many run the layer must not matter, or its sums would depend on it.
+  bool single(int n) const {
+    const auto other = [&](int i) { return i < 0 || i >= N || p.sequences[i] != p.sequences[n]; };
+    return other(n - 1) && other(n + 1);
   }
 
   // A token by itself, without tiles that would be fifteen sixteenths empty.

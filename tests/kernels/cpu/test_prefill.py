@@ -1,0 +1,241 @@
+"""Large native passes against the definition, and that they do no more work. Where there is no AMX none are offered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from depthdial.kernels import reference
+from depthdial.kernels.cpu.build import supported
+from depthdial.kernels.cpu.native import Counters, NativeModel
+from depthdial.kernels.pack import packed
+from depthdial.kernels.tensors import AdapterTensors, Int8, LayerTensors, Linear, ModelTensors, Norm
+from depthdial.models.families import FAMILIES
+
+TILES = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 32}
+"""Sizes that are whole tiles."""
+SPANS = ((0, 100), (5, 6), (40, 41), (70, 130))
+"""Places of the tokens of each sequence: a prompt from its beginning, two rows that decode, a prompt in its middle."""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable, tensors_of: Callable, routed: Callable) -> Callable[..., ModelTensors]:
+    """`model(family, **sizes)`: bf16, with routers and adapters; `amx` alone runs it."""
+
+    def make(family: str = "llama", soft: bool = False, order: str = "norm_tanh", **sizes: Any) -> ModelTensors:
+        return routed(tensors_of(tiny_model(family, **(TILES | sizes)).bfloat16()), soft=soft, order=order)
+
+    return make
+
+
+def run(native: NativeModel, inputs: dict[str, Any], caches: dict[str, Any]) -> tuple[dict[str, Tensor], Counters]:
+    """Logits of all tokens, decisions and scores."""
+    count, depth = len(inputs["ids"]), native.depth
+    out: dict[str, Any] = {
+        "logits_out": torch.full((count, native.vocabulary), float("nan")),
+        "keep_out": torch.full((depth, count), 9, dtype=torch.uint8),
+        "score_out": torch.full((depth, count), float("nan")),
+    }
+    asked = torch.arange(count, dtype=torch.int32)
+    return out, native.prefill(**inputs, **caches, given=None, asked=asked, **out)
+
+
+def inputs_of(batch: Any, spans: Sequence[tuple[int, int]], offsets: Sequence[float]) -> dict[str, Any]:
+    inputs = batch.inputs([(i, place) for i, span in enumerate(spans) for place in range(*span)])
+    inputs["offsets"] = torch.cat([torch.full((b - a,), o) for (a, b), o in zip(spans, offsets, strict=True)])
+    return inputs
+
+
+def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: dict[str, Any]) -> Counters:
+    """Measured from the same model in fp32 we are no farther than the definition in bf16 is. Both get our decisions: a
+    logit close to its cut may fall to the other side in another order of sums. They follow from our scores, which are
+    near the definition's."""
+    ours = batch.caches()
+    out, counters = run(native, inputs, ours)
+    keep, score = out["keep_out"], out["score_out"]
+    theirs, exact = (_told(model, batch, inputs, dtype, keep) for dtype in (torch.bfloat16, torch.float32))
+    for name, mine in {**ours, "logits": out["logits_out"]}.items():
+        unit, error = exact[name].norm(), (mine - exact[name]).norm()
+        assert error < 1.3 * (theirs[name] - exact[name]).norm() + 1e-3 * unit and error < 0.1 * unit, name
+    expected = reference.forward_pass(_wide(model, torch.bfloat16), **inputs, **batch.caches())
+    assert (expected.keep == keep).float().mean() > 0.97 and (expected.score - score).abs().mean() < 0.02
+    for layer, kept, scores in zip(model.layers, keep, score, strict=True):
+        cut = 0.5 if layer.router is None else torch.tensor(layer.router.cut).sigmoid()
+        assert torch.equal(kept.bool(), scores > cut)
+    assert counters.rows_run == keep.sum() and counters.layers_run == keep.any(1).sum()
+    return counters
+
+
+def _told(
+    model: ModelTensors, batch: Any, inputs: dict[str, Any], dtype: torch.dtype, keep: Tensor
+) -> dict[str, Tensor]:
+    """The definition's logits and caches in a dtype, every decision given; all fp32."""
+    wide = _wide(model, dtype)
+    wide = wide._replace(layers=tuple(layer._replace(router=None) for layer in wide.layers))
+    caches = {name: cache.to(dtype) for name, cache in batch.caches().items()}
+    logits = reference.forward_pass(wide, **inputs, **caches, given=keep).logits
+    return {"logits": logits} | {name: cache.float() for name, cache in caches.items()}
+
+
+def _wide(model: ModelTensors, dtype: torch.dtype) -> ModelTensors:
+    """The same weights in another dtype."""
+
+    def wide(part: Any) -> Any:
+        if isinstance(part, Int8):
+            return (part.values.float() * part.scale[:, None]).to(dtype)
+        if isinstance(part, Tensor):
+            return part.to(dtype)
+        if isinstance(part, (Linear, Norm, AdapterTensors, LayerTensors)):
+            return type(part)(*map(wide, part))
+        return part
+
+    layers = tuple(wide(layer) for layer in model.layers)
+    return model._replace(embed=wide(model.embed), layers=layers, norm=wide(model.norm), head=wide(model.head))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_family_within_the_rounding_of_bf16(family: str, model, batch_for):
+    made = model(family, order="tanh_norm" if family == "qwen2" else "norm_tanh")
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        assert "amx" not in supported()
+        return
+    counters = assert_close(made, native, batch, inputs_of(batch, SPANS, (0.0, 0.0, -0.5, math.inf)))
+    kept = counters.rows_run / (len(made.layers) * sum(b - a for a, b in SPANS))
+    assert 0.3 < kept < 0.97, "tokens differ in what they run"
+
+
+@torch.no_grad()
+def test_long_contexts_and_wide_heads(model, batch_for):
+    made = model("llama", head_dim=128)
+    batch, native = batch_for(made, sequences=2, pages=20), NativeModel(made)
+    if native.prefills:
+        assert_close(made, native, batch, inputs_of(batch, ((500, 530), (1100, 1260)), (0.0, 0.2)))
+
+
+@torch.no_grad()
+def test_int8_weights_with_activations_as_they_are(model, batch_for):
+    made = packed(model("llama"))
+    batch, native = batch_for(made), NativeModel(made)
+    if native.prefills:
+        assert_close(made, native, batch, inputs_of(batch, SPANS, (0.0, 0.0, 0.0, 0.0)))
+
+
+@torch.no_grad()
+def test_soft_weights_are_those_of_the_scores(model, batch_for):
+    made = model("llama", soft=True)
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        return
+    inputs = inputs_of(batch, SPANS, (0.0, 0.0, 0.3, 0.0))
+    out, _ = run(native, inputs, batch.caches())
+    expected, hard = (reference.forward_pass(m, **inputs, **batch.caches()) for m in (made, model("llama")))
+    same = (out["keep_out"] == expected.keep).all(0)
+    assert same.float().mean() > 0.9
+    error, other = ((found.logits - out["logits_out"])[same].norm() for found in (expected, hard))
+    assert error < 0.05 * expected.logits[same].norm() and error < 0.2 * other
+
+
+spans = st.tuples(st.integers(0, 120), st.integers(2, 70)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(spans, min_size=2, max_size=4), st.sampled_from([math.inf, 0.0, -0.7]), st.sampled_from([None, 24]))
+@torch.no_grad()
+def test_a_token_comes_out_the_same_whoever_shares_the_pass(model, batch_for, parts, offset, window):
+    made = model("llama")
+    made = made._replace(layers=tuple(layer._replace(window=window) for layer in made.layers))
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        return
+    inputs, together = inputs_of(batch, parts, [offset] * len(parts)), batch.caches()
+    out, _ = run(native, inputs, together)
+    at, apart = 0, batch.caches()
+    for begin, end in parts:
+        mine = {k: v if k == "page_table" else v[at : at + end - begin].contiguous() for k, v in inputs.items()}
+        alone, _ = run(native, mine, apart)
+        assert torch.equal(alone["logits_out"], out["logits_out"][at : at + end - begin])
+        at += end - begin
+    for name in together:
+        assert torch.equal(together[name], apart[name])
+
+
+@torch.no_grad()
+def test_threads_share_the_tokens_and_change_nothing(model, batch_for):
+    made = model("llama")
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        return
+    inputs, before, found = inputs_of(batch, SPANS, (0.0,) * 4), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            found.append(run(native, inputs, batch.caches()))
+    finally:
+        torch.set_num_threads(before)
+    for out, counters in found[1:]:
+        assert torch.equal(out["logits_out"], found[0][0]["logits_out"])
+        assert counters[:3] == found[0][1][:3]
+
+
+@torch.no_grad()
+def test_a_layer_that_all_tokens_skip_is_not_read(model, batch_for):
+    made = model("llama")
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        return
+    read = {}
+    for offset in (math.inf, -1e9):
+        out, counters = run(native, inputs_of(batch, SPANS, (offset,) * 4), batch.caches())
+        assert counters.layers_run == (native.depth if offset == math.inf else 2)
+        # what a skipped layer would have read is not there: nothing that it holds can reach the output
+        read[offset] = counters.weight_bytes
+        assert torch.isfinite(out["logits_out"]).all()
+    layer = made.layers[-1]
+    whole = sum(2 * getattr(layer, name).weight.numel() for name in ("q", "o", "gate", "up", "down"))
+    assert layer.router is not None and layer.adapter is not None
+    parts = sum(2 * part.numel() for part in (layer.router.enc, *layer.adapter))
+    assert read[math.inf] - read[-1e9] == (native.depth - 2) * (whole - parts)
+
+
+@torch.no_grad()
+def test_skipped_layers_may_hold_anything(model, batch_for):
+    """NaN in weights that no token needs never shows, so they are not multiplied and masked."""
+    made = model("llama")
+    spoilt = made.layers[-1]
+    bad = {
+        name: Linear(torch.full_like(getattr(spoilt, name).weight, float("nan"))) for name in ("q", "o", "gate", "down")
+    }
+    made = made._replace(layers=(*made.layers[:-1], spoilt._replace(**bad)))
+    batch, native = batch_for(made), NativeModel(made)
+    if native.prefills:
+        out, _ = run(native, inputs_of(batch, SPANS, (-1e9,) * 4), batch.caches())
+        assert torch.isfinite(out["logits_out"]).all()
+
+
+@torch.no_grad()
+def test_what_is_not_whole_tiles_of_bf16_is_left_to_torch(tiny_model, tensors_of, batch_for):
+    assert not NativeModel(tensors_of(tiny_model())).prefills  # fp32
+    assert not NativeModel(tensors_of(tiny_model("llama", **(TILES | {"head_dim": 16})).bfloat16())).prefills
+    made = tensors_of(tiny_model("llama", **TILES).bfloat16())
+    assert NativeModel(made).prefills == ("amx" in supported())
+    assert not any(NativeModel(made, isa=isa).prefills for isa in supported() if isa != "amx")
+    batch, native = batch_for(made), NativeModel(made)
+    if not native.prefills:
+        return
+    inputs = inputs_of(batch, SPANS, (0.0,) * 4)
+    with pytest.raises(ValueError, match="beyond the pages"):
+        run(native, inputs | {"positions": inputs["positions"] + 192}, batch.caches())
+    count = len(inputs["ids"])
+    out = {k: v[:1] if k == "logits_out" else v for k, v in batch.outputs(count).items()}
+    missing = inputs | batch.caches() | {"given": None, "asked": torch.tensor([count]).int()} | out
+    with pytest.raises(ValueError, match="not in the pass"):
+        native.prefill(**missing)
