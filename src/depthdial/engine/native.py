@@ -1,5 +1,6 @@
-"""Passes on a CPU in one native call: small ones, and large ones where the machine has tiles (AMX) and the model is bf16;
-others go to the torch runner, over the same cache and weights.
+"""Passes on a CPU in one native call: small ones, and large ones of a bf16 model where the machine has AMX.
+
+Others go to the torch runner, over the same cache and weights.
 
 What a native pass decides and what it costs is tested against the torch runner, which says what it means.
 """

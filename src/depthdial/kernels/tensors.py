@@ -13,7 +13,7 @@ from torch import Tensor
 PAGE = 64
 """Tokens in one page of the KV cache."""
 MAX_TOKENS = 16
-"""Most tokens in one native pass that reads each weight once; larger ones are prefill (`cpu.native`) or run in torch."""
+"""Most tokens of a small native pass, which reads each weight once; larger ones: `NativeModel.prefill`, or torch."""
 
 
 class Int8(NamedTuple):
