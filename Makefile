@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> installing torch (the largest part, a minute or more)"
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@echo "==> installing depthdial and its tools"
-	@$(PIP) -e '.[dev,plots]'
+	@$(PIP) -e '.[dev,all]'
 	@touch $@
 	@echo "==> $(VENV) is ready"
 
