@@ -17,9 +17,11 @@ from depthdial import __version__
 from depthdial.cli.bench import bench
 from depthdial.cli.demo import demo
 from depthdial.cli.generate import generate
+from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
 from depthdial.cli.report import report
+from depthdial.cli.serve import serve
 from depthdial.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -30,6 +32,8 @@ app.command()(train)
 app.command()(pretrain)
 app.command()(report)
 app.command()(bench)
+app.command()(serve)
+app.add_typer(map_app, name="map")
 
 
 def _version(wanted: bool) -> None:

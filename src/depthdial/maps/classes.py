@@ -74,12 +74,19 @@ class TokenClasses:
                         found[name][r, t] = True
         return found
 
+    def lexical(self, ids: Sequence[int]) -> list[str]:
+        """What each token of one document is: one of `LEXICAL`."""
+        return self._kinds(ids, self._chat.find(ids)[0])
+
+    def _kinds(self, ids: Sequence[int], written: Sequence[bool]) -> list[str]:
+        pieces = self.pieces(ids)
+        return ["template" if written[t] else self._lexical(ids, pieces, t) for t in range(len(ids))]
+
     def document(self, ids: Sequence[int]) -> list[set[str]]:
         """The classes of each token of one document (or of a piece cut from one)."""
         written, answer = self._chat.find(ids)
         asked = any(place is not None for place in answer)
-        pieces = self.pieces(ids)
-        lexical = ["template" if written[t] else self._lexical(ids, pieces, t) for t in range(len(ids))]
+        lexical = self._kinds(ids, written)
         tokens: set[int] = set()
         pairs: set[tuple[int, int]] = set()
         classes: list[set[str]] = []

@@ -1,0 +1,120 @@
+"""`depthdial map`: how many layers each token of a set of texts used, as a data set, as a summary and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    invoke_without_command=True,
+    no_args_is_help=True,
+    help="Map texts: layers per token as a data set. `summary` and `html` read what this wrote.",
+)
+
+Map = Annotated[Path, typer.Argument(help="Folder written by `depthdial map`, or one Parquet file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option("--chat/--raw", help="Put prompts into the chat template, or not. [default: --chat for --tasks]"),
+]
+
+
+@app.callback()
+def make(
+    context: typer.Context,
+    output: Annotated[Path | None, typer.Option(help="Folder of the map.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help=".jsonl (`prompt`, `messages`, `task`, `answer`) or .txt, one prompt a line.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Instead of --prompts: all, or some of copy,summarise,continue,repeat,add,multiply"),
+    ] = None,
+    count: Annotated[int, typer.Option(help="With --tasks: prompts of each.")] = 100,
+    text: Annotated[Path | None, typer.Option(help="With --tasks: passages to use, an empty line between.")] = None,
+    seed: Annotated[int, typer.Option(help="With --tasks: the same seed gives the same prompts.")] = 0,
+    model: Annotated[
+        str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")
+    ] = "smollm2-135m-instruct",
+    plugin: Annotated[
+        str, typer.Option(help="default (the one shipped for the model), none, or a folder.")
+    ] = "default",
+    budget: Annotated[
+        float | None, typer.Option(help="True cost relative to dense. [default: what the plug-in recommends]")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Most tokens to generate where a prompt brings no answer; 0 maps prompts alone.")
+    ] = 64,
+    scores: Annotated[bool, typer.Option("--scores", help="Record the routers' scores, too.")] = False,
+    alternatives: Annotated[int, typer.Option(help="Record this many of the base's likeliest tokens.")] = 0,
+    base: Annotated[
+        bool, typer.Option("--base/--no-base", help="Run the base, too, for entropy and surprisal.")
+    ] = True,
+    chat: Chat = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts longer than the context instead of refusing them.")
+    ] = False,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th part from the i-th. Shards may share a folder.")] = "1/1",
+    part_size: Annotated[int, typer.Option(help="Texts of one Parquet file.")] = 128,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of one pass.")] = 2048,
+    licence: Annotated[str | None, typer.Option("--license", help="Of the texts, for the card.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted map in --output.")] = False,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Map prompts: a Parquet data set of layers used, run masks, and what the base expected, for each token."""
+    if context.invoked_subcommand is not None:
+        return
+    import contextlib
+    import json as json_
+    import sys
+
+    if output is None:
+        raise ValueError("where should the map go? give a folder with --output")
+    if (prompts is None) == (tasks is None):
+        raise ValueError("give --prompts FILE or --tasks NAMES, one of the two")
+
+    from depthdial.maps.folder import Folder, told_of
+    from depthdial.maps.mapping import Mapper, Settings, Shard
+    from depthdial.maps.mapping import make as run
+    from depthdial.maps.prompts import PromptFile
+    from depthdial.maps.tasks import TASKS, Tasks, read_text
+    from depthdial.models import load
+
+    turn = Shard.parse(shard)
+    settings = Settings(
+        max_new_tokens, tasks is not None if chat is None else chat, truncate, scores, base, alternatives,
+        batch_tokens, part_size,
+    )  # fmt: skip
+    if prompts is not None:
+        source = PromptFile(prompts)
+    else:
+        names = TASKS if tasks == "all" else [name.strip() for name in (tasks or "").split(",")]
+        source = Tasks(names, count, seed, None if text is None else read_text(text))
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded, tokenizer = load(
+            model, None if plugin == "none" else plugin, budget, dtype, device, allow_other_weights
+        )
+        if tasks is not None and chat is None and not tokenizer.chat_template:
+            settings = settings.raw()
+        mapper = Mapper(loaded, tokenizer, model, budget, settings)
+        told = told_of(mapper.recorder.facts, source.told, settings.told)
+        parts = -(-source.total // part_size)
+        folder = Folder(output, told, resume, turn.parts(parts))
+        done = run(source, mapper, folder, turn, licence)
+    facts = {"output": str(output), **done.to_json(), "parts_there": len(folder.parts), "parts_in_all": parts}
+    if json:
+        print(json_.dumps(facts))
+        return
+    mean = "" if facts["layers"] is None else f", {facts['layers']:.2f} of {mapper.llm.layers} layers a token"
+    print(f"{done.texts} texts, {done.tokens} tokens{mean} in {done.seconds:.0f} s: {output}")
+    if len(folder.parts) < parts:
+        print(f"{len(folder.parts)} of {parts} parts are there; other shards have the rest")
+    else:
+        print(f"next: depthdial map summary {output}    depthdial map html {output} -o map.html")

@@ -1,0 +1,54 @@
+"""What the base expects at each position: entropy, the probability of the token that came, and the likeliest tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 64
+"""Tokens whose logits are held at once: for a vocabulary of 50,000 they stay in a processor's cache."""
+
+
+class Expected(NamedTuple):
+    """Of N positions, on the CPU."""
+
+    entropy: Tensor
+    """fp32 [N], nats."""
+    surprisal: Tensor
+    """fp32 [N], nats: -log p of the token that came next."""
+    ids: Tensor
+    """int64 [N, K]: the likeliest next tokens."""
+    probabilities: Tensor
+    """fp32 [N, K]"""
+
+
+class BaseReading:
+    """Reads the LM head of a model. softcap: logits become softcap * tanh(logits / softcap)."""
+
+    def __init__(self, head: nn.Module, softcap: float | None, most: int = 0):
+        if most < 0:
+            raise ValueError(f"the number of alternatives must be 0 or more, not {most}")
+        self.head, self.softcap, self.most = head, softcap, most
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor, target: Tensor) -> Expected:
+        """hidden: [N, d] after the last norm; target: int64 [N], the token that came next."""
+        chunks = [self._chunk(h, t) for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)]
+        return Expected(*(torch.cat(column).cpu() for column in zip(*chunks, strict=True)))
+
+    def _chunk(self, hidden: Tensor, target: Tensor) -> Expected:
+        logits = self.head(hidden)
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh() * self.softcap
+        top, ids = logits.topk(self.most, -1) if self.most else (logits[:, :0], target.new_empty(len(target), 0))
+        x = logits.float()
+        x = x - x.amax(-1, keepdim=True)
+        at = x.gather(-1, target[:, None])[:, 0]
+        p = x.exp()
+        mass = p.sum(-1)
+        normal = mass.log()
+        expected = torch.linalg.vecdot(p, x) / mass
+        likeliest = (top.float() - top[:, :1].float() - normal[:, None]).exp()
+        return Expected(normal - expected, normal - at, ids, likeliest)

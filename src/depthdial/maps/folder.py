@@ -1,0 +1,64 @@
+"""The folder of one map: whose run it is, and whether another may go on with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from depthdial.maps.schema import FORMAT_VERSION, Facts
+from depthdial.maps.store import CARD_FILE, PARTS, RUN_FILE, read_run, write_text
+
+
+class Folder:
+    """path: the folder. told: what makes the map this one and no other, as JSON (prompts, settings, facts).
+
+    Opening claims the folder. Raises ValueError for a folder that holds another map or other files; and, unless
+    `resume`, for one that holds this map already, in the parts that `mine` names.
+    """
+
+    def __init__(self, path: str | Path, told: dict[str, Any], resume: bool = False, mine: range | None = None):
+        self.path, self.told = Path(path), json.loads(json.dumps(told))
+        if (self.path / RUN_FILE).is_file():
+            self._go_on(resume, mine)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{path} exists and is no map; choose another --output")
+        (self.path / PARTS).mkdir(parents=True)
+        write_text(self.path / RUN_FILE, json.dumps({"format_version": FORMAT_VERSION, **self.told}, indent=1) + "\n")
+
+    def _go_on(self, resume: bool, mine: range | None) -> None:
+        there = read_run(self.path)
+        other = [name for name in self.told if there.get(name) != self.told[name]]
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"{self.path} holds another map: its {name} {_difference(there.get(name), self.told[name])}; "
+                "choose another --output"
+            )
+        (self.path / PARTS).mkdir(exist_ok=True)
+        held = {int(file.stem.removeprefix("part-")) for file in (self.path / PARTS).glob("part-*.parquet")}
+        if not resume and (held if mine is None else held.intersection(mine)):
+            raise ValueError(f"{self.path} holds parts of this map already; pass --resume to go on with it")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The parts that are there, in order."""
+        return sorted((self.path / PARTS).glob("part-*.parquet"))
+
+    def finish(self, card: str) -> None:
+        """All parts are there: write the card."""
+        write_text(self.path / CARD_FILE, card)
+
+
+def told_of(facts: Facts, prompts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What `map.json` says."""
+    return {"facts": facts.to_json(), "prompts": prompts, "settings": settings}
+
+
+def _difference(there: Any, here: Any) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in here:
+            if there.get(name) != here[name]:
+                return f"have {name} {there.get(name)!r}, not {here[name]!r}"
+    return f"are {there!r}, not {here!r}"

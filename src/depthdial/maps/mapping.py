@@ -1,0 +1,218 @@
+"""A whole map: prompts in, a folder of Parquet parts out, part by part, so that an interruption costs one part.
+
+A part is a fixed stretch of the prompts and is mapped on its own: it comes out the same whoever maps it, and whenever.
+Shards are therefore parts by turns, and may share a folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
+
+from depthdial.engine.llm import LLM
+from depthdial.engine.sampling import SamplingParams
+from depthdial.maps.card import card
+from depthdial.maps.folder import Folder
+from depthdial.maps.prompts import Prompt, Source
+from depthdial.maps.record import Recorder
+from depthdial.maps.schema import DepthMap, Row
+from depthdial.maps.store import part_file, write
+from depthdial.maps.texts import Text, conversation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a map is made with, beside the model and the prompts."""
+
+    max_new_tokens: int = 64
+    """Most tokens to generate, greedily, where no answer is given; 0 maps the prompts alone."""
+    chat: bool = False
+    """Put prompts into the model's chat template."""
+    truncate: bool = False
+    """Cut what is longer than the model's context (the end of it) instead of refusing it."""
+    scores: bool = False
+    base: bool = True
+    alternatives: int = 0
+    batch_tokens: int = 2048
+    part_size: int = 128
+    """Texts of one Parquet part."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 0), ("alternatives", 0), ("batch_tokens", 1), ("part_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    def raw(self) -> Settings:
+        """The same without the chat template."""
+        return replace(self, chat=False)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What tells one map from another: `truncate` only decides whether there is a map."""
+        return {name: value for name, value in vars(self).items() if name != "truncate"}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Parts `number`, `number + count`, ... of a map; the whole of it is 1 of 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "i/n". Raises ValueError for what is no shard."""
+        number, slash, count = text.partition("/")
+        if not slash or not number.isdecimal() or not count.isdecimal() or not 1 <= int(number) <= int(count):
+            raise ValueError(f"shard {text!r} must be i/n with 1 <= i <= n, 2/4 for example")
+        return cls(int(number), int(count))
+
+    def parts(self, total: int) -> range:
+        """Its parts of `total`."""
+        return range(self.number - 1, total, self.count)
+
+
+WHOLE = Shard()
+
+
+@dataclass
+class Done:
+    """What one call mapped (what `resume` found there is not counted)."""
+
+    texts: int = 0
+    tokens: int = 0
+    generated: int = 0
+    layers: int = 0
+    seconds: float = 0.0
+    parts: int = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.parts += 1
+        self.texts += len(rows)
+        self.tokens += sum(len(row.token_ids) for row in rows)
+        self.generated += sum(int(row.generated.sum()) for row in rows)
+        self.layers += sum(int(row.layers_used.sum()) for row in rows)
+
+    def to_json(self) -> dict[str, Any]:
+        mean = self.layers / self.tokens if self.tokens else None
+        speed = self.tokens / self.seconds if self.seconds else None
+        return {**vars(self), "layers": mean, "tokens_per_second": speed}
+
+
+class Mapper:
+    """Prompts to rows with one model at one budget.
+
+    model, tokenizer: converted, as `depthdial.load` gives them; name: for the record. budget None is what the plug-in
+    recommends. Raises ValueError for a budget outside the plug-in's curve.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, budget: float | None, settings: Settings):
+        self.settings, self.tokenizer = settings, tokenizer
+        # without the prefix cache a part does not depend on the parts before it
+        self.llm = LLM.of(model, tokenizer, budget, prefix_cache=False)
+        self.recorder = Recorder(
+            model, tokenizer, self.llm.offset_of(None), name, self.llm.budget, settings.scores, settings.base,
+            settings.alternatives, settings.batch_tokens,
+        )  # fmt: skip
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
+        """One row per prompt. Raises ValueError for a prompt that is empty or longer than the context."""
+        return self.recorder.rows(self.texts(prompts))
+
+    def texts(self, prompts: Sequence[Prompt]) -> list[Text]:
+        """The prompts as tokens, with their answers: those given, or generated now, or none."""
+        texts = [self._given(prompt) for prompt in prompts]
+        limit = self.settings.max_new_tokens
+        open_ = [i for i, text in enumerate(texts) if limit and not any(text.generated)]
+        outputs = self.llm.generate([list(texts[i].ids) for i in open_], SamplingParams(max_tokens=limit))
+        for i, output in zip(open_, outputs, strict=True):
+            prompt, answer = output.prompt_token_ids, output.token_ids
+            ids, marks = [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
+            texts[i] = Text(ids, marks, texts[i].id, texts[i].task, texts[i].group)
+        return texts
+
+    def _given(self, prompt: Prompt) -> Text:
+        if prompt.messages and prompt.messages[-1]["role"] == "assistant":
+            whole = conversation(self.tokenizer, prompt.messages, prompt.id, prompt.task)
+            start, answer, marks = list(whole.ids), [], list(whole.generated)
+        else:
+            start = self._prompt_tokens(prompt)
+            answer = [] if prompt.answer is None else encode(self.tokenizer, prompt.answer)
+            if prompt.answer is not None and not answer:
+                raise ValueError(f"prompt {prompt.id!r} has an empty answer; leave it out to have one generated")
+            marks = [False] * len(start)
+        room = self.llm.context - len(answer)
+        if not answer and not any(marks):
+            room -= self.settings.max_new_tokens
+        if len(start) > room:
+            if not self.settings.truncate or room < 1:
+                raise ValueError(
+                    f"prompt {prompt.id!r} has {len(start)} tokens, and the model's context of {self.llm.context} has "
+                    f"room for {max(0, room)} beside its answer; shorten it, or pass --truncate"
+                )
+            start, marks = start[:room], marks[:room]
+        marks = marks + [True] * len(answer)
+        return Text([*start, *answer], marks, prompt.id, prompt.task, prompt.group, forced=any(marks))
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        if prompt.messages or self.settings.chat:
+            messages = prompt.messages or ({"role": "user", "content": prompt.prompt},)
+            return self.llm.chat_tokens(messages)
+        return encode(self.tokenizer, prompt.prompt, special=True)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
+    """Token ids; special: with what the tokenizer puts before a text."""
+    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    assert isinstance(ids, list)
+    return ids
+
+
+def make(
+    source: Source, mapper: Mapper, folder: Folder, shard: Shard = WHOLE, licence: str | None = None, show: bool = True
+) -> Done:
+    """Map all prompts of a shard into the folder, leaving out parts that are there; returns what was done now.
+
+    licence: of the texts, for the card, which is written with the last part.
+    """
+    done, began = Done(), time.perf_counter()
+    size = mapper.settings.part_size
+    parts = -(-source.total // size)
+    mine = [number for number in shard.parts(parts) if not part_file(folder.path, number).is_file()]
+    wanted = set(mine)
+    with _bar(min(source.total, len(mine) * size), show) as advance:
+        for number, prompts in enumerate(_blocks(source, size)):
+            if number in wanted:
+                rows = mapper.rows(prompts)
+                write(DepthMap(mapper.recorder.facts, rows), part_file(folder.path, number))
+                done.add(rows)
+                advance(len(rows))
+    done.seconds = time.perf_counter() - began
+    if all(part_file(folder.path, number).is_file() for number in range(parts)):
+        folder.finish(card(folder, mapper.recorder.facts, licence))
+    return done
+
+
+def _blocks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
+    """`size` prompts at a time."""
+    left = iter(prompts)
+    while block := list(islice(left, size)):
+        yield block
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Any]:
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("mapping"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
+        task = bar.add_task("mapping", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,124 @@
+"""Prompts of a map, streamed from a file or made by the generators of `tasks`: text only, no tokens yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+SUFFIXES = (".jsonl", ".txt")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to map: a prompt, with its answer where that is given instead of generated; or a conversation."""
+
+    id: str
+    prompt: str = ""
+    task: str = "text"
+    group: str = ""
+    answer: str | None = None
+    messages: tuple[dict[str, str], ...] = ()
+
+
+class Source(Protocol):
+    """Where prompts come from: the same ones, in the same order, each time they are asked for."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What tells this source from another, as JSON; no place of a machine's files."""
+        ...
+
+    @property
+    def total(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Prompt]: ...
+
+
+class PromptFile:
+    """A .jsonl file of objects with `prompt` (and `task`, `id`, `group`, and `answer` or `completion`) or `messages`;
+    or a .txt file with one prompt a line. Lines are read as they are needed.
+
+    Raises ValueError, with the line, for what is none of these; OSError for a file that cannot be read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: prompts are read from {' or '.join(SUFFIXES)} files; name one of these")
+        if not self.path.is_file():
+            raise ValueError(f"{path}: no such file of prompts; check the path")
+        if not self.total:
+            raise ValueError(f"{path} holds no prompt; give at least one line")
+
+    @cached_property
+    def _counted(self) -> tuple[str, int]:
+        digest, lines = hashlib.sha256(), 0
+        with self.path.open("rb") as file:
+            for line in file:
+                digest.update(line)
+                lines += bool(line.strip())
+        return digest.hexdigest(), lines
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"prompts": self.path.name, "sha256": self._counted[0]}
+
+    @property
+    def total(self) -> int:
+        return self._counted[1]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        with self.path.open(encoding="utf-8") as file:
+            try:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield self._prompt(line, number)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+    def _prompt(self, line: str, number: int) -> Prompt:
+        where, fallback = f"{self.path}, line {number}", f"{self.path.stem}-{number}"
+        if self.path.suffix == ".txt":
+            return Prompt(fallback, line.rstrip("\n"), self.path.stem)
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}); give one object a line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is not an object; give one with `prompt` or `messages`")
+        return of_row(row, where, fallback, self.path.stem)
+
+
+def of_row(row: dict[str, Any], where: str, id: str, task: str) -> Prompt:
+    """A prompt from one row of a data file; id and task are for rows that name none. ValueError, naming `where`."""
+    found: dict[str, Any] = {"id": id, "task": task}
+    for name in ("id", "task", "group", "prompt", "answer", "completion"):
+        value = row.get(name)
+        if value is None:
+            continue
+        if name == "id" and isinstance(value, int):
+            value = str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: `{name}` must be a string, not {type(value).__name__}")
+        found["answer" if name == "completion" else name] = value
+    if (messages := row.get("messages")) is not None:
+        if "prompt" in found or "answer" in found:
+            raise ValueError(f"{where} has `messages` and `prompt` or `answer`; keep one of them")
+        return Prompt(**found, messages=_messages(messages, where))
+    if not found.get("prompt", "").strip():
+        raise ValueError(f"{where} has no `prompt` (and no `messages`); it has {', '.join(row) or 'no fields'}")
+    return Prompt(**found)
+
+
+def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
+    fine = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not fine or not messages:
+        raise ValueError(f'{where}: `messages` must be a list of {{"role": ..., "content": ...}}')
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)

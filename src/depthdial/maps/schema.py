@@ -1,0 +1,275 @@
+"""What a layer-allocation map holds, and how it lies in Parquet: one row for each text.
+
+Everything that has a length has one entry per token, and entry t belongs to the pass that *reads* token t (and predicts
+token t + 1), as in `Route.layers_used`. Two exceptions are said where they stand: `surprisal` and `alternatives`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from depthdial.models.checkpoint import parts_of
+from depthdial.models.convert import method_of, route_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+KEY = b"depthdial"
+"""Under which a Parquet file's metadata holds its `Facts`."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is the same for every text of a map."""
+
+    model: str
+    plugin: str | None
+    parts_sha256: str
+    """Of the names and values of the plug-in's tensors: two plug-ins of one name are told apart."""
+    method: str
+    budget: float | None
+    """The budget asked for; None where the plug-in stood as it was trained."""
+    offset: float
+    """The dial's logit offset; `inf` is the untouched base."""
+    layers: int
+    """Layers of the model."""
+    routed: tuple[int, ...]
+    """The layers that may be skipped, in order."""
+    always_on: int
+    """Layers that every token runs."""
+    dtype: str
+    alternatives: int = 0
+    """Next tokens recorded at each position."""
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(
+        cls, model: Any, name: str, budget: float | None = None, offset: float | None = None, alternatives: int = 0
+    ) -> Facts:
+        """Of a converted model; offset None is where its dial stands. ValueError for a model that is not converted."""
+        route, method = route_of(model), method_of(model)
+        layers = len(route.ledger.layers)
+        routed = tuple(sorted(method.layers(layers)))
+        dial = route.offset if offset is None else offset
+        plugin = getattr(model, "plugin", None)
+        return cls(
+            model=name,
+            plugin=None if plugin is None else plugin.name,
+            parts_sha256=_digest(model),
+            method=type(method).__name__,
+            budget=budget,
+            offset=float(dial),
+            layers=layers,
+            routed=routed,
+            always_on=layers - len(routed),
+            dtype=str(model.dtype).removeprefix("torch."),
+            alternatives=alternatives,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it; an infinite offset is null."""
+        return {**asdict(self), "offset": self.offset if math.isfinite(self.offset) else None}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Facts:
+        """Raises ValueError, naming `where`, for another format version and for what are no facts."""
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version is None:
+            raise ValueError(f"{where} is not a depth map; make one with `depthdial map`")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{where} is a map of format version {version}; this depthdial reads {FORMAT_VERSION}: "
+                "upgrade one of the two, or make the map again"
+            )
+        try:
+            known = {name: data[name] for name in cls.__dataclass_fields__}
+            known["offset"] = math.inf if known["offset"] is None else float(known["offset"])
+            return cls(**{**known, "routed": tuple(known["routed"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where}: its facts lack {error}; make the map again") from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text of T tokens; L layers, R of them routed, K alternatives."""
+
+    id: str
+    task: str
+    group: str
+    """Texts of one group share material (one passage, say): they are one draw in every interval."""
+    forced: bool
+    """Were the tokens marked as generated given (teacher forcing), not drawn from the model at this budget?"""
+    token_ids: np.ndarray
+    """int32 [T]"""
+    pieces: list[str]
+    """Joined they are the text."""
+    generated: np.ndarray
+    """bool [T]: part of an answer, not of the prompt."""
+    token_class: list[str]
+    """What the token is: one of `maps.classes.LEXICAL`."""
+    layers_used: np.ndarray
+    """int16 [T]: layers run by the pass that reads the token; 0 where there was no such pass (the last token of a text
+    that comes from an engine)."""
+    ran: np.ndarray | None = None
+    """bool [T, L]: which layers; a layer ran if any unit of it did."""
+    scores: np.ndarray | None = None
+    """float16 [T, R]: the routers' soft opinions, 0 to 1."""
+    entropy: np.ndarray | None = None
+    """float32 [T], nats: of what the base (full depth, same tokens) expects after the token."""
+    surprisal: np.ndarray | None = None
+    """float32 [T], nats: of the token itself to the base, from what stands before it; NaN for the first."""
+    alternatives: list[list[tuple[str, float]]] | None = None
+    """[T][K]: the base's likeliest tokens in the token's own place with their probabilities; none for the first."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int32 [T]: the character of `text` at which each piece starts."""
+        lengths = [len(piece) for piece in self.pieces]
+        return np.cumsum([0, *lengths[:-1]], dtype=np.int32)[: len(lengths)]
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """Texts mapped with one model at one setting."""
+
+    facts: Facts
+    rows: Sequence[Row]
+
+
+def _digest(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parts_of(model).items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def columns() -> pa.Schema:
+    """The columns of a map in Parquet; all have `FORMAT_VERSION`."""
+    import pyarrow as pa
+
+    def many(kind: Any) -> Any:
+        return pa.list_(kind)
+
+    return pa.schema(
+        {
+            "id": pa.string(),
+            "task": pa.string(),
+            "group": pa.string(),
+            "forced": pa.bool_(),
+            "text": pa.string(),
+            "token_ids": many(pa.int32()),
+            "pieces": many(pa.string()),
+            "starts": many(pa.int32()),
+            "generated": many(pa.bool_()),
+            "token_class": many(pa.string()),
+            "layers_used": many(pa.int16()),
+            "run_mask": pa.binary(),
+            "scores": many(pa.float16()),
+            "entropy": many(pa.float32()),
+            "surprisal": many(pa.float32()),
+            "alternatives": many(pa.string()),
+            "alternative_probs": many(pa.float16()),
+        }
+    )
+
+
+def table(found: DepthMap) -> pa.Table:
+    """The map as an Arrow table whose metadata holds its facts."""
+    import pyarrow as pa
+
+    schema = columns().with_metadata({KEY: json.dumps(found.facts.to_json()).encode()})
+    return pa.Table.from_pylist([_plain(row) for row in found.rows], schema)
+
+
+def rows_of(found: pa.Table, where: str) -> DepthMap:
+    """The map in an Arrow table. ValueError, naming `where`, for a table that is none, or is one of another version."""
+    raw = (found.schema.metadata or {}).get(KEY)
+    try:
+        data = None if raw is None else json.loads(raw)
+    except ValueError:
+        data = None
+    facts = Facts.from_json(data, where)
+    if missing := [name for name in columns().names if name not in found.column_names]:
+        raise ValueError(f"{where} lacks the columns {', '.join(missing)}; make the map again")
+    return DepthMap(facts, [_row(record, facts) for record in found.to_pylist()])
+
+
+def pack(ran: np.ndarray) -> bytes:
+    """bool [T, L] to bits: ceil(L / 8) bytes for each token, bit i (lowest first) is layer i."""
+    return np.packbits(ran, axis=1, bitorder="little").tobytes()
+
+
+def unpack(mask: bytes, layers: int) -> np.ndarray:
+    """The inverse of `pack`: bool [T, layers]."""
+    rows = np.frombuffer(mask, np.uint8).reshape(-1, -(-layers // 8))
+    return np.unpackbits(rows, axis=1, count=layers, bitorder="little").astype(bool)
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    choices = None if row.alternatives is None else _flat(row.alternatives)
+    return {
+        "id": row.id,
+        "task": row.task,
+        "group": row.group,
+        "forced": row.forced,
+        "text": row.text,
+        "token_ids": row.token_ids,
+        "pieces": row.pieces,
+        "starts": row.starts,
+        "generated": row.generated,
+        "token_class": row.token_class,
+        "layers_used": row.layers_used,
+        "run_mask": None if row.ran is None else pack(row.ran),
+        "scores": None if row.scores is None else row.scores.ravel(),
+        "entropy": row.entropy,
+        "surprisal": row.surprisal,
+        "alternatives": choices and choices[0],
+        "alternative_probs": choices and np.asarray(choices[1], np.float16),
+    }
+
+
+def _row(record: dict[str, Any], facts: Facts) -> Row:
+    def array(name: str, kind: Any) -> Any:
+        return None if record[name] is None else np.array(record[name], kind)
+
+    scores = array("scores", np.float16)
+    return Row(
+        **{name: record[name] for name in ("id", "task", "group", "forced", "pieces", "token_class")},
+        token_ids=array("token_ids", np.int32),
+        generated=array("generated", bool),
+        layers_used=array("layers_used", np.int16),
+        ran=None if record["run_mask"] is None else unpack(record["run_mask"], facts.layers),
+        scores=None if scores is None else scores.reshape(-1, len(facts.routed)),
+        entropy=array("entropy", np.float32),
+        surprisal=array("surprisal", np.float32),
+        alternatives=_nested(record, facts.alternatives),
+    )
+
+
+def _flat(choices: Sequence[Sequence[tuple[str, float]]]) -> tuple[list[str], list[float]]:
+    """Without those of the first token, which has none."""
+    pairs: Iterable[tuple[str, float]] = (pair for of_token in choices for pair in of_token)
+    texts, probabilities = zip(*pairs, strict=True) if any(choices) else ((), ())
+    return list(texts), list(probabilities)
+
+
+def _nested(record: dict[str, Any], count: int) -> list[list[tuple[str, float]]] | None:
+    texts, probabilities = record["alternatives"], record["alternative_probs"]
+    if texts is None or not count:
+        return None
+    pairs = [(text, float(p)) for text, p in zip(texts, probabilities, strict=True)]
+    return [[], *(pairs[i : i + count] for i in range(0, len(pairs), count))]

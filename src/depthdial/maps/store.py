@@ -1,0 +1,106 @@
+"""Maps on disk: a folder of Parquet parts that `datasets.load_dataset` reads, or one Parquet file.
+
+    FOLDER/README.md                  the data-set card
+    FOLDER/map.json                   what was mapped, and how: what makes it the same run
+    FOLDER/data/part-00000.parquet    a fixed number of texts each, in order
+
+Every file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from depthdial.maps.schema import FORMAT_VERSION, DepthMap, Row, rows_of, table
+
+RUN_FILE, CARD_FILE, PARTS = "map.json", "README.md", "data"
+
+
+def write(found: DepthMap, path: str | Path) -> Path:
+    """Write one Parquet file; returns its path."""
+    import pyarrow.parquet as parquet
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        parquet.write_table(table(found), part, compression="zstd")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path) -> DepthMap:
+    """A whole map, from a folder or one Parquet file. Raises ValueError for what is none, is empty, or is of another
+    version."""
+    parts = list(read_parts(path))
+    if not any(part.rows for part in parts):
+        raise ValueError(f"{path} holds no text yet; finish the map with `depthdial map ... --resume`")
+    facts = parts[0].facts
+    if any(part.facts != facts for part in parts):
+        raise ValueError(f"{path} holds parts of different maps; keep each map in a folder of its own")
+    rows: list[Row] = [row for part in parts for row in part.rows]
+    return DepthMap(facts, rows)
+
+
+def read_parts(path: str | Path) -> Iterator[DepthMap]:
+    """A map part by part."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path = Path(path)
+    if path.is_dir():
+        read_run(path)
+        files = sorted((path / PARTS).glob("*.parquet"))
+        if not files:
+            raise ValueError(f"{path} holds no part of a map yet; finish it with `depthdial map ... --resume`")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ValueError(f"{path}: no such map; make one with `depthdial map`")
+    for file in files:
+        try:
+            found = parquet.read_table(file)
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"{file} is damaged or no Parquet file; remove it and `depthdial map ... --resume`"
+            ) from error
+        yield rows_of(found, str(file))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """map.json of a folder. Raises ValueError for a folder that holds no map or one of another version."""
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a depth map: it has no {RUN_FILE}")
+    try:
+        run = json.loads(file.read_text("utf-8"))
+        version = run["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); make the map again in another folder") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} is of format version {version}; this depthdial reads {FORMAT_VERSION}: upgrade one of the two, "
+            "or make the map again"
+        )
+    return run
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """The place of a part."""
+    return folder / PARTS / f"part-{number:05d}.parquet"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
