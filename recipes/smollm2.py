@@ -25,7 +25,7 @@ ROUTED = {"first": 3, "last": 29, "but": (11,)}
 FIELDS = {
     "flexidepth": {**ROUTED, **METHODS["flexidepth"].budgeted},
     "random": ROUTED,
-    "static": {"selection": "greedy_kl", "length": 14},
+    "static": {"selection": "greedy_kl", "length": 13},
 }
 
 

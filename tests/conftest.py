@@ -13,6 +13,7 @@ import torch
 # Triton reads it when it is first imported, which transformers does. On a GPU: TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -23,6 +24,9 @@ from depthdial.models.checkpoint import Plugin, parts_of, save
 from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 from depthdial.models.fingerprint import fingerprint
+
+settings.register_profile("timeless", deadline=None)  # no test depends on time
+settings.load_profile("timeless")
 
 VOCABULARY = 300
 CHATML = (

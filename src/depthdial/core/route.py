@@ -36,6 +36,9 @@ class Route:
     density: dict[Site, Tensor] | None = None
     """fp32 scalars: the share of tokens that ran each site over a whole optimizer step, from whoever trains over
     several passes or processes; None where a loss is to look at this pass alone."""
+    vote: float | None = None
+    """Where set, the rows of a batch decide together (`voted`): a unit runs at a place for all of them or for none,
+    by whether their mean score is above this."""
     shape: tuple[int, int] = (0, 0)
     """(B, T) of the last forward pass."""
 
@@ -54,6 +57,24 @@ class Route:
         """The gate's logit [B, T] with the dial's offset added (methods.md, "The dial"), in fp32."""
         offset = self.offset
         return logit.float() + (offset.to(logit.device)[:, None] if isinstance(offset, Tensor) else offset)
+
+    def voted(self, site: Site, decision: Decision) -> Decision:
+        """What the rows decide together (grain "step"), where `vote` is set; else the decision as it is.
+
+        Rows on the untouched base neither vote nor follow; padding does not vote. A decision that only passes on
+        the one of the layer's attention stays. ValueError for a decision without a score.
+        """
+        attn = self.decisions.get(site._replace(unit="attn"))
+        if self.vote is None or (site.unit == "mlp" and attn is not None and decision.keep is attn.keep):
+            return decision
+        if decision.score is None:
+            raise ValueError("rows vote by their routers' scores, and this method gives none; decide per token")
+        score = decision.score
+        voters = torch.ones_like(decision.keep) if self.mask is None else self.mask.to(score.device)
+        if isinstance(self.offset, Tensor):
+            voters = voters & (self.offset.to(score.device) != math.inf)[:, None]
+        mean = (score * voters).sum(0) / voters.sum(0).clamp(min=1)
+        return Decision.hard(torch.where(voters, mean > self.vote, decision.keep), score)
 
     def stack(self, name: str, unit: str) -> Tensor:
         """One field of all decisions at one kind of unit, in the order of the layers: [sites, B, T]."""

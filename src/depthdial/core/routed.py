@@ -46,7 +46,7 @@ class Routed(nn.Module):
             self.route.decisions[self.site] = Decision.hard(x.new_ones(x.shape[:2], dtype=torch.bool))
             return self.unit(*args, **kwargs)
         z = x if self.norm is None else self.unit.get_submodule(self.norm)(x)
-        decision = self.method.decide(self.parts, z, self.site, self.route)
+        decision = self.route.voted(self.site, self.method.decide(self.parts, z, self.site, self.route))
         self.route.decisions[self.site] = decision
         out = self.unit(*args, **kwargs)
         update, tail = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)

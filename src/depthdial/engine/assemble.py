@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache, Shape
 from depthdial.engine.native import NativeRunner, tensors_of
@@ -18,6 +19,7 @@ from depthdial.engine.step import Engine
 from depthdial.engine.weights import int8_spine
 from depthdial.kernels.cpu.build import Unavailable
 from depthdial.models.block import Spine, spine_of
+from depthdial.models.convert import method_of, routed
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +56,12 @@ def assemble(
     prefix_cache: bool,
     ends: frozenset[int],
     release: bool = False,
+    voting: bool = False,
 ) -> Engine:
     """An engine with a cache of its own over the model's own weights, or over int8 ones made from them.
 
-    release: with int8, give the model's own matrices back; it can then be run by this engine only. Raises ValueError
-    for what the engine cannot run.
+    release: with int8, give the model's own matrices back; it can then be run by this engine only. voting: rows that
+    decode together decide together (`ballot`). Raises ValueError for what the engine cannot run.
     """
     spine = spine_of(model)
     device: torch.device = spine.norm.weight.device
@@ -66,15 +69,29 @@ def assemble(
     if weights == "int8":
         runner = _int8_runner(model, spine, stats, release)
     else:
-        runner = _runner(model, spine, stats)
+        runner = _runner(model, spine, stats, graphs=not voting)
     cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, prefix_cache)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
-    return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
+    ballot = Ballot(_cut(model)) if voting else None
+    return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends, ballot)
 
 
-def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
+def _cut(model: Any) -> float:
+    """The logit above which a row alone runs a layer. ValueError for a method whose rows have nothing to vote with."""
+    parts: dict[int, dict[str, Any]] = {}
+    for site, unit in routed(model).items():
+        parts.setdefault(site.layer, {})[site.unit] = unit.parts
+    gates = [method_of(model).gate(of, layer) for layer, of in parts.items()]
+    cuts = {None if gate is None or gate.router is None else gate.cut for gate in gates}
+    cut = cuts.pop() if len(cuts) == 1 else None
+    if cut is None:
+        raise ValueError("rows vote by their routers' scores, and this method gives none; use grain='token'")
+    return cut
+
+
+def _runner(model: Any, spine: Spine, stats: Stats, graphs: bool) -> Runner:
     plain = TorchRunner(model, spine, stats)
-    if spine.norm.weight.device.type == "cuda":
+    if spine.norm.weight.device.type == "cuda" and graphs:  # a graph's threshold would be fixed when it is captured
         return _on_cuda(plain, spine)
     if spine.norm.weight.device.type != "cpu":
         return plain

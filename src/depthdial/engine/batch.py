@@ -39,12 +39,15 @@ class Batch:
         """Is the likeliest token all that is asked of every row?"""
         self.exact = False
         """Must each token come out as it would alone?"""
+        self.vote: float | None = None
+        """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
         self.last: list[int] = []
         """Which tokens' logits are wanted: the last of their row, and those that verify its drafts."""
 
     def fill(self, slices: Sequence[Slice]) -> None:
         """Take the next pass; what the buffers held is overwritten."""
         self.slices, self.last, self.untouched, self.greedy, self.exact = slices, [], True, True, False
+        self.vote = None
         self.singles = at = 0
         for part in slices:
             row, start, count = part.row, part.start, part.count
@@ -93,3 +96,5 @@ class Passed:
     """True cost of each token relative to dense."""
     tokens: list[int] | None = None
     """The likeliest token of each complete row, if the pass was greedy and its runner knows."""
+    keep: np.ndarray | None = None
+    """Which layers ran for each token, bool or uint8 [L, N], until the next pass; None: all of them."""

@@ -89,13 +89,14 @@ class NativeRunner:
             logits = argmax = None  # in the middle of a prompt nobody asks for the next token
         counted = self.model.forward(
             batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
-            logits, out.keep, out.score, None, argmax, batch.exact,
+            logits, out.keep, out.score, batch.vote, argmax, batch.exact,
         )  # fmt: skip
         depths, costs = self._count(batch, out.kept, counted)
+        keep = None if batch.untouched else out.kept
         if argmax is not None:
             tokens = argmax.tolist()
-            return Passed(None, depths, costs, [tokens[i] for i in batch.last])
-        return Passed(out.logits[batch.last] if batch.last else None, depths, costs)
+            return Passed(None, depths, costs, [tokens[i] for i in batch.last], keep)
+        return Passed(out.logits[batch.last] if batch.last else None, depths, costs, keep=keep)
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -122,10 +123,10 @@ class NativeRunner:
         logits = torch.empty(len(asked), self.model.vocabulary)
         counted = self.model.prefill(
             batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
-            asked, logits, keep, score,
+            asked, logits, keep, score, batch.vote,
         )  # fmt: skip
         depths, costs = self._count(batch, keep.numpy(), counted)
-        return Passed(logits if batch.last else None, depths, costs)
+        return Passed(logits if batch.last else None, depths, costs, keep=None if batch.untouched else keep.numpy())
 
     @property
     def stats(self) -> Stats:

@@ -28,6 +28,8 @@ class Piece(NamedTuple):
     cost: float
     """True cost of that pass relative to dense. In lossless mode what the round cost that gave the token, over the
     tokens it gave: one reading of the weights by the base, and the passes that drafted."""
+    layers: bytes = b""
+    """Which layers ran in that pass, a bit for each, the first layer's the highest; empty: all of them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Request:
     """Lossless: the dial's offset for drafts; `inf` drafts from the text alone."""
     draft_cost: float = 1.0
     """Lossless: the true cost to expect of a draft's token."""
+    target: float | None = None
+    """True cost that generated tokens should have on the mean; None where nobody says."""
     cached_tokens: int = 0
     """Prompt tokens that an equal beginning had left in the cache."""
     rows: list[Row] = field(default_factory=list)
@@ -154,6 +158,8 @@ class Row:
         self.ran_depths: list[int] = []
         """Layers run for each token that has run, by place in the text."""
         self.ran_costs: list[float] = []
+        self.layers: list[bytes] = []
+        """Which layers ran in the pass that gave each of `token_ids` (see `Piece`)."""
         self.slot: int | None = None
         """Where the scheduler put it; None while it waits."""
         self.computed = 0
@@ -227,6 +233,7 @@ class Row:
             self.token_ids[first:last],
             self.ran_depths[before + first : before + last],
             self.ran_costs[before + first : before + last],
+            self.layers[first:last],
         )
         return [Piece(*row) for row in zip(*columns, strict=True)]
 

@@ -82,7 +82,7 @@ class TorchRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
         spine, stats, count = self.spine, self.stats, batch.size
-        route = Route(self.ledger, batch.offsets)
+        route = Route(self.ledger, batch.offsets, vote=batch.vote)
         route.begin((count, 1), None)
         route.positions = batch.positions[:, None].long()
         x = look_up(batch.ids, spine.embed, batch.cache.shape.dtype)
@@ -102,7 +102,8 @@ class TorchRunner:
         stats.layers_run += int(ran.any(1).sum())
         stats.rows += ran.sum(1).cpu().numpy()
         costs = token_cost(self.ledger, route.decisions, batch.offsets, (count, 1))
-        return Passed(self._head(x, batch), ran.sum(0).tolist(), costs[:, 0].tolist())
+        keep = None if batch.untouched else ran.cpu().numpy()
+        return Passed(self._head(x, batch), ran.sum(0).tolist(), costs[:, 0].tolist(), keep=keep)
 
     def _whole(self, x: Tensor, index: int, block: Block, batch: Batch, route: Route) -> Tensor:
         """A layer that is kept or skipped as one: x + run (layer(x) - x). x: [N, d] -> [N, d]."""
@@ -156,7 +157,7 @@ class TorchRunner:
         if site not in self.parts or batch.untouched:
             return None
         parts = self.parts[site]
-        decision = self.method.decide(parts, x[:, None], site, route)
+        decision = route.voted(site, self.method.decide(parts, x[:, None], site, route))
         route.decisions[site] = decision
         self._count_parts(site, "all")
         return decision

@@ -7,6 +7,7 @@ turns. This file is *not* about text or budgets (`llm`).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from threading import RLock
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
@@ -26,10 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs requests, as many at a time as the scheduler lets in. ends: the tokens that end a text."""
+    """Runs requests, as many at a time as the scheduler lets in.
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int]):
-        self.runner, self.scheduler, self.batch, self.ends = runner, scheduler, batch, ends
+    ends: the tokens that end a text. ballot: rows that decode together vote on each layer; None: each token for itself.
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int], ballot: Ballot | None = None
+    ):
+        self.runner, self.scheduler, self.batch, self.ends, self.ballot = runner, scheduler, batch, ends, ballot
         self.speculator = Speculator(scheduler.stats.speculation)
         """Drafts for rows in lossless mode."""
         self._lock = RLock()
@@ -64,7 +71,8 @@ class Engine:
         verified = [part for part in slices if part.draft is not None]
         longer = [part for part in slices if part.count > 1 and part.draft is None]
         decoding = singles + verified
-        if decoding and longer and sum(part.count for part in decoding) <= self.runner.small:
+        apart = self.ballot is not None or sum(part.count for part in decoding) <= self.runner.small
+        if decoding and longer and apart:
             return [decoding, longer]
         return [decoding + longer] if slices else []
 
@@ -117,24 +125,45 @@ class Engine:
         begun = prices.clock()
         try:
             self.batch.fill(slices)
+            voters = self._voters(slices)
             passed = self.runner.run(self.batch)
             tokens = passed.tokens or self._sample(slices, passed.logits)
         except Exception as error:  # whatever a pass may raise: it must not end the engine
             return self._fail(slices, error)
         if self.batch.untouched and self.batch.size == len(self.batch.last):
             prices.note("base", self.batch.size, prices.clock() - begun)
+        if self.ballot is not None and voters:
+            self.ballot.learn(list(voters.values()), [passed.costs[i] for i in voters])
         touched, at, drawn = [], 0, 0
+        bits = None if passed.keep is None else np.packbits(passed.keep, axis=0)
         for part in slices:
             places, asked = slice(at, at + part.count), part.asked
             got = tokens[drawn : drawn + asked]
             at, drawn = at + part.count, drawn + asked
-            self._collect(part, got, passed.depths[places], passed.costs[places])
+            ran = None if bits is None else bits[:, places][:, part.count - asked :]
+            self._collect(part, got, passed.depths[places], passed.costs[places], ran)
             if asked:
                 touched.append(part.row)
         return touched
 
-    def _collect(self, part: Slice, drawn: list[int], depths: list[int], costs: list[float]) -> None:
-        """What a slice gave goes to its row: depths and costs, tokens, full pages to the prefix cache."""
+    def _voters(self, slices: Sequence[Slice]) -> dict[int, float]:
+        """Rows of a decode pass that vote, each with its budget; the pass gets their threshold. A row alone decides."""
+        if self.ballot is None or self.batch.singles < self.batch.size:
+            return {}
+        told = {i: part.row.request for i, part in enumerate(slices) if part.draft is None}
+        voters = {i: r.target for i, r in told.items() if r.target is not None and r.offset != math.inf}
+        if len(voters) < 2:
+            return {}
+        self.batch.vote = self.ballot.threshold(list(voters.values()))
+        return voters
+
+    def _collect(
+        self, part: Slice, drawn: list[int], depths: list[int], costs: list[float], ran: np.ndarray | None
+    ) -> None:
+        """What a slice gave goes to its row: depths and costs, tokens, full pages to the prefix cache.
+
+        ran: uint8 [bytes of a mask, drawn], the layers that ran for each token drawn; None: all.
+        """
         row, draft = part.row, part.draft
         counts = row.request.params.lossless and part.count == part.asked
         if draft is not None:
@@ -144,7 +173,8 @@ class Engine:
             depths, costs = depths[: len(drawn)], [(costs[0] + draft.cost) / len(drawn)] * len(drawn)
         row.note(part.start, depths, costs)
         before = len(row.token_ids)
-        for token in drawn:
+        for i, token in enumerate(drawn):
+            row.layers.append(b"" if ran is None else ran[:, i].tobytes())
             row.push(token, self.ends)
             if row.finish_reason is not None:
                 break
