@@ -28,6 +28,8 @@ class Slice(NamedTuple):
     """What is assumed to follow the row's tokens: the slice may reach into it."""
     drafting: bool = False
     """Does the pass run at the row's draft offset, for one more token of the draft?"""
+    scored: int | None = None
+    """Of a text that is only scored (`score`): how many of its last tokens have their logits asked for."""
 
     @property
     def tokens(self) -> list[int]:
@@ -46,6 +48,8 @@ class Slice(NamedTuple):
     @property
     def asked(self) -> int:
         """How many of the last tokens have their logits asked for."""
+        if self.scored is not None:
+            return self.scored
         if not self.completes:
             return 0
         return 1 if self.draft is None or self.drafting else 1 + len(self.draft.tokens)

@@ -1,0 +1,227 @@
+"""Score texts: how likely is what follows a context, by the logits of the very passes that would give it.
+
+The token at place p is scored by the logits at place p - 1, under the router's decisions at the asked-for offset. Texts
+of a group (the choices of one question) begin alike: what they share runs once, then each goes on from there. This file
+is *not* about text or budgets; what it gives is tested against one pass of `Routed` over each whole text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.cache import pages_for
+from depthdial.engine.request import Request, Row
+from depthdial.engine.sampling import SamplingParams
+from depthdial.engine.scheduler import Slice
+from depthdial.engine.step import Engine
+from depthdial.kernels.tensors import PAGE
+
+PASS = 512
+"""Most tokens of one pass."""
+_SCORED = SamplingParams(max_tokens=1, logprobs=0)  # asks for logits, not for the likeliest token alone
+
+
+class Text(NamedTuple):
+    """A text, the tokens from place `start` (at least 1) to its end to be scored. Its last token is never run."""
+
+    tokens: Sequence[int]
+    start: int
+
+
+class Ran(NamedTuple):
+    """Sums over tokens that ran."""
+
+    tokens: int = 0
+    layers: int = 0
+    cost: float = 0.0
+    """True cost relative to dense."""
+
+    def plus(self, depths: Sequence[int], costs: Sequence[float]) -> Ran:
+        return Ran(self.tokens + len(depths), self.layers + sum(depths), self.cost + sum(costs))
+
+
+@dataclass
+class Score:
+    """What a text gave. Tokens shared within a group are counted for its first text alone."""
+
+    logprob: float = 0.0
+    """Nats, summed over the scored tokens."""
+    greedy: bool = True
+    """Is each scored token the likeliest one?"""
+    context: Ran = field(default_factory=Ran)
+    """Tokens before `start`."""
+    scored: Ran = field(default_factory=Ran)
+    """Tokens from `start` on; the last one never runs."""
+
+
+@dataclass
+class _Span:
+    """Places begin..end-1 of a slot, run for the texts `of` of a group."""
+
+    row: Row
+    begin: int
+    end: int
+    asked: int
+    """Logits are asked for from this place on."""
+    of: list[tuple[Text, Score]]
+    tails: list[tuple[Text, Score]]
+    """Texts that go on from here, once it has run."""
+
+
+class Scorer:
+    """Scores texts with an engine that is idle meanwhile. tokenizer: that of the model."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int = PASS):
+        self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
+        self._cache = engine.scheduler.cache
+        self._batch = Batch(self._cache, pass_tokens, engine.batch.ids.device)
+
+    def chunks(self, groups: Sequence[Sequence[Text]]) -> Iterator[slice]:
+        """Cut groups into chunks for `score`. What a chunk gives depends on the chunk alone."""
+        first = slots = pages = 0
+        for i, group in enumerate(groups):
+            own = self._pages(group)
+            if i > first and (slots + len(group) > self.most or pages + own > self._cache.pages):
+                yield slice(first, i)
+                first, slots, pages = i, 0, 0
+            slots, pages = slots + len(group), pages + own
+        if groups:
+            yield slice(first, len(groups))
+
+    @property
+    def most(self) -> int:
+        """Most texts of a chunk, so of a group."""
+        return len(self._cache.rows)
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Sequence[Text]], offset: float) -> list[list[Score]]:
+        """The score of each text of each group. offset: the dial's logit offset, `inf` is the untouched base.
+
+        Raises ValueError where a group cannot fit into the cache; assertion: the engine is idle.
+        """
+        assert self.engine.scheduler.idle, "somebody is generating"
+        found = [[Score() for _ in group] for group in groups]
+        waiting: deque[_Span] = deque()
+        rows: list[Row] = []
+        try:
+            for group, scores in zip(groups, found, strict=True):
+                if len(group) > self.most or self._pages(group) > self._cache.pages:
+                    raise ValueError(
+                        f"{len(group)} texts of up to {max(len(t.tokens) for t in group)} tokens do not fit into a KV "
+                        f"cache of {self._cache.pages * PAGE} tokens and {self.most} texts; raise cache_tokens"
+                    )
+                waiting.append(self._shared(list(zip(group, scores, strict=True)), offset, rows))
+            while waiting:
+                self._pass(waiting, rows)
+        finally:
+            for row in rows:
+                assert row.slot is not None
+                self._cache.close(row.slot)
+        return found
+
+    def _shared(self, group: list[tuple[Text, Score]], offset: float, rows: list[Row]) -> _Span:
+        """What all texts of a group begin with."""
+        end = _alike([text.tokens[:-1] for text, _ in group])
+        row = self._row(group[0][0], offset, self._cache.open())
+        rows.append(row)
+        asked = min(text.start for text, _ in group) - 1
+        return _Span(row, 0, end, asked, group, [pair for pair in group if len(pair[0].tokens) - 1 > end])
+
+    def _row(self, text: Text, offset: float, slot: int) -> Row:
+        row = Row(Request(None, list(text.tokens), _SCORED, 0, offset, 1), 0, self._tokenizer)
+        row.slot = slot
+        return row
+
+    def _forked(self, span: _Span, rows: list[Row]) -> list[_Span]:
+        """The spans that follow a shared one; the last goes on in its slot."""
+        spans = []
+        for i, (text, score) in enumerate(span.tails):
+            slot = span.row.slot
+            assert slot is not None
+            row = span.row
+            if i + 1 < len(span.tails):
+                row = self._row(text, row.request.offset, self._cache.fork(slot, span.end))
+                rows.append(row)
+            else:
+                row.tokens = list(text.tokens)
+            end = len(text.tokens) - 1
+            spans.append(_Span(row, span.end, end, max(span.end, text.start - 1), [(text, score)], []))
+        return spans
+
+    def _pass(self, waiting: deque[_Span], rows: list[Row]) -> None:
+        """Run the next tokens of the spans that wait; those that are done make room for what follows them."""
+        parts: list[tuple[Slice, _Span]] = []
+        left, ready = self._room, []
+        while waiting and left:
+            span = waiting[0]
+            count = min(left, span.end - span.begin)
+            asked = min(count, max(0, span.begin + count - span.asked))
+            if count:  # texts that differ from their first token on share nothing
+                slot = span.row.slot
+                assert slot is not None
+                grown = self._cache.grow(slot, span.begin, span.begin + count)
+                assert grown, "pages were counted"
+                parts.append((Slice(span.row, span.begin, count, scored=asked), span))
+            span.begin += count
+            left -= count
+            if span.begin == span.end:
+                ready.append(waiting.popleft())
+        if parts:
+            parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
+            self._batch.fill([part for part, _ in parts])
+            self._collect(parts, self.engine.runner.run(self._batch))
+        for span in reversed(ready):
+            waiting.extendleft(reversed(self._forked(span, rows)))
+
+    def _collect(self, parts: list[tuple[Slice, _Span]], passed: Passed) -> None:
+        """Give what a pass told to the texts it was for."""
+        at = drawn = 0
+        logits = passed.logits
+        if logits is not None:
+            logits = logits.float()
+            likeliest, normal = logits.argmax(-1), logits.logsumexp(-1)
+        for part, span in parts:
+            _note(span.of[0], part.start, passed.depths[at : at + part.count], passed.costs[at : at + part.count])
+            at, first = at + part.count, part.start + part.count - part.asked
+            if not part.asked:
+                continue
+            assert logits is not None
+            places = slice(drawn, drawn + part.asked)
+            drawn += part.asked
+            for text, score in span.of:
+                skip = max(0, text.start - 1 - first)
+                wanted = torch.tensor(text.tokens[first + skip + 1 : first + part.asked + 1], device=logits.device)
+                if len(wanted):
+                    own = slice(places.start + skip, places.stop)
+                    _add(score, logits[own], likeliest[own], normal[own], wanted)
+
+    def _pages(self, group: Sequence[Text]) -> int:
+        """Pages that a group takes at most."""
+        shared = _alike([text.tokens[:-1] for text in group])
+        return pages_for(shared) + sum(pages_for(len(text.tokens)) - shared // PAGE for text in group)
+
+
+def _alike(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    low, high = min(texts), max(texts)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+def _note(pair: tuple[Text, Score], start: int, depths: Sequence[int], costs: Sequence[float]) -> None:
+    text, score = pair
+    cut = max(0, text.start - start)
+    score.context = score.context.plus(depths[:cut], costs[:cut])
+    score.scored = score.scored.plus(depths[cut:], costs[cut:])
+
+
+def _add(score: Score, logits: Tensor, likeliest: Tensor, normal: Tensor, wanted: Tensor) -> None:
+    """logits: fp32 [n, V] at the places before the tokens `wanted`, int64 [n]."""
+    score.logprob += float((logits.gather(1, wanted[:, None])[:, 0] - normal).double().sum())
+    score.greedy = score.greedy and bool((likeliest == wanted).all())
