@@ -145,8 +145,9 @@ class GraphRunner:
         costs = [1.0] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
         depths = kept.sum(0, dtype=np.int64).tolist()
         if not batch.last:
-            return Passed(None, depths, costs)
-        return Passed(None, depths, costs, greedy.tolist()) if batch.greedy else Passed(logits, depths, costs)
+            return Passed(None, depths, costs, keep=kept)
+        tokens = greedy.tolist() if batch.greedy else None
+        return Passed(None if batch.greedy else logits, depths, costs, tokens, kept)
 
     def _prompts(self, batch: Batch, given: Tensor | None) -> tuple[PrefillPass, Tensor]:
         starts = [0]

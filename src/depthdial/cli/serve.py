@@ -1,0 +1,75 @@
+"""`depthdial serve`: an OpenAI-compatible server, with a page that shows depth as it happens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from depthdial.cli.generate import Model, Plugin
+
+Budget = Annotated[
+    str | None,
+    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
+]
+
+
+def serve(
+    model: Model = "smollm2-135m-instruct",
+    plugin: Plugin = "default",
+    budget: Budget = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere: set an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    max_batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 16,
+    cache_tokens: Annotated[int | None, typer.Option(help="Room of the KV cache. [default: up to a gigabyte]")] = None,
+    max_queue: Annotated[int, typer.Option(help="Texts that may wait; one more is answered 429.")] = 256,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 2**20,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="[default: what the context holds]")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 600.0,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DEPTHDIAL_API_KEY", show_envvar=True, help="Ask for this key.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may ask. May be given several times.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    weights: Annotated[str, typer.Option(help="auto, or int8: half the bytes, less exact; CPU only.")] = "auto",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
+) -> None:
+    """Serve a model: the OpenAI API under /v1, a page at /, figures at /metrics. SIGTERM finishes what is begun."""
+    import sys
+
+    try:
+        from depthdial.serve.run import run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serving needs {error.name}; pip install 'depthdial[serve]'") from None
+    from depthdial.serve.settings import EngineSettings, Limits, Settings
+
+    engine = EngineSettings(
+        model,
+        None if plugin == "none" else plugin,
+        _dial(budget),
+        dtype,
+        device,
+        allow_other_weights,
+        max_batch,
+        cache_tokens,
+        weights,
+    )
+    limits = Limits(max_queue, max_body, max_prompt_tokens, max_tokens, timeout)
+    settings = Settings(engine, limits, api_key, tuple(cors_origin or ()))
+    print(f"depthdial: loading {settings.name} ...", file=sys.stderr, flush=True)
+    run(settings, host, port, lambda line: print(line, flush=True))
+
+
+def _dial(told: str | None) -> float | str | None:
+    if told is None or told == "auto":
+        return told
+    try:
+        return float(told)
+    except ValueError:
+        raise ValueError(f"--budget {told!r} is no number up to 1.0 and not auto") from None

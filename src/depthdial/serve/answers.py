@@ -1,0 +1,157 @@
+"""From tokens to what the OpenAI API answers: whole objects and streamed chunks, for chats and for completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from depthdial.serve.generation import Generation, Part, Token
+
+Kind = Literal["chat", "text"]
+FINISH = {"stop": "stop", "length": "length", "cancelled": "stop"}
+
+
+@dataclass
+class Choice:
+    """One choice as far as it has come."""
+
+    index: int
+    tokens: list[Token] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+    def add(self, part: Part) -> None:
+        self.tokens += part.tokens
+        self.logprobs += part.logprobs or []
+        self.finish = FINISH[part.finish] if part.finish is not None else None
+
+
+class Answer:
+    """Writes one answer. kind: which of the two APIs; depth: add what each token cost; facts: of the engine."""
+
+    def __init__(self, kind: Kind, model: str, generation: Generation, logprobs: bool, depth: bool, facts: dict):
+        self.kind: Kind = kind
+        self.generation, self.logprobs, self.depth, self.facts = generation, logprobs, depth, facts
+        self.choices = [Choice(i) for i in range(generation.choices)]
+        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+        self._frame = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once all choices are done."""
+        name = "chat.completion" if self.kind == "chat" else "text_completion"
+        body = {**self._frame, "object": name, "choices": [self._choice(choice) for choice in self.choices]}
+        body["usage"] = self.usage()
+        return body | self._whole_depth()
+
+    def first(self) -> list[dict[str, Any]]:
+        """Chunks before any token: a chat says who speaks."""
+        if self.kind == "text":
+            return []
+        return [
+            self._chunk([{"index": c.index, "delta": {"role": "assistant", "content": ""}, **_OPEN}])
+            for c in self.choices
+        ]
+
+    def chunk(self, part: Part) -> dict[str, Any]:
+        """New tokens of one choice; to be called once for each part."""
+        choice = self.choices[part.choice]
+        before = len(choice.text) if self.logprobs and self.kind == "text" else 0
+        choice.add(part)
+        text = "".join(token.text for token in part.tokens)
+        told: dict[str, Any] = {"index": choice.index, **_OPEN, "finish_reason": choice.finish}
+        if self.kind == "chat":
+            told["delta"] = {"content": text} if part.tokens else {}
+        else:
+            told["text"] = text
+        if self.logprobs and part.tokens:
+            told["logprobs"] = self._logprobs(part.tokens, part.logprobs or [], before)
+        if self.depth:
+            told["depth"] = _depth(part.tokens)
+            if choice.finish is not None:
+                told["depth"] |= _mean(choice.tokens)
+        return self._chunk([told])
+
+    def last(self) -> dict[str, Any]:
+        """The chunk with the usage; it has no choices."""
+        return self._chunk([]) | {"usage": self.usage()} | self._whole_depth()
+
+    def usage(self) -> dict[str, Any]:
+        prompt = self.generation.prompt_tokens
+        made = sum(len(choice.tokens) for choice in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": self.generation.cached_tokens},
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+        return {**self._frame, "object": name, "choices": choices}
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        told: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "logprobs": None}
+        if self.kind == "chat":
+            told["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+        else:
+            told["text"] = choice.text
+        if self.logprobs:
+            told["logprobs"] = self._logprobs(choice.tokens, choice.logprobs, 0)
+        if self.depth:
+            told["depth"] = _depth(choice.tokens) | _mean(choice.tokens)
+        return told
+
+    def _whole_depth(self) -> dict[str, Any]:
+        if not self.depth:
+            return {}
+        kept = {name: self.facts[name] for name in ("layers", "always_on")}
+        return {"depth": kept | {"prompts": self.generation.prompts}}
+
+    def _logprobs(self, tokens: list[Token], logprobs: list[Any], offset: int) -> dict[str, Any]:
+        if self.kind == "chat":
+            return {"content": [_named(*told) for told in logprobs], "refusal": None}
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        return {
+            "tokens": [told[0] for told in logprobs],
+            "token_logprobs": [told[2] for told in logprobs],
+            "top_logprobs": [{told[0]: told[2], **{name: value for name, _, value in told[3]}} for told in logprobs],
+            "text_offset": offsets,
+        }
+
+
+_OPEN = {"logprobs": None, "finish_reason": None}
+
+
+def _named(text: str, data: list[int], logprob: float, likeliest: list[Any]) -> dict[str, Any]:
+    top = [{"token": name, "logprob": value, "bytes": bytes_} for name, bytes_, value in likeliest]
+    return {"token": text, "logprob": logprob, "bytes": data, "top_logprobs": top}
+
+
+def _depth(tokens: list[Token]) -> dict[str, Any]:
+    """Per token: its text, layers run, true cost, and which layers (hexadecimal, a bit each; empty: all)."""
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_ids": [token.id for token in tokens],
+        "depths": [token.depth for token in tokens],
+        "costs": [token.cost for token in tokens],
+        "layers_run": [token.layers for token in tokens],
+    }
+
+
+def _mean(tokens: list[Token]) -> dict[str, Any]:
+    if not tokens:
+        return {"mean_depth": None, "cost": None}
+    count = len(tokens)
+    return {
+        "mean_depth": round(sum(token.depth for token in tokens) / count, 4),
+        "cost": round(sum(token.cost for token in tokens) / count, 5),
+    }

@@ -1,0 +1,188 @@
+"""The front's side of the engine: starts its process, starts it again when it dies, and hands out what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from dataclasses import asdict
+from itertools import count
+from time import monotonic
+
+from depthdial.serve.generation import Busy, EngineDown, Failed, Generation, Part, Refused, Token
+from depthdial.serve.metrics import Metrics
+from depthdial.serve.settings import Settings
+from depthdial.serve.wire import AsyncWire, Message
+
+log = logging.getLogger(__name__)
+
+PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
+"""Seconds before each new start of an engine that does not stay."""
+
+
+class EngineProcess:
+    """Starts the engine's process and keeps it running. `start` first, `stop` at the end."""
+
+    def __init__(self, settings: Settings, metrics: Metrics):
+        self.settings, self.metrics = settings, metrics
+        self.facts: Message | None = None
+        """What the engine said of itself; None while there is none."""
+        self._ids = count(1)
+        self._open: dict[int, Generation] = {}
+        self._maps: dict[int, asyncio.Future[str]] = {}
+        self._wire: AsyncWire | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def texts(self) -> int:
+        """Texts that are generated or wait."""
+        return sum(generation.open for generation in self._open.values())
+
+    async def start(self) -> None:
+        """Come back when the engine is ready. ValueError, one line, for what it cannot load."""
+        await self._launch()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Hang up: the process ends by itself."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._wire is not None:
+            self._wire.close()
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), 10)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    def generate(self, order: Message, choices: int) -> Generation:
+        """Send an order (see `Worker`). Raises EngineDown, or Busy where too many texts wait."""
+        wire, limits = self._up(), self.settings.limits
+        if self.texts + choices > self.settings.engine.max_batch + limits.max_queue:
+            raise Busy
+        generation = Generation(next(self._ids), choices, self.forget)
+        self._open[generation.id] = generation
+        wire.send({"op": "generate", "id": generation.id, "most": limits.max_tokens, **order})
+        return generation
+
+    async def map(self, order: Message) -> str:
+        """A depth map made by the engine's model; see `map_export`. Raises Refused, Failed or EngineDown."""
+        wire, id = self._up(), next(self._ids)
+        future = self._maps[id] = asyncio.get_running_loop().create_future()
+        try:
+            wire.send({"op": "map", "id": id, **order})
+            return await future
+        finally:
+            del self._maps[id]
+
+    def forget(self, generation: Generation) -> None:
+        """Drop a generation; the engine is told if it still works on it."""
+        if self._open.pop(generation.id, None) is not None and self._wire is not None:
+            self.metrics.cancelled(generation)
+            self._wire.send({"op": "cancel", "id": generation.id})
+
+    def _up(self) -> AsyncWire:
+        if self.facts is None or self._wire is None:
+            raise EngineDown
+        return self._wire
+
+    async def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "depthdial.serve.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,  # whatever a library prints is for the operator
+            )
+        wire = self._wire = await AsyncWire.over(ours)
+        settings = self.settings
+        most = settings.limits.max_prompt_tokens
+        wire.send({"engine": asdict(settings.engine), "name": settings.name, "max_prompt_tokens": most})
+        message = await wire.receive()
+        if message is None:
+            raise ValueError(f"the engine's process ended with code {await self._process.wait()} while loading")
+        if "failed" in message:
+            raise ValueError(message["failed"])
+        self.facts = message["ready"]
+        self.metrics.loaded(message["ready"])
+
+    async def _keep(self) -> None:
+        """Read what the engine says; when it is gone, tell all who wait for it, and start another."""
+        tries = 0
+        while True:
+            began = monotonic()
+            await self._listen()
+            self._lost()
+            assert self._process is not None
+            log.error("the engine's process ended with code %s; starting another", await self._process.wait())
+            if monotonic() - began > PAUSES[-1]:
+                tries = 0
+            while self.facts is None:
+                await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
+                tries += 1
+                try:
+                    await self._launch()
+                except (ValueError, OSError) as error:
+                    log.error("the engine does not start: %s", error)
+
+    async def _listen(self) -> None:
+        assert self._wire is not None
+        while (message := await self._wire.receive()) is not None:
+            self._hear(message)
+
+    def _lost(self) -> None:
+        self.facts = None
+        self.metrics.lost()
+        if self._wire is not None:
+            self._wire.close()
+        for generation in list(self._open.values()):
+            generation.inbox.put_nowait(EngineDown())
+        self._open.clear()
+        for future in self._maps.values():
+            if not future.done():
+                future.set_exception(EngineDown())
+
+    def _hear(self, message: Message) -> None:
+        for told in message.get("tokens", ()):
+            generation = self._open.get(told[0])
+            if generation is not None:
+                part = Part(told[1], [Token(*token) for token in told[2]], told[3], told[4])
+                generation.open -= part.finish is not None
+                self.metrics.generated(generation, part)
+                generation.inbox.put_nowait(part)
+        for end in message.get("ended", ()):
+            generation = self._open.pop(end["done"], None)
+            if generation is not None:
+                self.metrics.ended(generation, end)
+                generation.inbox.put_nowait(end)
+        if "accepted" in message and (generation := self._open.get(message["accepted"])) is not None:
+            generation.inbox.put_nowait(message)
+        if "counts" in message:
+            self.metrics.counts(message["counts"])
+        if "map" in message:
+            self._mapped(message["map"], message["data"])
+        if "refused" in message:
+            self._end(message["refused"], Refused(message["why"]))
+        if "failed_order" in message:
+            self._end(message["failed_order"], Failed())
+
+    def _end(self, id: int, why: Exception) -> None:
+        if (generation := self._open.pop(id, None)) is not None:
+            generation.inbox.put_nowait(why)
+        self._mapped(id, why)
+
+    def _mapped(self, id: int, result: str | Exception) -> None:
+        future = self._maps.get(id)
+        if future is None or future.done():
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

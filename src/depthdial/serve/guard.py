@@ -1,0 +1,109 @@
+"""What every request passes first: its size and the time it takes to arrive, the API key, and headers for browsers.
+
+Plain ASGI around the app, so that nothing of a body that is too large or too slow is ever parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from depthdial.serve.errors import answer
+from depthdial.serve.metrics import Metrics
+from depthdial.serve.settings import Settings
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class TooLarge(Exception):
+    """The body has more bytes than the server takes."""
+
+
+class Guard:
+    """ASGI middleware; see the file's first line."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if message["status"] >= 400:
+                    self.metrics.answered(message["status"])
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if not self._may(scope["path"], headers):
+            response = answer(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
+            await response(scope, receive, dressed)
+            return
+        try:
+            body = await self._body(headers, receive)
+        except TooLarge:
+            most = self.settings.limits.max_body
+            response = answer(413, f"the request has more than the {most} bytes that this server takes")
+            response.headers["Connection"] = "close"  # the rest of it is not read
+            await response(scope, receive, dressed)
+            return
+        except TimeoutError:
+            response = answer(408, "the request did not arrive in time")
+            response.headers["Connection"] = "close"
+            await response(scope, receive, dressed)
+            return
+        if body is None:
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # what is left to come is the disconnect
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, dressed)
+
+    def _may(self, path: str, headers: Headers) -> bool:
+        key = self.settings.api_key
+        if key is None or not path.startswith("/v1"):
+            return True
+        given = re.sub(r"^bearer +", "", headers.get("authorization", ""), flags=re.IGNORECASE)
+        return hmac.compare_digest(given.encode(), key.encode())  # takes as long for a wrong key as for a right one
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None if the client is gone. Raises TooLarge or TimeoutError."""
+        limits = self.settings.limits
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limits.max_body:
+            raise TooLarge
+        parts, size = [], 0
+        async with asyncio.timeout(limits.body_timeout):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limits.max_body:
+                    raise TooLarge
+                if not message.get("more_body", False):
+                    return b"".join(parts)

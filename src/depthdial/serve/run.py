@@ -1,0 +1,63 @@
+"""Run the server: load first, then open the port, and drain when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+
+import uvicorn
+
+from depthdial.serve.app import make_app
+from depthdial.serve.settings import Settings
+
+
+def run(settings: Settings, host: str, port: int, say=print) -> None:
+    """Serve until SIGTERM or an interrupt; what is being generated then is finished, nothing new is taken.
+
+    port: 0 takes any that is free. say: gets the line that tells where. Raises ValueError for what cannot be loaded
+    and OSError for a port that is taken, both before anything is served.
+    """
+    logging.basicConfig(level=logging.WARNING, format="depthdial: %(levelname)s %(message)s")
+    with bound(host, port) as listener:
+        asyncio.run(_serve(settings, listener, host, say))
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at this address. OSError with the address where that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))  # uvicorn listens, once the model is there
+    except OSError as error:
+        listener.close()
+        said = "the port is taken; choose another with --port" if error.errno == errno.EADDRINUSE else error.strerror
+        raise OSError(error.errno, said, f"{host}:{port}") from None
+    return listener
+
+
+async def _serve(settings: Settings, listener: socket.socket, host: str, say) -> None:
+    app = make_app(settings)
+    await app.state.service.engine.start()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=int(settings.limits.timeout) + 10,
+        h11_max_incomplete_event_size=65536,
+        backlog=2048,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn stops and drains on these, and raises them again when all is done: then they have had their effect
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: None)
+    port = listener.getsockname()[1]
+    place = f"[{host}]" if ":" in host else host
+    say(f"depthdial serves {settings.name} at http://{place}:{port}  (page: /   API: /v1   figures: /metrics)")
+    await server.serve(sockets=[listener])

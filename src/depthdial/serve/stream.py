@@ -1,0 +1,110 @@
+"""Send an answer while its client listens: whole, or as server-sent events. Who hangs up frees the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from depthdial.serve.answers import Answer
+from depthdial.serve.errors import body_of, of_exception
+from depthdial.serve.generation import Generation
+
+log = logging.getLogger(__name__)
+
+GRACE = 5.0
+"""Seconds beyond the timeout in which a slow client may still read."""
+
+
+async def whole(request: Request, generation: Generation, answer: Answer, timeout: float) -> Response:
+    """The answer as one object. Raises Failed, EngineDown, or TimeoutError after `timeout` seconds."""
+
+    async def collect() -> None:
+        async for part in generation:
+            answer.choices[part.choice].add(part)
+
+    try:
+        async with asyncio.timeout(timeout):
+            if not await _while_listening(request.receive, collect()):
+                return Response(status_code=499)  # nobody reads it
+        return JSONResponse(answer.whole())
+    finally:
+        generation.close()
+
+
+class EventStream(Response):
+    """Server-sent events, one a chunk, `[DONE]` at the end; an error that comes late is an event, too."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, answer: Answer, usage: bool, timeout: float):
+        self.generation, self.answer, self.usage, self.timeout = generation, answer, usage, timeout
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.timeout + GRACE):
+                await _while_listening(receive, self._write(send))
+        except TimeoutError:
+            log.info("a client reads too slowly; its stream was cut")
+        finally:
+            self.generation.close()
+
+    async def _write(self, send: Send) -> None:
+        async def event(told: dict | str) -> None:
+            await send({"type": "http.response.body", "body": _event(told), "more_body": True})
+
+        answer = self.answer
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with asyncio.timeout(self.timeout):
+                for chunk in answer.first():
+                    await event(chunk)
+                async for part in self.generation:
+                    await event(answer.chunk(part))
+            if self.usage:
+                await event(answer.last())
+            await event("[DONE]")
+        except OSError as error:
+            if not isinstance(error, TimeoutError):
+                return  # nobody reads it
+            await event(_told(error))
+        except Exception as error:
+            await event(_told(error))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _told(error: Exception) -> dict:
+    status, message, code = of_exception(error)
+    return body_of(status, message, code=code)
+
+
+def _event(told: dict | str) -> bytes:
+    text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+async def _while_listening(receive: Receive, work: Coroutine[None, None, None]) -> bool:
+    """Do the work unless the client hangs up first; was it done? What the work raises is raised."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return False
+        tasks[0].result()
+        return True
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
