@@ -16,6 +16,7 @@ import typer
 from depthdial import __version__
 from depthdial.cli.bench import bench
 from depthdial.cli.demo import demo
+from depthdial.cli.evaluate import evaluate
 from depthdial.cli.generate import generate
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
@@ -32,6 +33,7 @@ app.command()(train)
 app.command()(pretrain)
 app.command()(report)
 app.command()(bench)
+app.command()(evaluate)
 app.command()(serve)
 app.add_typer(map_app, name="map")
 

@@ -1,0 +1,139 @@
+"""`depthdial evaluate`: what a budget costs in quality, on tasks of lm-evaluation-harness, beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from depthdial.evaluate.harness.run import Report
+
+Given = typer.Option
+TASKS = "arc_easy,arc_challenge,boolq,hellaswag,lambada_openai,openbookqa,piqa,winogrande"
+Plugins = Annotated[
+    list[str],
+    Given(
+        help="default (the one shipped for the model), none, or a folder. NAME=DIR adds a baseline, such as random or "
+        "static with trained adapters: it runs each task at the true cost that the plug-in had on it. Repeatable."
+    ),
+]
+
+
+def evaluate(
+    model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
+    plugin: Plugins = ["default"],  # noqa: B006 - typer reads it, nobody writes it
+    tasks: Annotated[str, Given(help="Tasks and groups of the harness, with commas between them.")] = TASKS,
+    budgets: Annotated[str, Given(help="True costs relative to dense; the base (1.0) always runs.")] = "1.0,0.85,0.75",
+    limit: Annotated[
+        int | None,
+        Given(help="Items of each task, the first ones; a group's are spread over its tasks. [default: all]"),
+    ] = None,
+    fewshot: Annotated[int | None, Given(help="Examples before each item. [default: the task's own number]")] = None,
+    data_dir: Annotated[
+        Path | None, Given(help="Folder of data files (docs/evaluate.md). [default: the Hugging Face hub]")
+    ] = None,
+    output: Annotated[Path | None, Given(help="Folder: results.json, .md, .png, and what a resumed run needs.")] = None,
+    resume: Annotated[
+        bool, Given("--resume", help="Go on with the run in --output; tasks, budgets and baselines can be added.")
+    ] = False,
+    early_exit: Annotated[
+        bool, Given("--early-exit/--no-early-exit", help="Also measure the last layers dropped for all tokens.")
+    ] = True,
+    allow_code_execution: Annotated[
+        bool,
+        Given(
+            "--allow-code-execution",
+            help="Run programs that the model wrote (HumanEval), each in a process that can neither write files nor "
+            "use the network nor start others, for at most 5 seconds and 1 GiB. Linux only.",
+        ),
+    ] = False,
+    batch: Annotated[int, Given(help="Texts that run together.")] = 64,
+    dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    allow_other_weights: Annotated[
+        bool, Given("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
+    json: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measure quality: scores, what is retained of the base, true cost and depth, with paired intervals."""
+    import importlib.util
+    import os
+
+    from depthdial.cli.bench import numbers
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("evaluation needs lm-evaluation-harness; install it with: pip install 'depthdial[evaluate]'")
+
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for each task; ours tells of all
+    from json import dumps
+
+    from depthdial.evaluate.harness.folder import write_text
+    from depthdial.evaluate.harness.picture import can_draw, draw
+    from depthdial.evaluate.harness.run import Options, run
+    from depthdial.evaluate.harness.subjects import Setup
+    from depthdial.evaluate.harness.table import tables
+
+    own, baselines = _plugins(plugin)
+    options = Options(
+        model=model,
+        plugin=own,
+        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+        budgets=numbers("--budgets", budgets, float),
+        limit=limit,
+        fewshot=fewshot,
+        data_dir=data_dir,
+        output=output,
+        resume=resume,
+        baselines=baselines,
+        early_exit=early_exit,
+        run_code=allow_code_execution,
+        setup=Setup(model, dtype, device, allow_other_weights, batch),
+    )
+    with _bar() as report:
+        results = run(options, report)
+    text = tables(results)
+    if output is not None:
+        write_text(output / "results.md", text + "\n")
+        if can_draw():
+            draw(results, output / "results.png")
+    print(dumps(results, allow_nan=False) if json else text)
+
+
+def _plugins(given: list[str]) -> tuple[str | None, dict[str, str]]:
+    """The plug-in, and the baselines by name."""
+    baselines: dict[str, str] = {}
+    own = [item for item in given if "=" not in item]
+    for item in given:
+        name, equals, path = item.partition("=")
+        if equals and not (name and path):
+            raise ValueError(f"--plugin {item!r} is not NAME=DIR")
+        if equals and name in baselines:
+            raise ValueError(f"--plugin names {name!r} twice; choose another name")
+        if equals:
+            baselines[name] = path
+    if len(own) > 1:
+        raise ValueError(f"--plugin {own[1]} is a second plug-in; give it as a baseline, NAME={own[1]}")
+    main = own[0] if own else "default"
+    return None if main == "none" else main, baselines
+
+
+def _bar() -> Any:
+    import contextlib
+
+    @contextlib.contextmanager
+    def bar() -> Iterator[Report]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task("loading", total=None)
+
+            def report(name: str, done: int, total: int) -> None:
+                bars.update(task, description=name, completed=done, total=total or None)
+
+            yield report
+
+    return bar()

@@ -1,0 +1,110 @@
+"""The output folder of an evaluation: what run it is, every task at every setting, and the results made of them.
+
+A folder belongs to one run: one model, one plug-in, one number of items. To the same run tasks, budgets and baselines
+can be added later.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from depthdial.evaluate.harness.items import Record
+from depthdial.evaluate.harness.store import Store
+from depthdial.evaluate.harness.subjects import Row
+
+RUN, RESULTS = "run.json", "results.json"
+FORMAT = 1
+
+
+class Folder:
+    """path: None keeps nothing. identity: plain values that say which run it is, `fixed` ones and the growing tables
+    `tasks` and `baselines` (name -> hash).
+
+    Raises ValueError where the folder holds another run, or this one and `resume` is not asked for.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any], resume: bool):
+        self.path = path
+        if path is None:
+            return
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output {path} is a file; give a folder")
+        file = path / RUN
+        if file.is_file():
+            if not resume:
+                raise ValueError(
+                    f"{path} holds a run already; pass --resume to go on with it, or choose another --output"
+                )
+            identity = _grown(_read(file), identity, path)
+        elif path.is_dir() and any(path.iterdir()):
+            raise ValueError(f"{path} is not empty and holds no evaluation; choose another --output")
+        path.mkdir(parents=True, exist_ok=True)
+        write(file, identity)
+
+    def store(self, row: Row, task: str) -> Store:
+        """The chunks of a task at a setting."""
+        return Store(None if self.path is None else self.path / "chunks" / f"{row.file}--{task}.jsonl")
+
+    def get(self, row: Row, task: str) -> Record | None:
+        """A finished task; None if it is not there."""
+        file = self._record(row, task)
+        return None if file is None or not file.is_file() else Record.from_json(_read(file))
+
+    def put(self, row: Row, record: Record) -> None:
+        file = self._record(row, record.task)
+        if file is not None:
+            write(file, record.to_json())
+
+    def _record(self, row: Row, task: str) -> Path | None:
+        return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"
+
+
+def write(file: Path, told: Any) -> None:
+    """JSON, whole or not at all; a number that is not one becomes null."""
+    write_text(file, json.dumps(plain(told), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(text)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); remove it and go on with --resume") from error
+
+
+def _grown(held: dict[str, Any], asked: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The identity of a run that goes on. ValueError where it is another one."""
+    if held.get("format") != asked["format"]:
+        raise ValueError(f"{path} was written by another version of depthdial; choose another --output")
+    for name, value in asked["fixed"].items():
+        if held["fixed"].get(name) != value:
+            raise ValueError(
+                f"{path} holds another run: its {name} is {held['fixed'].get(name)!r}, not {value!r}; "
+                "choose another --output"
+            )
+    for table in ("tasks", "baselines"):
+        for name, digest in asked[table].items():
+            if held[table].get(name, digest) != digest:
+                raise ValueError(f"{path} holds another run: other contents of {name!r}; choose another --output")
+    return {**asked, **{table: {**held[table], **asked[table]} for table in ("tasks", "baselines")}}

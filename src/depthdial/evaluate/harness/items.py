@@ -1,0 +1,148 @@
+"""One task at one setting: what the harness makes of our model's answers, item by item."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from lm_eval.api.metrics import mean, perplexity, weighted_perplexity
+from lm_eval.evaluator import evaluate
+
+from depthdial.engine.score import Ran
+from depthdial.evaluate.harness.lm import DepthLM, Dial
+from depthdial.evaluate.harness.store import Store
+from depthdial.evaluate.harness.tasks import Suite
+
+PREFERRED = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity")
+"""Of the metrics of a task the one that its line shows; of others the first. The rest is in the JSON."""
+Kind = Literal["mean", "perplexity", "other"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A task at one setting, as it is kept in the output folder."""
+
+    task: str
+    metric: str
+    kind: Kind
+    """"mean": `values` are the items' scores. "perplexity": (log-likelihood, weight) pairs. "other": a figure of all
+    items together, which no item has alone."""
+    higher_is_better: bool
+    score: float
+    chance: float
+    """What guessing would score."""
+    values: list[Any]
+    prompt: Ran
+    answer: Ran
+    """See `lm.Tally`."""
+    seconds: float
+    cpu_seconds: float
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """All metrics of all parts, as the harness aggregates them."""
+
+    @property
+    def cost(self) -> float:
+        """Mean true cost of all tokens that ran, relative to dense."""
+        tokens = self.prompt.tokens + self.answer.tokens
+        return (self.prompt.cost + self.answer.cost) / tokens if tokens else math.nan
+
+    @property
+    def stderr(self) -> float:
+        """Of the score; nan where it is not known."""
+        count = len(self.values)
+        if self.kind == "mean" and count > 1:
+            return float(np.std(self.values, ddof=1) / math.sqrt(count))
+        if self.kind == "perplexity" and count > 1:  # the delta method on a ratio of sums
+            told = np.asarray(self.values, dtype=float)
+            rest = -told[:, 0] - math.log(self.score) * told[:, 1]
+            return float(self.score * math.sqrt(count * np.var(rest, ddof=1)) / told[:, 1].sum())
+        return math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Record:
+        return cls(**{**told, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
+
+
+def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: int | None, run_code: bool = False) -> Record:
+    """Run a task. limit: items of the whole task, the first ones. store: chunks of this task at this setting."""
+    tally = lm.begin(dial, store)
+    told: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
+        lm=lm,
+        task_dict={"tasks": suite.parts, "groups": {}, "group_map": {}},
+        limit=suite.limit(limit),
+        bootstrap_iters=0,
+        log_samples=True,
+        confirm_run_unsafe_code=run_code,
+    )
+    name, filter_ = _primary(told["samples"])
+    task = next(iter(suite.parts.values()))
+    samples = [item for part in told["samples"].values() for item in part if item["filter"] == filter_]
+    values = [_plain(item[name]) for item in samples]
+    kind, score = _aggregated(task.aggregation().get(name) or task.aggregation().get(name.split("@")[0]), values)
+    scores = {part: _numbers(found) for part, found in told["results"].items()}
+    if kind == "other":
+        score = float(np.mean([found[f"{name},{filter_}"] for found in scores.values()]))
+    return Record(
+        task=suite.name,
+        metric=name if filter_ == "none" else f"{name}, {filter_}",
+        kind=kind,
+        higher_is_better=bool(task.higher_is_better().get(name, True)),
+        score=score,
+        chance=_chance(task.OUTPUT_TYPE, name, samples),
+        values=values,
+        prompt=tally.prompt,
+        answer=tally.answer,
+        seconds=tally.seconds,
+        cpu_seconds=tally.cpu_seconds,
+        scores=scores,
+    )
+
+
+def _primary(samples: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
+    """The metric that is shown, and the filter before it."""
+    part = next(iter(samples.values()))
+    found = [(name, item["filter"]) for item in part for name in item["metrics"]]
+    for wanted in PREFERRED:
+        for name, filter_ in found:
+            if name == wanted:
+                return name, filter_
+    return found[0]
+
+
+def _aggregated(how: Any, values: list[Any]) -> tuple[Kind, float]:
+    numbers = all(isinstance(value, int | float) for value in values)
+    if numbers and how in (mean, None):
+        return "mean", float(np.mean(values))
+    if how is weighted_perplexity:
+        return "perplexity", math.exp(-sum(v[0] for v in values) / sum(v[1] for v in values))
+    if how is perplexity:
+        values[:] = [[value, 1] for value in values]
+        return "perplexity", math.exp(-sum(v[0] for v in values) / len(values))
+    return "other", math.nan
+
+
+def _chance(output_type: str, metric: str, samples: list[dict[str, Any]]) -> float:
+    if output_type != "multiple_choice" or metric not in ("acc", "acc_norm"):
+        return 0.0
+    return float(np.mean([1 / len(item["filtered_resps"]) for item in samples]))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return float(value) if isinstance(value, bool | int | float | np.generic) else value
+
+
+def _numbers(found: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float | np.generic) and "stderr" not in name and math.isfinite(float(value))
+    }

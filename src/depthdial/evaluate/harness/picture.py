@@ -1,0 +1,74 @@
+"""The picture of an evaluation: what is retained of the base's scores, against true cost."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+_MARKS = "osD^vPX"
+
+
+def can_draw() -> bool:
+    """Is matplotlib there?"""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG: the mean above chance with its interval (left), each task's share of the base (right); whole or not
+    at all. Raises ValueError when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = results["rows"]
+    for i, name in enumerate(dict.fromkeys(_subject(row) for row in rows if row["kind"] != "base")):
+        own = sorted((row for row in rows if _subject(row) == name), key=lambda row: row["cost"])
+        found = [(row["cost"], row["mean_above_chance"]) for row in own if _known(row["mean_above_chance"]["mean"])]
+        if not found:
+            continue
+        mean = [100 * told["mean"] for _, told in found]
+        ends = [(told["low"] or told["mean"], told["high"] or told["mean"]) for _, told in found]
+        errors = [
+            [m - 100 * low for m, (low, _) in zip(mean, ends, strict=True)],
+            [100 * high - m for m, (_, high) in zip(mean, ends, strict=True)],
+        ]
+        style: dict[str, Any] = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 5, "label": name}
+        left.errorbar([cost for cost, _ in found], mean, yerr=errors, capsize=2, **style)
+    counted = rows[0]["counted"] if rows else []
+    adaptive = sorted((row for row in rows if row["kind"] == "adaptive"), key=lambda row: row["cost"])
+    for i, task in enumerate(counted):
+        points = [(row["tasks"][task]["cost"], 100 * row["tasks"][task]["above_chance"]) for row in adaptive]
+        if points:
+            right.plot(
+                *zip(*points, strict=True), color=_COLOURS[i % 7], marker=_MARKS[i % 7], markersize=4, label=task
+            )
+    left.set_title(f"mean of {len(counted)} tasks above chance", fontsize=10)
+    right.set_title("the plug-in, task by task", fontsize=10)
+    left.set_ylabel("score above chance, % of the base's")
+    for axes in (left, right):
+        axes.axhline(100, color="#888888", linewidth=0.8, linestyle="--")
+        axes.set_xlabel("true cost relative to dense")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=130)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    return row["name"].removesuffix(f" {row['budget']:g}")
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and value == value

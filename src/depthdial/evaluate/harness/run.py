@@ -1,0 +1,198 @@
+"""An evaluation: every row runs every task, what is done is kept, and the table is made of what is there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.utils import setup_logging
+
+from depthdial.evaluate.harness import sandbox
+from depthdial.evaluate.harness.compare import summary
+from depthdial.evaluate.harness.data import DataFolder
+from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder, plain, write
+from depthdial.evaluate.harness.items import Record, measure
+from depthdial.evaluate.harness.lm import DepthLM
+from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, Subject, identity, rows_of, subjects
+from depthdial.evaluate.harness.tasks import Suite, load_suites
+from depthdial.evaluate.speed.machine import facts
+from depthdial.models.fingerprint import fingerprint
+
+Report = Callable[[str, int, int], None]
+"""What runs now, chunks done, chunks in all."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """An evaluation. plugin: "default", None (the base alone) or a folder; baselines: name -> folder."""
+
+    model: str
+    plugin: str | None
+    tasks: Sequence[str]
+    budgets: Sequence[float]
+    limit: int | None = None
+    fewshot: int | None = None
+    data_dir: Path | None = None
+    output: Path | None = None
+    resume: bool = False
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    early_exit: bool = True
+    run_code: bool = False
+    setup: Setup = field(default_factory=lambda: Setup(""))
+
+    def __post_init__(self):
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        if self.fewshot is not None and self.fewshot < 0:
+            raise ValueError(f"--fewshot must be at least 0, not {self.fewshot}")
+        if bad := [budget for budget in self.budgets if not 0 < budget <= 1]:
+            raise ValueError(f"a budget lies above 0 and up to 1.0 (the untouched base), not at {bad[0]:g}")
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output: the folder of the run that is to go on")
+        if taken := {"base", EARLY_EXIT} & set(self.baselines):
+            raise ValueError(f"--plugin {taken.pop()}=...: this name is taken; choose another")
+
+
+def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
+    """Measure all rows; gives what results.json holds. Raises ValueError, one line, for everything a user can mend."""
+    setup_logging("ERROR")
+    data = None if options.data_dir is None else DataFolder(options.data_dir, options.limit)
+    baselines = {name: identity(path) for name, path in options.baselines.items()}
+    report("tasks", 0, 0)
+    with redirect_stdout(sys.stderr):
+        suites = load_suites(options.tasks, data, options.fewshot, options.run_code)
+    if options.run_code:
+        sandbox.check()
+    folder: Folder | None = None
+    rows: list[Row] = []
+    records: dict[str, dict[str, Record]] = {}
+    results: dict[str, Any] = {}
+    makers = subjects(options.setup, options.plugin, options.baselines, options.budgets, options.early_exit)
+    names = [None, *options.baselines, EARLY_EXIT]
+    for name, make in zip(names, makers, strict=False):
+        report("loading" if name is None else f"loading {name}", 0, 0)
+        if folder is not None and name is not None and _done(folder, name, rows, suites, records):
+            continue
+        subject = make()
+        if folder is None:
+            print_ = fingerprint(subject.llm.model)
+            folder = Folder(options.output, _identity(options, print_.weights, baselines, suites), options.resume)
+            results = _about(options, subject, suites)
+            if subject.name in options.baselines:
+                raise ValueError(f"--plugin {subject.name}=...: the plug-in itself has this name; choose another")
+        results["subjects"][subject.name] = subject.about
+        lm = DepthLM(subject.llm)
+        for row in subject.rows:
+            rows.append(row)
+            for suite in suites:
+                _measure(lm, subject, row, suite, folder, records, options, report)
+            _write(results, rows, records, folder, complete=False)
+        del subject, lm
+    assert folder is not None
+    return _write(results, rows, records, folder, complete=True)
+
+
+def _measure(
+    lm: DepthLM,
+    subject: Subject,
+    row: Row,
+    suite: Suite,
+    folder: Folder,
+    records: dict[str, dict[str, Record]],
+    options: Options,
+    report: Report,
+) -> None:
+    name = f"{row.name}, {suite.name}"
+    record = folder.get(row, suite.name)
+    if record is None:
+        lm.report = lambda done, total: report(name, done, total)
+        target = _target(row, suite.name, records)
+        store = folder.store(row, suite.name)
+        with redirect_stdout(sys.stderr):
+            record = measure(suite, lm, subject.dial(row, target), store, options.limit, options.run_code)
+        folder.put(row, record)
+    records.setdefault(row.name, {})[suite.name] = record
+
+
+def _target(row: Row, task: str, records: Mapping[str, Mapping[str, Record]]) -> float | None:
+    """The cost that a baseline is to meet: what the plug-in had on the task."""
+    if row.kind != "baseline":
+        return None
+    adaptive = next(name for name in records if name.endswith(f" {row.budget:g}"))
+    return records[adaptive][task].cost
+
+
+def _done(
+    folder: Folder,
+    name: str,
+    rows: list[Row],
+    suites: Sequence[Suite],
+    records: dict[str, dict[str, Record]],
+) -> bool:
+    """Take a baseline's records if all are there, so that it need not be loaded."""
+    own = rows_of(name, [row.budget for row in rows if row.kind == "adaptive"], "baseline")
+    found = {(row.name, suite.name): folder.get(row, suite.name) for row in own for suite in suites}
+    if any(record is None for record in found.values()):
+        return False
+    rows += own
+    for (row, task), record in found.items():
+        assert record is not None
+        records.setdefault(row, {})[task] = record
+    return True
+
+
+def _identity(options: Options, weights: str, baselines: dict[str, str], suites: Sequence[Suite]) -> dict[str, Any]:
+    plugin = options.plugin
+    return {
+        "format": FORMAT,
+        "fixed": {
+            "model": weights,
+            "plugin": plugin if plugin in (None, "default") else identity(plugin),
+            "dtype": options.setup.dtype,
+            "limit": options.limit,
+            "harness": lm_eval.__version__,
+        },
+        "tasks": {suite.name: suite.digest(options.limit) for suite in suites},
+        "baselines": baselines,
+    }
+
+
+def _about(options: Options, subject: Subject, suites: Sequence[Suite]) -> dict[str, Any]:
+    found = facts(subject.llm.model.device)
+    return {
+        "what": "quality on tasks of lm-evaluation-harness against true cost",
+        "complete": False,
+        **found,
+        "versions": {**found["versions"], "lm_eval": lm_eval.__version__},
+        "model": Path(options.model).name,
+        "arguments": {
+            "tasks": list(options.tasks),
+            "budgets": list(options.budgets),
+            "limit": options.limit,
+            "fewshot": {s.name: next(iter(s.parts.values())).get_config("num_fewshot") for s in suites},
+            "dtype": options.setup.dtype,
+            "baselines": list(options.baselines),
+        },
+        "layers": subject.llm.layers,
+        "subjects": {},
+        "rows": [],
+    }
+
+
+def _write(
+    results: dict[str, Any],
+    rows: Sequence[Row],
+    records: Mapping[str, Mapping[str, Record]],
+    folder: Folder,
+    complete: bool,
+) -> dict[str, Any]:
+    results["rows"] = summary(rows, records)
+    results["complete"] = complete
+    if folder.path is not None:
+        write(folder.path / RESULTS, results)
+    return plain(results)

@@ -1,0 +1,75 @@
+"""Run a program that nobody has read. Linux only; where the kernel refuses a lock, nothing is run.
+
+What is guaranteed, by the kernel, from before the program's first line until it has ended:
+- no network and no other process: sockets, forks, threads, `exec`, signals and tracing are refused (seccomp);
+- nothing is written, made, moved or removed anywhere, and no owner, mode or time of a file changes (Landlock, seccomp);
+- at most `SECONDS` of time, `MEMORY` bytes of memory, no core dump; it is killed when the caller gives up on it.
+What is not: files that the user may read can be read; but all that comes out is "passed", or how it failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SECONDS = 5.0
+MEMORY = 1 << 30
+_LOCKED = "locked"
+_PASSED = "passed"
+_SOURCE = Path(__file__).with_name("locks.py")
+
+
+def run(program: str, seconds: float = SECONDS) -> str:
+    """ "passed", or how it failed: "timed out", or "failed: ..." with its last line.
+
+    Raises ValueError where no sandbox can be had.
+    """
+    check()
+    return _run(program, seconds)
+
+
+@functools.cache
+def check() -> None:
+    """ValueError unless programs can be locked in here: tries it once."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise ValueError(f"untrusted code can be locked in on Linux (x86-64, arm64) only, not on {platform.platform()}")
+    found = _run("", SECONDS * 4)
+    if found != _PASSED:
+        raise ValueError(f"this kernel does not lock programs in ({found}); tasks that run code cannot be run here")
+    tries = (
+        "import socket; socket.socket()", "open('x', 'w')", "import os; os.fork()", "import os; os.kill(1, 0)",
+        "import os; os.remove(__import__('sys').executable + '.no')", "x = 'x' * (1 << 34)",
+    )  # fmt: skip
+    for attempt in tries:
+        if _run(attempt, SECONDS * 4) == _PASSED:
+            raise ValueError(f"the sandbox does not hold here ({attempt!r} went through); no untrusted code is run")
+
+
+def _run(program: str, seconds: float) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(_SOURCE), str(MEMORY), str(int(seconds) + 1)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PATH": "", "HOME": folder, "PYTHONHASHSEED": "0"},
+            start_new_session=True,
+        )
+        try:
+            out, _ = child.communicate(program.encode(), timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return "timed out"
+        finally:
+            child.kill()
+            child.wait()
+    lines = out.decode(errors="replace").splitlines()
+    if not lines or lines[0] != _LOCKED:
+        return f"failed: {lines[0] if lines else 'no lock'}"
+    if len(lines) > 1 and lines[-1] == _PASSED and child.returncode == 0:
+        return _PASSED
+    return lines[-1] if len(lines) > 1 else f"failed: ended by {-child.returncode}"

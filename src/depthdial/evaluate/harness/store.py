@@ -1,0 +1,61 @@
+"""What requests gave, kept on disk chunk by chunk, so that a run that was ended goes on where it was.
+
+A chunk is what the engine was given at one time; what it gives depends on the chunk alone. So a resumed run gives what
+an uninterrupted one does, to the last bit. One line of JSON per chunk; a line that was cut off counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Results = list[Any]
+Seconds = list[float]
+"""By the clock on the wall, and of the processor."""
+
+
+def key_of(*facts: object) -> str:
+    """The name of a chunk: a hash of everything that its results depend on."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+class Store:
+    """Chunks by key. path: a `.jsonl` file, made when the first chunk is kept; None keeps nothing."""
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._known: dict[str, tuple[Results, Seconds]] = {}
+        if path is not None and path.is_file():
+            self._read(path)
+
+    def get(self, key: str, make: Callable[[], tuple[Results, Seconds]]) -> tuple[Results, Seconds]:
+        """The results of a chunk and the seconds they took; made and kept if they are not there."""
+        if key not in self._known:
+            results, seconds = make()
+            line = json.dumps({"key": key, "seconds": seconds, "results": results})
+            self._known[key] = json.loads(line)["results"], seconds  # what a resumed run would read
+            self._keep(line)
+        return self._known[key]
+
+    def _keep(self, line: str) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, path: Path) -> None:
+        kept = path.read_bytes()
+        whole = kept[: kept.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            told = json.loads(line)
+            self._known[told["key"]] = told["results"], told["seconds"]
+        if len(whole) < len(kept):
+            with path.open("r+b") as file:  # the next line must begin a line
+                file.truncate(len(whole))

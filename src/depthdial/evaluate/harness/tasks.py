@@ -1,0 +1,192 @@
+"""Find and load tasks of the harness. Prompts, splits and metrics are its own; what it loads comes from our files.
+
+While tasks load, three things it asks for are put in place: data sets with a file in the data folder, the runner of
+untrusted code, and a module that transformers no longer has. A task keeps what it got; nothing stays changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import itertools
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import datasets
+import lm_eval.tasks
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from depthdial.evaluate.harness import squad
+from depthdial.evaluate.harness.code_eval import CodeEval
+from depthdial.evaluate.harness.data import DataFolder
+
+FEWSHOT_SEED = 1234
+"""The harness's own."""
+_SQUAD = "transformers.data.metrics.squad_metrics"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A task by the name that was asked for; a group (MMLU) has many parts."""
+
+    name: str
+    parts: dict[str, Task]
+
+    def limit(self, items: int | None) -> int | None:
+        """Items of each part, the first ones, so that there are at least `items` in all where there are as many."""
+        return None if items is None else math.ceil(items / len(self.parts))
+
+    def digest(self, items: int | None) -> str:
+        """A hash of the items and of what surrounds them in the prompts."""
+        digest = hashlib.sha256()
+        for name, task in self.parts.items():
+            docs = itertools.islice(task.eval_docs, self.limit(items))
+            told = json.dumps([name, task.get_config("num_fewshot"), *docs], default=str, sort_keys=True)
+            digest.update(told.encode())
+        return digest.hexdigest()
+
+
+def load_suites(
+    names: Sequence[str], data: DataFolder | None = None, fewshot: int | None = None, run_code: bool = False
+) -> list[Suite]:
+    """The tasks of these names. fewshot: examples before each item; None is each task's own number.
+
+    Raises ValueError, one line: for a name that is unknown, a task that is named twice, one whose data are not to be
+    had, one that runs code where that is not allowed.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    if len(set(names)) < len(names):
+        raise ValueError(f"--tasks names a task twice: {', '.join(names)}")
+    if not names:
+        raise ValueError("--tasks names no task")
+    manager = _manager(names)
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, 3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
+            raise ValueError(f"the harness has no task {name!r}; {hint}")
+    return [_load(manager, name, data, fewshot, run_code) for name in names]
+
+
+def _manager(names: Sequence[str]) -> TaskManager:
+    """A manager that knows these tasks; all tasks where one of them is not found at once.
+
+    To index all 14,000 files of the harness takes it a quarter of a minute; the folders of the asked-for ones are found
+    by a look at the lines that name them.
+    """
+    own = re.compile(rf"^(?:task|group):\s*[\"']?({'|'.join(map(re.escape, names))})[\"']?\s*$", re.MULTILINE)
+    folders: dict[str, Path] = {}
+    for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        for name in own.findall(file.read_text(encoding="utf-8", errors="replace")):
+            folders[name] = file.parent
+    if len(folders) == len(names):
+        manager = TaskManager(include_path=sorted(set(folders.values())), include_defaults=False)
+        if all(name in manager.all_tasks for name in names):
+            return manager
+    return TaskManager()
+
+
+def _load(manager: TaskManager, name: str, data: DataFolder | None, fewshot: int | None, run_code: bool) -> Suite:
+    if not run_code and _runs_code(manager, name):
+        raise _refused(name)
+    with in_place(name, data, run_code):
+        parts: dict[str, Task] = manager.load([name])["tasks"]
+    for task in parts.values():
+        if getattr(task, "UNSAFE_CODE", False) and not run_code:
+            raise _refused(name)
+        own = task.get_config("num_fewshot")
+        if fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if task.get_config("num_fewshot") and not list(task.fewshot_docs() or ()):
+            raise ValueError(
+                f"task {name} shows {task.get_config('num_fewshot')} examples, and the data folder has none: add its "
+                "training split, or pass --fewshot 0"
+            )
+    return Suite(name, parts)
+
+
+def _runs_code(manager: TaskManager, name: str) -> bool:
+    """Does its file say so? Then it is refused before anything of it is imported."""
+    file = manager.task_index[name].yaml_path
+    return file is not None and bool(load_yaml(file, resolve_func=False).get("unsafe_code"))
+
+
+def _refused(name: str) -> ValueError:
+    return ValueError(
+        f"task {name} runs programs that the model wrote; read what `depthdial evaluate --help` says of the sandbox "
+        "and pass --allow-code-execution"
+    )
+
+
+@contextlib.contextmanager
+def in_place(name: str, data: DataFolder | None, run_code: bool) -> Iterator[None]:
+    """What tasks ask for while they load."""
+    from_hub = datasets.load_dataset
+
+    def load_dataset(path: str, name_: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        part = kwargs.pop("name", name_)
+        if data is not None and data.find(path, part) is not None:
+            return data.load(path, part)
+        try:
+            return from_hub(path, part, *args, **kwargs)
+        except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+            where = "the data folder knows no file of it" if data is not None else "no --data-dir was given"
+            raise ValueError(
+                f"task {name} needs the data set {path}: {where}, and the hub does not give it ({type(error).__name__})"
+            ) from error
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(datasets, "load_dataset", load_dataset))
+        if run_code:
+            stack.enter_context(_sandboxed())
+        if _missing(_SQUAD):
+            stack.enter_context(mock.patch.dict(sys.modules, {_SQUAD.rpartition(".")[0]: squad, _SQUAD: squad}))
+            # `import a.b.c as c` reads attributes, not the table of modules
+            stack.enter_context(_attributes())
+        yield
+
+
+@contextlib.contextmanager
+def _sandboxed() -> Iterator[None]:
+    import evaluate  # takes seconds
+
+    metric = evaluate.load
+
+    def load(path: str, *args: Any, **kwargs: Any) -> Any:
+        return CodeEval() if path == "code_eval" else metric(path, *args, **kwargs)
+
+    with mock.patch.object(evaluate, "load", load):
+        yield
+
+
+@contextlib.contextmanager
+def _attributes() -> Iterator[None]:
+    import transformers.data
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(squad, "squad_metrics", squad, create=True))
+        stack.enter_context(mock.patch.object(transformers.data, "metrics", squad, create=True))
+        yield
+
+
+def _missing(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:
+        return True
