@@ -110,13 +110,15 @@ def test_mistakes_are_one_line_and_exit_code_2(failed, options, tiny_folder, tmp
     assert "budget" in failed("generate", "a", *options, "--budget", "0.01")
     assert "budget" in failed("generate", "a", *options, "--budget", "1.5", "--json")
     assert "temperature" in failed("generate", "a", *options, "--temperature", "-1")
+    assert "'much'" in failed("generate", "a", *options, "--budget", "much")
+    assert "budget='auto'" in failed("generate", "a", *options, "--target-tokens-per-second", "50")
     assert "--system needs --chat" in failed("generate", "a", *options, "--system", "b")
     assert "nowhere" in failed("generate", "a", "--model", str(tmp_path / "nowhere"), "--plugin", "none")
     assert "nowhere" in failed("generate", "a", "--model", str(tiny_folder), "--plugin", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
-    "args", [["generate"], ["generate", "a", "--budget", "much"], ["degenerate"], ["generate", "-x"]]
+    "args", [["generate"], ["generate", "a", "--seed", "much"], ["degenerate"], ["generate", "-x"]]
 )
 def test_usage_errors_exit_with_2(args):
     assert run(*args).exit_code == 2

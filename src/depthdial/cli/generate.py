@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,7 +17,12 @@ Prompt = Annotated[str, typer.Argument(help="The text to continue; - reads it fr
 Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
 Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
 Budget = Annotated[
-    float | None, typer.Option(help="True cost relative to dense, up to 1.0. [default: what the plug-in recommends]")
+    str | None,
+    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
+]
+Target = Annotated[
+    float | None,
+    typer.Option("--target-tokens-per-second", help="With --budget auto: move the dial towards this speed."),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
 Lossless = Annotated[
@@ -35,6 +40,7 @@ def generate(
     model: Model = "smollm2-135m-instruct",
     plugin: Plugin = "default",
     budget: Budget = None,
+    target: Target = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this probability.")] = 1.0,
@@ -67,7 +73,15 @@ def generate(
     prompt = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     # whatever a library prints while loading must not get between the text
     with contextlib.redirect_stdout(sys.stderr):
-        llm = LLM(model, None if plugin == "none" else plugin, budget, dtype, device, allow_other_weights)
+        llm = LLM(
+            model,
+            None if plugin == "none" else plugin,
+            _budget(budget),
+            dtype,
+            device,
+            allow_other_weights,
+            target_tokens_per_second=target,
+        )
     tokens = prompt
     if chat:
         _refuse_empty(prompt)
@@ -79,6 +93,15 @@ def generate(
         print(line)
     else:
         _stream(llm, tokens, params, color)
+
+
+def _budget(told: str | None) -> float | Literal["auto"] | None:
+    if told is None or told == "auto":
+        return told
+    try:
+        return float(told)
+    except ValueError:
+        raise ValueError(f"--budget {told!r} is no number up to 1.0 and not auto") from None
 
 
 def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: str) -> str:

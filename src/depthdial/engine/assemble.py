@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache, Shape
+from depthdial.engine.config import EngineConfig
 from depthdial.engine.native import NativeRunner, tensors_of
 from depthdial.engine.runner import Runner, TorchRunner
 from depthdial.engine.scheduler import Scheduler
@@ -48,29 +49,22 @@ def shape_of(spine: Spine) -> Shape:
 
 
 def assemble(
-    model: Any,
-    max_batch: int,
-    cache_tokens: int,
-    context: int,
-    weights: Literal["auto", "int8"],
-    prefix_cache: bool,
-    ends: frozenset[int],
-    release: bool = False,
-    voting: bool = False,
+    model: Any, options: EngineConfig, cache_tokens: int, context: int, ends: frozenset[int], release: bool = False
 ) -> Engine:
     """An engine with a cache of its own over the model's own weights, or over int8 ones made from them.
 
-    release: with int8, give the model's own matrices back; it can then be run by this engine only. voting: rows that
-    decode together decide together (`ballot`). Raises ValueError for what the engine cannot run.
+    release: with int8, give the model's own matrices back; it can then be run by this engine only. Raises
+    ValueError for what the engine cannot run.
     """
     spine = spine_of(model)
     device: torch.device = spine.norm.weight.device
     stats = Stats(len(spine.blocks))
-    if weights == "int8":
+    voting, max_batch = options.grain == "step", options.max_batch
+    if options.weights == "int8":
         runner = _int8_runner(model, spine, stats, release)
     else:
         runner = _runner(model, spine, stats, graphs=not voting)
-    cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, prefix_cache)
+    cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, options.prefix_cache)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
     ballot = Ballot(_cut(model)) if voting else None
     return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends, ballot)

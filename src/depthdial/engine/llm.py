@@ -9,17 +9,20 @@ import math
 import secrets
 import sys
 from collections.abc import Generator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Unpack, cast
 
 from rich.console import Console
 from rich.progress import Progress
 from torch import dtype as Dtype
 
 from depthdial.engine.assemble import assemble, fit_cache
+from depthdial.engine.auto import AutoBudget
+from depthdial.engine.config import Budget, EngineConfig, EngineOptions
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Piece, Request, RequestOutput, Sample
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
+from depthdial.engine.step import Dial
 from depthdial.models import load
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.dial import offset_for
@@ -34,63 +37,47 @@ class LLM:
     """A base model with a depth plug-in, ready to generate.
 
     model: short name, hub id, folder or GGUF file. plugin: "default" (the one shipped for this model), None (the bare
-    base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one. max_batch: texts at a
-    time. cache_tokens: room of the KV cache; None is enough for a few texts. weights: "int8" reads half the bytes of
-    bf16 and is a little less exact; `model` then keeps no matrices of its own and cannot be called itself.
-    prefix_cache: equal beginnings of texts run once. grain: "step" lets the texts that are generated together vote on
-    each layer, which makes small batches faster; a text then depends on its neighbours. Raises ValueError or OSError,
-    one line, for what cannot be loaded and for a budget outside the plug-in's curve.
+    base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one, "auto" moves it with
+    the load or towards `target_tokens_per_second`.
+
+    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself;
+    with grain="step" a text depends on those it is generated with. Raises ValueError or OSError, one line, for what
+    cannot be loaded and for a budget outside the plug-in's curve.
     """
 
     def __init__(
         self,
         model: str,
         plugin: str | None = "default",
-        budget: float | None = None,
+        budget: Budget = None,
         dtype: str | Dtype = "bfloat16",
         device: str = "auto",
         allow_other_weights: bool = False,
-        max_batch: int = 16,
-        cache_tokens: int | None = None,
-        weights: Literal["auto", "int8"] = "auto",
-        prefix_cache: bool = True,
-        grain: Literal["token", "step"] = "token",
+        **engine: Unpack[EngineOptions],
     ):
-        _check(max_batch, cache_tokens, weights, grain)  # said before minutes of loading
-        loaded = load(model, plugin, budget, dtype, device, allow_other_weights)
-        self._set(*loaded, budget, max_batch, cache_tokens, weights, prefix_cache, grain, own=True)
+        options = EngineConfig(**engine)
+        auto = options.auto(budget)  # said before minutes of loading
+        start = auto.highest if auto is not None else cast("float | None", budget)
+        self._set(*load(model, plugin, start, dtype, device, allow_other_weights), budget, options, auto, own=True)
 
     @classmethod
-    def of(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        budget: float | None = None,
-        max_batch: int = 16,
-        cache_tokens: int | None = None,
-        weights: Literal["auto", "int8"] = "auto",
-        prefix_cache: bool = True,
-        grain: Literal["token", "step"] = "token",
-    ) -> LLM:
+    def of(cls, model: Any, tokenizer: Any, budget: Budget = None, **engine: Unpack[EngineOptions]) -> LLM:
         """Generate with a converted model that is already in memory; it is put into inference mode."""
-        _check(max_batch, cache_tokens, weights, grain)
+        options = EngineConfig(**engine)
         llm = cls.__new__(cls)
-        llm._set(model, tokenizer, budget, max_batch, cache_tokens, weights, prefix_cache, grain)
+        llm._set(model, tokenizer, budget, options, options.auto(budget))
         return llm
 
     def _set(
         self,
         model: Any,
         tokenizer: Any,
-        budget: float | None,
-        max_batch: int,
-        cache_tokens: int | None,
-        weights: Literal["auto", "int8"],
-        prefix_cache: bool,
-        grain: Literal["token", "step"],
+        budget: Budget,
+        options: EngineConfig,
+        auto: AutoBudget | None,
         own: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
+        self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         self.always_on: int = self.layers - len(model.method.layers(self.layers))
@@ -101,14 +88,24 @@ class LLM:
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self.plugin: Plugin | None = getattr(model, "plugin", None)
-        self.budget = self._recommended() if budget is None else budget
+        self.auto = auto
+        """What moves the budget of requests that name none, with budget="auto"."""
+        self._budget = self._recommended() if budget is None or isinstance(budget, str) else budget
+        for bound in (None,) if auto is None else (auto.lowest, auto.highest):
+            self.offset_of(bound)
+        tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
+        self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
+        self.engine.dial = None if auto is None else Dial(auto, self.offset_of)
+
+    @property
+    def budget(self) -> float | None:
         """The budget of requests that name none; None where the plug-in recommends none: its trained form."""
-        self.offset_of(None)
-        tokens = fit_cache(model, cache_tokens, max_batch * self.context)
-        self.grain: Literal["token", "step"] = grain
-        """Whether each token decides on its depth, or the tokens of a decode step together."""
-        ends, voting = frozenset(ends - {None}), grain == "step"
-        self.engine = assemble(model, max_batch, tokens, self.context, weights, prefix_cache, ends, own, voting)
+        return self._budget if self.auto is None else self.auto.budget
+
+    @property
+    def max_batch(self) -> int:
+        """Most texts at a time."""
+        return self.options.max_batch
 
     @property
     def ends(self) -> frozenset[int]:
@@ -259,25 +256,15 @@ class LLM:
         plugin = None if self.plugin is None else self.plugin.name
         if not params.lossless:
             offset, target = self.offset_of(params.budget), self.budget if params.budget is None else params.budget
-            if self.grain == "step" and target is None:
+            if self.options.grain == "step" and target is None:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
-            key = first_key(self.model.method, plugin, offset, self.grain)
-            return Request(text, ids, params, seed, offset, limit, key, target=target)
+            moving = self.auto is not None and params.budget is None
+            key = first_key(self.model.method, plugin, "moving" if moving else offset, self.options.grain)
+            return Request(text, ids, params, seed, offset, limit, key, target=target, moving=moving)
         key = first_key(self.model.method, plugin, math.inf, "lossless")
         draft = self.budget if params.draft_budget is None else params.draft_budget
         offset = self.offset_of(draft)
         return Request(text, ids, params, seed, math.inf, limit, key, offset, 1.0 if draft is None else draft)
-
-
-def _check(max_batch: int, cache_tokens: int | None, weights: str, grain: str) -> None:
-    if max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, not {max_batch}")
-    if cache_tokens is not None and cache_tokens < 1:
-        raise ValueError(f"cache_tokens must be at least 1, not {cache_tokens}")
-    if weights not in ("auto", "int8"):
-        raise ValueError(f"weights must be 'auto' or 'int8', not {weights!r}")
-    if grain not in ("token", "step"):
-        raise ValueError(f"grain must be 'token' or 'step', not {grain!r}")
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:

@@ -128,6 +128,8 @@ class Request:
     """Lossless: the true cost to expect of a draft's token."""
     target: float | None = None
     """True cost that generated tokens should have on the mean; None where nobody says."""
+    moving: bool = False
+    """Does `offset` follow the engine's own dial (`auto`)?"""
     cached_tokens: int = 0
     """Prompt tokens that an equal beginning had left in the cache."""
     rows: list[Row] = field(default_factory=list)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.engine.auto import AutoBudget
 from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.request import Request, Row
@@ -25,6 +26,13 @@ from depthdial.engine.scheduler import Scheduler, Slice
 from depthdial.engine.speculate import Draft, Speculator, accepted
 
 log = logging.getLogger(__name__)
+
+
+class Dial(NamedTuple):
+    """A budget that moves, and the offset for it."""
+
+    auto: AutoBudget
+    offset_of: Callable[[float], float]
 
 
 class Engine:
@@ -39,6 +47,8 @@ class Engine:
         self.runner, self.scheduler, self.batch, self.ends, self.ballot = runner, scheduler, batch, ends, ballot
         self.speculator = Speculator(scheduler.stats.speculation)
         """Drafts for rows in lossless mode."""
+        self.dial: Dial | None = None
+        """What moves the budget of requests that leave it to the engine."""
         self._lock = RLock()
 
     def submit(self, request: Request, tokenizer: Any) -> None:
@@ -63,7 +73,20 @@ class Engine:
             touched: list[Row] = []
             for part in self._passes(self._drafted(slices, touched)):
                 touched += self._pass(part)
+            if self.dial is not None:
+                self._turn(self.dial, touched)
             return touched
+
+    def _turn(self, dial: Dial, touched: Sequence[Row]) -> None:
+        """Let the engine's own dial move, and the requests that follow it."""
+        costs, queue = [row.ran_costs[-1] for row in touched if row.error is None], self.scheduler
+        dial.auto.stepped(len(costs), sum(costs) / max(1, len(costs)), len(queue.waiting), queue.max_batch)
+        offset = dial.offset_of(dial.auto.budget)
+        for row in (*queue.running, *queue.waiting):
+            if row.request.moving:
+                row.request.offset, row.request.target = offset, dial.auto.budget
+        if queue.idle:
+            dial.auto.rest()
 
     def _passes(self, slices: Sequence[Slice]) -> list[list[Slice]]:
         """Rows that decode before prompts, in a pass of their own where the runner has a faster way for few tokens."""
