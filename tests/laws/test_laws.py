@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from depthdial.core.decision import Decision, Site
 from depthdial.core.layers import LinearRouter, Part, Router
+from depthdial.core.method import Dims, Method
 from depthdial.core.routed import Routed
 from depthdial.methods import METHODS, method_named
 from depthdial.models.checkpoint import attach, parts_of, save
@@ -53,13 +54,26 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 """Fields that suit a model of 6 layers, by method and variant; a method that is not here is tested as it comes."""
 PLAIN, ODD = "llama", "gemma3_text"
 """The first variant of a method meets every family; the others the plainest one and the one with most norms."""
-CASES = [
-    pytest.param((family, method, fields), id=f"{method}-{variant}-{family}")
-    for method in METHODS
-    for i, (variant, fields) in enumerate(VARIANTS.get(method, {"default": {}}).items())
-    for family in FAMILIES
-    if not i or family in (PLAIN, ODD)
-]
+
+
+def cases(which: Callable[[Method], bool] = lambda _: True) -> list[Any]:
+    """Every family, method and variant, where `which` holds of the method."""
+    return [
+        pytest.param((family, method, fields), id=f"{method}-{variant}-{family}")
+        for method in METHODS
+        for i, (variant, fields) in enumerate(VARIANTS.get(method, {"default": {}}).items())
+        for family in FAMILIES
+        if (not i or family in (PLAIN, ODD)) and which(method_named(method, fields))
+    ]
+
+
+def has_parts(method: Method) -> bool:
+    dims = Dims(hidden=32, intermediate=64, eps=1e-6)
+    return any(method.parts(Site(layer, unit), dims) for layer in method.layers(6) for unit in method.units)
+
+
+def of_cases(which: Callable[[Method], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases(which), indirect=True)
 
 
 @dataclass(frozen=True)
@@ -81,18 +95,11 @@ def bases(tiny_model: Callable) -> dict[str, PreTrainedModel]:
     return {family: tiny_model(family) for family in FAMILIES}
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=cases())
 def case(request: pytest.FixtureRequest, bases: dict[str, PreTrainedModel], adapted: Callable) -> Case:
     family, name, fields = request.param
     base = bases[family]
     return Case(name, base, adapted(copy.deepcopy(base), method_named(name, fields)))
-
-
-@pytest.fixture
-def trainable(case: Case) -> Case:
-    if not parts_of(case.model):
-        pytest.skip("no parts to train")
-    return case
 
 
 def tokens(rows: int = 3, length: int = 12) -> Tensor:
@@ -266,34 +273,34 @@ def test_5_a_row_does_not_depend_on_its_neighbours(case: Case, rows: bool) -> No
         assert torch.equal(costs[i : i + 1, pad:], case.model.route.token_cost())
 
 
-def test_6_frozen_means_frozen(trainable: Case, packed: Callable) -> None:
-    if not trainable.model.method.frozen:
-        pytest.skip("the method trains its base")
-    before = {name: tensor.clone() for name, tensor in parts_of(trainable.model).items()}
-    lesson = Lesson(trainable.model, "distill", None)
+@of_cases(lambda method: has_parts(method) and method.frozen)
+def test_6_frozen_means_frozen(case: Case, packed: Callable) -> None:
+    before = {name: tensor.clone() for name, tensor in parts_of(case.model).items()}
+    lesson = Lesson(case.model, "distill", None)
     optimizer = torch.optim.AdamW(lesson.parameters(), lr=1e-2, weight_decay=0.0)
     lesson(**packed())["loss"].backward()
     optimizer.step()
 
-    frozen = {n: p for n, p in trainable.model.named_parameters() if ".parts." not in n}
-    assert len(frozen) == len(dict(trainable.base.named_parameters()))
+    frozen = {n: p for n, p in case.model.named_parameters() if ".parts." not in n}
+    assert len(frozen) == len(dict(case.base.named_parameters()))
     assert all(p.grad is None and not p.requires_grad for p in frozen.values())
-    assert torch.equal(forward(trainable.model, tokens(), math.inf), trainable.base(tokens()).logits)
-    own = sorted((tuple(t.shape), float(t.detach().sum())) for t in trainable.base.parameters())
+    assert torch.equal(forward(case.model, tokens(), math.inf), case.base(tokens()).logits)
+    own = sorted((tuple(t.shape), float(t.detach().sum())) for t in case.base.parameters())
     assert sorted((tuple(t.shape), float(t.sum())) for t in frozen.values()) == own
 
-    trainable.model.route.offset = 0.0
+    case.model.route.offset = 0.0
     lesson(**packed())
-    for site, keep in trainable.keeps.items():
+    for site, keep in case.keeps.items():
         mine = [name for name in before if name.startswith(f"layers.{site.layer}.{site.unit}.")]
-        if trainable.name in VARIANTS and not keep.all():  # an adapter that nobody used has nothing to learn
-            after = parts_of(trainable.model)
+        if case.name in VARIANTS and not keep.all():  # an adapter that nobody used has nothing to learn
+            after = parts_of(case.model)
             assert all(not torch.equal(before[name], after[name]) for name in mine)
 
 
+@of_cases(has_parts)
 @pytest.mark.parametrize("objective", ["lm", "distill"])
-def test_7_one_big_batch_is_many_small_ones(trainable: Case, packed: Callable, objective: Any) -> None:
-    lesson, batch = Lesson(trainable.model, objective, None), packed()
+def test_7_one_big_batch_is_many_small_ones(case: Case, packed: Callable, objective: Any) -> None:
+    lesson, batch = Lesson(case.model, objective, None), packed()
     whole = lesson(**batch)["loss"]
     whole.backward()
     big = {name: p.grad.clone() for name, p in lesson.named_parameters() if p.grad is not None}
@@ -376,9 +383,8 @@ def test_11_a_gate_says_what_the_method_says(case: Case) -> None:
         assert gate.adapter is None or torch.equal(bypass, gate.adapter(x))
 
 
+@of_cases(lambda method: not method.reads_input)
 def test_11_who_does_not_read_does_not_look(case: Case) -> None:
-    if case.model.method.reads_input:
-        pytest.skip("the method decides by its input")
     x, offset = torch.randn(2, 9, 32), torch.tensor([0.0, -1.0])
     for layer in {site.layer for site in routed(case.model)}:
         for one, other in zip(asked(case, layer, x, offset), asked(case, layer, x * torch.nan, offset), strict=True):
