@@ -13,7 +13,7 @@ app = typer.Typer(
     help="Map texts: layers per token as a data set. `summary` and `html` read what this wrote.",
 )
 
-Map = Annotated[Path, typer.Argument(help="Folder written by `depthdial map`, or one Parquet file.")]
+Map = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `depthdial map`, or one Parquet file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Chat = Annotated[
     bool | None,
@@ -118,3 +118,54 @@ def make(
         print(f"{len(folder.parts)} of {parts} parts are there; other shards have the rest")
     else:
         print(f"next: depthdial map summary {output}    depthdial map html {output} -o map.html")
+
+
+@app.command()
+def summary(
+    map_: Map,
+    view: Annotated[str, typer.Option(help="A token's layers: of the pass that wrote it, or that read it.")] = "wrote",
+    scope: Annotated[str, typer.Option(help="Which tokens: answer, prompt or all.")] = "answer",
+    output: Annotated[Path | None, typer.Option(help="Folder for summary.json and summary.png.")] = None,
+    json: Json = False,
+) -> None:
+    """Say where depth goes: by task, place, token class, repetition, surprisal, side of "=", layer; with intervals."""
+    import json as json_
+
+    from depthdial.maps.plot import draw
+    from depthdial.maps.store import write_text
+    from depthdial.maps.summary import summarise
+    from depthdial.maps.table import tables
+
+    found = summarise(map_, view, scope)  # pyright: ignore[reportArgumentType] - it refuses other words
+    text = json_.dumps(found.to_json(), indent=1)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        draw(found, output / "summary.png")
+        write_text(output / "summary.json", text + "\n")
+    if json:
+        print(text)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in tables(found):
+        console.print(part)
+
+
+@app.command()
+def html(
+    map_: Map,
+    other: Annotated[Path | None, typer.Argument(metavar="[DIR2]", help="A second map, to compare with.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("map.html"),
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    limit: Annotated[int, typer.Option(help="Most texts on the page, evenly over the tasks.")] = 60,
+) -> None:
+    """Draw one self-contained page: tokens coloured by layers used, or two maps of the same prompts side by side."""
+    from depthdial.maps.html import page
+    from depthdial.maps.store import read, write_text
+
+    maps = [read(path) for path in (map_, other) if path is not None]
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(f"{output} cannot be a page: name a file in a folder that is there")
+    write_text(output, page(maps, title, limit))
+    print(f"{output}: {min(limit, len(maps[0].rows))} texts, {output.stat().st_size / 1e6:.1f} MB")

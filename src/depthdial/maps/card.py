@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depthdial.maps.folder import Folder
-from depthdial.maps.schema import FORMAT_VERSION, Facts
+from depthdial.maps.schema import FORMAT_VERSION, LEXICAL, Facts
 from depthdial.maps.store import read_parts
 
 CARD = """---
@@ -67,8 +67,6 @@ written by depthdial (`depthdial map`); `map.json` holds the exact settings.
 
 def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
     """README.md for a folder whose parts are all there."""
-    from depthdial.maps.classes import LEXICAL
-
     counts: dict[str, list[float]] = {}
     forced: dict[str, set[bool]] = {}
     for part in read_parts(folder.path):

@@ -15,17 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from depthdial.maps.chat_marks import ChatMarks
 from depthdial.maps.interval import clustered_mean
+from depthdial.maps.schema import LEXICAL
 
-LEXICAL = (
-    "function word",
-    "content word",
-    "word continuation",
-    "number",
-    "punctuation",
-    "white space",
-    "end mark",
-    "template",
-)
 CONTEXT = (
     "repeated token",
     "repeated pair",

@@ -14,10 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-
-from depthdial.models.checkpoint import parts_of
-from depthdial.models.convert import method_of, route_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +21,17 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 KEY = b"depthdial"
 """Under which a Parquet file's metadata holds its `Facts`."""
+LEXICAL = (
+    "function word",
+    "content word",
+    "word continuation",
+    "number",
+    "punctuation",
+    "white space",
+    "end mark",
+    "template",
+)
+"""What a token is: one of these."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Facts:
         cls, model: Any, name: str, budget: float | None = None, offset: float | None = None, alternatives: int = 0
     ) -> Facts:
         """Of a converted model; offset None is where its dial stands. ValueError for a model that is not converted."""
+        from depthdial.models.convert import method_of, route_of  # torch, which to read a map takes no part in
+
         route, method = route_of(model), method_of(model)
         layers = len(route.ledger.layers)
         routed = tuple(sorted(method.layers(layers)))
@@ -115,7 +124,7 @@ class Row:
     generated: np.ndarray
     """bool [T]: part of an answer, not of the prompt."""
     token_class: list[str]
-    """What the token is: one of `maps.classes.LEXICAL`."""
+    """What the token is: one of `LEXICAL`."""
     layers_used: np.ndarray
     """int16 [T]: layers run by the pass that reads the token; 0 where there was no such pass (the last token of a text
     that comes from an engine)."""
@@ -150,6 +159,10 @@ class DepthMap:
 
 
 def _digest(model: Any) -> str:
+    import torch
+
+    from depthdial.models.checkpoint import parts_of
+
     digest = hashlib.sha256()
     for name, tensor in sorted(parts_of(model).items()):
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())

@@ -35,7 +35,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 class Tasks:
-    """`count` prompts of each task, the same for the same seed.
+    """`count` prompts of each task, the same for the same seed; of a text task at most one for each passage.
 
     text: the passages' source, paragraphs with an empty line between; None is the package's own (some 10 KB).
     Raises ValueError for an unknown task, and for a text without passages of `LEAST` words.
@@ -62,7 +62,10 @@ class Tasks:
 
     @property
     def total(self) -> int:
-        return self.count * len(self.names)
+        return sum(self._count(name) for name in self.names)
+
+    def _count(self, name: str) -> int:
+        return min(self.count, len(self.passages)) if name in TEXT_TASKS else self.count
 
     def __iter__(self) -> Iterator[Prompt]:
         for name in self.names:
@@ -70,12 +73,8 @@ class Tasks:
             yield from make(name)
 
     def _text_prompts(self, name: str) -> Iterator[Prompt]:
-        draw = random.Random(f"{self.seed} passages")
-        order: list[tuple[int, str]] = []
-        for i in range(self.count):
-            if not order:  # all are used once before any is used again
-                order = draw.sample(self.passages, len(self.passages))
-            paragraph, passage = order.pop()
+        drawn = random.Random(f"{self.seed} passages").sample(self.passages, self._count(name))
+        for i, (paragraph, passage) in enumerate(drawn):
             yield Prompt(f"{name}-{i}", TEXT_TASKS[name].format(passage), name, f"paragraph-{paragraph}")
 
     def _number_prompts(self, name: str) -> Iterator[Prompt]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.color import Color
 from rich.color_triplet import ColorTriplet
 from rich.console import Console
 from rich.style import Style
@@ -20,9 +19,9 @@ _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74"
 _STOPS = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _CIVIDIS]
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*#@"
-# A model may write escape sequences; on a terminal they are shown as symbols instead of being obeyed.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+"""For `str.translate`: a model may write escape sequences; they are shown as symbols instead of being obeyed."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,19 @@ class Ramp:
         """Where a depth lies between `least` (0) and `most` (1); outside it is clamped."""
         return min(1.0, max(0.0, (depth - self.least) / max(1, self.most - self.least)))
 
-    def style(self, depth: int) -> Style:
-        """Letters and background for one depth."""
+    def colours(self, depth: int) -> tuple[str, str]:
+        """Letters and background for one depth, as "#rrggbb"."""
         at = self.place(depth) * (len(_STOPS) - 1)
         low = min(int(at), len(_STOPS) - 2)
         ends = zip(_STOPS[low], _STOPS[low + 1], strict=True)
         rgb = ColorTriplet(*(round(a + (b - a) * (at - low)) for a, b in ends))
         # exact black and white: the sixteen named colours are whatever the terminal's theme says
-        letters = "#000000" if _luminance(rgb) > 0.18 else "#ffffff"
-        return Style(color=letters, bgcolor=Color.from_triplet(rgb))
+        return "#000000" if _luminance(rgb) > 0.18 else "#ffffff", rgb.hex
+
+    def style(self, depth: int) -> Style:
+        """Letters and background for one depth."""
+        letters, background = self.colours(depth)
+        return Style(color=letters, bgcolor=background)
 
     def legend(self) -> Text:
         """One line that explains the colours: a few depths, each on its own."""
@@ -73,7 +76,7 @@ class DepthPrinter:
     def write(self, text: str, depth: int) -> None:
         """Write one piece, without a line break after it."""
         if self.console.is_terminal:
-            text = text.translate(_CONTROLS)
+            text = text.translate(CONTROLS)
         if self.coloured:
             self.console.print(Text(text, self.ramp.style(depth), tab_size=4), end="", soft_wrap=True)
         else:

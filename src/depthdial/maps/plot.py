@@ -1,0 +1,133 @@
+"""The picture of a summary: every table with its intervals, and which layers run for which task."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depthdial.maps.summary import Cell, Summary
+
+_INK, _POINT, _SOFT = "#1d1f23", "#123570", "#8a8678"
+_RISING = ("position", "surprisal")
+"""Tables whose cells are steps of one scale."""
+
+
+def draw(summary: Summary, path: Path) -> None:
+    """Write a PNG; it is there whole or not at all. Raises ValueError when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    tables = _panels(summary)
+    count = len(tables) + bool(summary.entropy) + 2 * bool(summary.run_rate)
+    rows = -(-count // 3)
+    figure = Figure(figsize=(14, 3.6 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, 3)
+    places = [(i // 3, i % 3) for i in range(count)]
+    axes = [figure.add_subplot(grid[r, c]) for r, c in places[: len(tables) + bool(summary.entropy)]]
+    for axis, (name, cells) in zip(axes, tables, strict=False):
+        _cells(axis, name, cells)
+        axis.axvline(summary.layers.mean, color=_SOFT, linewidth=0.8, linestyle=":") if name not in _RISING else None
+    if summary.entropy:
+        _entropy(axes[-1], summary)
+    if summary.run_rate:
+        r, c = places[-2]
+        rates = figure.add_subplot(grid[r, c])
+        _rates(rates, summary)
+        r, c = places[-1]
+        _heat(figure, figure.add_subplot(grid[r, c]), summary)
+    f = summary.facts
+    dial = "as trained" if f.budget is None else f"budget {f.budget:g}"
+    figure.suptitle(
+        f"{f.model}, {f.plugin or f.method}, {dial}: {summary.tokens:,} tokens of {summary.scope}s in "
+        f"{summary.texts:,} texts; bars are 95 % intervals over {summary.groups:,} groups of texts",
+        fontsize=10,
+        color=_INK,
+    )
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=110)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _panels(summary: Summary) -> list[tuple[str, list[Cell]]]:
+    """Tables in the order of the picture; the two of "=" share a panel."""
+    tables = dict(summary.tables)
+    within = tables.pop("repetition within tasks", [])
+    if within:
+        tables["repetition"] = [*tables["repetition"], *(_renamed(cell, "within tasks") for cell in within)]
+    return list(tables.items())
+
+
+def _renamed(cell: Cell, suffix: str) -> Cell:
+    return Cell(f"{cell.name}, {suffix}", cell.tokens, cell.layers)
+
+
+def _errors(cells: list[Cell]) -> np.ndarray:
+    """[2, K] distances to the ends of the intervals; 0 where nothing is known."""
+    pairs = [(c.layers.mean - c.layers.low, c.layers.high - c.layers.mean) for c in cells]
+    return np.nan_to_num(np.array(pairs)).T.clip(min=0)
+
+
+def _cells(axis: Any, name: str, cells: list[Cell]) -> None:
+    means, style = [cell.layers.mean for cell in cells], {"color": _POINT, "capsize": 2, "markersize": 4}
+    if name in _RISING:
+        axis.errorbar(range(len(cells)), means, yerr=_errors(cells), fmt="o-", linewidth=1, **style)
+        axis.set_xticks(range(len(cells)), [cell.name for cell in cells], rotation=45, ha="right", fontsize=7)
+        axis.set_ylabel("layers", fontsize=8)
+    else:
+        axis.errorbar(means, range(len(cells)), xerr=_errors(cells), fmt="o", **style)
+        axis.set_yticks(range(len(cells)), [f"{cell.name}  ({cell.tokens:,})" for cell in cells], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(y=0.15)
+        axis.set_xlabel("layers", fontsize=8)
+    titles = {"position": "place in the answer", "surprisal": "decile of surprisal to the base (nats)"}
+    _finish(axis, titles.get(name, name))
+
+
+def _entropy(axis: Any, summary: Summary) -> None:
+    found = list(summary.entropy.items())
+    pairs = [(i.mean - i.low, i.high - i.mean) for _, i in found]
+    errors = np.nan_to_num(np.array(pairs)).T.clip(min=0)
+    style = {"color": _POINT, "capsize": 2, "markersize": 4}
+    axis.errorbar([i.mean for _, i in found], range(len(found)), xerr=errors, fmt="o", **style)
+    axis.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
+    axis.axvline(0, color=_SOFT, linewidth=0.8)
+    axis.invert_yaxis()
+    _finish(axis, "correlation of layers with the base's entropy")
+
+
+def _rates(axis: Any, summary: Summary) -> None:
+    layers = np.arange(1, len(summary.run_rate) + 1)
+    low, high = ([getattr(rate, end) for rate in summary.run_rate] for end in ("low", "high"))
+    axis.bar(layers, [rate.mean for rate in summary.run_rate], color="#a59c74", width=0.8)
+    axis.vlines(layers, low, high, color=_INK, linewidth=1)
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("layer", fontsize=8)
+    _finish(axis, "share of tokens that run each layer")
+
+
+def _heat(figure: Any, axis: Any, summary: Summary) -> None:
+    rates = np.array(list(summary.run_rate_by_task.values()))
+    image = axis.imshow(rates, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.set_yticks(range(len(rates)), list(summary.run_rate_by_task), fontsize=8)
+    ticks = range(0, rates.shape[1], max(1, rates.shape[1] // 8))
+    axis.set_xticks(ticks, [str(layer + 1) for layer in ticks])
+    axis.set_xlabel("layer", fontsize=8)
+    figure.colorbar(image, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
+    _finish(axis, "share that runs, by task", grid=False)
+
+
+def _finish(axis: Any, title: str, grid: bool = True) -> None:
+    axis.set_title(title, fontsize=9, loc="left", color=_INK)
+    axis.tick_params(axis="both", which="major", labelsize=8, length=2)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    if grid:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.set_axisbelow(True)

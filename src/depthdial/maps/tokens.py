@@ -1,0 +1,137 @@
+"""All tokens of a map as flat arrays, with everything that a summary sorts them by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from depthdial.maps.schema import DepthMap, Facts, Row
+
+View = Literal["wrote", "read"]
+"""Whose depth is a token's: that of the pass that wrote it (predicted it), or of the pass that read it."""
+SIDES = ("left of =", "right of =", "left of =, digits", "right of =, digits")
+REPEATS = ("new token", "repeated token", "repeated pair")
+_DIGIT = re.compile(r"\d")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N tokens outside chat templates, of which the pass is known; all arrays [N] unless said."""
+
+    task: np.ndarray
+    """str"""
+    group: np.ndarray
+    """int64, numbered from 0"""
+    generated: np.ndarray
+    """bool"""
+    place: np.ndarray
+    """int64: place in its answer, or in the text for a token of a prompt, from 0"""
+    kind: np.ndarray
+    """str: token class"""
+    repeat: np.ndarray
+    """int64, index into `REPEATS`: a pair is the token with the one before it"""
+    side: np.ndarray
+    """int64: 0 left of the answer's "=", 1 right of it, -1 no such place"""
+    digit: np.ndarray
+    """bool: the token has a digit"""
+    depth: np.ndarray
+    """float64: layers of its pass"""
+    entropy: np.ndarray
+    """float64: of the base's prediction in that pass"""
+    surprisal: np.ndarray
+    """float64: of the token"""
+    ran: np.ndarray
+    """bool [N, L], or [N, 0] where masks are not recorded"""
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+    def where(self, chosen: np.ndarray) -> Tokens:
+        """Those that are chosen, bool [N]."""
+        return Tokens(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def tokens_of(parts: Iterable[DepthMap], view: View = "wrote") -> tuple[Facts, Tokens, int]:
+    """The facts, tokens and number of texts of a map, part by part. ValueError where no pass is known at all."""
+    groups: dict[str, int] = {}
+    found: list[Tokens] = []
+    facts, texts = None, 0
+    for part in parts:
+        facts = facts or part.facts
+        for row in part.rows:
+            texts += 1
+            found.append(_tokens(row, groups.setdefault(row.group, len(groups)), view, facts.layers))
+    if facts is None or not sum(map(len, found)):
+        raise ValueError("the map holds no token whose pass is known; map at least one text of two tokens")
+    layers = min(tokens.ran.shape[1] for tokens in found if len(tokens))
+    columns = [[getattr(tokens, field.name) for tokens in found] for field in fields(Tokens)]
+    columns[-1] = [ran[:, :layers] for ran in columns[-1] if len(ran)]
+    return facts, Tokens(*(np.concatenate(column) for column in columns)), texts
+
+
+def _tokens(row: Row, group: int, view: View, layers: int) -> Tokens:
+    count = len(row.token_ids)
+    t = np.arange(count)
+    passes = t - 1 if view == "wrote" else t
+    used = np.where(passes >= 0, row.layers_used[passes], 0)
+    kind = np.array(row.token_class, dtype=object)
+    chosen = (used > 0) & (kind != "template")
+    nothing = np.full(count, np.nan)
+    ran = np.ones((count, 0), bool) if row.ran is None else row.ran[passes]
+    whole = Tokens(
+        task=np.full(count, row.task, dtype=object),
+        group=np.full(count, group),
+        generated=row.generated,
+        place=_places(row.generated),
+        kind=kind,
+        repeat=_repeats(row.token_ids, kind == "template"),
+        side=_sides(row),
+        digit=np.array([bool(_DIGIT.search(piece)) for piece in row.pieces]),
+        depth=used.astype(float),
+        entropy=nothing if row.entropy is None else row.entropy[passes].astype(float),
+        surprisal=nothing if row.surprisal is None else row.surprisal.astype(float),
+        ran=ran,
+    )
+    return whole.where(chosen)
+
+
+def _places(generated: np.ndarray) -> np.ndarray:
+    """Counted anew wherever an answer begins; prompts count from the start of the text."""
+    t = np.arange(len(generated))
+    before = np.concatenate([[False], generated[:-1]])
+    starts = np.maximum.accumulate(np.where(generated & ~before, t, 0))
+    return np.where(generated, t - starts, t)
+
+
+def _repeats(ids: np.ndarray, template: np.ndarray) -> np.ndarray:
+    seen: set[int] = set()
+    pairs: set[tuple[int, int]] = set()
+    found = np.zeros(len(ids), np.int64)
+    last = None
+    for t, token in enumerate(ids.tolist()):
+        if template[t]:
+            last = None
+            continue
+        pair = None if last is None else (last, token)
+        found[t] = 2 if pair in pairs else 1 if token in seen else 0
+        seen.add(token)
+        if pair is not None:
+            pairs.add(pair)
+        last = token
+    return found
+
+
+def _sides(row: Row) -> np.ndarray:
+    """Of the tokens of an answer that has an "=": before the first one, or after the last one."""
+    side = np.full(len(row.token_ids), -1)
+    signs = [t for t, piece in enumerate(row.pieces) if "=" in piece and row.generated[t]]
+    if signs:
+        t = np.arange(len(side))
+        inside = row.generated & np.array([kind not in ("end mark", "template") for kind in row.token_class])
+        side[inside & (t < signs[0])] = 0
+        side[inside & (t > signs[-1])] = 1
+    return side
