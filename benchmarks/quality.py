@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--plugin", metavar="NAME=PATH", type=_named, action="append", default=[])
+    parser.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument("--peer-dial", choices=("threshold", "logit"), action="append", help="default: both")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -74,7 +75,8 @@ def benchmark(args: argparse.Namespace) -> None:
     held = held_out(args.data, tokenizer, args.tokens, args.length, args.batch, args.seed)
     setup = Setup(args.model, args.dtype, args.device, args.compile, held, args.seed)
     results = about(args, held)
-    for make in (*plugins(setup, args.plugin), *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
+    ours = plugins(setup, args.plugin, bare_too=not args.trained_only)
+    for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)
         measured = plain(measure(subject, args.budgets, args.tolerance))

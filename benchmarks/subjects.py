@@ -57,12 +57,12 @@ class Subject:
     recommended: float | None = None
 
 
-def plugins(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[], Subject]]:
+def plugins(setup: Setup, named: Sequence[tuple[str, str]], bare_too: bool) -> Iterator[Callable[[], Subject]]:
     """The plug-ins, then those of baselines again without their adapters; each is loaded when called for."""
     for name, path in named:
         _check_training(name, path, setup.seed)
         yield lambda name=name, path=path: _plugin(setup, name, path)
-    for name, path in named:
+    for name, path in named if bare_too else ():
         method = read(path).method
         if isinstance(method, Random | Static) and method.adapter_ratio:
             bare = dataclasses.replace(method, adapter_ratio=0)
