@@ -1,0 +1,80 @@
+"""Prompt files, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from depthdial.maps.prompts import Prompt, PromptFile
+
+
+def file_of(folder, *rows, name="prompts.jsonl"):
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_rows_become_prompts(tmp_path):
+    talk = [{"role": "user", "content": "hi"}]
+    path = file_of(
+        tmp_path,
+        {"prompt": "a", "other": 1},
+        "",
+        {"id": 7, "prompt": "b", "task": "sum", "group": "g", "completion": " = 4"},
+        {"messages": talk, "id": "talk"},
+    )
+    assert list(PromptFile(path)) == [
+        Prompt("prompts-1", "a", "prompts"),
+        Prompt("7", "b", "sum", "g", " = 4"),
+        Prompt("talk", task="prompts", messages=(talk[0],)),
+    ]
+    assert PromptFile(path).total == 3
+
+
+def test_lines_of_text_are_prompts(tmp_path):
+    path = file_of(tmp_path, "the fox", "", "the dog ", name="some.txt")
+    assert [p.prompt for p in PromptFile(path)] == ["the fox", "the dog "]
+    assert [p.id for p in PromptFile(path)] == ["some-1", "some-3"]
+
+
+def test_a_source_is_known_by_its_content(tmp_path):
+    first, second = file_of(tmp_path, "a", name="a.txt"), file_of(tmp_path, "b", name="b.txt")
+    same = (tmp_path / "x").joinpath("a.txt")
+    same.parent.mkdir()
+    same.write_text("a\n")
+    assert PromptFile(first).told == PromptFile(same).told != PromptFile(second).told
+    assert str(tmp_path) not in json.dumps(PromptFile(first).told)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", r"line 2 is not JSON"),
+        ("[1]", r"line 2 is not an object"),
+        ({"text": "a"}, r"line 2 has no `prompt` \(and no `messages`\); it has text"),
+        ({"prompt": "  "}, r"line 2 has no `prompt`"),
+        ({"prompt": 3}, r"line 2: `prompt` must be a string, not int"),
+        ({"prompt": "a", "answer": ["b"]}, r"line 2: `answer` must be a string, not list"),
+        ({"prompt": "a", "messages": []}, r"line 2 has `messages` and `prompt`"),
+        ({"messages": []}, r"line 2: `messages` must be a list"),
+        ({"messages": [{"role": "user"}]}, r"line 2: `messages` must be a list"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, said):
+    path = file_of(tmp_path, {"prompt": "fine"}, row)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ", " + said):
+        list(PromptFile(path))
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file of prompts"):
+        PromptFile(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match=r"\.jsonl or \.txt"):
+        PromptFile(file_of(tmp_path, "a", name="a.csv"))
+    with pytest.raises(ValueError, match="holds no prompt"):
+        PromptFile(file_of(tmp_path, "", name="empty.txt"))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        list(PromptFile(tmp_path / "latin.txt"))

@@ -1,0 +1,135 @@
+"""Rows against the passes they come from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from depthdial.engine.llm import LLM
+from depthdial.engine.sampling import SamplingParams
+from depthdial.maps.base_reading import BaseReading
+from depthdial.maps.record import Recorder, row_of_output
+from depthdial.maps.texts import Text, conversation
+from depthdial.methods import Dense
+from depthdial.models.convert import convert
+
+WORDS = ("the quick brown fox", "the lazy dog jumps over the other lazy dog", "fox", "12 dogs")
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_tokenizer):
+    ids = [tiny_tokenizer.encode(words, add_special_tokens=False) for words in WORDS]
+    return [Text(tokens, [t > 1 for t in range(len(tokens))], str(i), "t") for i, tokens in enumerate(ids)]
+
+
+def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
+    recorder = Recorder(tiny_converted, tiny_tokenizer, 0.3, scores=True, alternatives=2)
+    route = tiny_converted.route
+    for text, row in zip(texts, recorder.rows(texts), strict=True):
+        ids = torch.tensor([list(text.ids)])
+        with torch.no_grad():
+            route.offset = 0.3
+            tiny_converted(ids, use_cache=False)
+            ran, scores = route.keep()[:, 0].T.numpy(), route.stack("score", "attn")[:, 0].T
+            route.offset = math.inf
+            logits = tiny_converted(ids, use_cache=False).logits[0].log_softmax(-1)
+            route.offset = 0.0
+        assert np.array_equal(row.ran, ran) and np.array_equal(row.layers_used, ran.sum(1))
+        assert row.layers_used.min() >= 2
+        assert torch.allclose(torch.from_numpy(row.scores).float(), scores, atol=2e-3)
+        entropy = -(logits.exp() * logits).sum(-1)
+        assert np.allclose(row.entropy, entropy, atol=1e-4)
+        assert np.isnan(row.surprisal[0])
+        assert np.allclose(row.surprisal[1:], -logits[:-1].gather(-1, ids[0, 1:, None])[:, 0], atol=1e-4)
+        assert row.alternatives[0] == []
+        top = logits[:-1].exp().topk(2).values
+        assert np.allclose([[p for _, p in choices] for choices in row.alternatives[1:]], top, atol=1e-4)
+
+
+def test_depths_vary_and_the_dial_moves_them(tiny_converted, tiny_tokenizer, texts):
+    shallow, deep = (
+        np.concatenate([row.layers_used for row in Recorder(tiny_converted, tiny_tokenizer, offset).rows(texts)])
+        for offset in (-1.0, 1.0)
+    )
+    assert shallow.mean() < deep.mean() < 6 and shallow.std() > 0
+
+
+def test_a_text_does_not_depend_on_its_batch(tiny_converted, tiny_tokenizer, texts):
+    together = Recorder(tiny_converted, tiny_tokenizer, 0.0).rows(texts)
+    alone = Recorder(tiny_converted, tiny_tokenizer, 0.0, batch_tokens=1).rows(texts)
+    for a, b in zip(together, alone, strict=True):
+        assert a.id == b.id and np.array_equal(a.ran, b.ran)
+        assert np.allclose(a.entropy, b.entropy, atol=1e-5)
+
+
+def test_the_base_alone_runs_every_layer(tiny_converted, tiny_tokenizer, texts):
+    rows = Recorder(tiny_converted, tiny_tokenizer, math.inf, scores=True).rows(texts)
+    assert all((row.layers_used == 6).all() and row.scores is None and row.entropy is not None for row in rows)
+
+
+def test_without_the_base_there_is_no_entropy(tiny_converted, tiny_tokenizer, texts):
+    full = Recorder(tiny_converted, tiny_tokenizer, 0.0).rows(texts)
+    rows = Recorder(tiny_converted, tiny_tokenizer, 0.0, base=False).rows(texts)
+    assert all(row.entropy is None and row.surprisal is None for row in rows)
+    assert all(np.array_equal(a.ran, b.ran) for a, b in zip(full, rows, strict=True))
+
+
+def test_a_dense_model_can_be_mapped(tiny_model, tiny_tokenizer, texts):
+    rows = Recorder(convert(tiny_model("llama"), Dense()), tiny_tokenizer).rows(texts)
+    assert all((row.layers_used == 6).all() for row in rows)
+
+
+def test_the_model_is_left_as_it_was(tiny_converted, tiny_tokenizer, texts):
+    tiny_converted.train()
+    tiny_converted.route.offset = 0.125
+    try:
+        Recorder(tiny_converted, tiny_tokenizer, 1.0).rows(texts)
+        assert tiny_converted.training and tiny_converted.route.offset == 0.125
+    finally:
+        tiny_converted.eval()
+        tiny_converted.route.offset = 0.0
+
+
+def test_conversations_mark_their_answers(tiny_tokenizer):
+    talk = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "brown dogs"}]
+    text = conversation(tiny_tokenizer, talk, "chat")
+    answer = tiny_tokenizer.decode([i for i, mark in zip(text.ids, text.generated, strict=True) if mark])
+    assert answer == "brown dogs<|im_end|>" and text.forced
+
+
+def test_rows_from_an_engine_have_its_depths(tiny_converted, tiny_tokenizer):
+    llm = LLM.of(tiny_converted, tiny_tokenizer)
+    (output,) = llm.generate("the quick brown", SamplingParams(max_tokens=6, ignore_eos=True))
+    row = row_of_output(output, tiny_tokenizer, "one")
+    text = Text(row.token_ids.tolist(), row.generated.tolist(), "one")
+    (full,) = Recorder(tiny_converted, tiny_tokenizer, llm.offset_of(None)).rows([text])
+    assert np.array_equal(row.layers_used[:-1], full.layers_used[:-1]) and row.layers_used[-1] == 0
+    assert row.ran is None and row.text == full.text
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_reading_of_a_head(softcap):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False)
+    hidden, target = torch.randn(70, 8) * 3, torch.randint(50, (70,))
+    read = BaseReading(head, softcap, 3)(hidden, target)
+    logits = head(hidden)
+    logits = logits if softcap is None else (logits / softcap).tanh() * softcap
+    p = logits.softmax(-1)
+    assert torch.allclose(read.entropy, torch.distributions.Categorical(p).entropy(), atol=1e-5)
+    assert torch.allclose(read.surprisal, -p.gather(-1, target[:, None]).log()[:, 0], atol=1e-5)
+    assert torch.allclose(read.probabilities, p.topk(3).values, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused(tiny_converted, tiny_tokenizer, tiny_model):
+    with pytest.raises(ValueError, match="not converted"):
+        Recorder(tiny_model("llama"), tiny_tokenizer)
+    with pytest.raises(ValueError, match="alternatives are the base's"):
+        Recorder(tiny_converted, tiny_tokenizer, base=False, alternatives=2)
+    with pytest.raises(ValueError, match="has no tokens"):
+        Text([], [], "x")
+    with pytest.raises(ValueError, match="2 tokens but 1 marks"):
+        Text([1, 2], [True], "x")
