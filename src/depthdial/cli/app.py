@@ -15,8 +15,10 @@ import typer
 
 from depthdial import __version__
 from depthdial.cli.bench import bench
+from depthdial.cli.chat import chat
 from depthdial.cli.demo import demo
 from depthdial.cli.evaluate import evaluate
+from depthdial.cli.export import export
 from depthdial.cli.generate import generate
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
@@ -35,6 +37,8 @@ app.command()(report)
 app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)
+app.command()(export)
+app.command()(chat)
 app.add_typer(map_app, name="map")
 
 

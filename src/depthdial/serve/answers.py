@@ -123,12 +123,20 @@ class Answer:
         return {
             "tokens": [told[0] for told in logprobs],
             "token_logprobs": [told[2] for told in logprobs],
-            "top_logprobs": [{told[0]: told[2], **{name: value for name, _, value in told[3]}} for told in logprobs],
+            "top_logprobs": [
+                {_key(*told[:2]): told[2], **{_key(name, data): value for name, data, value in told[3]}}
+                for told in logprobs
+            ],
             "text_offset": offsets,
         }
 
 
 _OPEN = {"logprobs": None, "finish_reason": None}
+
+
+def _key(text: str, data: list[int]) -> str:
+    """A token's name among others: its text, or where it is half a character its bytes, as OpenAI writes them."""
+    return text if text.encode() == bytes(data) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _named(text: str, data: list[int], logprob: float, likeliest: list[Any]) -> dict[str, Any]:

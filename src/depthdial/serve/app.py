@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,10 +28,10 @@ from depthdial.serve.stream import EventStream, whole
 class Service:
     """What the routes share: settings, figures, and the engine's process."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, engine: EngineProcess | None = None):
         self.settings = settings
-        self.metrics = Metrics(settings.name)
-        self.engine = EngineProcess(settings, self.metrics)
+        self.engine = engine or EngineProcess(settings, Metrics(settings.name))
+        self.metrics = self.engine.metrics
         self.since = int(time())
 
     def facts(self) -> dict[str, Any]:
@@ -66,8 +67,10 @@ class Service:
             return errors.answer(400, f"n: {choices} texts in one request are more than this server queues", "n")
         detailed = bool(body.return_depth)
         generation: Generation = self.engine.generate({**order, "detailed": detailed}, choices)
+        until = asyncio.get_running_loop().time() + limits.timeout
         try:
-            await generation.accepted()
+            async with asyncio.timeout_at(until):
+                await generation.accepted()
         except BaseException:
             generation.close()
             raise
@@ -75,26 +78,27 @@ class Service:
         answer = Answer(kind, self.settings.name, generation, logprobs, detailed, facts)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage) or detailed
-            return EventStream(generation, answer, usage, limits.timeout)
-        return await whole(request, generation, answer, limits.timeout)
+            return EventStream(generation, answer, usage, until)
+        return await whole(request, generation, answer, until)
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """The whole server. Its lifespan starts the engine's process, unless `app.state.service` has started it, and
-    stops it; ValueError from it for a model that cannot be loaded."""
-    service = Service(settings)
+def make_app(settings: Settings, engine: EngineProcess | None = None) -> FastAPI:
+    """The whole server. Its lifespan starts and stops the engine's process, with ValueError for a model that cannot be
+    loaded. engine: one that somebody else starts and stops."""
+    service = Service(settings, engine)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if service.engine.facts is None:
-            await service.engine.start()
+        if engine is not None:
+            yield
+            return
+        await service.engine.start()
         try:
             yield
         finally:
             await service.engine.stop()
 
     app = FastAPI(title="depthdial", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.service = service
     errors.install(app)
     _add_api(app, service)
     pages.add(app, service.engine, settings.limits)

@@ -11,6 +11,8 @@ import socket
 import uvicorn
 
 from depthdial.serve.app import make_app
+from depthdial.serve.engine_process import EngineProcess
+from depthdial.serve.metrics import Metrics
 from depthdial.serve.settings import Settings
 
 
@@ -40,8 +42,9 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket, host: str, say) -> None:
-    app = make_app(settings)
-    await app.state.service.engine.start()
+    engine = EngineProcess(settings, Metrics(settings.name))
+    await engine.start()
+    app = make_app(settings, engine)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -60,4 +63,7 @@ async def _serve(settings: Settings, listener: socket.socket, host: str, say) ->
     port = listener.getsockname()[1]
     place = f"[{host}]" if ":" in host else host
     say(f"depthdial serves {settings.name} at http://{place}:{port}  (page: /   API: /v1   figures: /metrics)")
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await engine.stop()

@@ -21,15 +21,15 @@ GRACE = 5.0
 """Seconds beyond the timeout in which a slow client may still read."""
 
 
-async def whole(request: Request, generation: Generation, answer: Answer, timeout: float) -> Response:
-    """The answer as one object. Raises Failed, EngineDown, or TimeoutError after `timeout` seconds."""
+async def whole(request: Request, generation: Generation, answer: Answer, until: float) -> Response:
+    """The answer as one object. Raises Failed, EngineDown, or TimeoutError at `until`, a time of the event loop."""
 
     async def collect() -> None:
         async for part in generation:
             answer.choices[part.choice].add(part)
 
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at(until):
             if not await _while_listening(request.receive, collect()):
                 return Response(status_code=499)  # nobody reads it
         return JSONResponse(answer.whole())
@@ -38,18 +38,19 @@ async def whole(request: Request, generation: Generation, answer: Answer, timeou
 
 
 class EventStream(Response):
-    """Server-sent events, one a chunk, `[DONE]` at the end; an error that comes late is an event, too."""
+    """Server-sent events, one a chunk, `[DONE]` at the end; an error that comes late is an event, too. until: a time of
+    the event loop."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: Answer, usage: bool, timeout: float):
-        self.generation, self.answer, self.usage, self.timeout = generation, answer, usage, timeout
+    def __init__(self, generation: Generation, answer: Answer, usage: bool, until: float):
+        self.generation, self.answer, self.usage, self.until = generation, answer, usage, until
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(self.timeout + GRACE):
+            async with asyncio.timeout_at(self.until + GRACE):
                 await _while_listening(receive, self._write(send))
         except TimeoutError:
             log.info("a client reads too slowly; its stream was cut")
@@ -63,7 +64,7 @@ class EventStream(Response):
         answer = self.answer
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout_at(self.until):
                 for chunk in answer.first():
                     await event(chunk)
                 async for part in self.generation:

@@ -273,3 +273,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stderr.flush()
+    os._exit(0)  # there is nothing to put away, and an interpreter full of native threads takes seconds to go

@@ -1,0 +1,174 @@
+// The page: the conversation, the dial, and what is asked of the server.
+
+import {Card, Pane} from "./pane.js";
+import {Ramp} from "./ramp.js";
+import {answer, map, model} from "./stream.js";
+
+const at = id => document.getElementById(id);
+const card = new Card(at("card"), at("says"));
+const turns = [];
+let facts, ramp, running = null;
+
+const key = () => at("key").value.trim();
+const fixed = number => Number(number).toFixed(2);
+
+async function connect() {
+  try {
+    const found = await model(key());
+    facts = {...found.depth, id: found.id};
+  } catch (error) {
+    at("model").textContent = error.status === 401 ? "this server wants an API key (Options)" : error.message;
+    if (error.status === 401) {
+      at("options").open = true;
+      at("key").focus();
+    } else setTimeout(connect, 2000);
+    return;
+  }
+  ramp = new Ramp(facts.always_on, facts.layers);
+  at("model").textContent = `${facts.id} · ${facts.layers} layers, ${facts.always_on} of them always on`;
+  at("least").textContent = `${facts.always_on} layers`;
+  at("most").textContent = facts.layers;
+  const depths = Array.from({length: facts.layers - facts.always_on + 1}, (_, i) => facts.always_on + i);
+  at("ramp").replaceChildren(...depths.map(depth => {
+    const step = document.createElement("i");
+    step.style.backgroundColor = ramp.of(depth).paper;
+    return step;
+  }));
+  const dial = at("budget");
+  dial.disabled = facts.floor === null;
+  dial.min = facts.floor === null ? 1 : Math.ceil(facts.floor * 100) / 100;
+  dial.value = facts.budget ?? 1;
+  turned();
+}
+
+function turned() {
+  const says = at("lossless").checked ? ["lossless", "the base’s own text, drafted"]
+    : at("budget").value === "1" ? ["1.00", "the untouched base"]
+    : [fixed(at("budget").value), "of the dense cost, on the mean"];
+  const strong = document.createElement("b");
+  strong.textContent = says[0];
+  at("dial-says").replaceChildren(strong, ` ${says[1]}`);
+}
+
+function messages() {
+  const system = at("system").value.trim();
+  const told = turns.flatMap(turn => [{role: "user", content: turn.question}, {role: "assistant", content: turn.pane.said}]);
+  return [...(system ? [{role: "system", content: system}] : []), ...told];
+}
+
+async function fill(pane, body, signal) {
+  const path = facts.chat ? "v1/chat/completions" : "v1/completions";
+  let finish = null;
+  try {
+    for await (const chunk of answer(path, body, key(), signal)) {
+      const choice = chunk.choices[0];
+      if (!choice) continue;
+      pane.add(choice.depth);
+      finish = choice.finish_reason ?? finish;
+      follow();
+    }
+    pane.end(finish === "length" ? "cut at its length" : "");
+  } catch (error) {
+    if (error.name === "AbortError") pane.end("stopped");
+    else pane.fail(error.message);
+    throw error;
+  }
+}
+
+function follow() {
+  const root = document.documentElement;
+  if (root.scrollHeight - innerHeight - scrollY < 160) scrollTo(0, root.scrollHeight);
+}
+
+function laidOut(question, titles) {
+  at("start").hidden = true;
+  const turn = document.createElement("section"), asked = document.createElement("p"), panes = document.createElement("div");
+  turn.className = "turn";
+  asked.className = "question";
+  asked.textContent = question;
+  panes.className = titles.length > 1 ? "panes two" : "panes";
+  const made = titles.map(title => new Pane(title, facts.layers, ramp, card));
+  panes.append(...made.map(pane => pane.root));
+  turn.append(asked, panes);
+  at("talk").append(turn);
+  scrollTo(0, document.documentElement.scrollHeight);
+  return made;
+}
+
+async function ask(question) {
+  const budget = Number(at("budget").value), lossless = at("lossless").checked, compare = at("compare").checked;
+  const seed = at("seed").value, text = [...messages(), {role: "user", content: question}];
+  const common = {
+    model: facts.id, stream: true, return_depth: true, temperature: Number(at("temperature").value),
+    max_tokens: Number(at("length").value), ...(seed === "" ? {} : {seed: Number(seed)}),
+    ...(facts.chat ? {messages: text} : {prompt: question}),
+  };
+  const dial = lossless ? {lossless: true} : {budget};
+  const name = lossless ? "Lossless" : budget === 1 ? "Dense" : `Adaptive, budget ${fixed(budget)}`;
+  const panes = laidOut(question, compare ? [name, "Dense"] : [name]);
+  running = new AbortController();
+  busy(true);
+  at("says").textContent = "Answering";
+  try {
+    await fill(panes[0], {...common, ...dial}, running.signal);
+    // one after the other, so that neither slows the other down
+    if (compare) await fill(panes[1], {...common, budget: 1}, running.signal);
+  } catch { /* the pane says it */ }
+  if (panes[0].tokens.length) turns.push({question, pane: panes[0], budget: lossless ? 1 : budget});
+  at("says").textContent = `${panes[0].said} ${panes[0].summary}`;
+  running = null;
+  busy(false);
+}
+
+function busy(on) {
+  at("send").textContent = on ? "Stop" : "Send";
+  for (const id of ["html", "parquet", "reset"]) at(id).disabled = on || !turns.length;
+}
+
+async function keep(format) {
+  const last = turns.at(-1), title = turns[0].question.slice(0, 100);
+  const body = {messages: messages(), budget: last.budget, format, title};
+  at("says").textContent = "Drawing the map";
+  try {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await map(body, key()));
+    link.download = `depth-map.${format}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    at("says").textContent = "The map is saved";
+  } catch (error) {
+    at("model").textContent = at("says").textContent = error.message;
+  }
+}
+
+at("composer").addEventListener("submit", event => {
+  event.preventDefault();
+  const question = at("question").value.trim();
+  if (running) running.abort();
+  else if (question && facts) {
+    at("question").value = "";
+    ask(question);
+  }
+});
+at("question").addEventListener("keydown", event => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!running) at("composer").requestSubmit();
+});
+at("examples").addEventListener("click", event => {
+  if (event.target.tagName !== "BUTTON") return;
+  at("question").value = event.target.textContent;
+  at("question").focus();
+});
+at("reset").addEventListener("click", () => {
+  turns.length = 0;
+  for (const turn of document.querySelectorAll(".turn")) turn.remove();
+  at("start").hidden = false;
+  busy(false);
+  at("question").focus();
+});
+at("html").addEventListener("click", () => keep("html"));
+at("parquet").addEventListener("click", () => keep("parquet"));
+at("key").addEventListener("change", connect);
+for (const id of ["budget", "lossless"]) at(id).addEventListener("input", turned);
+connect();

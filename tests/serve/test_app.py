@@ -1,0 +1,190 @@
+"""The official client's own flows, against what the engine says when it is asked directly."""
+
+from __future__ import annotations
+
+import math
+
+import openai
+import pytest
+
+from depthdial.engine.llm import LLM, SamplingParams
+
+CHAT = [{"role": "user", "content": "the fox"}]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder, tiny_plugin):
+    return LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
+
+
+def test_a_completion_is_what_the_engine_generates(client, served, llm):
+    (out,) = llm.generate("the quick", SamplingParams(max_tokens=12))
+    said = client.completions.create(
+        model=served.name, prompt="the quick", max_tokens=12, temperature=0, extra_body={"return_depth": True}
+    )
+    (choice,) = said.choices
+    assert choice.text == out.text and choice.finish_reason == out.finish_reason
+    assert choice.depth["token_ids"] == out.token_ids and choice.depth["depths"] == out.depths
+    assert "".join(choice.depth["tokens"]) == out.text
+    assert choice.depth["cost"] == pytest.approx(out.cost, abs=1e-4) and out.cost < 1
+    assert [prompt["depths"] for prompt in said.depth["prompts"]] == [out.prompt_depths]
+    assert said.usage.prompt_tokens == len(out.prompt_token_ids)
+    assert said.usage.completion_tokens == len(out.token_ids)
+
+
+def test_a_chat_uses_the_template_and_its_parts(client, served, llm):
+    (out,) = llm.chat(CHAT, SamplingParams(max_tokens=10, budget=1.0))
+    parts = [{"role": "user", "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]}]
+    for messages in (CHAT, parts):
+        said = client.chat.completions.create(
+            model=served.name, messages=messages, max_completion_tokens=10, temperature=0, extra_body={"budget": 1.0}
+        )
+        assert said.choices[0].message.content == out.text and said.choices[0].message.role == "assistant"
+
+
+def test_a_stream_is_the_whole_in_pieces_and_ends_with_its_usage(client, served):
+    fields = {"model": served.name, "messages": CHAT, "max_tokens": 20, "temperature": 1.0, "seed": 5, "n": 2}
+    whole = client.chat.completions.create(**fields, extra_body={"return_depth": True, "ignore_eos": True})
+    texts, depths, finishes, usages = ["", ""], [[], []], {}, []
+    for chunk in client.chat.completions.create(
+        **fields,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"return_depth": True, "ignore_eos": True},
+    ):
+        usages.append(chunk.usage)
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            depths[choice.index] += getattr(choice, "depth", {"depths": []})["depths"]
+            if choice.finish_reason:
+                finishes[choice.index] = choice.finish_reason
+    assert texts == [choice.message.content for choice in whole.choices] and texts[0] != texts[1]
+    assert depths == [choice.depth["depths"] for choice in whole.choices]
+    assert finishes == {0: "length", 1: "length"}
+    assert usages[:-1] == [None] * (len(usages) - 1)
+    assert usages[-1].completion_tokens == 40 and usages[-1].prompt_tokens == whole.usage.prompt_tokens
+
+
+def test_a_raw_stream_ends_with_done_and_gives_no_usage_unasked(served, ask):
+    response = ask(max_tokens=3, stream=True)
+    events = response.text.split("\n\n")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert events[-2:] == ["data: [DONE]", ""] and '"usage"' not in response.text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_characters_that_split_over_tokens_stay_whole(client, served, llm, seed):
+    """The tiny model writes bytes at random: nearly every character is of several tokens, or broken."""
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=seed, ignore_eos=True)
+    (out,) = llm.generate("漢字", params)
+    assert any(not piece.text for piece in out.samples[0].pieces)
+    chunks = client.completions.create(
+        model=served.name, prompt="漢字", max_tokens=40, seed=seed, stream=True, extra_body={"ignore_eos": True}
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == out.text
+
+
+def test_stop_strings_are_cut_off_streamed_or_not(client, served, llm):
+    (out,) = llm.generate("the quick", SamplingParams(max_tokens=30, temperature=1.0, seed=3, ignore_eos=True))
+    stop = out.text[9:12]
+    fields = {"model": served.name, "prompt": "the quick", "max_tokens": 30, "seed": 3, "stop": ["never", stop]}
+    said = client.completions.create(**fields, extra_body={"ignore_eos": True})
+    assert said.choices[0].text == out.text[: out.text.index(stop)] and said.choices[0].finish_reason == "stop"
+    streamed = client.completions.create(**fields, stream=True, extra_body={"ignore_eos": True})
+    assert "".join(chunk.choices[0].text for chunk in streamed) == said.choices[0].text
+
+
+def test_equal_seeds_give_equal_texts_and_others_do_not(client, served):
+    def text(seed: int) -> str:
+        return client.completions.create(model=served.name, prompt="the", seed=seed, max_tokens=16).choices[0].text
+
+    assert text(1) == text(1) and text(-5) == text(-5) and len({text(seed) for seed in range(4)}) == 4
+
+
+def test_logprobs_of_both_apis(client, served, llm):
+    (out,) = llm.generate("the quick", SamplingParams(max_tokens=6, logprobs=3))
+    assert out.logprobs is not None
+    chosen = [row[token] for row, token in zip(out.logprobs, out.token_ids, strict=True)]
+    said = client.completions.create(model=served.name, prompt="the quick", max_tokens=6, temperature=0, logprobs=3)
+    found = said.choices[0].logprobs
+    assert found.token_logprobs == pytest.approx(chosen, abs=1e-4)
+    assert all(len(top) >= 3 for top in found.top_logprobs) and found.text_offset[0] == 0
+    messages = [{"role": "user", "content": "x"}]
+    chat = client.chat.completions.create(
+        model=served.name, messages=messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs.content
+    assert len(content) == 5 == chat.usage.completion_tokens or chat.choices[0].finish_reason == "stop"
+    for token in content:
+        assert [top.logprob for top in token.top_logprobs] == sorted(t.logprob for t in token.top_logprobs)[::-1]
+        assert token.logprob == token.top_logprobs[0].logprob  # greedy
+        assert bytes(token.bytes).decode(errors="replace") == token.token
+    streamed = client.chat.completions.create(
+        model=served.name, messages=messages, max_tokens=5, temperature=0, logprobs=True, stream=True
+    )
+    told = [one for c in streamed if c.choices and c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    assert [one.logprob for one in told] == [one.logprob for one in content]
+
+
+def test_several_prompts_and_samples_come_back_in_order(client, served, llm):
+    prompts = ["the quick", "lazy dog", "fox"]
+    outs = llm.generate(prompts, SamplingParams(max_tokens=8))
+    said = client.completions.create(model=served.name, prompt=prompts, max_tokens=8, temperature=0, n=2)
+    assert [choice.index for choice in said.choices] == list(range(6))
+    assert [choice.text for choice in said.choices] == [out.text for out in outs for _ in range(2)]
+    assert said.usage.prompt_tokens == sum(len(out.prompt_token_ids) for out in outs)
+    ids = [out.prompt_token_ids for out in outs]
+    same = client.completions.create(model=served.name, prompt=ids, max_tokens=8, temperature=0)
+    assert [choice.text for choice in same.choices] == [out.text for out in outs]
+
+
+def test_the_dial_is_a_field_of_the_request(client, served):
+    costs = {}
+    for name, fields in {"low": {"budget": 0.7}, "base": {"budget": 1.0}, "lossless": {"lossless": True}}.items():
+        said = client.completions.create(
+            model=served.name, prompt="the", max_tokens=16, temperature=0, extra_body={"return_depth": True, **fields}
+        )
+        costs[name] = said.choices[0].depth["cost"], said.choices[0].text
+    assert costs["low"][0] < 1 == costs["base"][0] and costs["lossless"][1] == costs["base"][1]
+
+
+def test_layers_run_are_as_many_as_the_depth(client, served):
+    said = client.completions.create(
+        model=served.name, prompt="the", max_tokens=30, extra_body={"return_depth": True, "ignore_eos": True}
+    )
+    depth = said.choices[0].depth
+    masks = [int(mask, 16) if mask else 0b11111100 for mask in depth["layers_run"]]
+    assert [mask.bit_count() for mask in masks] == depth["depths"]
+    assert all(mask & 0b11 == 0 and mask >> 6 == 0b11 for mask in masks)  # six layers, the first two always on
+    assert len(set(depth["layers_run"])) > 1
+
+
+def test_models_health_and_metrics(client, served, ask):
+    (model,) = client.models.list().data
+    assert model.id == served.name == client.models.retrieve(served.name).id and "/" not in model.id
+    assert model.max_model_len == 128 and model.depth["layers"] == 6 and model.depth["floor"] == pytest.approx(0.7)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-7")
+    with served.client() as web:
+        before = web.get("/metrics").text
+        assert web.get("/health").json() == {"status": "ok"}
+        ask(max_tokens=7, ignore_eos=True)
+        after = web.get("/metrics").text
+
+    def value(text: str, name: str) -> float:
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{"))
+
+    def risen(name: str) -> float:
+        return value(after, name) - value(before, name)
+
+    assert risen("vllm:generation_tokens_total") == risen("depthdial:token_depth_count") == 7
+    assert risen("vllm:request_success_total") == risen("vllm:time_to_first_token_seconds_count") == 1
+    assert risen("vllm:inter_token_latency_seconds_count") == 6
+    assert 0 < value(after, "depthdial:relative_cost") <= 1.1
+    ratios = [value(after, f'depthdial:layer_skip_ratio{{layer="{i}",model_name="{served.name}"}}') for i in range(6)]
+    assert not math.isnan(sum(ratios))
+
+
+def test_what_is_not_asked_for_is_not_computed(ask, served):
+    said = ask(max_tokens=3).json()
+    assert "depth" not in said and "depth" not in said["choices"][0] and said["choices"][0]["logprobs"] is None

@@ -1,0 +1,63 @@
+"""The command itself, as a process: ports, errors before anything is served, and what SIGTERM does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from depthdial.serve.run import bound
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_so():
+    with bound("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="--port") as caught:
+            bound("127.0.0.1", port)
+        assert caught.value.filename == f"127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_plugin):
+    """The engine is stopped while the signal comes, so that the answer is not finished by then."""
+    command = [sys.executable, "-m", "depthdial", "serve", "--port", "0", "--model", str(tiny_folder)]
+    command += ["--plugin", str(tiny_plugin), "--dtype", "float32", "--device", "cpu"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
+        assert found is not None
+        port = int(found[1])
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True)
+        (engine,) = (int(pid) for pid in children.stdout.split())
+        body = {"model": tiny_folder.name, "prompt": "x", "max_tokens": 50, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=120) as response:
+            lines = response.iter_lines()
+            told = [next(lines)]
+            os.kill(engine, signal.SIGSTOP)
+            server.send_signal(signal.SIGTERM)
+            refused = False
+            while not refused:  # the port closes as soon as the signal has come
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=60).close()
+                except ConnectionRefusedError:
+                    refused = True
+            os.kill(engine, signal.SIGCONT)
+            told += lines
+        texts = [json.loads(line[6:]) for line in told if line.startswith("data: {")]
+        assert told[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in told[-2:]
+        assert sum(bool(chunk["choices"]) for chunk in texts) >= 50 - len("x") and "error" not in texts[-1]
+        assert server.wait(120) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine, 0)
+    finally:
+        server.kill()
+        server.wait()

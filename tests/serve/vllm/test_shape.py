@@ -1,0 +1,95 @@
+"""What the vLLM model reads off a configuration, and what it refuses; vLLM itself is not needed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from depthdial.core.decision import Site
+from depthdial.core.route import Route
+from depthdial.methods import method_named
+from depthdial.models.convert import route_of
+from depthdial.models.export import own_config
+from depthdial.models.own import TYPES
+from depthdial.serve.vllm.depths import DepthLog, histogram, layers_used
+from depthdial.serve.vllm.shape import BUDGET, Shape, gate_of, parts_of
+
+
+@pytest.fixture
+def config(tiny_model: Callable, adaptive: Callable) -> Any:
+    return own_config(adaptive(tiny_model("llama"), weights="soft"))
+
+
+@pytest.mark.parametrize("family", TYPES)
+def test_sizes_are_those_of_the_model(family: str, tiny_model: Callable, adaptive: Callable):
+    model = adaptive(tiny_model(family))
+    shape, attn = Shape.of(own_config(model), env={}), model.model.layers[0].self_attn
+    assert (shape.heads, shape.kv_heads, shape.head_dim) == (4, 2, attn.head_dim)
+    assert shape.qkv_bias == (attn.q_proj.bias is not None) and shape.o_bias == (attn.o_proj.bias is not None)
+    assert shape.head_norms == ("q_norm" in dict(attn.named_modules()))
+    assert shape.windows == (8 if family == "mistral" else None,) * 6
+    assert shape.routed() == {2, 3, 4, 5} and shape.offset == 0.0
+
+
+def test_a_gate_of_fresh_parts_decides_as_the_method_does(config: Any, tiny_model: Callable, adaptive: Callable):
+    shape = Shape.of(config, env={})
+    torch.manual_seed(0)
+    parts = parts_of(shape.method, 3, shape.dims)
+    gate = gate_of(shape.method, parts, 3)
+    assert gate is not None and gate.router is not None
+    z = torch.randn(1, 50, shape.hidden)
+    route = Route(route_of(adaptive(tiny_model("llama"))).ledger, offset=0.3)
+    with torch.no_grad():
+        attn = shape.method.decide(parts["attn"], z, Site(3, "attn"), route)  # pyright: ignore[reportArgumentType]
+        _, decision = gate.of(gate.router(z), 0.3)
+    assert torch.equal(decision.keep, attn.keep) and 0 < attn.keep.float().mean() < 1
+
+
+def test_the_environment_turns_the_dial(tiny_model: Callable, adaptive: Callable, config: Any):
+    assert Shape.of(config, env={BUDGET: "1.0"}).offset == math.inf
+    with pytest.raises(ValueError, match="DEPTHDIAL_BUDGET='much' is no number"):
+        Shape.of(config, env={BUDGET: "much"})
+    with pytest.raises(ValueError, match="needs a plug-in with a budget curve"):
+        Shape.of(config, env={BUDGET: "0.7"})
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("mixture_of_depths", {}, "leaves holes in the cache"),
+        ("random", {"first": 2, "rate": 0.5}, "no router that decides a whole layer"),
+        ("skiplayer", {"units": ("attn", "mlp")}, "no router that decides a whole layer"),
+        ("highway", {}, "no router that decides a whole layer"),
+    ],
+)
+def test_what_it_cannot_run_is_refused(
+    method: str, fields: dict, message: str, tiny_model: Callable, adapted: Callable
+):
+    model = adapted(tiny_model("llama"), method_named(method, fields))
+    with pytest.raises(ValueError, match=message):
+        Shape.of(own_config(model), env={})
+
+
+def test_heads_must_divide_over_the_ranks(config: Any):
+    shape = Shape.of(config, env={})
+    shape.split(2)
+    with pytest.raises(ValueError, match="give --tensor-parallel-size a divisor of 2"):
+        shape.split(4)
+
+
+def test_a_log_keeps_who_ran_what():
+    log = DepthLog(layers=3)
+    log.decided(1, torch.tensor([True]))
+    log.ended(torch.tensor([0]), torch.tensor([0]))
+    assert log.seen == [], "nothing is kept until asked"
+    log.requests = lambda: ["0-abcdefgh", "1-abcdefgh"]
+    log.decided(1, torch.tensor([True, False, False]))
+    log.decided(2, torch.tensor([False, False, True]))
+    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]))
+    log.ended(torch.tensor([6]), torch.tensor([0]))
+    assert layers_used(log.seen, "0") == {4: 2, 5: 1, 6: 3} and layers_used(log.seen, "1") == {0: 2}
+    assert histogram(log.seen) == {2: 2, 1: 1, 3: 1}
