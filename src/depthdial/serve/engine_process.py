@@ -118,9 +118,13 @@ class EngineProcess:
         tries = 0
         while True:
             began = monotonic()
-            await self._listen()
-            self._lost()
             assert self._process is not None
+            try:
+                await self._listen()
+            except Exception:  # what it says makes no sense: better another one than a front that hears nothing
+                log.exception("the engine's process is not understood")
+                self._process.kill()
+            self._lost()
             log.error("the engine's process ended with code %s; starting another", await self._process.wait())
             if monotonic() - began > PAUSES[-1]:
                 tries = 0
