@@ -59,6 +59,12 @@ class Folder:
         if file is not None:
             write(file, record.to_json())
 
+    def subject(self, name: str) -> dict[str, Any]:
+        """What earlier results tell of a subject, under its name."""
+        file = None if self.path is None else self.path / RESULTS
+        held = _read(file)["subjects"] if file is not None and file.is_file() else {}
+        return {name: held[name]} if name in held else {}
+
     def _record(self, row: Row, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"
 

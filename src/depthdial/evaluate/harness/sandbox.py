@@ -51,22 +51,16 @@ def check() -> None:
 
 def _run(program: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(_SOURCE), str(MEMORY), str(int(seconds) + 1)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={"PATH": "", "HOME": folder, "PYTHONHASHSEED": "0"},
-            start_new_session=True,
-        )
-        try:
-            out, _ = child.communicate(program.encode(), timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return "timed out"
-        finally:
-            child.kill()
-            child.wait()
+        command = [sys.executable, "-I", "-S", "-B", str(_SOURCE), str(MEMORY), str(int(seconds) + 1)]
+        environment = {"PATH": "", "HOME": folder, "PYTHONHASHSEED": "0"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as child:
+            try:
+                out, _ = child.communicate(program.encode(), timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return "timed out"
+            finally:
+                child.kill()
     lines = out.decode(errors="replace").splitlines()
     if not lines or lines[0] != _LOCKED:
         return f"failed: {lines[0] if lines else 'no lock'}"

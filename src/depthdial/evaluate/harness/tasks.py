@@ -34,6 +34,7 @@ from depthdial.evaluate.harness.data import DataFolder
 
 FEWSHOT_SEED = 1234
 """The harness's own."""
+_NAMED = re.compile(r"^[\"']?(?:task|group)[\"']?:[ \t]*[\"']?(\w.*?)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
 _SQUAD = "transformers.data.metrics.squad_metrics"
 
 
@@ -73,30 +74,31 @@ def load_suites(
     if not names:
         raise ValueError("--tasks names no task")
     manager = _manager(names)
+    return [_load(manager, name, data, fewshot, run_code) for name in names]
+
+
+def _manager(names: Sequence[str]) -> TaskManager:
+    """A manager that knows these tasks. ValueError for a name that the harness does not have.
+
+    To index all 14,000 files of the harness takes it a quarter of a minute; a look at the lines that name tasks and
+    groups finds the few folders that are needed. What is not found so (members of a tag may lie anywhere) is looked up
+    in the whole index.
+    """
+    folders: dict[str, Path] = {}
+    for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        found = _NAMED.findall(file.read_text(encoding="utf-8", errors="replace"))
+        folders.update(dict.fromkeys(found, file.parent))
+    if all(name in folders for name in names):
+        manager = TaskManager(include_path=sorted({folders[name] for name in names}), include_defaults=False)
+        if all(name in manager.all_tasks for name in names):
+            return manager
+    manager = TaskManager()
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, 3)
             hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
             raise ValueError(f"the harness has no task {name!r}; {hint}")
-    return [_load(manager, name, data, fewshot, run_code) for name in names]
-
-
-def _manager(names: Sequence[str]) -> TaskManager:
-    """A manager that knows these tasks; all tasks where one of them is not found at once.
-
-    To index all 14,000 files of the harness takes it a quarter of a minute; the folders of the asked-for ones are found
-    by a look at the lines that name them.
-    """
-    own = re.compile(rf"^(?:task|group):\s*[\"']?({'|'.join(map(re.escape, names))})[\"']?\s*$", re.MULTILINE)
-    folders: dict[str, Path] = {}
-    for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
-        for name in own.findall(file.read_text(encoding="utf-8", errors="replace")):
-            folders[name] = file.parent
-    if len(folders) == len(names):
-        manager = TaskManager(include_path=sorted(set(folders.values())), include_defaults=False)
-        if all(name in manager.all_tasks for name in names):
-            return manager
-    return TaskManager()
+    return manager
 
 
 def _load(manager: TaskManager, name: str, data: DataFolder | None, fewshot: int | None, run_code: bool) -> Suite:

@@ -1,0 +1,91 @@
+"""`depthdial evaluate` on a tiny model: tables or one JSON object, files, and one line for every mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from depthdial.cli.app import app
+from depthdial.cli.evaluate import _plugins
+
+pytest.importorskip("lm_eval")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    words = ["the fox", "the lazy dog", "jumps over", "foxes"]
+    rows = [{"goal": words[i % 4], "sol1": words[i % 3], "sol2": words[(i + 1) % 3], "label": i % 2} for i in range(6)]
+    with gzip.open(folder / "piqa_val.jsonl.gz", "wt") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    return folder
+
+
+@pytest.fixture
+def options(tiny_folder, tiny_plugin, data):
+    told = {"model": tiny_folder, "plugin": tiny_plugin, "tasks": "piqa", "budgets": "0.8", "data-dir": data}
+    told |= {"dtype": "float32", "device": "cpu", "batch": 4}
+    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+
+
+def run(*args: str):
+    return CliRunner().invoke(app, ["evaluate", *args], catch_exceptions=False)
+
+
+def test_json_is_one_object_and_nothing_else(options):
+    result = run(*options, "--json", "--no-early-exit")
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    assert [row["name"] for row in found["rows"]] == ["base", "flexidepth 0.8"] and found["complete"]
+
+
+def test_tables_and_files(options, tmp_path):
+    place = tmp_path / "new" / "run"
+    result = run(*options, "--output", str(place), "--limit", "4")
+    assert "| early exit 0.8 |" in result.stdout and "piqa, acc_norm (n = 4)" in result.stdout
+    assert (place / "results.md").read_text() == result.stdout
+    assert json.loads((place / "results.json").read_text())["complete"] and (place / "results.png").is_file()
+    again = run(*options, "--output", str(place), "--limit", "4", "--resume")
+    assert again.stdout == result.stdout, "the seconds are those of the run"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--budgets", "much"], "--budgets 'much' is not a list"),
+        (["--budgets", "0.2"], "budget 0.2 is outside"),
+        (["--budgets", "2"], "not at 2"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--tasks", ""], "names no task"),
+        (["--tasks", "boolq"], "has no file for"),
+        (["--tasks", "humaneval"], "--allow-code-execution"),
+        (["--fewshot", "2"], "task piqa shows 2 examples"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+        (["--plugin", "=x"], "is not NAME=DIR"),
+        (["--plugin", "second"], "is a second plug-in"),
+        (["--plugin", "random=nowhere"], "nowhere is not a plug-in"),
+        (["--resume"], "--resume needs --output"),
+        (["--output", "{data}"], "is not empty and holds no evaluation"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(failed, options, data, wrong, says):
+    assert says in failed("evaluate", *options, *(word.format(data=data) for word in wrong))
+
+
+def test_a_run_that_is_there_is_not_overwritten(failed, options, tmp_path):
+    place = ["--output", str(tmp_path / "run"), "--no-early-exit"]
+    run(*options, *place)
+    assert "pass --resume" in failed("evaluate", *options, *place)
+    assert "its limit is None, not 2" in failed("evaluate", *options, *place, "--resume", "--limit", "2")
+
+
+def test_plug_ins():
+    assert _plugins([]) == _plugins(["default"]) == ("default", {})
+    assert _plugins(["random=a", "none", "static=b=c"]) == (None, {"random": "a", "static": "b=c"})
+    with pytest.raises(ValueError, match="names 'x' twice"):
+        _plugins(["x=a", "x=b"])

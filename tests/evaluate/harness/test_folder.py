@@ -1,0 +1,88 @@
+"""An output folder belongs to one run, which may grow."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from depthdial.engine.score import Ran
+from depthdial.evaluate.harness.folder import RUN, Folder, plain
+from depthdial.evaluate.harness.items import Record
+from depthdial.evaluate.harness.subjects import Row
+
+WHO = {
+    "format": 1,
+    "fixed": {"model": "m", "limit": 20},
+    "tasks": {"piqa": "p"},
+    "baselines": {"random": "r"},
+}
+ROW = Row("early exit 0.9", "baseline", "early exit", 0.9)
+RECORD = Record(
+    "piqa", "acc", "mean", True, 0.5, 0.5, [1.0, 0.0], Ran(3, 60, 2.7), Ran(), 1.5, 1.0, {"piqa": {"a": 1.0}}
+)
+
+
+def changed(**fields):
+    return {**copy.deepcopy(WHO), **fields}
+
+
+def test_records_come_back(tmp_path):
+    folder = Folder(tmp_path / "new", WHO, False)
+    assert folder.get(ROW, "piqa") is None
+    folder.put(ROW, RECORD)
+    assert Folder(tmp_path / "new", WHO, True).get(ROW, "piqa") == RECORD
+    assert (tmp_path / "new" / "records" / "early-exit-0.9--piqa.json").is_file()
+
+
+def test_without_a_place_nothing_is_kept():
+    folder = Folder(None, WHO, False)
+    folder.put(ROW, RECORD)
+    assert folder.get(ROW, "piqa") is None
+
+
+def test_a_run_goes_on_only_when_asked(tmp_path):
+    Folder(tmp_path, WHO, False)
+    with pytest.raises(ValueError, match="pass --resume"):
+        Folder(tmp_path, WHO, False)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (changed(fixed={"model": "m", "limit": 30}), "holds another run: its limit is 20, not 30"),
+        (changed(tasks={"piqa": "q"}), "other contents of 'piqa'"),
+        (changed(baselines={"random": "s"}), "other contents of 'random'"),
+        (changed(format=2), "another version"),
+    ],
+)
+def test_another_run_is_refused(tmp_path, other, says):
+    Folder(tmp_path, WHO, False)
+    with pytest.raises(ValueError, match=says):
+        Folder(tmp_path, other, True)
+    assert json.loads((tmp_path / RUN).read_text()) == WHO
+
+
+def test_tasks_and_baselines_are_added_and_not_forgotten(tmp_path):
+    Folder(tmp_path, WHO, False)
+    Folder(tmp_path, changed(tasks={"boolq": "b"}, baselines={}), True)
+    held = json.loads((tmp_path / RUN).read_text())
+    assert held["tasks"] == {"piqa": "p", "boolq": "b"} and held["baselines"] == {"random": "r"}
+    with pytest.raises(ValueError, match="other contents of 'piqa'"):
+        Folder(tmp_path, changed(tasks={"piqa": "new"}), True)
+
+
+def test_places_that_are_taken(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is not empty and holds no evaluation"):
+        Folder(tmp_path, WHO, True)
+    with pytest.raises(ValueError, match="is a file"):
+        Folder(tmp_path / "letter.txt", WHO, False)
+    (tmp_path / RUN).write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        Folder(tmp_path, WHO, True)
+
+
+def test_numbers_that_are_none_become_null():
+    assert plain({"a": [float("nan"), (1, float("inf"))], 2: None}) == {"a": [None, [1, None]], "2": None}

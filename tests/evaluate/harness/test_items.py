@@ -1,0 +1,85 @@
+"""A task at one setting: scores as the harness's own `evaluate` gives them for its own model, item by item."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+
+from depthdial.evaluate.harness.data import DataFolder
+from depthdial.evaluate.harness.items import Record, measure
+from depthdial.evaluate.harness.lm import DepthLM, Dial
+from depthdial.evaluate.harness.store import Store
+from depthdial.evaluate.harness.tasks import load_suites
+
+SHOWN = {
+    "arc_easy": "acc_norm",
+    "winogrande": "acc",
+    "lambada_openai": "acc",
+    "wikitext": "word_perplexity",
+    "coqa": "f1",
+}
+
+
+@pytest.fixture
+def suites(data_folder):
+    return load_suites(list(SHOWN), DataFolder(data_folder))
+
+
+def test_scores_are_those_of_the_harness(suites, tiny_llm, tiny_model, tiny_tokenizer):
+    model = tiny_model("llama", max_position_embeddings=1024)
+    hf = HFLM(pretrained=model, tokenizer=tiny_tokenizer, backend="causal", batch_size=4, device="cpu")
+    lm = DepthLM(tiny_llm(plugged=False))
+    for suite in suites:
+        record = measure(suite, lm, Dial(), Store(), None)
+        told = evaluate(lm=hf, task_dict={"tasks": suite.parts, "groups": {}}, bootstrap_iters=2)
+        wanted = told["results"][suite.name]  # pyright: ignore
+        assert record.metric == SHOWN[suite.name]
+        assert record.score == pytest.approx(wanted[f"{record.metric},none"], rel=1e-3)
+        if record.kind == "mean":
+            assert record.stderr == pytest.approx(wanted[f"{record.metric}_stderr,none"])
+        for metric, value in record.scores[suite.name].items():
+            assert value == pytest.approx(wanted[metric], rel=1e-3)
+        assert record.cost == 1 and record.prompt.layers == 6 * record.prompt.tokens > 0
+
+
+def test_a_limit_takes_the_first_items(data_folder, tiny_llm):
+    lm = DepthLM(tiny_llm(plugged=False))
+    (suite,) = load_suites(["arc_easy"], DataFolder(data_folder))
+    whole, short = (measure(suite, lm, Dial(), Store(), limit) for limit in (None, 3))
+    assert short.values == whole.values[:3] and len(whole.values) == 7
+    (cut,) = load_suites(["arc_easy"], DataFolder(data_folder, 3))
+    again = measure(cut, lm, Dial(), Store(), 3)
+    assert again.values == short.values and cut.digest(3) == suite.digest(3)
+
+
+def test_chance_is_one_of_the_choices(suites, tiny_llm):
+    lm = DepthLM(tiny_llm(plugged=False))
+    chances = {suite.name: measure(suite, lm, Dial(), Store(), 2).chance for suite in suites}
+    assert chances == {"arc_easy": 0.25, "winogrande": 0.5, "lambada_openai": 0, "wikitext": 0, "coqa": 0}
+
+
+def test_filters_and_programs(data_folder, tiny_llm):
+    lm = DepthLM(tiny_llm(plugged=False))
+    maths, code = load_suites(["gsm8k", "humaneval"], DataFolder(data_folder), fewshot=1, run_code=True)
+    for task in maths.parts.values():
+        task.set_config("generation_kwargs", {"until": ["Question:"], "max_gen_toks": 8})
+    for task in code.parts.values():
+        task.set_config("generation_kwargs", {"until": ["\ndef"], "max_gen_toks": 8})
+    record = measure(maths, lm, Dial(), Store(), None)
+    assert record.metric == "exact_match, strict-match" and record.values == [0.0] * 3
+    assert set(record.scores["gsm8k"]) >= {"exact_match,strict-match", "exact_match,flexible-extract"}
+    record = measure(code, lm, Dial(), Store(), None, run_code=True)
+    assert record.metric.startswith("pass@1") and record.values == [0.0] * 2 and record.kind == "mean"
+
+
+def test_a_record_comes_back_from_json(suites, tiny_llm):
+    import json
+
+    record = measure(suites[3], DepthLM(tiny_llm(plugged=False)), Dial(), Store(), None)
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+    score = math.exp(-np.sum([v[0] for v in record.values]) / np.sum([v[1] for v in record.values]))
+    assert record.kind == "perplexity" and record.score == pytest.approx(score) and record.stderr > 0

@@ -1,0 +1,136 @@
+"""A whole evaluation on a tiny model: rows, costs that are met, what is kept, and that ending it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from depthdial.evaluate.harness import run as module
+from depthdial.evaluate.harness.run import Options, run
+from depthdial.evaluate.harness.subjects import Setup
+from depthdial.evaluate.harness.table import tables
+
+CLOCKS = {"seconds", "cpu_seconds", "date"}
+
+
+@pytest.fixture
+def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
+    def make(**fields: Any) -> Options:
+        told = {
+            "model": str(tiny_folder),
+            "plugin": str(tiny_plugin),
+            "tasks": ["arc_easy", "winogrande"],
+            "budgets": [1.0, 0.8],
+            "data_dir": data_folder,
+            "output": tmp_path / "out",
+            "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
+        }
+        return Options(**{**told, **fields})
+
+    return make
+
+
+def timeless(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {k: timeless(v) for k, v in told.items() if k not in CLOCKS}
+    return [timeless(v) for v in told] if isinstance(told, list) else told
+
+
+def test_rows_costs_and_files(options, tmp_path):
+    results = run(options())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["base", "flexidepth 0.8", "early exit 0.8"]
+    assert rows["base"]["cost"] == 1 and rows["base"]["layers_prompt"] == 6
+    adaptive, early = rows["flexidepth 0.8"], rows["early exit 0.8"]
+    assert adaptive["cost"] < 1 and adaptive["layers_prompt"] < 6
+    for task in ("arc_easy", "winogrande"):
+        steps = (early["tasks"][task]["cost"] - adaptive["tasks"][task]["cost"]) / (1 / 6)
+        assert abs(steps) <= 0.55, "the nearest number of layers"
+    assert rows["base"]["tasks"]["arc_easy"]["items"] == 7 and adaptive["seconds"] > 0
+    held = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert held == results and held["complete"] and held["machine"]["cores"]
+    assert str(tmp_path) not in json.dumps(held), "no place of this machine"
+    assert "| early exit 0.8 |" in tables(held) and "nan" not in tables(held)
+
+
+def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypatch):
+    first = run(options())
+    measured = []
+    real = module.measure
+    monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
+    assert timeless(run(options(resume=True))) == timeless(first) and measured == []
+    grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
+    assert measured == ["piqa", "piqa"]
+    assert timeless(grown["rows"][1]["tasks"]["arc_easy"]) == timeless(first["rows"][1]["tasks"]["arc_easy"])
+    with pytest.raises(ValueError, match="its limit is None, not 3"):
+        run(options(resume=True, limit=3))
+
+
+def test_ended_at_any_chunk_it_comes_to_the_same(options, tmp_path):
+    class Ended(BaseException):
+        pass
+
+    whole = timeless(run(options(output=tmp_path / "whole")))
+    for after in (2, 7, 12):
+        told = 0
+
+        def stop(name: str, done: int, total: int, after: int = after) -> None:
+            nonlocal told
+            told += 1
+            if told == after:
+                raise Ended
+
+        place = tmp_path / f"ended-{after}"
+        with pytest.raises(Ended):
+            run(options(output=place), stop)
+        assert timeless(run(options(output=place, resume=place.exists()))) == whole
+
+
+@pytest.mark.slow
+def test_killed_it_comes_to_the_same(options, tmp_path, data_folder):
+    told = options()
+    command = [
+        sys.executable, "-m", "depthdial", "evaluate", "--model", told.model, "--plugin", told.plugin, "--tasks",
+        "arc_easy,winogrande,hellaswag,piqa", "--budgets", "0.8", "--data-dir", str(data_folder), "--dtype", "float32",
+        "--device", "cpu", "--batch", "4", "--json",
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    whole = subprocess.run(command, env=environment, capture_output=True, check=True)
+    place = tmp_path / "killed"
+    command += ["--output", str(place)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(list(Path(place).glob("chunks/*.jsonl"))) < 3:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (place / "results.json").exists() or not json.loads((place / "results.json").read_text())["complete"]
+    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, check=True)
+    assert timeless(json.loads(again.stdout)) == timeless(json.loads(whole.stdout))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"limit": 0}, "--limit must be at least 1"),
+        ({"fewshot": -1}, "--fewshot must be at least 0"),
+        ({"budgets": [1.2]}, r"not at 1\.2"),
+        ({"output": None, "resume": True}, "--resume needs --output"),
+        ({"baselines": {"base": "x"}}, "this name is taken"),
+    ],
+)
+def test_options_that_make_no_sense(options, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        options(**wrong)
+
+
+def test_a_baseline_must_not_have_the_plug_ins_name(options, tiny_plugin):
+    with pytest.raises(ValueError, match="the plug-in itself has this name"):
+        run(options(baselines={"flexidepth": str(tiny_plugin)}))

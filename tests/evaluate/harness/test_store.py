@@ -1,0 +1,48 @@
+"""Chunks on disk: kept as they come, read back exactly, whatever the end of the file looks like."""
+
+from __future__ import annotations
+
+import pytest
+
+from depthdial.evaluate.harness.store import Store, key_of
+
+
+def never():
+    raise AssertionError("this chunk is known")
+
+
+def test_a_chunk_is_made_once_and_read_back_exactly(tmp_path):
+    told = [[("text é\n", 1 / 3, True), (-1e-300, [2, 3])]]
+    first = Store(tmp_path / "new" / "a.jsonl").get("k", lambda: (told, [0.1, 0.2]))
+    assert Store(tmp_path / "new" / "a.jsonl").get("k", never) == first
+    assert first == ([[["text é\n", 1 / 3, True], [-1e-300, [2, 3]]]], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_line_that_was_cut_off_is_not_there_and_hurts_no_other(tmp_path, cut):
+    file = tmp_path / "a.jsonl"
+    store = Store(file)
+    for key in "abc":
+        store.get(key, lambda key=key: ([key], [1.0, 1.0]))
+    file.write_bytes(file.read_bytes()[:-cut])
+    again = Store(file)
+    assert again.get("a", never)[0] == ["a"] and again.get("b", never)[0] == ["b"]
+    assert again.get("c", lambda: (["made again"], [1.0, 1.0]))[0] == ["made again"]
+    assert Store(file).get("c", never)[0] == ["made again"]
+
+
+def test_what_fails_is_not_kept(tmp_path):
+    store = Store(tmp_path / "a.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        store.get("k", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_without_a_path_nothing_is_written():
+    store = Store()
+    assert store.get("k", lambda: ([1], [0.0, 0.0])) == store.get("k", never)
+
+
+def test_keys_tell_facts_apart():
+    assert key_of("score", 0.1, [1, 2]) == key_of("score", 0.1, [1, 2])
+    assert len({key_of("score", 0.1, [1]), key_of("score", 0.2, [1]), key_of("generate", 0.1, [1])}) == 3
