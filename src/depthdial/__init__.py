@@ -44,7 +44,7 @@ class _Types(dict):
 
     def __contains__(self, key: object) -> bool:
         if str(key).startswith("depthdial_") and not super().__contains__(key):
-            import_module("depthdial.models.scratch")
+            import_module("depthdial.models.own")
         return super().__contains__(key)
 
 

@@ -39,7 +39,11 @@ class Gate:
         """
         if self.router is None:
             raise ValueError("this gate has no router; ask the method's `decide`")
-        shifted = self.router(z).float() + offset
+        return self.of(self.router(z), offset)
+
+    def of(self, logit: Tensor, offset: Tensor | float) -> tuple[Decision, Decision]:
+        """The same from the router's logit, [B, T]."""
+        shifted = logit.float() + offset
         keep, g = shifted > self.cut, shifted.sigmoid()
         attn = Decision.hard(keep, g)
         if self.weights == "hard":

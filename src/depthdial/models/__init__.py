@@ -10,7 +10,7 @@ from depthdial.models.base import load_base
 from depthdial.models.checkpoint import attach, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
-from depthdial.models.scratch import DepthdialLlama
+from depthdial.models.own import is_own
 from depthdial.models.shipped import shipped_for
 
 __all__ = ["attach", "convert", "load", "load_base", "save"]
@@ -34,9 +34,9 @@ def load(
     Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
     """
     base, tokenizer = load_base(model, dtype, device)
-    if isinstance(base, DepthdialLlama):
+    if is_own(base):
         if plugin not in (None, "default"):
-            raise ValueError(f"{model} was pre-trained with its own routers and takes no plug-in: leave --plugin out")
+            raise ValueError(f"{model} has its own routers and takes no plug-in: leave --plugin out")
     elif plugin is None:
         convert(base, Dense())
     else:

@@ -106,7 +106,7 @@ def read(path: str | Path) -> Plugin:
             name=data["name"],
             method=method_named(fields.pop("name"), fields),
             base=Fingerprint(**data["base"]),
-            curves={kind: _curve(fields) for kind, fields in data["curves"].items()},
+            curves=curves_from(data["curves"]),
             recommended=data["recommended_budget"],
             training=data["training"],
         )
@@ -149,9 +149,12 @@ def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _curve(fields: dict[str, Any]) -> Curve:
-    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return Curve(**lists)
+def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
+    """Curves by kind of token from their JSON. Raises ValueError, TypeError or AttributeError for anything else."""
+    return {
+        kind: Curve(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        for kind, fields in data.items()
+    }
 
 
 def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:

@@ -25,9 +25,12 @@ def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text"
         if not isinstance(plugin, Plugin) or plugin.recommended is None:
             return 0.0
         budget = plugin.recommended
-    if budget == 1.0:
-        return math.inf
-    return _curve(plugin, kind, budget).offset(budget)
+    return offset_of(plugin, budget, kind)
+
+
+def offset_of(plugin: Plugin | None, budget: float, kind: Kind = "text") -> float:
+    """The logit offset for a budget by a plug-in's curves. Raises ValueError as `offset_for`."""
+    return math.inf if budget == 1.0 else _curve(plugin, kind, budget).offset(budget)
 
 
 def set_budget(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> None:

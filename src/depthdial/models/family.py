@@ -30,6 +30,8 @@ class Family:
     after_mlp: str | None = None
     head_norms: bool = False
     """Are q and k normed, head by head, before the rope?"""
+    qkv_bias: bool = False
+    """Have q, k and v biases, whatever the configuration says?"""
     plus_one: bool = False
     """Do norms scale by 1 + weight, in fp32?"""
     scales_embeddings: bool = False

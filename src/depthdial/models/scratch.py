@@ -1,7 +1,6 @@
 """A fresh model whose layers are routed from the first step: from a line such as "12x4@256" to a Hugging Face model.
 
-Base, routers and everything else are one model in one folder, of a type of its own: `AutoModelForCausalLM` opens it
-once depthdial is imported, and stock transformers refuses it by its type, "depthdial_llama". Equal cost is next door
+Base, routers and everything else are one model in one folder, of a type of its own (`own`). Equal cost is next door
 (`equal_flops`).
 """
 
@@ -13,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.method import Method
-from depthdial.methods import method_named, name_of
-from depthdial.models.convert import convert
-from depthdial.models.families import OWN
+from depthdial.methods import name_of
+from depthdial.models.own import DepthdialLlama, DepthdialLlamaConfig
 
 _SPEC = re.compile(r"(?P<layers>\d+)x(?P<heads>\d+)@(?P<width>\d+)(?P<more>(,[a-z]+=[^,]+)*)")
 _FORM = "LAYERSxHEADS@WIDTH, for example 12x4@256, and behind it ,kv=2 ,ffn=4x (or a width) ,vocab=4096 ,context=512"
@@ -91,33 +89,6 @@ class Spec:
             rms_norm_eps=1e-5,
             **{"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None, **others},
         )
-
-
-class DepthdialLlamaConfig(LlamaConfig):
-    """A Llama's configuration and the method that routes it (its name in METHODS and its fields)."""
-
-    model_type = f"{OWN}llama"
-
-    method: dict | None = None
-
-
-class DepthdialLlama(LlamaForCausalLM):
-    """A Llama converted as it is made, everything trainable: `route` and `method` as `convert` leaves them."""
-
-    config_class = DepthdialLlamaConfig
-    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012 - as transformers has it
-
-    def __init__(self, config: DepthdialLlamaConfig):
-        super().__init__(config)
-        fields = dict(config.method or {"name": "dense"})
-        method = method_named(fields.pop("name"), fields)
-        convert(self, method, frozen=False)
-        if "layer" in method.units:  # what is sharded or placed as one piece: the router reads the layer's own norm
-            self._no_split_modules = ["Routed"]
-
-
-AutoConfig.register(DepthdialLlamaConfig.model_type, DepthdialLlamaConfig, exist_ok=True)
-AutoModelForCausalLM.register(DepthdialLlamaConfig, DepthdialLlama, exist_ok=True)
 
 
 def fresh(

@@ -4,4 +4,4 @@ from transformers import Qwen2Config
 
 from depthdial.models.family import Family
 
-QWEN2 = Family(model_type="qwen2", example=Qwen2Config, sliding=True)
+QWEN2 = Family(model_type="qwen2", example=Qwen2Config, sliding=True, qkv_bias=True)

@@ -1,0 +1,68 @@
+"""`depthdial export`: one folder that vLLM runs, or that is ready for the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from depthdial.cli.generate import Model, Plugin
+
+
+def export(
+    output: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
+    format: Annotated[
+        Literal["vllm", "hf"], typer.Option(help="vllm: what vLLM runs; hf: for the hub, with a card and auto_map.")
+    ] = "vllm",
+    model: Model = "smollm2-135m-instruct",
+    plugin: Plugin = "default",
+    budget: Annotated[
+        float | None,
+        typer.Option(help="True cost the folder's dial is set to, up to 1.0. [default: what the plug-in recommends]"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", help="With --format hf: upload to this repository, private if new.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Write base, routers, adapters and dial as one folder, for vLLM or the hub."""
+    import contextlib
+    import sys
+    from json import dumps
+
+    from depthdial.models import hub, load
+    from depthdial.models.export import export as write
+    from depthdial.models.export import own_config
+    from depthdial.serve.vllm.shape import Shape
+
+    if push_to is not None and format != "hf":
+        raise ValueError("--push-to needs --format hf: the hub's readers look for the card")
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints while loading
+        opened, tokenizer = load(model, None if plugin == "none" else plugin, budget, dtype, "cpu", allow_other_weights)
+        config = own_config(opened, budget)
+        if format == "vllm":
+            Shape.of(config, env={})  # refuses what vLLM could not run
+            folder = write(opened, tokenizer, output, budget)
+        else:
+            files = hub.files(opened, config, model, push_to)
+            folder = write(opened, tokenizer, output, budget, files, hub.auto_map(config))
+    facts = {
+        "folder": str(folder),
+        "format": format,
+        "model_type": config.model_type,
+        "budget": config.budget,
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+    }
+    if push_to is not None:
+        facts["pushed_to"] = hub.push(folder, push_to)
+    if json:
+        print(dumps(facts))
+        return
+    print(f"{folder}: {facts['model_type']} at budget {config.budget}, {facts['bytes'] / 1e6:.0f} MB")
+    if format == "vllm":
+        print(f"run it: python -m vllm.entrypoints.openai.api_server --model {folder}")

@@ -1,0 +1,104 @@
+"""What the hub expects of a folder beside its weights: a model card of measured figures, and a way to the code.
+
+The code itself is not copied: the folder's one module imports depthdial, and transformers says so where it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from transformers import PreTrainedModel
+
+from depthdial.core.dial import Curve
+from depthdial.methods import name_of
+from depthdial.models.checkpoint import CARD_FILE, Plugin
+from depthdial.models.convert import method_of
+from depthdial.models.families import OWN
+from depthdial.models.own import TYPES
+from depthdial.models.short_names import SHORT_NAMES
+
+MODULE = "modeling_depthdial"
+KINDS = {"text": "prompts and scored text", "generated": "generated tokens"}
+
+
+def auto_map(config: Any) -> dict[str, str]:
+    """For config.json: where `trust_remote_code=True` finds the classes."""
+    made, model = TYPES[config.model_type.removeprefix(OWN)]
+    return {"AutoConfig": f"{MODULE}.{made.__name__}", "AutoModelForCausalLM": f"{MODULE}.{model.__name__}"}
+
+
+def files(model: PreTrainedModel, config: Any, name: str, repository: str | None = None) -> Mapping[str, str]:
+    """The card and the module, by file name. name: of the base, as it was asked for."""
+    names = ", ".join(made.__name__ for made in TYPES[config.model_type.removeprefix(OWN)])
+    code = (
+        f'"""Opens this folder: needs `pip install depthdial`."""\n\nfrom depthdial.models.own import {names}  # noqa\n'
+    )
+    return {f"{MODULE}.py": code, CARD_FILE: card(model, config, name, repository)}
+
+
+def card(model: PreTrainedModel, config: Any, name: str, repository: str | None = None) -> str:
+    """The model card: what it is, how to run it, and the dial as it was measured. Nothing is claimed beside that."""
+    plugin = getattr(model, "plugin", None)
+    method, curves = method_of(model), plugin.curves if isinstance(plugin, Plugin) else {}
+    licence = SHORT_NAMES[name].licence.lower() if name in SHORT_NAMES else None
+    place = repository or "FOLDER"
+    lines = ["---", *([f"license: {licence}"] if licence in ("apache-2.0",) else []), f"base_model: {name}"]
+    lines += ["library_name: depthdial", "pipeline_tag: text-generation"]
+    lines += [f"tags: [adaptive-depth, layer-skipping, {name_of(method)}]", "---", ""]
+    set_to = "in its trained form" if config.budget is None else f"at a true cost of {config.budget} of dense"
+    layers = f"{len(list(method.layers(config.num_hidden_layers)))} of {config.num_hidden_layers} layers"
+    text = f"""# {place.rpartition("/")[2]}
+
+`{name}` with routers on {layers} ({type(method).__name__}): each token runs as many layers as its
+routers ask for, here {set_to}. The base's own weights are unchanged.
+
+## Use
+    pip install depthdial
+
+    import depthdial
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("{place}")
+    tokenizer = AutoTokenizer.from_pretrained("{place}")
+    depthdial.load("{place}", budget=0.9)           # the same, the dial turned
+
+Plain transformers weighs skipped layers by zero and saves no time; depthdial's engine and vLLM skip them:
+
+    depthdial generate --model {place} "Hello"
+    vllm serve {place}                              # DEPTHDIAL_BUDGET=0.8 turns the dial
+
+"""
+    tables = [_table(kind, curve) for kind, curve in curves.items()]
+    dial = ["## The dial, as it was measured on held-out text", *tables] if tables else []
+    return "\n".join(lines) + text + "\n".join(dial)
+
+
+def _table(kind: str, curve: Curve) -> str:
+    rows = zip(curve.offsets, curve.costs, curve.kls, strict=True)
+    body = "\n".join(f"| {offset:+.2f} | {cost:.3f} | {kl:.4f} |" for offset, cost, kl in rows)
+    head = "| logit offset | true cost | KL from the base, nats/token |\n|---|---|---|"
+    return f"\nFor {KINDS.get(kind, kind)}:\n\n{head}\n{body}\n"
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to a model repository of the hub, made private where it is new; gives its address.
+
+    Raises ValueError, with the remedy, where the hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository)
+    except HFValidationError as error:
+        raise ValueError(f"{repository!r} cannot be a hub repository; write owner/name") from error
+    except LocalTokenNotFoundError as error:
+        raise ValueError("the hub does not know who you are; log in with `hf auth login`") from error
+    except OfflineModeIsEnabled as error:
+        raise ValueError("HF_HUB_OFFLINE is set; unset it to upload") from error
+    except (HfHubHTTPError, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the hub did not take {repository}: {said}; {folder} is whole, try again") from error
+    return str(url)

@@ -1,0 +1,172 @@
+"""Model types of our own: a family's Hugging Face model, converted as it is made, so that one folder holds all of it.
+
+`AutoModelForCausalLM` opens such a folder once depthdial is imported, and stock transformers refuses it by its type
+("depthdial_llama" and so on) instead of running every layer in silence. Models pre-trained with their routers
+(`models.scratch`) and exported ones (`models.export`) are of these types.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from depthdial.core.method import Method
+from depthdial.methods import method_named
+from depthdial.models.checkpoint import Plugin, curves_from
+from depthdial.models.convert import convert
+from depthdial.models.dial import set_budget
+from depthdial.models.families import OWN
+from depthdial.models.fingerprint import Fingerprint
+
+
+def method_from(config: PretrainedConfig) -> Method:
+    """The method that routes a model of one of our types; a configuration without one is dense."""
+    fields = dict(config.method or {"name": "dense"})
+    return method_named(fields.pop("name"), fields)
+
+
+def plugin_from(config: PretrainedConfig) -> Plugin | None:
+    """What an exported configuration knows of its plug-in; None where nothing is (a model made from nothing).
+
+    Raises ValueError for a base or curves that cannot be read.
+    """
+    if config.base is None:
+        return None
+    try:
+        base, curves = Fingerprint(**config.base), curves_from(config.curves or {})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"config.json: base or curves cannot be read ({error}); export the model again") from error
+    return Plugin(f"{base.model_type}-exported", method_from(config), base, curves, recommended=config.budget)
+
+
+def _routed(model: Any, config: PretrainedConfig) -> None:
+    """Convert a model that is being made, everything trainable, and turn its dial to the configuration's budget."""
+    method = method_from(config)
+    convert(model, method, frozen=False)
+    vars(model).update(plugin=plugin_from(config))
+    set_budget(model, None if model.plugin is None else config.budget)
+    if "layer" in method.units:  # what is sharded or placed as one piece: the router reads the layer's own norm
+        model._no_split_modules = ["Routed"]
+
+
+class DepthdialLlamaConfig(LlamaConfig):
+    """A Llama's configuration and the method that routes it (its name in METHODS and its fields)."""
+
+    model_type = f"{OWN}llama"
+
+    method: dict | None = None
+    budget: float | None = None
+    """True cost relative to dense that the dial is set to; None is the trained form."""
+    curves: dict | None = None
+    """The plug-in's measured curves, as in its method.json."""
+    base: dict | None = None
+    """The fingerprint of the base that was exported; None for a model pre-trained with its routers."""
+
+
+class DepthdialMistralConfig(MistralConfig):
+    """The same for Mistral."""
+
+    model_type = f"{OWN}mistral"
+
+    method: dict | None = None
+    budget: float | None = None
+    curves: dict | None = None
+    base: dict | None = None
+
+
+class DepthdialQwen2Config(Qwen2Config):
+    """The same for Qwen2."""
+
+    model_type = f"{OWN}qwen2"
+
+    method: dict | None = None
+    budget: float | None = None
+    curves: dict | None = None
+    base: dict | None = None
+
+
+class DepthdialQwen3Config(Qwen3Config):
+    """The same for Qwen3."""
+
+    model_type = f"{OWN}qwen3"
+
+    method: dict | None = None
+    budget: float | None = None
+    curves: dict | None = None
+    base: dict | None = None
+
+
+class DepthdialLlama(LlamaForCausalLM):
+    """A Llama converted as it is made, everything trainable: `route` and `method` as `convert` leaves them."""
+
+    config_class = DepthdialLlamaConfig
+    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012 - as transformers has it
+
+    def __init__(self, config: DepthdialLlamaConfig):
+        super().__init__(config)
+        _routed(self, config)
+
+
+class DepthdialMistral(MistralForCausalLM):
+    """The same for Mistral."""
+
+    config_class = DepthdialMistralConfig
+    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
+
+    def __init__(self, config: DepthdialMistralConfig):
+        super().__init__(config)
+        _routed(self, config)
+
+
+class DepthdialQwen2(Qwen2ForCausalLM):
+    """The same for Qwen2."""
+
+    config_class = DepthdialQwen2Config
+    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
+
+    def __init__(self, config: DepthdialQwen2Config):
+        super().__init__(config)
+        _routed(self, config)
+
+
+class DepthdialQwen3(Qwen3ForCausalLM):
+    """The same for Qwen3."""
+
+    config_class = DepthdialQwen3Config
+    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
+
+    def __init__(self, config: DepthdialQwen3Config):
+        super().__init__(config)
+        _routed(self, config)
+
+
+TYPES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "llama": (DepthdialLlamaConfig, DepthdialLlama),
+    "mistral": (DepthdialMistralConfig, DepthdialMistral),
+    "qwen2": (DepthdialQwen2Config, DepthdialQwen2),
+    "qwen3": (DepthdialQwen3Config, DepthdialQwen3),
+}
+"""Our types, by the family they are made from."""
+
+for _config, _model in TYPES.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
+
+
+def is_own(model: PreTrainedModel) -> bool:
+    """Is the model of one of our types?"""
+    return any(isinstance(model, kind) for _, kind in TYPES.values())
