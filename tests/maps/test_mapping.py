@@ -101,7 +101,7 @@ def test_shards_make_the_same_parts(mapper, tmp_path):
 
 
 def test_a_card_tells_what_is_there(mapper, tmp_path):
-    tasks = Tasks(["repeat", "copy"], count=2)
+    tasks = Tasks(["repeat", "continue"], count=2, text="A b c. " * 12)
     folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, tasks.told, mapper.settings.told))
     done = make(tasks, mapper, folder, licence="apache-2.0", show=False)
     card, found = (folder.path / "README.md").read_text(), read(folder.path)

@@ -133,6 +133,8 @@ class Mapper:
         texts = [self._given(prompt) for prompt in prompts]
         limit = self.settings.max_new_tokens
         open_ = [i for i, text in enumerate(texts) if limit and not any(text.generated)]
+        if not open_:
+            return texts
         outputs = self.llm.generate([list(texts[i].ids) for i in open_], SamplingParams(max_tokens=limit))
         for i, output in zip(open_, outputs, strict=True):
             prompt, answer = output.prompt_token_ids, output.token_ids
