@@ -17,7 +17,7 @@ import uvicorn
 from depthdial.serve.app import make_app
 from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.run import bound
+from depthdial.serve.run import bound, config
 from depthdial.serve.settings import EngineSettings, Limits, Settings
 
 KEY = "opensesame"
@@ -83,7 +83,7 @@ def served(settings: Settings) -> Iterator[Served]:
             listener.listen()
         urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
         for of in (settings, strict):
-            servers.append(uvicorn.Server(uvicorn.Config(make_app(of, engine), log_level="error")))
+            servers.append(uvicorn.Server(config(make_app(of, engine), of)))
         started.set_result(Served(engine, asyncio.get_running_loop(), *urls))
         await asyncio.gather(*(s.serve(sockets=[at]) for s, at in zip(servers, listeners, strict=True)))
         await engine.stop()

@@ -26,7 +26,7 @@ def exchange(url: str, data: bytes, close: bool = False) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer ", f"Bearer {KEY}x", "Basic " + KEY, "Bearer ä"])
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer", f"Bearer {KEY}x", "Basic " + KEY, "Bearer ä"])
 def test_without_the_key_nothing_is_done(served, given):
     headers = [] if given is None else [(b"Authorization", given.encode())]
     for path in ("/v1/models", "/v1/chat/completions", "/v1/nothing"):
@@ -84,4 +84,4 @@ def test_browsers_are_told_to_trust_nothing_else(served):
         headers = httpx.get(served.url + path, timeout=60).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
-        assert (headers["x-content-type-options"] == "nosniff" and "server" not in headers) or path == "/nothing"
+        assert headers["x-content-type-options"] == "nosniff" and "server" not in headers

@@ -9,6 +9,7 @@ import signal
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from depthdial.serve.app import make_app
 from depthdial.serve.engine_process import EngineProcess
@@ -41,11 +42,9 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket, host: str, say) -> None:
-    engine = EngineProcess(settings, Metrics(settings.name))
-    await engine.start()
-    app = make_app(settings, engine)
-    config = uvicorn.Config(
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the app: quiet, with limits, and long enough in stopping for the longest answer."""
+    return uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
@@ -56,7 +55,13 @@ async def _serve(settings: Settings, listener: socket.socket, host: str, say) ->
         h11_max_incomplete_event_size=65536,
         backlog=2048,
     )
-    server = uvicorn.Server(config)
+
+
+async def _serve(settings: Settings, listener: socket.socket, host: str, say) -> None:
+    engine = EngineProcess(settings, Metrics(settings.name))
+    await engine.start()
+    app = make_app(settings, engine)
+    server = uvicorn.Server(config(app, settings))
     # uvicorn stops and drains on these, and raises them again when all is done: then they have had their effect
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +18,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Body(Strict):
+    """A whole request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):  # JSON can write half a surrogate pair, and no end of brackets
+            raise ValueError("the body has text that is no Unicode, or is nested too deeply") from None
+        return data
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
     """Send a last chunk with the number of tokens."""
@@ -24,7 +38,7 @@ class StreamOptions(Strict):
     """Known, and without meaning here."""
 
 
-class Generating(Strict):
+class Generating(Body):
     """What both kinds of request have in common. Fields in the last group are OpenAI's: known, and refused where they
     would have to change the answer."""
 
@@ -153,7 +167,7 @@ class MapTurn(Strict):
     content: str
 
 
-class MapRequest(Strict):
+class MapRequest(Body):
     """POST /v1/depth/map"""
 
     messages: Annotated[list[MapTurn], Field(min_length=1, max_length=2048)]

@@ -1,0 +1,99 @@
+"""How deep each token ran, out of vLLM's workers: a log in the model, and an extension of the worker that hands it out.
+
+The seam is vLLM's own: `LLM(..., worker_extension_cls=EXTENSION)` and `collective_rpc`. Nothing is kept until asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+EXTENSION = "depthdial.serve.vllm.depths.DepthExtension"
+
+
+class Seen(TypedDict):
+    """What one pass did with the tokens of one request."""
+
+    request: str
+    """vLLM's own name of it: the request's id, and after a dash eight characters."""
+    positions: list[int]
+    ran: list[list[bool]]
+    """For each of these tokens, which layers ran."""
+
+
+@dataclass
+class DepthLog:
+    """Decisions pass by pass. One per model; tensors are read at the end of a pass."""
+
+    layers: int
+    requests: Callable[[], Sequence[str]] | None = None
+    """Names of the requests of the current pass, in its order; None: nothing is kept."""
+    seen: list[Seen] = field(default_factory=list)
+    _keep: dict[int, Tensor] = field(default_factory=dict)
+
+    def decided(self, layer: int, keep: Tensor) -> None:
+        """keep: bool [T]."""
+        if self.requests is not None:
+            self._keep[layer] = keep
+
+    def ended(self, positions: Tensor, of: Tensor) -> None:
+        """A pass has ended. positions: int64 [T]; of: int64 [T], which request each token belongs to."""
+        if self.requests is None:
+            return
+        ran = torch.ones(len(positions), self.layers, dtype=torch.bool)
+        for layer, keep in self._keep.items():
+            ran[:, layer] = keep.cpu()
+        self._keep.clear()
+        positions, of = positions.cpu(), of.cpu()
+        for index, name in enumerate(self.requests()):
+            mine = of == index
+            if mine.any():
+                self.seen.append(Seen(request=name, positions=positions[mine].tolist(), ran=ran[mine].tolist()))
+
+
+class DepthExtension:
+    """Methods that vLLM adds to its worker; each is called on all ranks by `collective_rpc(name)`."""
+
+    model_runner: Any
+
+    def depthdial_record(self, on: bool = True) -> None:
+        """Begin to keep decisions, or stop and forget."""
+        log = self._depthdial_log()
+        runner = self.model_runner
+        log.requests = (lambda: runner.input_batch.req_ids) if on else None
+        log.seen.clear()
+
+    def depthdial_decisions(self) -> list[Seen]:
+        """What was kept since the last call."""
+        log = self._depthdial_log()
+        seen, log.seen = log.seen, []
+        return seen
+
+    def _depthdial_log(self) -> DepthLog:
+        log = vars(self.model_runner.get_model()).get("log")
+        if not isinstance(log, DepthLog):
+            raise ValueError("this model was not exported by depthdial; depth is known of those only")
+        return log
+
+
+def layers_used(seen: Sequence[Seen], request: str) -> dict[int, int]:
+    """How many layers each token of a request ran, by its place in the text; tokens whose K and V came out of the
+    prefix cache are not there. A token that ran again (after preemption) counts as it ran last.
+
+    request: its id as vLLM's outputs say it.
+    """
+    depths: dict[int, int] = {}
+    for one in seen:
+        if one["request"] == request or one["request"].rpartition("-")[0] == request:
+            depths |= {place: sum(ran) for place, ran in zip(one["positions"], one["ran"], strict=True)}
+    return depths
+
+
+def histogram(seen: Sequence[Seen]) -> Counter[int]:
+    """How many tokens ran how many layers."""
+    return Counter(sum(ran) for one in seen for ran in one["ran"])

@@ -1,0 +1,92 @@
+"""One decoder layer in vLLM: attention and MLP for the tokens that run, the adapter for those that do not.
+
+It must equal `core.routed`'s dense reference; the decision itself is `core.gate`'s, on a logit that all ranks share.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+
+from depthdial.core.decision import Decision
+from depthdial.core.gate import Gate
+from depthdial.serve.vllm.attention import RowAttention, Tokens
+from depthdial.serve.vllm.depths import DepthLog
+from depthdial.serve.vllm.shape import Shape, gate_of, parts_of
+
+
+class MLP(nn.Module):
+    """SiLU(gate(x)) * up(x), down; split over the ranks."""
+
+    def __init__(self, config: VllmConfig, shape: Shape, prefix: str):
+        super().__init__()
+        more: Any = {"bias": shape.mlp_bias, "quant_config": config.quant_config, "return_bias": False}
+        sizes = [shape.intermediate] * 2
+        self.gate_up_proj = MergedColumnParallelLinear(shape.hidden, sizes, prefix=f"{prefix}.gate_up_proj", **more)
+        self.down_proj = RowParallelLinear(shape.intermediate, shape.hidden, prefix=f"{prefix}.down_proj", **more)
+        self.activation = SiluAndMul()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, d] -> [n, d]."""
+        return self.down_proj(self.activation(self.gate_up_proj(x)))
+
+
+class RoutedLayer(nn.Module):
+    """A Llama-like layer, routed or not. Routers and adapters are whole on every rank."""
+
+    def __init__(self, config: VllmConfig, shape: Shape, layer: int, log: DepthLog, prefix: str):
+        super().__init__()
+        self._layer, self._log, self._offset = layer, log, shape.offset
+        self.self_attn = RowAttention(config, shape, layer, f"{prefix}.self_attn")
+        self.mlp = MLP(config, shape, f"{prefix}.mlp")
+        self.input_layernorm = RMSNorm(shape.hidden, eps=shape.eps)
+        self.post_attention_layernorm = RMSNorm(shape.hidden, eps=shape.eps)
+        self.parts = parts_of(shape.method, layer, shape.dims) if layer in shape.routed() else nn.ModuleDict()
+        self.gate = gate_of(shape.method, self.parts, layer) if len(self.parts) else None
+
+    def forward(self, positions: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
+        """x: the residual stream, [T, d] -> [T, d]. tokens: None while vLLM warms up; then all of them run."""
+        z = self.input_layernorm(x)
+        if self.gate is None or tokens is None or self._offset == float("inf"):
+            x = x + self.self_attn.whole(positions, z)
+            return x + self.mlp(self.post_attention_layernorm(x))
+        decision = self._decide(self.gate, z)
+        keep = decision.keep[0]
+        self._log.decided(self._layer, keep)
+        kept, skipped = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+        if not len(skipped):
+            x = x + self.self_attn.whole(positions, z)
+            return self._weighed(x, self.mlp(self.post_attention_layernorm(x)), decision.run[0])
+        self.self_attn.write(positions, z)
+        y = x.clone()
+        if len(kept):
+            h = x[kept] + self.self_attn.rows(tokens, z[kept], kept)
+            y[kept] = self._weighed(h, self.mlp(self.post_attention_layernorm(h)), decision.run[0, kept])
+        if self.gate.adapter is not None:
+            before = x[skipped]
+            update = self.gate.adapter(self.post_attention_layernorm(before))
+            y[skipped] = self._weighed(before, update, decision.skip[0, skipped])
+        return y
+
+    def _decide(self, gate: Gate, z: Tensor) -> Decision:
+        """The MLP's decision, whose `keep` is attention's, too, [1, T]: the same on every rank, or they would wait for
+        each other for ever."""
+        assert gate.router is not None
+        logit = gate.router(z[None])
+        group = get_tp_group()
+        if group.world_size > 1:
+            logit = group.broadcast(logit.contiguous(), src=0)
+        return gate.of(logit, self._offset)[1]
+
+    @staticmethod
+    def _weighed(x: Tensor, update: Tensor, weight: Tensor) -> Tensor:
+        """x + weight * update. x, update: [n, d]; weight: float [n]."""
+        return x + update * weight[:, None].to(x.dtype)

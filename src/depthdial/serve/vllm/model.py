@@ -1,0 +1,129 @@
+"""The causal LM that vLLM runs for every exported model: embedding, routed layers, head, and the names of the weights.
+
+It is eager: how many tokens run a layer changes from pass to pass.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.platforms import current_platform
+
+from depthdial.serve.vllm.attention import Tokens, metadata_of
+from depthdial.serve.vllm.depths import DepthLog
+from depthdial.serve.vllm.layer import RoutedLayer
+from depthdial.serve.vllm.shape import Shape
+
+log = init_logger(f"vllm.{__name__}")
+
+PACKED = {"gate_up_proj": ["gate_proj", "up_proj"], "kv_proj": ["k_proj", "v_proj"]}
+"""Projections that are one matrix here and several on disk."""
+_PART = re.compile(r"^(.*\.layers\.\d+)\.(?:(self_attn|mlp)\.)?parts\.(.*)$")
+_UNIT = {"self_attn": "attn", "mlp": "mlp", None: "layer"}
+
+
+class RoutedModel(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, config: VllmConfig, shape: Shape, seen: DepthLog, prefix: str):
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(
+            shape.vocabulary, shape.hidden, quant_config=config.quant_config, prefix=f"{prefix}.embed_tokens"
+        )
+        self.layers = nn.ModuleList(
+            RoutedLayer(config, shape, layer, seen, f"{prefix}.layers.{layer}") for layer in range(len(shape.windows))
+        )
+        self.norm = RMSNorm(shape.hidden, eps=shape.eps)
+
+
+class RoutedForCausalLM(nn.Module):
+    """vLLM's interface of a text-generation model. Raises ValueError, before weights are read, for what cannot run."""
+
+    packed_modules_mapping = PACKED
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_stacked={f".{name}": (f".{one}", i) for one, of in PACKED.items() for i, name in enumerate(of)}
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        if not current_platform.is_cpu():
+            if not vllm_config.model_config.enforce_eager:
+                raise ValueError("the number of tokens that run a layer varies, and a CUDA graph's does not; "
+                                 "pass --enforce-eager")  # fmt: skip
+            log.warning("depthdial's models have been verified on vLLM's CPU backend only, not on this one")
+        self.config = vllm_config.model_config.hf_config
+        shape = Shape.of(self.config)
+        self.log = DepthLog(len(shape.windows))
+        start = f"{prefix}." if prefix else ""
+        self.model = RoutedModel(vllm_config, shape, self.log, f"{start}model")
+        self.lm_head = ParallelLMHead(
+            shape.vocabulary, shape.hidden, quant_config=vllm_config.quant_config, prefix=f"{start}lm_head"
+        )
+        if shape.tied:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(shape.vocabulary)
+        self._first = f"{start}model.layers.0.self_attn.attn"
+        log.info("depthdial: %s, offset %.3f", type(shape.method).__name__, shape.offset)
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """input_ids: int [T] -> [T, d]."""
+        return self.model.embed_tokens(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """One pass over the tokens of several requests. input_ids, positions: int [T] -> [T, d]."""
+        assert intermediate_tensors is None, "no pipeline parallelism: vLLM refuses it for this model"
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_input_ids(input_ids)
+        x, tokens = inputs_embeds, self._tokens(positions)
+        for layer in self.model.layers:
+            x = layer(positions, x, tokens)
+        if tokens is not None:
+            self.log.ended(positions, tokens.requests)
+        return self.model.norm(x)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """hidden_states: [n, d] -> [n, V]; None on ranks that do not gather."""
+        return self.logits_processor(self.lm_head, hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Weights under the names of the exported folder; gives the names of those that were filled."""
+        named = ((stock_name(name), weight) for name, weight in weights)
+        return AutoWeightsLoader(self).load_weights(named, mapper=self.hf_to_vllm_mapper)
+
+    def _tokens(self, positions: Tensor) -> Tokens | None:
+        metadata = metadata_of(self._first)
+        if metadata is None:
+            return None
+        starts = metadata.query_start_loc.to(torch.int64)
+        counts = starts[1:] - starts[:-1]
+        requests = torch.repeat_interleave(torch.arange(len(counts), device=positions.device), counts)
+        assert len(requests) == len(positions), "a padded pass: pass --enforce-eager"
+        return Tokens(positions, requests)
+
+
+def stock_name(name: str) -> str:
+    """A tensor's name as this model has it: what routing wraps around a unit is left out, its parts stand by unit."""
+    name = name.replace(".unit.", ".")
+    if (found := _PART.match(name)) is None:
+        return name
+    layer, unit, rest = found.groups()
+    return f"{layer}.parts.{_UNIT[unit]}.{rest}"
