@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -42,6 +43,13 @@ def main() -> None:
     parser.add_argument("--plugin", metavar="NAME=PATH", type=_named, action="append", default=[])
     parser.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
+    parser.add_argument(
+        "--after",
+        type=Path,
+        action="append",
+        default=[],
+        help="JSON of another part of this table, on the same text; it comes first",
+    )
     parser.add_argument("--peer-dial", choices=("threshold", "logit"), action="append", help="default: both")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--budgets", type=_numbers, default=_numbers(BUDGETS))
@@ -65,7 +73,7 @@ def main() -> None:
 
 def benchmark(args: argparse.Namespace) -> None:
     """Run it. Raises ValueError, one line with the remedy, for bad arguments."""
-    if not args.plugin and not args.peer:
+    if not args.plugin and not args.peer and not args.after:
         raise ValueError("nothing to measure; give --plugin NAME=PATH or --peer NAME=PATH")
     if args.output.exists():
         raise ValueError(f"{args.output} is there already, and results are never edited after; choose another --output")
@@ -75,6 +83,8 @@ def benchmark(args: argparse.Namespace) -> None:
     held = held_out(args.data, tokenizer, args.tokens, args.length, args.batch, args.seed)
     setup = Setup(args.model, args.dtype, args.device, args.compile, held, args.seed)
     results = about(args, held)
+    for path in args.after:
+        _continue(results, path)
     ours = plugins(setup, args.plugin, bare_too=not args.trained_only)
     for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
@@ -146,6 +156,24 @@ def _classes(subject: Subject, held: Held, scores: Scores, align: Any) -> list[d
     pairs = list(zip(subject.text.batches, held.classes, strict=True))
     by_class = {name: torch.cat([align(b, c[name]) for b, c in pairs]) for name in held.classes[0]}
     return [dataclasses.asdict(row) for row in depth_table(by_class, scores.layers, scores.row)]
+
+
+def _continue(results: dict[str, Any], path: Path) -> None:
+    """Take over the subjects of another part of the table. ValueError if it was made of another text or otherwise."""
+    try:
+        before = json.loads(path.read_text())
+        same = all(before[key] == plain(results[key]) for key in ("what", "model", "arguments"))
+        same = same and before["text"]["kinds"] == plain(results["text"]["kinds"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--after {path} is no result of this benchmark") from None
+    if not same or not before["complete"]:
+        raise ValueError(f"--after {path} is not complete, or was measured on another text or with other arguments")
+    part = {key: before[key] for key in ("date", "commit", "machine", "versions", "seconds")}
+    part["subjects"] = [found["name"] for found in before["subjects"]]
+    results["parts"] = [*results.get("parts", ()), *before.get("parts", ()), part]
+    results["subjects"] += before["subjects"]
+    results["routes"] |= before["routes"]
+    results["base"], results["text"]["groups"] = before["base"], before["text"]["groups"]
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -62,12 +63,13 @@ def test_words_of_two_neighbouring_records_make_no_passage(heldout_text):
 def data(tmp_path_factory, heldout_text) -> Path:
     """The files that the recipe and the benchmark name, with a few words in each."""
     folder = tmp_path_factory.mktemp("data")
-    rows = [{"prompt": f"fox number {i} jumps over the dog", "completion": "the quick brown fox"} for i in range(900)]
+    words = [*"abcdefghijklmnopqrstuvwxyz"]
+    drawn = [random.Random(i).choices(words, k=24) for i in range(2000)]  # no two share a passage
+    rows = [{"prompt": " ".join(row[:16]), "completion": " ".join(row[16:])} for row in drawn]
     prose = [{"text": "the lazy dog and the other foxes " * 20}]
     files = {f"train/{name}": rows[i::7] for i, name in enumerate(heldout_text.recipe().FILES)}
-    files |= {
-        "eval/gsm8k_test": [{"question": f"{i} foxes and 2 dogs?", "answer": f"{i} + 2\n#### 4"} for i in range(9)]
-    }
+    backwards = [" ".join(reversed(row)) for row in drawn[:60]]
+    files["eval/gsm8k_test"] = [{"question": text, "answer": "2 + 2\n#### 4"} for text in backwards]
     files |= {"text/wikitext2_test": prose, "text/wikipedia_demo": prose}
     for name, content in files.items():
         path = folder / f"{name}.jsonl.gz"
@@ -98,7 +100,8 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
         f"static={other}",
     ]
     sizes = ["--tokens", 256, "--length", 64, "--batch", 2, "--budgets", "1.0,0.9,0.3", "--tolerance", 0.02]
-    done = run(*words, *map(str, sizes), "--dtype", "float32", "--output", output)
+    settings = [*map(str, sizes), "--dtype", "float32"]
+    done = run(*words, *settings, "--output", output)
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     assert results["complete"]
@@ -115,6 +118,20 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
     assert str(tmp_path) not in output.read_text() and str(data) not in output.read_text()
     assert "| static, no adapters |" in done.stdout
 
+    parts = [tmp_path / "flexidepth.json", tmp_path / "both.json"]
+    assert run(*words[:6], *settings, "--output", parts[0]).returncode == 0
+    rest = [*words[:4], *words[6:]]
+    assert run(*rest, *settings, "--after", parts[0], "--output", parts[1]).returncode == 0
+    both = json.loads(parts[1].read_text())
+    assert [_untimed(s) for s in both["subjects"]] == [_untimed(s) for s in results["subjects"]]
+    assert both["routes"] == results["routes"] and [p["subjects"] for p in both["parts"]] == [["flexidepth"]]
+    other_text = run(*rest, "--tokens", "128", "--after", parts[0], "--output", tmp_path / "never.json")
+    assert other_text.returncode == 2 and "another text" in other_text.stderr
+
     again = run(*words, "--output", output)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1 and "choose another --output" in again.stderr
+
+
+def _untimed(subject: dict) -> dict:
+    return {**subject, "points": [{**point, "seconds": None} for point in subject["points"]]}
