@@ -119,6 +119,9 @@ def test_what_cannot_be_drawn_is_refused(tiny_map, made_up, six_layers):
     other = DepthMap(six_layers, [made_up([6, 5], id="elsewhere")])
     with pytest.raises(ValueError, match="no text in common"):
         page([tiny_map, other])
+    same_name = DepthMap(six_layers, [made_up([6, 5], id=tiny_map.rows[0].id)])
+    with pytest.raises(ValueError, match="no text in common"):
+        page([tiny_map, same_name])
     deeper: Facts = dataclasses.replace(tiny_map.facts, layers=8)
     with pytest.raises(ValueError, match="6 and 8 layers"):
         page([tiny_map, dataclasses.replace(tiny_map, facts=deeper)])

@@ -68,6 +68,7 @@ def test_a_part_does_not_depend_on_the_parts_before_it(tiny_converted, tiny_toke
     after.rows(prompts[:3])
     fresh = Mapper(tiny_converted, tiny_tokenizer, "tiny", None, settings)
     for a, b in zip(after.rows(prompts[3:]), fresh.rows(prompts[3:]), strict=True):
+        assert a.ran is not None and b.ran is not None and a.entropy is not None and b.entropy is not None
         assert a.pieces == b.pieces and np.array_equal(a.entropy, b.entropy) and np.array_equal(a.ran, b.ran)
 
 

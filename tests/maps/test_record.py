@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,11 @@ from depthdial.models.convert import convert
 WORDS = ("the quick brown fox", "the lazy dog jumps over the other lazy dog", "fox", "12 dogs")
 
 
+def rows_of(recorder: Recorder, texts: list[Text]) -> list[Any]:
+    """The rows, with every column taken as recorded."""
+    return list(recorder.rows(texts))
+
+
 @pytest.fixture(scope="module")
 def texts(tiny_tokenizer):
     ids = [tiny_tokenizer.encode(words, add_special_tokens=False) for words in WORDS]
@@ -28,7 +34,7 @@ def texts(tiny_tokenizer):
 def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
     recorder = Recorder(tiny_converted, tiny_tokenizer, 0.3, scores=True, alternatives=2)
     route = tiny_converted.route
-    for text, row in zip(texts, recorder.rows(texts), strict=True):
+    for text, row in zip(texts, rows_of(recorder, texts), strict=True):
         ids = torch.tensor([list(text.ids)])
         with torch.no_grad():
             route.offset = 0.3
@@ -51,28 +57,28 @@ def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
 
 def test_depths_vary_and_the_dial_moves_them(tiny_converted, tiny_tokenizer, texts):
     shallow, deep = (
-        np.concatenate([row.layers_used for row in Recorder(tiny_converted, tiny_tokenizer, offset).rows(texts)])
+        np.concatenate([row.layers_used for row in rows_of(Recorder(tiny_converted, tiny_tokenizer, offset), texts)])
         for offset in (-1.0, 1.0)
     )
     assert shallow.mean() < deep.mean() < 6 and shallow.std() > 0
 
 
 def test_a_text_does_not_depend_on_its_batch(tiny_converted, tiny_tokenizer, texts):
-    together = Recorder(tiny_converted, tiny_tokenizer, 0.0).rows(texts)
-    alone = Recorder(tiny_converted, tiny_tokenizer, 0.0, batch_tokens=1).rows(texts)
+    together = rows_of(Recorder(tiny_converted, tiny_tokenizer, 0.0), texts)
+    alone = rows_of(Recorder(tiny_converted, tiny_tokenizer, 0.0, batch_tokens=1), texts)
     for a, b in zip(together, alone, strict=True):
         assert a.id == b.id and np.array_equal(a.ran, b.ran)
         assert np.allclose(a.entropy, b.entropy, atol=1e-5)
 
 
 def test_the_base_alone_runs_every_layer(tiny_converted, tiny_tokenizer, texts):
-    rows = Recorder(tiny_converted, tiny_tokenizer, math.inf, scores=True).rows(texts)
+    rows = rows_of(Recorder(tiny_converted, tiny_tokenizer, math.inf, scores=True), texts)
     assert all((row.layers_used == 6).all() and row.scores is None and row.entropy is not None for row in rows)
 
 
 def test_without_the_base_there_is_no_entropy(tiny_converted, tiny_tokenizer, texts):
-    full = Recorder(tiny_converted, tiny_tokenizer, 0.0).rows(texts)
-    rows = Recorder(tiny_converted, tiny_tokenizer, 0.0, base=False).rows(texts)
+    full = rows_of(Recorder(tiny_converted, tiny_tokenizer, 0.0), texts)
+    rows = rows_of(Recorder(tiny_converted, tiny_tokenizer, 0.0, base=False), texts)
     assert all(row.entropy is None and row.surprisal is None for row in rows)
     assert all(np.array_equal(a.ran, b.ran) for a, b in zip(full, rows, strict=True))
 
@@ -86,7 +92,7 @@ def test_the_model_is_left_as_it_was(tiny_converted, tiny_tokenizer, texts):
     tiny_converted.train()
     tiny_converted.route.offset = 0.125
     try:
-        Recorder(tiny_converted, tiny_tokenizer, 1.0).rows(texts)
+        rows_of(Recorder(tiny_converted, tiny_tokenizer, 1.0), texts)
         assert tiny_converted.training and tiny_converted.route.offset == 0.125
     finally:
         tiny_converted.eval()

@@ -25,6 +25,7 @@ def test_tasks_of_a_kind_share_their_material():
 
 def test_the_answers_are_right():
     for prompt in Tasks(["add", "multiply", "repeat"], count=40):
+        assert prompt.answer is not None
         numbers = [int(n) for n in re.findall(r"\d+", prompt.prompt)]
         assert 2 <= len(numbers) <= 5
         if prompt.task == "repeat":

@@ -167,5 +167,6 @@ def html(
     maps = [read(path) for path in (map_, other) if path is not None]
     if output.is_dir() or not output.parent.is_dir():
         raise ValueError(f"{output} cannot be a page: name a file in a folder that is there")
-    write_text(output, page(maps, title, limit))
-    print(f"{output}: {min(limit, len(maps[0].rows))} texts, {output.stat().st_size / 1e6:.1f} MB")
+    drawn = page(maps, title, limit)
+    write_text(output, drawn)
+    print(f"{output}: {drawn.count('<article ')} texts, {output.stat().st_size / 1e6:.1f} MB")

@@ -28,6 +28,7 @@ The model has {layers} layers; {always_on} always run, and {routed} may be skipp
 
 ```python
 from datasets import load_dataset
+
 texts = load_dataset("FOLDER", split="train")
 texts[0]["layers_used"]
 ```
@@ -55,9 +56,10 @@ t + 1, unless another is said.
 
 ```python
 import numpy as np
+
 row = texts.with_format("numpy")[0]
 mask = np.frombuffer(row["run_mask"], np.uint8).reshape(-1, {bytes})
-ran = np.unpackbits(mask, axis=1, count={layers}, bitorder="little").astype(bool)   # [tokens, layers]
+ran = np.unpackbits(mask, axis=1, count={layers}, bitorder="little").astype(bool)  # [tokens, layers]
 ```
 
 Depths are those of the reference implementation in {dtype}, all tokens of a text in one pass. Format version {version},

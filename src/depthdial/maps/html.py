@@ -25,7 +25,7 @@ LIMIT = 60
 
 
 def page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None = LIMIT) -> str:
-    """HTML of one map, or of two that are compared text by text (by their ids).
+    """HTML of one map, or of two that are compared text by text (of one id and one prompt).
 
     limit: at most this many texts, evenly over the tasks; None shows all. Raises ValueError for another number of maps,
     for maps of different depth, and for two without a text in common.
@@ -66,6 +66,7 @@ def _pairs(maps: Sequence[DepthMap]) -> list[list[Row]]:
         return [[row] for row in maps[0].rows]
     second = {row.id: row for row in maps[1].rows}
     pairs = [[row, second[row.id]] for row in maps[0].rows if row.id in second]
+    pairs = [pair for pair in pairs if np.array_equal(*(row.token_ids[~row.generated] for row in pair))]
     if not pairs:
         raise ValueError("the two maps have no text in common; map the same prompts twice")
     return pairs
@@ -197,10 +198,13 @@ def _short(facts: Facts) -> str:
 
 
 def _names(facts: Sequence[Facts]) -> list[str]:
+    """What tells the maps apart, in as few words as will do."""
     names = [_short(f) for f in facts]
-    if len(facts) == 2 and facts[0].plugin == facts[1].plugin:  # what differs is enough
-        names = ["base" if f.offset == math.inf else f"budget {f.budget:g}" for f in facts if f.budget is not None]
-    return names if len(names) == len(facts) else [_short(f) for f in facts]
+    if len(facts) == 2 and facts[0].plugin == facts[1].plugin and all(f.budget is not None for f in facts):
+        names = ["base" if f.offset == math.inf else f"budget {f.budget:g}" for f in facts]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {side}" for name, side in zip(names, ("left", "right"), strict=True)]
+    return names
 
 
 def _depth_styles(ramp: Ramp) -> str:
