@@ -1,0 +1,143 @@
+"""Exported tiny models, vLLM in a process of its own, and the dense reference that it must agree with.
+
+These tests run in an environment of their own (`make test-vllm`); pytest's usual run does not look in here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import depthdial  # noqa: F401 - makes our model types known
+from depthdial.core.dial import Curve
+from depthdial.methods import method_named
+from depthdial.models.checkpoint import Plugin
+from depthdial.models.export import export
+from depthdial.models.fingerprint import fingerprint
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # vLLM's CPU attention knows no smaller ones
+    "max_position_embeddings": 256,
+}
+CURVE = Curve((-2.0, 0.0, 2.0), (0.6, 0.8, 0.95), (0.5, 0.2, 0.05))
+Prompts = list[list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, tmp_path_factory) -> Callable[..., Path]:
+    """`exported(family, method, budget, fields, **config)`: a folder with a tiny random model and random routers."""
+
+    def make(
+        family: str, method: str = "flexidepth", budget: float | None = None, fields: Any = None, **config: Any
+    ) -> Path:
+        sizes = dict(SIZES)
+        if family == "qwen2":  # has no head size of its own
+            sizes |= {"hidden_size": 128}
+            del sizes["head_dim"]
+        fields = {"first": 2, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0} if fields is None else fields
+        model = adapted(tiny_model(family, **{**sizes, **config}), method_named(method, fields))
+        curves = {"text": CURVE, "generated": CURVE}
+        vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
+        return export(model, tiny_tokenizer, tmp_path_factory.mktemp("exported") / family, budget)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """`vllm(folder, batches, ranks=1, env=None, **options)`: what `worker` says of it."""
+
+    def run(
+        folder: Path,
+        batches: Prompts,
+        ranks: int = 1,
+        tokens: int = 16,
+        overrides: dict | None = None,
+        env: dict | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        place = tmp_path_factory.mktemp("job")
+        given = {"max_model_len": 256, "max_num_batched_tokens": 48, "max_num_seqs": 4, "block_size": 32, **options}
+        job = {"folder": str(folder), "ranks": ranks, "batches": batches, "tokens": tokens}
+        job |= {"overrides": overrides or {}, "options": given}
+        (place / "job.json").write_text(json.dumps(job))
+        here = Path(__file__).parent
+        around = {
+            **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},  # set for our kernels
+            "PYTHONPATH": str(here),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            **(env or {}),
+        }
+        command = [sys.executable, str(here / "worker.py"), str(place / "job.json"), str(place / "result.json")]
+        done = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        return json.loads((place / "result.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def agrees() -> Callable[..., tuple[int, int]]:
+    """`agrees(folder, batches, found, offset)`: tokens, decisions and rows are those of dense passes of the reference.
+    Gives how many decisions there were, and how many of them were to skip."""
+
+    def check(folder: Path, batches: Prompts, found: dict[str, Any], offset: float) -> tuple[int, int]:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model.route.offset = offset
+        assert found["offsets"] == [offset] * len(found["offsets"]), "every rank has the dial where it was set"
+        routed = set() if offset == float("inf") else set(model.method.layers(model.config.num_hidden_layers))
+        adapters = any(".adapter." in name for name in model.state_dict())
+        total = skips = 0
+        for prompts, batch in zip(batches, found["batches"], strict=True):
+            assert all(one == batch["decisions"][0] for one in batch["decisions"]), "all ranks decide alike"
+            ran = torch.zeros(model.config.num_hidden_layers, dtype=torch.long)
+            passed = 0
+            for prompt, (request, tokens, cached) in zip(prompts, batch["outputs"], strict=True):
+                keep, expected = _reference(model, prompt, tokens)
+                assert tokens == expected
+                mine = [one for one in batch["decisions"][0] if one["request"].rpartition("-")[0] == request]
+                places = [place for one in mine for place in one["positions"]]
+                assert places == list(range(cached, len(prompt) + len(tokens) - 1)), "each token once, in chunks"
+                told = torch.tensor([row for one in mine for row in one["ran"]])
+                assert torch.equal(told, keep[:, cached:].T)
+                ran += told.sum(0)
+                passed += len(told)
+            total += passed * len(routed)
+            skips += int((passed - ran).sum())
+            for rank in batch["rows"]:
+                _check_rows(rank, ran.tolist(), passed, routed if adapters else set())
+        return total, skips
+
+    return check
+
+
+def _reference(model: Any, prompt: list[int], tokens: list[int]) -> tuple[Tensor, list[int]]:
+    """bool [L, T] and the greedy tokens, of one dense pass over the whole text."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + tokens[:-1]]), use_cache=False).logits[0]
+    return model.route.keep()[:, 0], logits[len(prompt) - 1 :].argmax(-1).tolist()
+
+
+def _check_rows(rows: dict[str, int], ran: list[int], passed: int, adapted: set[int]) -> None:
+    """Every matrix was given the rows that the decisions ask for, and no others. adapted: layers with an adapter."""
+    for layer, count in enumerate(ran):
+        assert rows[f"{layer} self_attn.kv_proj"] == passed, "K and V are written for every token"
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"):
+            assert rows.get(f"{layer} {name}", 0) == count, f"layer {layer} {name}"
+        assert rows.get(f"{layer} adapter", 0) == (passed - count if layer in adapted else 0)

@@ -1,0 +1,57 @@
+"""vLLM over exported models: tokens, decisions and work are those of the dense reference, on one rank and on two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from depthdial.serve.vllm.shape import BUDGET
+
+MAKES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"fields": {"first": 1, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0, "weights": "soft"}},
+}
+
+
+def texts(seed: int, *lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+def batches() -> list[list[list[int]]]:
+    """Two batches; the second begins like the first. Prompts of 5 to 130 tokens, chunks of at most 48."""
+    first = texts(0, 5, 130, 33, 64, 47)
+    return [first, [first[1][:100] + texts(1, 9)[0], first[3], *texts(2, 21)]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("family", MAKES)
+def test_equal_to_the_reference(family: str, ranks: int, exported: Callable, vllm: Callable, agrees: Callable):
+    folder = exported(family, **MAKES[family])
+    found = vllm(folder, batches(), ranks)
+    total, skips = agrees(folder, batches(), found, offset=0.0)
+    assert 0.1 < skips / total < 0.9, "both kinds of decision occur"
+    cached = [cached for _, _, cached in found["batches"][1]["outputs"]]
+    assert cached[0] >= 64 and cached[1] >= 32 and cached[2] == 0, "the prefix cache is used"
+
+
+def test_a_model_routed_by_whole_layers(exported: Callable, vllm: Callable, agrees: Callable):
+    folder = exported("llama", "skiplayer", fields={"first": 1})
+    total, skips = agrees(folder, batches(), vllm(folder, batches()), offset=0.0)
+    assert 0.1 < skips / total < 0.9
+
+
+def test_the_budget_is_overridden(exported: Callable, vllm: Callable, agrees: Callable):
+    """By --hf-overrides, and over it by the environment."""
+    folder = exported("llama", budget=0.7)
+    few = [texts(3, 40)]
+    assert agrees(folder, few, vllm(folder, few), offset=-1.0)[1] > 0
+    agrees(folder, few, vllm(folder, few, overrides={"budget": 0.875}), offset=1.0)
+    found = vllm(folder, few, overrides={"budget": 0.875}, env={BUDGET: "1.0"})
+    assert agrees(folder, few, found, offset=math.inf) == (0, 0), "the untouched base"
