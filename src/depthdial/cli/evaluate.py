@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     fewshot: Annotated[int | None, Given(help="Examples before each item. [default: the task's own number]")] = None,
     data_dir: Annotated[
-        Path | None, Given(help="Folder of data files (docs/evaluate.md). [default: the Hugging Face hub]")
+        Path | None, Given(help="Folder with files such as hellaswag_val.jsonl.gz. [default: the Hugging Face hub]")
     ] = None,
     output: Annotated[Path | None, Given(help="Folder: results.json, .md, .png, and what a resumed run needs.")] = None,
     resume: Annotated[

@@ -18,7 +18,7 @@ from depthdial.evaluate.harness.run import Options, run
 from depthdial.evaluate.harness.subjects import Setup
 from depthdial.evaluate.harness.table import tables
 
-CLOCKS = {"seconds", "cpu_seconds", "date"}
+CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
 
 @pytest.fixture

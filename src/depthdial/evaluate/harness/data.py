@@ -164,7 +164,7 @@ class DataFolder:
         try:
             return [told.convert(row) for row in rows]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(f"{file}: a row is not of the format that README.md tells ({error!r})") from error
+            raise ValueError(f"{file}: a row is not of the expected format ({error!r})") from error
 
 
 def checked(file: Path, columns: Sequence[str]) -> list[Row]:

@@ -29,6 +29,8 @@ class Folder:
 
     def __init__(self, path: Path | None, identity: dict[str, Any], resume: bool):
         self.path = path
+        self.subjects: dict[str, Any] = {}
+        """What the results that were there tell of each subject."""
         if path is None:
             return
         if path.exists() and not path.is_dir():
@@ -42,6 +44,8 @@ class Folder:
             identity = _grown(_read(file), identity, path)
         elif path.is_dir() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty and holds no evaluation; choose another --output")
+        held = path / RESULTS
+        self.subjects = _read(held)["subjects"] if held.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
         write(file, identity)
 
@@ -58,12 +62,6 @@ class Folder:
         file = self._record(row, record.task)
         if file is not None:
             write(file, record.to_json())
-
-    def subject(self, name: str) -> dict[str, Any]:
-        """What earlier results tell of a subject, under its name."""
-        file = None if self.path is None else self.path / RESULTS
-        held = _read(file)["subjects"] if file is not None and file.is_file() else {}
-        return {name: held[name]} if name in held else {}
 
     def _record(self, row: Row, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"

@@ -77,7 +77,7 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
     for name, make in zip(names, makers, strict=False):
         report("loading" if name is None else f"loading {name}", 0, 0)
         if folder is not None and name is not None and _done(folder, name, rows, suites, records):
-            results["subjects"] |= folder.subject(name)
+            results["subjects"] |= {name: folder.subjects.get(name)}
             continue
         subject = make()
         if folder is None:
