@@ -25,6 +25,12 @@ def test_a_port_that_is_taken_is_an_error_that_says_so():
         assert caught.value.filename == f"127.0.0.1:{port}"
 
 
+def test_tokens_do_not_wait_for_receipts():
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol."""
+    with bound("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.slow
 def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_plugin):
     """The engine is stopped while the signal comes, so that the answer is not finished by then."""

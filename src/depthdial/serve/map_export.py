@@ -27,8 +27,9 @@ def export(llm: LLM, name: str, int8: bool, order: dict[str, Any]) -> str:
         raise ValueError("a server with int8 weights draws no maps: it keeps no model that could be run on its own")
     budget = llm.budget if order["budget"] is None else order["budget"]
     text = conversation(llm.tokenizer, order["messages"], id="chat")
-    if len(text.ids) > MOST:
-        raise ValueError(f"the conversation has {len(text.ids)} tokens; a map of up to {MOST} is drawn here")
+    most = min(MOST, llm.context)
+    if len(text.ids) > most:
+        raise ValueError(f"the conversation has {len(text.ids)} tokens; a map of up to {most} is drawn here")
     recorder = Recorder(
         llm.model, llm.tokenizer, offset=llm.offset_of(budget), name=name, budget=budget, scores=True, alternatives=3
     )

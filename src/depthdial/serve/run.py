@@ -31,7 +31,8 @@ def run(settings: Settings, host: str, port: int, say=print) -> None:
 def bound(host: str, port: int) -> socket.socket:
     """A socket at this address. OSError with the address where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # with its protocol named, or asyncio would not set TCP_NODELAY, and each token wait for the last one's receipt
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))  # uvicorn listens, once the model is there

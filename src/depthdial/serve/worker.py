@@ -20,6 +20,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from jinja2 import TemplateError
+
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request, Row
 from depthdial.kernels.tensors import PAGE
@@ -142,7 +144,7 @@ class Worker:
     def _tokenized(self, order: Message) -> list[Sequence[int]]:
         llm = self.llm
         if "messages" in order:
-            many: list[Sequence[int]] = [_chat_tokens(llm, order["messages"])]
+            many: list[Sequence[int]] = [llm.chat_tokens(order["messages"])]
         else:
             many = [
                 llm.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else prompt
@@ -230,20 +232,13 @@ class Worker:
 
     def _refuse(self, id: int, error: Exception) -> None:
         """Say no; only what is meant for users is told, the rest goes to the log."""
+        if isinstance(error, TemplateError):  # how a chat template says that it does not know a role or an order
+            error = ValueError(f"the model's chat template refuses these messages: {error}")
         if isinstance(error, ValueError):
             self.wire.send({"refused": id, "why": " ".join(str(error).split())})
             return
         log.error("an order failed", exc_info=error)
         self.wire.send({"failed_order": id})
-
-
-def _chat_tokens(llm: LLM, messages: Sequence[dict[str, str]]) -> list[int]:
-    from jinja2 import TemplateError
-
-    try:
-        return llm.chat_tokens(messages)
-    except TemplateError as error:  # how a template says that it does not know a role, or an order of them
-        raise ValueError(f"the model's chat template refuses these messages: {error}") from None
 
 
 def _number(value: float) -> float | None:

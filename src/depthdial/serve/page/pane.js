@@ -47,7 +47,15 @@ export class Pane {
       this.spans.push(span);
       this.text.append(span);
     });
-    this.#tell();
+    // tokens are shown at once, figures and layers a few times a second: the model may need the same cores
+    this.due ||= setTimeout(() => this.#paint(), 120);
+  }
+
+  #paint(note) {
+    clearTimeout(this.due);
+    this.due = 0;
+    if (!this.tokens.length) return;
+    this.#tell(note);
     this.#draw();
   }
 
@@ -56,7 +64,7 @@ export class Pane {
     this.text.classList.remove("waits");
     const first = this.spans.find(span => !span.hidden);
     if (first) first.tabIndex = 0;
-    if (note) this.#tell(note);
+    this.#paint(note);
     this.strip.setAttribute("aria-label", `Layers that ran, a column for each of ${this.tokens.length} tokens. ${this.summary}`);
   }
 
