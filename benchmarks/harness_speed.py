@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import time
@@ -19,7 +20,6 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import setup_logging
 
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.data import DataFolder
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    setup_logging("ERROR")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     suites = load_suites(args.tasks.split(","), DataFolder(args.data_dir, args.limit))
     model, tokenizer = load(args.model, args.plugin, 1.0)
     ours = DepthLM(LLM.of(model, tokenizer, max_batch=64))

@@ -210,7 +210,7 @@ class Scorer:
 
 def _alike(texts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of them begin with."""
-    low, high = min(texts), max(texts)
+    low, high = min(map(list, texts)), max(map(list, texts))  # what these two share, all share
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 

@@ -111,9 +111,9 @@ def data_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_model, tiny_tokenizer, tiny_plugin) -> Callable[..., LLM]:
-    """`tiny_llm(plugged=True, **engine)`: a tiny model with a context of 1024, with the plug-in of `tiny_plugin`."""
+    """`tiny_llm(plugged=True, max_batch=4)`: a tiny model with a context of 1024, with the plug-in of `tiny_plugin`."""
 
-    def make(plugged: bool = True, **engine: Any) -> LLM:
+    def make(plugged: bool = True, max_batch: int = 4) -> LLM:
         model = tiny_model("llama")
         if plugged:
             attach(model, tiny_plugin)
@@ -123,6 +123,6 @@ def tiny_llm(tiny_model, tiny_tokenizer, tiny_plugin) -> Callable[..., LLM]:
 
             convert(model, Dense())
         model.config.max_position_embeddings = 1024  # as far as its rope reaches, the weights do not know of it
-        return LLM.of(model, tiny_tokenizer, **{"max_batch": 4, **engine})
+        return LLM.of(model, tiny_tokenizer, max_batch=max_batch)
 
     return make

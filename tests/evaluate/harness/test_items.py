@@ -31,7 +31,7 @@ def suites(data_folder):
 
 def test_scores_are_those_of_the_harness(suites, tiny_llm, tiny_model, tiny_tokenizer):
     model = tiny_model("llama", max_position_embeddings=1024)
-    hf = HFLM(pretrained=model, tokenizer=tiny_tokenizer, backend="causal", batch_size=4, device="cpu")
+    hf = HFLM(pretrained=model, tokenizer=tiny_tokenizer, backend="causal", batch_size=4, device="cpu")  # pyright: ignore[reportCallIssue]
     lm = DepthLM(tiny_llm(plugged=False))
     for suite in suites:
         record = measure(suite, lm, Dial(), Store(), None)

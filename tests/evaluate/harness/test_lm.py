@@ -40,7 +40,7 @@ def rolling() -> list[Instance]:
 @pytest.fixture(scope="module")
 def hf(tiny_model, tiny_tokenizer):
     model = tiny_model("llama", max_position_embeddings=1024)
-    return HFLM(pretrained=model, tokenizer=tiny_tokenizer, backend="causal", batch_size=2, device="cpu")
+    return HFLM(pretrained=model, tokenizer=tiny_tokenizer, backend="causal", batch_size=2, device="cpu")  # pyright: ignore[reportCallIssue]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import datasets
 import pytest
@@ -21,7 +22,7 @@ OFFLINE = {
 def test_every_offline_task_is_the_harness_own(data_folder):
     suites = load_suites(list(OFFLINE), DataFolder(data_folder))
     assert {suite.name: len(next(iter(suite.parts.values())).eval_docs) for suite in suites} == OFFLINE
-    tasks = {suite.name: suite.parts[suite.name] for suite in suites}
+    tasks: dict[str, Any] = {suite.name: suite.parts[suite.name] for suite in suites}
     assert tasks["gsm8k"].get_config("num_fewshot") == 5 and tasks["piqa"].get_config("num_fewshot") == 0
     doc = tasks["arc_easy"].eval_docs[0]
     assert tasks["arc_easy"].doc_to_text(doc) == f"Question: {doc['question']}\nAnswer:"

@@ -147,7 +147,7 @@ class DataFolder:
         one = next(iter(found.values()))
         for split in told.splits:
             found.setdefault(split, one.select([]))
-        return datasets.DatasetDict(found)
+        return datasets.DatasetDict(found)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _file(self, stem: str) -> Path | None:
         places = (self.path / folder / f"{stem}{ending}" for folder in SUBFOLDERS for ending in ENDINGS)

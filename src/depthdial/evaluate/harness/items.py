@@ -81,7 +81,7 @@ def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: int | No
         confirm_run_unsafe_code=run_code,
     )
     name, filter_ = _primary(told["samples"])
-    task = next(iter(suite.parts.values()))
+    task: Any = next(iter(suite.parts.values()))
     samples = [item for part in told["samples"].values() for item in part if item["filter"] == filter_]
     values = [_plain(item[name]) for item in samples]
     kind, score = _aggregated(task.aggregation().get(name) or task.aggregation().get(name.split("@")[0]), values)

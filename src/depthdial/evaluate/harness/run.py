@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
-from lm_eval.utils import setup_logging
 
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
@@ -22,6 +21,7 @@ from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, Subject,
 from depthdial.evaluate.harness.tasks import Suite, load_suites
 from depthdial.evaluate.speed.machine import facts
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.shipped import shipped_for
 
 Report = Callable[[str, int, int], None]
 """What runs now, chunks done, chunks in all."""
@@ -60,7 +60,6 @@ class Options:
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
     """Measure all rows; gives what results.json holds. Raises ValueError, one line, for everything a user can mend."""
-    setup_logging("ERROR")
     data = None if options.data_dir is None else DataFolder(options.data_dir, options.limit)
     baselines = {name: identity(path) for name, path in options.baselines.items()}
     report("tasks", 0, 0)
@@ -81,8 +80,7 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
             continue
         subject = make()
         if folder is None:
-            print_ = fingerprint(subject.llm.model)
-            folder = Folder(options.output, _identity(options, print_.weights, baselines, suites), options.resume)
+            folder = Folder(options.output, _identity(options, subject, baselines, suites), options.resume)
             results = _about(options, subject, suites)
             if subject.name in options.baselines:
                 raise ValueError(f"--plugin {subject.name}=...: the plug-in itself has this name; choose another")
@@ -147,13 +145,15 @@ def _done(
     return True
 
 
-def _identity(options: Options, weights: str, baselines: dict[str, str], suites: Sequence[Suite]) -> dict[str, Any]:
-    plugin = options.plugin
+def _identity(options: Options, subject: Subject, baselines: dict[str, str], suites: Sequence[Suite]) -> dict[str, Any]:
+    model, plugin = subject.llm.model, options.plugin
+    if plugin == "default":  # a model that was pre-trained with its routers has none
+        plugin = None if subject.llm.plugin is None else str(shipped_for(model, options.model))
     return {
         "format": FORMAT,
         "fixed": {
-            "model": weights,
-            "plugin": plugin if plugin in (None, "default") else identity(plugin),
+            "model": fingerprint(model).weights,
+            "plugin": None if plugin is None else identity(plugin),
             "dtype": options.setup.dtype,
             "limit": options.limit,
             "harness": lm_eval.__version__,

@@ -53,8 +53,15 @@ def _run(program: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-I", "-S", "-B", str(_SOURCE), str(MEMORY), str(int(seconds) + 1)]
         environment = {"PATH": "", "HOME": folder, "PYTHONHASHSEED": "0"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as child:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        ) as child:
             try:
                 out, _ = child.communicate(program.encode(), timeout=seconds)
             except subprocess.TimeoutExpired:

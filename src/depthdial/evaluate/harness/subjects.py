@@ -93,7 +93,8 @@ def _adaptive(setup: Setup, plugin: str | None, budgets: Sequence[float]) -> Sub
     model = llm.model
     name = name_of(method_of(model))
     for budget in budgets:  # said before anything runs
-        offset_for(model, budget, "text"), offset_for(model, budget, "generated")
+        for kind in ("text", "generated"):
+            offset_for(model, budget, kind)
 
     def dial(row: Row, _: float | None) -> Dial:
         return Dial(*(offset_for(model, row.budget, kind) for kind in ("text", "generated")))

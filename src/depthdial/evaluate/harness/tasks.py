@@ -24,6 +24,7 @@ from unittest import mock
 
 import datasets
 import lm_eval.tasks
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -147,7 +148,7 @@ def in_place(name: str, data: DataFolder | None, run_code: bool) -> Iterator[Non
             return data.load(path, part)
         try:
             return from_hub(path, part, *args, **kwargs)
-        except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (OSError, DatasetNotFoundError) as error:
             where = "the data folder knows no file of it" if data is not None else "no --data-dir was given"
             raise ValueError(
                 f"task {name} needs the data set {path}: {where}, and the hub does not give it ({type(error).__name__})"
