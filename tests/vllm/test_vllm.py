@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from depthdial.models import load
+from depthdial.models.dial import offset_for
+from depthdial.models.export import export
 from depthdial.serve.vllm.shape import BUDGET
+
+STORY = "Once upon a time there was a small robot who wanted to learn how to cook. " * 6 + "One day"
 
 MAKES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -38,7 +45,7 @@ def test_equal_to_the_reference(family: str, ranks: int, exported: Callable, vll
     total, skips = agrees(folder, batches(), found, offset=0.0)
     assert 0.1 < skips / total < 0.9, "both kinds of decision occur"
     cached = [cached for _, _, cached in found["batches"][1]["outputs"]]
-    assert cached[0] >= 64 and cached[1] >= 32 and cached[2] == 0, "the prefix cache is used"
+    assert max(cached[:2]) >= 32 and cached[2] == 0, "the prefix cache is used"
 
 
 def test_a_model_routed_by_whole_layers(exported: Callable, vllm: Callable, agrees: Callable):
@@ -55,3 +62,13 @@ def test_the_budget_is_overridden(exported: Callable, vllm: Callable, agrees: Ca
     agrees(folder, few, vllm(folder, few, overrides={"budget": 0.875}), offset=1.0)
     found = vllm(folder, few, overrides={"budget": 0.875}, env={BUDGET: "1.0"})
     assert agrees(folder, few, found, offset=math.inf) == (0, 0), "the untouched base"
+
+
+@pytest.mark.real
+def test_the_real_model_with_the_shipped_plugin(vllm: Callable, agrees: Callable, tmp_path: Path):
+    model, tokenizer = load("smollm2-135m-instruct", dtype="float32", device="cpu")
+    folder = export(model, tokenizer, tmp_path / "smollm2")
+    budget = json.loads((folder / "config.json").read_text())["budget"]
+    prompts = [tokenizer(text)["input_ids"] for text in ("The capital of France is", "def fibonacci(n):", STORY)]
+    total, skips = agrees(folder, [prompts], vllm(folder, [prompts], tokens=32), offset_for(model, budget))
+    assert 0.1 < skips / total < 0.4, "about what the plug-in recommends"
