@@ -44,12 +44,8 @@ def exported(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, tmp_p
     def make(
         family: str, method: str = "flexidepth", budget: float | None = None, fields: Any = None, **config: Any
     ) -> Path:
-        sizes = dict(SIZES)
-        if family == "qwen2":  # has no head size of its own
-            sizes |= {"hidden_size": 128}
-            del sizes["head_dim"]
         fields = {"first": 2, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0} if fields is None else fields
-        model = adapted(tiny_model(family, **{**sizes, **config}), method_named(method, fields))
+        model = adapted(tiny_model(family, **{**SIZES, **config}), method_named(method, fields))
         curves = {"text": CURVE, "generated": CURVE}
         vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
         return export(model, tiny_tokenizer, tmp_path_factory.mktemp("exported") / family, budget)
@@ -82,6 +78,7 @@ def vllm(tmp_path_factory) -> Callable[..., dict[str, Any]]:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
             "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if ranks == 1 else "1",  # a process less to start
             **(env or {}),
         }
         command = [sys.executable, str(here / "worker.py"), str(place / "job.json"), str(place / "result.json")]

@@ -24,6 +24,8 @@ class Body(Strict):
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, data: Any) -> Any:
+        if not isinstance(data, dict):  # no JSON object: another type of content, whose refusal is pydantic's
+            return data
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError):  # JSON can write half a surrogate pair, and no end of brackets
