@@ -25,6 +25,7 @@ from depthdial import LLM, SamplingParams, load
 from depthdial.maps.record import Recorder
 from depthdial.maps.store import read
 from depthdial.maps.texts import Text
+from depthdial.models.convert import route_of
 
 MAP = Path(__file__).parent / "maps" / "smollm2-135m-instruct-flexidepth"
 
@@ -41,18 +42,20 @@ def main() -> None:
     rows = rows[:: len(rows) // args.texts][: args.texts]
     texts = [Text(row.token_ids.tolist(), row.generated.tolist(), row.id) for row in rows]
     full, bare = (Recorder(model, tokenizer, base=base) for base in (True, False))
-    llm, offset = LLM.of(model, tokenizer, args.budget, prefix_cache=False), model.route.offset
+    llm, route = LLM.of(model, tokenizer, args.budget, prefix_cache=False), route_of(model)
+    offset = route.offset
+    assert isinstance(offset, float)
 
     def forward(at: float) -> None:
         ordered = sorted((list(text.ids) for text in texts), key=len)
-        model.route.offset = at
+        route.offset = at
         while ordered:
             count = max(n for n in range(1, len(ordered) + 1) if n == 1 or n * len(ordered[n - 1]) <= 2048)
             batch, ordered = ordered[:count], ordered[count:]
             padded = [ids + [0] * (len(batch[-1]) - len(ids)) for ids in batch]
             with torch.no_grad():
                 model(torch.tensor(padded), use_cache=False)
-        model.route.offset = offset
+        route.offset = offset
 
     runs: dict[str, Callable[[], object]] = {
         "forward": lambda: forward(offset),

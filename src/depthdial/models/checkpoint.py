@@ -151,10 +151,12 @@ def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
     """Curves by kind of token from their JSON. Raises ValueError, TypeError or AttributeError for anything else."""
-    return {
-        kind: Curve(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-        for kind, fields in data.items()
-    }
+
+    def curve(fields: dict[str, Any]) -> Curve:
+        told: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
+        return Curve(**told)
+
+    return {kind: curve(fields) for kind, fields in data.items()}
 
 
 def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:

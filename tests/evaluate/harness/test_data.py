@@ -111,5 +111,5 @@ def test_a_parquet_file_that_is_none(tmp_path):
 
 def test_a_column_of_another_kind(tmp_path, write_rows):
     write_rows(tmp_path / "coqa_dev.jsonl.gz", [{"id": 1, "story": "", "turns": [{"question": "?"}]}])
-    with pytest.raises(ValueError, match="a row is not of the format"):
+    with pytest.raises(ValueError, match="a row is not of the expected format"):
         DataFolder(tmp_path).load("EleutherAI/coqa", None)
