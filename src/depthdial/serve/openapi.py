@@ -54,7 +54,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _answers(name: str) -> dict[int | str, dict[str, Any]]:
     good = _json("The answer; with `stream` a stream of server-sent events.", _of(name, "id", "choices", "usage"))
-    good["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    good["content"]["text/event-stream"] = {"schema": event}  # of each event
     return {200: good, **_errors(*_SAID)}
 
 
