@@ -134,7 +134,7 @@ def test_bad_paths_and_filters_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"PAR1\xff\xfe\x00", b"\x1f\x8bnot really gzip", gzip.compress(b"cut short" * 99)[:20]]
+    "raw", [b"PAR1\xff\xfe\x00", b"\x1f\x8bnot really gzip", gzip.compress(b"cut short" * 99, mtime=0)[:20]]
 )
 def test_binary_and_broken_files_are_refused(tmp_path: Path, raw: bytes):
     (tmp_path / "file.jsonl").write_bytes(raw)
