@@ -89,10 +89,8 @@ def test_unknown_dtype_lists_the_known_ones(tiny_folder: Path, dtype: str) -> No
     assert all(known in text for known in ("bfloat16", "float32", "float16", "auto"))
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
 def test_unknown_or_absent_device(tiny_folder: Path, device: str) -> None:
-    if device == "cuda:" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     assert f"device {device!r}" in _refusal(str(tiny_folder), device=device)
 
 

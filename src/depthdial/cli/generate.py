@@ -76,7 +76,7 @@ def generate(
         llm = LLM(
             model,
             None if plugin == "none" else plugin,
-            _budget(budget),
+            budget_of(budget),
             dtype,
             device,
             allow_other_weights,
@@ -95,7 +95,8 @@ def generate(
         _stream(llm, tokens, params, color)
 
 
-def _budget(told: str | None) -> float | Literal["auto"] | None:
+def budget_of(told: str | None) -> float | Literal["auto"] | None:
+    """What --budget says; None where it is left out. ValueError for what is no number and not auto."""
     if told is None or told == "auto":
         return told
     try:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from depthdial.cli.generate import Model, Plugin
+from depthdial.cli.generate import Model, Plugin, budget_of
 
 Budget = Annotated[
     str | None,
@@ -52,7 +52,7 @@ def serve(
     engine = EngineSettings(
         model,
         None if plugin == "none" else plugin,
-        _dial(budget),
+        budget_of(budget),
         dtype,
         device,
         allow_other_weights,
@@ -64,12 +64,3 @@ def serve(
     settings = Settings(engine, limits, api_key, tuple(cors_origin or ()))
     print(f"depthdial: loading {settings.name} ...", file=sys.stderr, flush=True)
     run(settings, host, port, lambda line: print(line, flush=True))
-
-
-def _dial(told: str | None) -> float | str | None:
-    if told is None or told == "auto":
-        return told
-    try:
-        return float(told)
-    except ValueError:
-        raise ValueError(f"--budget {told!r} is no number up to 1.0 and not auto") from None
