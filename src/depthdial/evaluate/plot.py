@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from depthdial.maps.keep_figure import keep_figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKS = "osD^vPX"
@@ -56,9 +57,4 @@ def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
     right.legend(fontsize=8)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=130)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    keep_figure(figure, path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from depthdial.evaluate.runs import Run
+from depthdial.maps.keep_figure import keep_figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 SMOOTH = 25
@@ -73,10 +73,5 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=130)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    keep_figure(figure, path)
     return path

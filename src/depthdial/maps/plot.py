@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from depthdial.maps.keep_figure import keep_figure
 from depthdial.maps.summary import Cell, Summary
 
 _INK, _POINT, _SOFT = "#1d1f23", "#123570", "#8a8678"
@@ -47,12 +47,7 @@ def draw(summary: Summary, path: Path) -> None:
         fontsize=10,
         color=_INK,
     )
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=110)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    keep_figure(figure, path, 110)
 
 
 def _panels(summary: Summary) -> list[tuple[str, list[Cell]]]:

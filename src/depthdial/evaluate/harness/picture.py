@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from depthdial.maps.keep_figure import keep_figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKS = "osD^vPX"
@@ -58,12 +59,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=130)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    keep_figure(figure, path)
 
 
 def _subject(row: Mapping[str, Any]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from depthdial.evaluate.speed.table import regime_name
+from depthdial.maps.keep_figure import keep_figure
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
 _MARKS = {"dense": "s", "adaptive": "o", "control": "^", "lossless": "D"}
@@ -29,12 +29,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(3.4 * max(len(regimes), 1), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, max(len(regimes), 1), squeeze=False)[0], regimes, strict=False):
         _field(axes, name, [row for row in results["rows"] if regime_name(row) == name and row.get("cost")])
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=130)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    keep_figure(figure, path)
 
 
 def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
