@@ -4,8 +4,9 @@
         --output benchmarks/results/DATE-MACHINE.json
 
 FOLDER holds train/, eval/ and text/ (docs/results.md says where they come from). Random and static plug-ins are
-measured without their adapters, too. Writes the JSON named by --output, which holds every number, and a picture beside
-it; prints the tables. Results are saved after each method, so that an interrupted run leaves what it had.
+measured without their adapters, too. With --vote, plug-ins with routers are measured a second time with the rows of
+each batch deciding together (`LLM(grain="step")`). Writes the JSON named by --output, which holds every number, and a
+picture beside it; prints the tables. Results are saved after each method: an interrupted run leaves what it had.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--plugin", metavar="NAME=PATH", type=_named, action="append", default=[])
     parser.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
+    parser.add_argument("--vote", action="store_true", help="routers a second time, rows of a batch deciding together")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument(
         "--after",
@@ -85,7 +87,7 @@ def benchmark(args: argparse.Namespace) -> None:
     results = about(args, held)
     for path in args.after:
         _continue(results, path)
-    ours = plugins(setup, args.plugin, bare_too=not args.trained_only)
+    ours = plugins(setup, args.plugin, not args.trained_only, args.vote)
     for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)

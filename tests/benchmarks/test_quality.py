@@ -101,12 +101,14 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
     ]
     sizes = ["--tokens", 256, "--length", 64, "--batch", 2, "--budgets", "1.0,0.9,0.3", "--tolerance", 0.02]
     settings = [*map(str, sizes), "--dtype", "float32"]
-    done = run(*words, *settings, "--output", output)
+    done = run(*words, *settings, "--vote", "--output", output)
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     assert results["complete"]
     by_name = {s["name"]: s for s in results["subjects"]}
-    assert list(by_name) == ["flexidepth", "static", "static, no adapters"]
+    assert list(by_name) == ["flexidepth", "flexidepth, rows vote", "static", "static, no adapters"]
+    alone, together = (by_name[name]["points"][1]["groups"]["all"] for name in list(by_name)[:2])
+    assert alone["ce"] != together["ce"], "rows that vote run other layers than rows that decide alone"
     for subject in by_name.values():
         assert [p["budget"] for p in subject["points"]] == [1.0, 0.9]  # 0.3 is below every floor
         full, less = (p["groups"]["all"] for p in subject["points"])
@@ -123,7 +125,9 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
     rest = [*words[:4], *words[6:]]
     assert run(*rest, *settings, "--after", parts[0], "--output", parts[1]).returncode == 0
     both = json.loads(parts[1].read_text())
-    assert [_untimed(s) for s in both["subjects"]] == [_untimed(s) for s in results["subjects"]]
+    assert [_untimed(s) for s in both["subjects"]] == [
+        _untimed(s) for s in results["subjects"] if "vote" not in s["name"]
+    ]
     assert both["routes"] == results["routes"] and [p["subjects"] for p in both["parts"]] == [["flexidepth"]]
     otherwise = run(*rest, *settings, "--tolerance", "0.03", "--after", parts[0], "--output", tmp_path / "no.json")
     assert otherwise.returncode == 2 and "another text" in otherwise.stderr
