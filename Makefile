@@ -2,6 +2,7 @@
 # make test   set up .venv and run the tests (test-all: the slow ones too)
 # make check  style, types and the arrows between the rooms
 # make test-vllm   set up .venv-vllm (vLLM on a CPU: 4 GB) and run the vLLM plug-in's tests in it
+# make test-ray    install Ray into .venv and run both examples on a cluster of one machine
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 
 PYTHON  ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -13,10 +14,10 @@ STAMP   := $(VENV)/.installed
 TESTS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-vllm check format hooks clean distclean
+.PHONY: help venv demo test test-all test-vllm test-ray check format hooks clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 5
+	@sed -n 's/^# //p' Makefile | head -n 6
 
 venv: $(STAMP)
 
@@ -59,6 +60,10 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 
 test-vllm: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest tests/vllm $(TESTS)
+
+test-ray: venv
+	@$(PIP) 'ray[serve,data]'
+	$(BIN)/python -m pytest tests/ray $(TESTS)
 
 check: venv
 	$(BIN)/ruff check .

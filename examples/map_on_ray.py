@@ -3,6 +3,8 @@
     pip install 'ray[data]'
     python examples/map_on_ray.py prompts.jsonl OUTPUT [--model M] [--plugin P] [--budget 0.85] [--workers 8] [--gpus 1]
 
+Ray reads and writes on cores that no worker has: leave it one, or give each worker half a one (--cores 0.5).
+
 The rows are those of `depthdial map --prompts`; the output is a folder of Parquet files with the same columns, which
 `datasets.load_dataset("parquet", data_files="OUTPUT/*.parquet")` reads.
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--plugin", default="default")
     parser.add_argument("--budget", type=float)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--cores", type=float, default=1, help="of one worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of one worker")
     parser.add_argument("--batch", type=int, default=128, help="texts of one block")
     args = parser.parse_args()
@@ -56,6 +59,7 @@ def main() -> None:
         batch_format="pyarrow",
         batch_size=args.batch,
         concurrency=args.workers,
+        num_cpus=args.cores,
         num_gpus=args.gpus,
     ).write_parquet(args.output)
 

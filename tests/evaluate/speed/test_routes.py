@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
+from depthdial.evaluate.speed.routes import decode_passes, keeps, of_depths, prefill_pass
+from depthdial.models.convert import route_of
 
 
 def test_keeps_are_those_of_each_text_alone(tiny_llm):
@@ -23,6 +24,15 @@ def test_keeps_are_those_of_each_text_alone(tiny_llm):
     model.route.offset = before
     assert not torch.cat(found, 1).all()
     assert torch.cat(keeps(model, texts, math.inf), 1).all()
+
+
+def test_depths_are_told_by_as_many_layers(tiny_llm):
+    model = tiny_llm().model
+    (alone,) = keeps(model, [[5, 6, 7, 8, 9]], 0.0)
+    made = of_depths(route_of(model).ledger, alone.sum(0).tolist())
+    assert made.sum(0).tolist() == alone.sum(0).tolist() and not alone.all()
+    always = [layer for layer in range(6) if layer not in model.method.layers(6)]
+    assert made[always].all() and alone[always].all()
 
 
 def test_a_prompt_is_one_pass():

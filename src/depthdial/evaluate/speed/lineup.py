@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
+from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.speed.controls import matched, random_like
 from depthdial.evaluate.speed.huggingface import HuggingFace
@@ -81,13 +82,17 @@ class Lineup:
         if options.lossless:
             params = SamplingParams(budget=1.0, lossless=True)
             self.subjects.append(EngineSubject("lossless", "lossless", self.llm, params, self.precision))
+        if options.vote:
+            llm = self._llm(options.plugin, grain="step")
+            for budget in self._budgets:
+                self._add("adaptive, texts vote", "adaptive", llm, budget, self.precision)
         costs = [self._real_cost(subject) for subject in adaptive]
         if costs:
             self._add_controls("random", self._random(), costs)
             if options.static is not None:
                 self._add_controls("static", self._llm(options.static), costs)
         if options.int8:
-            llm = self._llm(options.plugin, int8=True)
+            llm = self._llm(options.plugin, weights="int8")
             self._add("our dense", "dense", llm, 1.0, "int8")
             for budget in self._budgets:
                 self._add("adaptive", "adaptive", llm, budget, "int8")
@@ -135,16 +140,9 @@ class Lineup:
         batch = max([1, *options.batches])
         return LLM.of(*made, max_batch=batch, cache_tokens=options.cache_tokens, prefix_cache=False)
 
-    def _llm(self, plugin: str | None, int8: bool = False) -> LLM:
+    def _llm(self, plugin: str | None, **engine: Unpack[EngineOptions]) -> LLM:
         """Without a prefix cache: every repeat reads its prompts."""
         options = self.options
-        return LLM(
-            options.model,
-            plugin,
-            dtype=options.dtype,
-            device=options.device,
-            max_batch=max([1, *options.batches]),
-            cache_tokens=options.cache_tokens,
-            weights="int8" if int8 else "auto",
-            prefix_cache=False,
-        )
+        engine |= {"max_batch": max([1, *options.batches]), "cache_tokens": options.cache_tokens}
+        engine["prefix_cache"] = False
+        return LLM(options.model, plugin, dtype=options.dtype, device=options.device, **engine)

@@ -27,6 +27,8 @@ class Options:
     new_tokens: int = 64
     repeats: int = 5
     lossless: bool = False
+    vote: bool = False
+    """Measure batches whose texts decide together, too."""
     int8: bool = False
     compiled: bool = True
     """Measure Hugging Face compiled, too: a minute or more for each batch."""

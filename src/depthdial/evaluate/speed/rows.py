@@ -10,7 +10,7 @@ from depthdial.core.cost import Ledger
 from depthdial.evaluate.speed.ideal import Sizes, Tokens, ideal_speedup, seconds, work
 from depthdial.evaluate.speed.limits import Limits
 from depthdial.evaluate.speed.measure import Measured, spread
-from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
+from depthdial.evaluate.speed.routes import decode_passes, keeps, of_depths, prefill_pass
 from depthdial.evaluate.speed.subjects import EngineSubject, Regime, Subject, Timed
 from depthdial.models.convert import route_of
 
@@ -36,8 +36,12 @@ class Reference:
     def passes(self, run: Timed, regime: Regime, offset: float) -> list[Tokens]:
         """The passes that were timed, with the layers that each token had to run."""
         decided = offset != float("inf")
-        texts = [ran.tokens[: ran.prompt] if regime.kind == "prefill" else ran.tokens for ran in run.ran]
-        kept = keeps(self.model, texts, offset)
+        depths = [ran.depths for ran in run.ran if ran.depths is not None]
+        if depths:
+            kept = [of_depths(self.ledger, found) for found in depths]
+        else:
+            texts = [ran.tokens[: ran.prompt] if regime.kind == "prefill" else ran.tokens for ran in run.ran]
+            kept = keeps(self.model, texts, offset)
         if regime.kind == "prefill":
             return prefill_pass(kept, decided)
         return decode_passes(kept, [ran.start for ran in run.ran], run.steps, decided)

@@ -39,6 +39,8 @@ class Ran(NamedTuple):
     """Place of the first token of the timed steps."""
     costs: list[float]
     """True cost of each token relative to dense."""
+    depths: list[int] | None = None
+    """Layers run for each token where the texts of a batch decide together: what one did alone does not tell."""
 
 
 class Timed(NamedTuple):
@@ -117,6 +119,14 @@ class EngineSubject(Subject):
         """The dial, as the engine sets it."""
         return self.llm.offset_of(self.params.budget)
 
+    @property
+    def votes(self) -> bool:
+        """Do the texts of a batch decide together?"""
+        return self.llm.options.grain == "step"
+
+    def takes(self, regime: Regime) -> bool:
+        return not self.votes or (regime.kind == "decode" and regime.batch > 1)
+
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
         params = replace(self.params, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
         llm, requests = self.llm, []
@@ -139,11 +149,14 @@ class EngineSubject(Subject):
                 f"{new_tokens} new tokens are too few for {len(rows)} texts at once: the first was done before the "
                 "last had begun; raise --new-tokens"
             )
-        ran = tuple(
-            Ran(row.tokens[:-1], len(prompt), length - 1, list(row.ran_costs[: len(row.tokens) - 1]))
-            for row, length, prompt in zip(rows, lengths, prompts, strict=True)
-        )
+        ran = tuple(map(self._ran, rows, lengths, prompts))
         return Timed(started - begun, ended - started, tokens, steps, ran)
+
+    def _ran(self, row: Row, length: int, prompt: Sequence[int]) -> Ran:
+        """length: tokens it had when the timed steps began."""
+        count = len(row.tokens) - 1
+        depths = row.ran_depths[:count] if self.votes else None
+        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], depths)
 
     def _step(self, rows: Sequence[Row]) -> None:
         self.llm.engine.step()
