@@ -11,6 +11,7 @@ them, and `/metrics` tells of the replica that answers it: read them one by one 
 from __future__ import annotations
 
 import argparse
+from threading import Event
 from typing import Any
 
 from depthdial.serve.app import make_app
@@ -61,7 +62,12 @@ def main() -> None:
     settings = Settings(engine, Limits())
     ray.init(ignore_reinit_error=True)
     serve.start(http_options={"host": args.host, "port": args.port})
-    serve.run(application(settings, args.replicas, args.most, args.cpus, args.gpus), blocking=True)
+    serve.run(application(settings, args.replicas, args.most, args.cpus, args.gpus))
+    print(f"depthdial serves {settings.name} on Ray at http://{args.host}:{args.port}", flush=True)
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        serve.shutdown()
 
 
 if __name__ == "__main__":

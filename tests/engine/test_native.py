@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from depthdial.core.decision import Site
-from depthdial.core.layers import Router
 from depthdial.engine import assemble
 from depthdial.engine.batch import Batch
 from depthdial.engine.llm import LLM, SamplingParams
@@ -23,7 +22,7 @@ from depthdial.methods import METHODS, method_named
 from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
 
-TILED = {"flexidepth": {"first": 2, "start": 0.0}, "random": {"first": 2, "rate": 0.6}, "dense": {}}
+TILED = {"flexidepth": {"first": 2, "start": 0.0}, "skiplayer": {}, "random": {"first": 2, "rate": 0.6}, "dense": {}}
 """Methods for passes in tiles, and their fields."""
 
 
@@ -36,10 +35,10 @@ def native(llm: LLM) -> NativeRunner:
 def fused(llm: LLM) -> bool:
     """Does the method say all that the kernels need to know?"""
     method, parts = llm.model.method, {site: unit.parts for site, unit in routed(llm.model).items()}
-    if any(site.unit == "layer" for site in parts):
-        return False
-    gates = [method.gate({u: parts[Site(i, u)] for u in ("attn", "mlp")}, i) for i in {site.layer for site in parts}]
-    return all(gate is not None and isinstance(gate.router, Router | None) for gate in gates)
+    whole = any(site.unit == "layer" for site in parts)
+    units = ("layer",) if whole else ("attn", "mlp")
+    gates = [method.gate({u: parts[Site(i, u)] for u in units}, i) for i in {site.layer for site in parts}]
+    return all(gate is not None and not (whole and gate.weights == "soft") for gate in gates)
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
@@ -104,7 +103,7 @@ def test_large_passes_of_whole_tiles_run_natively(tiny_model, tiny_tokenizer, ad
     assert tiles == ("amx" in supported()) and llm.stats.native_tokens == (97 if tiles else 0)
     assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
     differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
-    assert differ <= (10 if method == "flexidepth" else 0)
+    assert differ <= (10 if llm.model.method.reads_input else 0)
     assert (ran < 97).any() == (method != "dense")
     (logits,) = mine.logits
     assert (logits - plain.logits[0].float()).norm() < 0.1 * logits.norm()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from depthdial.kernels.tensors import (
     RouterTensors,
 )
 from depthdial.models.block import spine_of
+
+Order = Literal["norm_tanh", "tanh_norm", "linear"]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,7 @@ def tensors_of() -> Callable[[PreTrainedModel], ModelTensors]:
 def routed() -> Callable[..., ModelTensors]:
     """`routed(model, first=2, soft=False)`: a random router and adapter at every layer from `first` on."""
 
-    def make(model: ModelTensors, first: int = 2, soft: bool = False, order: Any = "norm_tanh") -> ModelTensors:
+    def make(model: ModelTensors, first: int = 2, soft: bool = False, order: Order = "norm_tanh") -> ModelTensors:
         dim, dtype = model.norm.weight.shape[0], model.norm.weight.dtype
         generator = torch.Generator().manual_seed(3)
 

@@ -37,13 +37,12 @@ def url(tiny_folder, tiny_plugin) -> Iterator[str]:
         port = free.getsockname()[1]
     words = command("serve_on_ray.py", "--model", tiny_folder, "--plugin", tiny_plugin, "--budget", 0.8)
     words += ["--replicas", "2", "--most", "2", "--port", str(port), "--cpus", "0.5"]
-    with subprocess.Popen(words, env=ENVIRONMENT, start_new_session=True) as cluster:
+    with subprocess.Popen(words, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, text=True) as cluster:
         try:
-            transport = httpx.HTTPTransport(retries=100)  # with pauses that grow, until the proxy listens
-            with httpx.Client(transport=transport, timeout=120) as client:
-                while client.get(f"http://127.0.0.1:{port}/health").status_code != 200:
-                    assert cluster.poll() is None
-            yield f"http://127.0.0.1:{port}"
+            assert cluster.stdout is not None
+            ready = next((line for line in cluster.stdout if "depthdial serves" in line), None)
+            assert ready is not None, "the cluster ended before it served"
+            yield ready.split()[-1]
         finally:
             cluster.send_signal(signal.SIGINT)
             try:

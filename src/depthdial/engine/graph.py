@@ -114,6 +114,8 @@ class GraphRunner:
     """
 
     def __init__(self, plain: TorchRunner, tensors: ModelTensors, buckets: tuple[int, ...] = BUCKETS):
+        if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
+            raise ValueError("these kernels round a router's code, and a linear router's is its decision")
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
         self.small = max(buckets)
         self.break_even: BreakEven | None = None

@@ -7,6 +7,7 @@ What a native pass decides and what it costs is tested against the torch runner,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from depthdial.core.cost import Ledger
-from depthdial.core.decision import Site
 from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter, LinearRouter, Router
 from depthdial.core.method import Method
@@ -208,7 +208,7 @@ class GivenTable:
         route.positions = torch.arange(index * PAGE, (index + 1) * PAGE)[None]
         x, keep = torch.zeros(1, PAGE, 1), torch.ones(len(self._ledger.layers), PAGE, dtype=torch.uint8)
         for site in sorted(self._parts):
-            if site.unit == "attn":
+            if site.unit != "mlp":
                 keep[site.layer] = self._method.decide(self._parts[site], x, site, route).keep[0]
         return keep.numpy()
 
@@ -218,14 +218,16 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
 
     Raises ValueError for a method that says too little of itself for a native pass.
     """
-    sites = list(plain.parts)
-    if any(Site(site.layer, unit) not in plain.parts for site in sites for unit in ("attn", "mlp")):
+    routed: dict[int, dict[str, Any]] = {}
+    for site, parts in plain.parts.items():
+        routed.setdefault(site.layer, {})[site.unit] = parts
+    if any(set(units) not in ({"attn", "mlp"}, {"layer"}) for units in routed.values()):
         raise ValueError("the method does not route attention and MLP together")
     layers = []
     for i, block in enumerate(spine.blocks):
         router = adapter = None
-        if Site(i, "attn") in plain.parts:
-            gate = _gate(plain.method, plain.parts, i)
+        if i in routed:
+            gate = _gate(plain.method, routed[i], i)
             router = None if gate.router is None else _router(gate.router, gate, spine.norm.weight.dtype)
             adapter = None if gate.adapter is None else _adapter(gate.adapter, spine.norm.weight.dtype)
         layers.append(LayerTensors(**vars(block), router=router, adapter=adapter))
@@ -234,17 +236,19 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
     )
 
 
-def _gate(method: Method, parts: dict[Site, Any], layer: int) -> Gate:
-    gate = method.gate({unit: parts[Site(layer, unit)] for unit in ("attn", "mlp")}, layer)
+def _gate(method: Method, parts: Mapping[str, Any], layer: int) -> Gate:
+    gate = method.gate(parts, layer)
     if gate is None or (gate.router is None and method.reads_input):
         raise ValueError("the method gives no gate that could be fused (Method.gate)")
+    if "layer" in parts and (gate.weights == "soft" or gate.adapter is not None):
+        raise ValueError("the kernels weigh and replace the MLP of a layer, not the layer as a whole")
     return gate
 
 
 @torch.no_grad()
 def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
-    if not isinstance(router, Router):
-        raise ValueError(f"the kernels know no {type(router).__name__}")
+    if isinstance(router, LinearRouter):
+        return _linear_router(router.folded, gate.cut, dtype)
     folded = router.head.weight.float() @ router.dec.weight.float()
     return RouterTensors(
         router.enc.weight.to(dtype),
@@ -256,6 +260,16 @@ def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> Ro
         gate.cut,
         gate.weights == "soft",
     )
+
+
+def _linear_router(vector: Tensor, cut: float, dtype: torch.dtype) -> RouterTensors:
+    """vector: fp32 [d]. In a narrower dtype it is the sum of three: the first has its leading digits, and so on."""
+    rows, rest = [], vector
+    for _ in range(1 if dtype == torch.float32 else 3):
+        rows.append(rest.to(dtype))
+        rest = rest - rows[-1].float()
+    ones = torch.ones(len(rows), device=vector.device)
+    return RouterTensors(torch.stack(rows), ones, 0.0, "linear", ones, 0.0, cut)
 
 
 def _adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterTensors:

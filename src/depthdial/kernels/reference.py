@@ -128,6 +128,8 @@ def adapter(u: Tensor, parts: AdapterTensors) -> Tensor:
 
 def router_logit(z: Tensor, router: RouterTensors) -> Tensor:
     """z: T [N, d], the normed input of attention -> fp32 [N]."""
+    if router.order == "linear":
+        return F.linear(z.float(), router.enc.float()) @ router.folded.float() + router.bias
     code = F.linear(z, router.enc.to(z.dtype)).float()
     if router.order == "norm_tanh":
         code = F.rms_norm(code, router.scale.shape, router.scale.float(), router.eps).tanh()

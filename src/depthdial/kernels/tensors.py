@@ -42,14 +42,15 @@ class Norm(NamedTuple):
 
 
 class RouterTensors(NamedTuple):
-    """logit = folded . norm(enc @ z) + bias, in fp32 after enc: `core.layers.Router` with dec and head folded."""
+    """logit = folded . code + bias. code = tanh(norm(enc @ z)) or norm(tanh(enc @ z)), in fp32 after enc, is that of
+    `core.layers.Router` with dec and head folded; code = enc @ z, in fp32 throughout, that of a `LinearRouter`."""
 
     enc: Tensor
     """[r, d], of the model's dtype."""
     scale: Tensor
     """float32 [r]: the norm's weight."""
     eps: float
-    order: Literal["norm_tanh", "tanh_norm"]
+    order: Literal["norm_tanh", "tanh_norm", "linear"]
     folded: Tensor
     """float32 [r]."""
     bias: float

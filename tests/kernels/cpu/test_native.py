@@ -90,7 +90,7 @@ def test_any_mixture_of_rows(data, tiny_model, tensors_of, routed, batch_for):
         tensors_of(tiny_model(data.draw(st.sampled_from(["llama", "gemma3_text"])))),
         first=data.draw(st.integers(0, 6), "first"),
         soft=data.draw(st.booleans(), "soft"),
-        order=data.draw(st.sampled_from(["norm_tanh", "tanh_norm"])),
+        order=data.draw(st.sampled_from(["norm_tanh", "tanh_norm", "linear"])),
     )
     batch = batch_for(model)
     inputs = batch.inputs(places)

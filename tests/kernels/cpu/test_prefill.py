@@ -100,10 +100,14 @@ def _wide(model: ModelTensors, dtype: torch.dtype) -> ModelTensors:
     return model._replace(embed=wide(model.embed), layers=layers, norm=wide(model.norm), head=wide(model.head))
 
 
+ORDERS = {"qwen2": "tanh_norm", "qwen3": "linear"}
+"""Of routers, by family; others: norm_tanh."""
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_every_family_within_the_rounding_of_bf16(family: str, model, batch_for):
-    made = model(family, order="tanh_norm" if family == "qwen2" else "norm_tanh")
+    made = model(family, order=ORDERS.get(family, "norm_tanh"))
     batch, native = batch_for(made), NativeModel(made)
     if not native.prefills:
         assert "amx" not in supported()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from depthdial.kernels.tensors import Int8, Linear, Norm, Weight
 
+ORDERS = ("norm_tanh", "tanh_norm", "linear")
+"""Of `RouterTensors`, numbered as in csrc/abi.h."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -29,7 +31,7 @@ class RouterSpec(Structure):
         ("enc", Mat),
         *((name, c_void_p) for name in ("scale", "folded")),
         *((name, c_float) for name in ("eps", "bias", "cut")),
-        *((name, c_int32) for name in ("tanh_first", "soft")),
+        *((name, c_int32) for name in ("order", "soft")),
     ]
 
 

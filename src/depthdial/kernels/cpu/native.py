@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from depthdial.kernels.cpu.abi import LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
+from depthdial.kernels.cpu.abi import ORDERS, LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
 from depthdial.kernels.cpu.build import Log, Unavailable, library, supported, to_stderr
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, LayerTensors, ModelTensors
@@ -282,7 +282,7 @@ def _layer_spec(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpe
                 to.address(router.scale.detach().float()),
                 to.address(router.folded.detach().float()),
             ),
-            *(router.eps, router.bias, router.cut, router.order == "tanh_norm", router.soft),
+            *(router.eps, router.bias, router.cut, ORDERS.index(router.order), router.soft),
         )
     spec.heads, spec.kv_heads, spec.head_dim = layer.heads, layer.kv_heads, layer.head_dim
     spec.rope, spec.gelu = ropes.index(layer.rope), layer.activation == "gelu_tanh"

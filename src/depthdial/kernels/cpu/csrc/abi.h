@@ -19,12 +19,15 @@ struct NormSpec {
   int32_t plus_one;
 };
 
+// What becomes of a router's code before its last product.
+enum { NORM_TANH, TANH_NORM, LINEAR };
+
 struct RouterSpec {
   Mat enc;
   const float* scale;
   const float* folded;
   float eps, bias, cut;
-  int32_t tanh_first, soft;
+  int32_t order, soft;  // NORM_TANH, TANH_NORM or LINEAR
 };
 
 struct LayerSpec {

@@ -100,11 +100,12 @@ static inline void add(float* x, const float* update, int n, float weight, bool 
 // The router's logit from its code, fp32 [r], which is overwritten.
 static inline float router_logit(float* code, const RouterSpec& router) {
   const int r = router.enc.rows;
-  if (router.tanh_first)
+  if (router.order == LINEAR) return dot_f32(code, router.folded, r) + router.bias;
+  if (router.order == TANH_NORM)
     for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
   const float inverse = 1.0f / std::sqrt(dot_f32(code, code, r) / r + router.eps);
   for (int i = 0; i < r; ++i) code[i] *= inverse * router.scale[i];
-  if (!router.tanh_first)
+  if (router.order == NORM_TANH)
     for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
   return dot_f32(code, router.folded, r) + router.bias;
 }

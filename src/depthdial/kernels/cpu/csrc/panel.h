@@ -139,9 +139,15 @@ static inline void join(uint32_t* x, __m512 first, __m512 second, __m512 weight)
 // The router's logits of a group from its codes, fp32 [rank][16], which are overwritten: `router_logit`, lane by lane.
 static inline __m512 router_logits(float* codes, const RouterSpec& router, int rank) {
   __m512 squares = _mm512_setzero_ps(), logit = _mm512_set1_ps(router.bias);
+  const bool tanh_first = router.order == TANH_NORM;
+  if (router.order == LINEAR) {
+    for (int r = 0; r < rank; ++r)
+      logit = _mm512_fmadd_ps(_mm512_loadu_ps(codes + r * LANES), _mm512_set1_ps(router.folded[r]), logit);
+    return logit;
+  }
   for (int r = 0; r < rank; ++r) {
     __m512 code = _mm512_loadu_ps(codes + r * LANES);
-    if (router.tanh_first) _mm512_storeu_ps(codes + r * LANES, code = tanh_lanes(code));
+    if (tanh_first) _mm512_storeu_ps(codes + r * LANES, code = tanh_lanes(code));
     squares = _mm512_fmadd_ps(code, code, squares);
   }
   const __m512 mean = _mm512_div_ps(squares, _mm512_set1_ps((float)rank));
@@ -149,7 +155,7 @@ static inline __m512 router_logits(float* codes, const RouterSpec& router, int r
   for (int r = 0; r < rank; ++r) {
     const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(codes + r * LANES), _mm512_set1_ps(router.scale[r]));
     const __m512 code = _mm512_div_ps(scaled, root);
-    logit = _mm512_fmadd_ps(router.tanh_first ? code : tanh_lanes(code), _mm512_set1_ps(router.folded[r]), logit);
+    logit = _mm512_fmadd_ps(tanh_first ? code : tanh_lanes(code), _mm512_set1_ps(router.folded[r]), logit);
   }
   return logit;
 }
