@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import write
 from torch import Tensor
 
+from depthdial.core.whole import write_json
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import PAGE, Int8, LayerTensors, Linear, ModelTensors, Norm, Rope
@@ -56,7 +56,7 @@ def main() -> None:
             shown = ("tokens_per_second", "gb_per_second", "of_limit", "skipped", "speed_up", "ideal", "share")
             print(f"{weights + ' x ' + str(tokens):22}" + "".join(f"{row[key]:10.3f}" for key in shown), flush=True)
     if args.json:
-        write(results, args.json)
+        write_json(args.json, results)
 
 
 COLUMNS = (("limit", 8), ("bf16", 8), ("int8", 8), ("torch", 15))

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import transformers
 from gpu_cases import Case, Limits, decode_case, prefill_case
-from record import write
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from depthdial import __version__
+from depthdial.core.whole import write_json
 from depthdial.engine.native import tensors_of
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
@@ -240,7 +240,7 @@ def facts(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def _save(results: dict[str, Any], output: Path | None) -> None:
     if output is not None:
-        write(results, output)
+        write_json(output, results)
 
 
 if __name__ == "__main__":

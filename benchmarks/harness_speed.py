@@ -21,9 +21,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from depthdial.core.whole import write_json
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.folder import write
 from depthdial.evaluate.harness.lm import DepthLM, Dial
 from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.tasks import load_suites
@@ -78,7 +78,7 @@ def main() -> None:
         told = {"what": "seconds of a task in lm-evaluation-harness, dense", **facts(model.device)}
         shown = {"tasks": args.tasks, "limit": args.limit, "repeats": args.repeats, "model": Path(args.model).name}
         medians = {task: {n: statistics.median(t) for n, t in seconds.items()} for task, seconds in runs.items()}
-        write(args.output, {**told, "arguments": shown, "seconds": runs, "median": medians, "scores": scores})
+        write_json(args.output, {**told, "arguments": shown, "seconds": runs, "median": medians, "scores": scores})
 
 
 if __name__ == "__main__":

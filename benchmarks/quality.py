@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from heldout_text import Held, held_out
-from record import about, plain, write
+from record import about
 from subjects import Setup, Subject, peers, plugins
 
+from depthdial.core.whole import plain, write_json
 from depthdial.evaluate.plot import draw
 from depthdial.evaluate.routers import RouteRecord
 from depthdial.evaluate.scores import Scores
@@ -99,9 +100,9 @@ def benchmark(args: argparse.Namespace) -> None:
         if subject.recommended is not None and subject.about["method"]["name"] == "flexidepth":
             results["routes"][subject.name] = plain(examine(subject, held, args.tolerance))
         results["seconds"] = round(time.monotonic() - started, 1)
-        write(results, args.output)
+        write_json(args.output, results)
     results["complete"] = True
-    write(results, args.output)
+    write_json(args.output, results)
     draw(results, args.output.with_suffix(".png"))
     _show(results)
 

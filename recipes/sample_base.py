@@ -9,13 +9,13 @@ base's own prose, a little surer than its distribution. One JSON object {"source
 import argparse
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
+from depthdial.core.whole import whole
 from depthdial.models.base import load_base
 from depthdial.train.encode import separator_token
 
@@ -33,8 +33,7 @@ def main() -> None:
     model: Any = loaded  # transformers' types say that `generate` is a Tensor
     start = separator_token(tokenizer)
     torch.manual_seed(args.seed)
-    part = args.output.with_name(args.output.name + ".part")
-    with gzip.open(part, "wt", encoding="utf-8") as file:
+    with whole(args.output) as part, gzip.open(part, "wt", encoding="utf-8") as file:
         for _ in track(range(-(-args.tokens // (args.batch * args.length))), "Sampling"):
             ids = model.generate(
                 torch.full((args.batch, 1), start), attention_mask=torch.ones(args.batch, 1, dtype=torch.long),
@@ -45,7 +44,6 @@ def main() -> None:
                 if len(text.split()) > 20:
                     file.write(json.dumps({"source": "sampled_base", "text": text.strip()}) + "\n")
             file.flush()
-    os.replace(part, args.output)
 
 
 if __name__ == "__main__":

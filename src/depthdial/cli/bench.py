@@ -108,18 +108,10 @@ def _python(item: str) -> tuple[str, str]:
 
 def _keep(results: dict[str, Any], output: Path) -> None:
     """The JSON, whole or not at all, and the picture where matplotlib is there."""
-    import json
-    import os
-
+    from depthdial.core.whole import write_json
     from depthdial.evaluate.speed.picture import can_draw, draw
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.part")
-    try:
-        part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    write_json(output, results)
     if can_draw():
         draw(results, output.with_suffix(".png"))
 

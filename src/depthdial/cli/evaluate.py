@@ -70,7 +70,7 @@ def evaluate(
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for each task; ours tells of all
     from json import dumps
 
-    from depthdial.evaluate.harness.folder import write_text
+    from depthdial.core.whole import write_text
     from depthdial.evaluate.harness.picture import can_draw, draw
     from depthdial.evaluate.harness.run import Options, run
     from depthdial.evaluate.harness.subjects import Setup

@@ -131,8 +131,8 @@ def summary(
     """Say where depth goes: by task, place, token class, repetition, surprisal, side of "=", layer; with intervals."""
     import json as json_
 
+    from depthdial.core.whole import write_text
     from depthdial.maps.plot import draw
-    from depthdial.maps.store import write_text
     from depthdial.maps.summary import summarise
     from depthdial.maps.table import tables
 
@@ -161,8 +161,9 @@ def html(
     limit: Annotated[int, typer.Option(help="Most texts on the page, evenly over the tasks.")] = 60,
 ) -> None:
     """Draw one self-contained page: tokens coloured by layers used, or two maps of the same prompts side by side."""
+    from depthdial.core.whole import write_text
     from depthdial.maps.html import page
-    from depthdial.maps.store import read, write_text
+    from depthdial.maps.store import read
 
     maps = [read(path) for path in (map_, other) if path is not None]
     if output.is_dir() or not output.parent.is_dir():

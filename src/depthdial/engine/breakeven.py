@@ -12,13 +12,13 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+from depthdial.core.whole import write_json
 
 ROWS = (1, 4, 16, 64)
 TIMES = 5
@@ -147,18 +147,5 @@ def cached(key: Mapping[str, str], folder: Path, make: Callable[[], BreakEven]) 
             return found
     made = make()
     with contextlib.suppress(OSError):
-        _write(made, path)
+        write_json(path, made.to_json())
     return made
-
-
-def _write(made: BreakEven, path: Path) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(made.to_json(), file, indent=1)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.whole import write_text
 from depthdial.maps.schema import FORMAT_VERSION, Facts
-from depthdial.maps.store import CARD_FILE, PARTS, RUN_FILE, read_run, write_text
+from depthdial.maps.store import CARD_FILE, PARTS, RUN_FILE, read_run
 
 
 class Folder:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from depthdial.core.whole import whole
 
 
 def keep_figure(figure: Any, path: Path, dpi: int = 130) -> None:
     """Write a matplotlib figure as PNG beside `path` and rename it. Raises OSError where that cannot be done."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as part:
         figure.savefig(part, format="png", dpi=dpi)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,11 +10,11 @@ Every file is there whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.whole import whole
 from depthdial.maps.schema import FORMAT_VERSION, DepthMap, Row, rows_of, table
 
 RUN_FILE, CARD_FILE, PARTS = "map.json", "README.md", "data"
@@ -25,13 +25,8 @@ def write(found: DepthMap, path: str | Path) -> Path:
     import pyarrow.parquet as parquet
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as part:
         parquet.write_table(table(found), part, compression="zstd")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -94,13 +89,3 @@ def read_run(folder: Path) -> dict[str, Any]:
 def part_file(folder: Path, number: int) -> Path:
     """The place of a part."""
     return folder / PARTS / f"part-{number:05d}.parquet"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from depthdial.core.whole import write_text
 from depthdial.train import processes
 from depthdial.train.checkpoints import last_checkpoint
 from depthdial.train.progress import Progress
@@ -86,9 +86,7 @@ class Report(TrainerCallback):
         if not self.file.is_file():
             return
         lines = [line for line in self.file.read_text().splitlines() if _step(line) <= step]
-        part = self.file.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(part, self.file)
+        write_text(self.file, "".join(f"{line}\n" for line in lines))
 
 
 class StopCleanly(TrainerCallback):

@@ -7,9 +7,7 @@ build a block-diagonal causal mask, given `attention_mask=None` and `use_cache=F
 import hashlib
 import json
 import logging
-import os
 import random
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from rich.progress import track
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from depthdial.core.whole import whole
 from depthdial.train.data import Record
 from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
 
@@ -68,21 +67,14 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
     def save(self, path: Path) -> None:
         """Write one .npz, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            try:
-                np.savez(
-                    part,
-                    input_ids=self.input_ids,
-                    target=self.target,
-                    position_ids=self.position_ids,
-                    stats=np.array(json.dumps(asdict(self.stats))),
-                )
-                part.close()
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with whole(path) as part, part.open("wb") as file:
+            np.savez(
+                file,
+                input_ids=self.input_ids,
+                target=self.target,
+                position_ids=self.position_ids,
+                stats=np.array(json.dumps(asdict(self.stats))),
+            )
 
     @classmethod
     def load(cls, path: Path) -> "PackedDataset":

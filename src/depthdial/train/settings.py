@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
+from depthdial.core.whole import write_json
 from depthdial.train import processes
 from depthdial.train.checkpoints import last_checkpoint
 
@@ -52,7 +52,4 @@ def write_settings(output: Path, settings: dict[str, Any], name: str) -> None:
     """Whole or not at all, by the main process."""
     if not processes.is_main():
         return
-    output.mkdir(parents=True, exist_ok=True)
-    part = output / f"{name}.part"
-    part.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(part, output / name)
+    write_json(output / name, settings)

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from depthdial.core.whole import write_json
 from depthdial.train.data import Record, files_of, holdout, read
 from depthdial.train.encode import encode_all, separator_token
 from depthdial.train.progress import Progress
@@ -186,9 +187,7 @@ def _append(file: BinaryIO, ids: np.ndarray, index: Index) -> int:
 
 
 def _save(index: Index, folder: Path) -> None:
-    part = folder / f"{INDEX_FILE}.part"
-    part.write_text(json.dumps(asdict(index), indent=1) + "\n")
-    os.replace(part, folder / INDEX_FILE)
+    write_json(folder / INDEX_FILE, asdict(index))
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from depthdial.engine.score import Ran
-from depthdial.evaluate.harness.folder import RUN, Folder, plain
+from depthdial.evaluate.harness.folder import RUN, Folder
 from depthdial.evaluate.harness.items import Record
 from depthdial.evaluate.harness.subjects import Row
 
@@ -82,7 +82,3 @@ def test_places_that_are_taken(tmp_path):
     (tmp_path / RUN).write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         Folder(tmp_path, WHO, True)
-
-
-def test_numbers_that_are_none_become_null():
-    assert plain({"a": [float("nan"), (1, float("inf"))], 2: None}) == {"a": [None, [1, None]], "2": None}

@@ -7,11 +7,10 @@ can be added later.
 from __future__ import annotations
 
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.whole import write_json
 from depthdial.evaluate.harness.items import Record
 from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.subjects import Row
@@ -47,7 +46,7 @@ class Folder:
         held = path / RESULTS
         self.subjects = _read(held)["subjects"] if held.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
-        write(file, identity)
+        write_json(file, identity)
 
     def store(self, row: Row, task: str) -> Store:
         """The chunks of a task at a setting."""
@@ -61,33 +60,10 @@ class Folder:
     def put(self, row: Row, record: Record) -> None:
         file = self._record(row, record.task)
         if file is not None:
-            write(file, record.to_json())
+            write_json(file, record.to_json())
 
     def _record(self, row: Row, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"
-
-
-def write(file: Path, told: Any) -> None:
-    """JSON, whole or not at all; a number that is not one becomes null."""
-    write_text(file, json.dumps(plain(told), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(file: Path) -> Any:

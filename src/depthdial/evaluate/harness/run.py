@@ -11,10 +11,11 @@ from typing import Any
 
 import lm_eval
 
+from depthdial.core.whole import plain, write_json
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder, plain, write
+from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder
 from depthdial.evaluate.harness.items import Record, measure
 from depthdial.evaluate.harness.lm import DepthLM
 from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, Subject, identity, rows_of, subjects
@@ -195,5 +196,5 @@ def _write(
     results["rows"] = summary(rows, records)
     results["complete"] = complete
     if folder.path is not None:
-        write(folder.path / RESULTS, results)
+        write_json(folder.path / RESULTS, results)
     return plain(results)

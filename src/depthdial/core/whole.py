@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all: a killed process or a full disk leaves what was there before."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end of the block; if the block fails it is gone.
+
+    Makes the folder. Two processes that write one path do not disturb each other: the later one is kept. Raises OSError
+    where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # with the ending that `path` has, which some writers look at
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8."""
+    with whole(path) as part:
+        part.write_text(text, "utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `plain` has it, indented."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: lists, string keys, and null for a number that is not one."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from depthdial.core.whole import whole, write_json, write_text
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "new" / "told.json"
+    write_json(path, {1: (math.nan, 2.0), "a": [math.inf, None]})
+    assert json.loads(path.read_text()) == {"1": [None, 2.0], "a": [None, None]}
+    write_text(path, "übrig")
+    assert path.read_bytes() == "übrig".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def half_written(path: Path) -> None:
+    with whole(path) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+
+
+def test_what_was_there_survives_a_failure(tmp_path):
+    path = tmp_path / "kept.txt"
+    write_text(path, "before")
+    with pytest.raises(OSError, match="disk full"):
+        half_written(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_path_do_not_meet(tmp_path):
+    path = tmp_path / "both.txt"
+    with whole(path) as first, whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_see_the_ending_and_files_have_the_usual_rights(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    path = tmp_path / "picture.png"
+    with whole(path) as part:
+        assert part.suffix == ".png"
+        part.write_text("")
+    assert path.stat().st_mode == plain.stat().st_mode
