@@ -29,7 +29,7 @@ def bench(
     int8: Annotated[bool, Given("--int8", help="Also measure int8 weights.")] = False,
     random: Annotated[str | None, Given(help="Plug-in of random skipping. [default: one made on the spot]")] = None,
     static: Annotated[str | None, Given(help="Plug-in of static layers, measured at the same cost.")] = None,
-    peers: Annotated[str, Given(help="Other engines: llama-cpp, economize, tide.")] = "",
+    peers: Annotated[str, Given(help="Other engines: llama-cpp, vllm, economize, tide.")] = "",
     peer_python: PeerPython = [],  # noqa: B006 - typer reads it, nobody writes it
     text: Annotated[Path | None, Given(help="File that the prompts are taken from. [default: built in]")] = None,
     compiled: Annotated[

@@ -34,6 +34,7 @@ class Peer(NamedTuple):
 PEERS: dict[str, Peer] = {
     "llama-cpp": Peer("llama_cpp_speed.py", ("bf16", "q8_0", "q4_1"), True, "llama.cpp"),
     "economize": Peer("economize_speed.py", ("bf16",), False, "economize flexidepth"),
+    "vllm": Peer("vllm_speed.py", ("bf16",), True, "vLLM"),
     "tide": Peer("tide_speed.py", ("bf16",), False, "TIDE"),
 }
 
