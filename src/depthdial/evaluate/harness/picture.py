@@ -58,7 +58,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)  # never over a point
     keep_figure(figure, path)
 
 
