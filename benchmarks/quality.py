@@ -171,7 +171,7 @@ def _continue(results: dict[str, Any], path: Path) -> None:
         raise ValueError(f"--after {path} is no result of this benchmark") from None
     if not same or not before["complete"]:
         raise ValueError(f"--after {path} is not complete, or was measured on another text or with other arguments")
-    part = {key: before[key] for key in ("date", "commit", "machine", "versions", "seconds")}
+    part = {key: before.get(key) for key in ("date", "commit", "machine", "versions", "seconds")}
     part["subjects"] = [found["name"] for found in before["subjects"]]
     results["parts"] = [*results.get("parts", ()), *before.get("parts", ()), part]
     results["subjects"] += before["subjects"]
