@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from heldout_text import Held, held_out
 from record import about
-from subjects import Setup, Subject, peers, plugins
+from subjects import Setup, Subject, bare, peers, plugins
 
 from depthdial.core.whole import plain, write_json
 from depthdial.evaluate.plot import draw
@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--plugin", metavar="NAME=PATH", type=_named, action="append", default=[])
-    parser.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
+    which.add_argument("--bare-only", action="store_true", help="measure nothing but those")
     parser.add_argument("--vote", action="store_true", help="routers a second time, rows of a batch deciding together")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument(
@@ -88,7 +90,8 @@ def benchmark(args: argparse.Namespace) -> None:
     results = about(args, held)
     for path in args.after:
         _continue(results, path)
-    ours = plugins(setup, args.plugin, not args.trained_only, args.vote)
+    ours = [] if args.bare_only else [*plugins(setup, args.plugin, args.vote)]
+    ours += [] if args.trained_only else [*bare(setup, args.plugin)]
     for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)

@@ -57,21 +57,23 @@ class Subject:
     recommended: float | None = None
 
 
-def plugins(
-    setup: Setup, named: Sequence[tuple[str, str]], bare_too: bool, vote_too: bool = False
-) -> Iterator[Callable[[], Subject]]:
-    """The plug-ins, each with routers again with the rows of each batch voting, then those of baselines again without
-    their adapters; each is loaded when called for."""
+def plugins(setup: Setup, named: Sequence[tuple[str, str]], vote_too: bool = False) -> Iterator[Callable[[], Subject]]:
+    """The plug-ins, those with routers again with the rows of each batch voting; each is loaded when called for."""
     for name, path in named:
         _check_training(name, path, setup.seed)
         yield lambda name=name, path=path: _plugin(setup, name, path)
         if vote_too and not isinstance(read(path).method, Random | Static):
             yield lambda name=name, path=path: _voting(setup, f"{name}, rows vote", path)
-    for name, path in named if bare_too else ():
+
+
+def bare(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[], Subject]]:
+    """The plug-ins of baselines without their adapters."""
+    for name, path in named:
+        _check_training(name, path, setup.seed)
         method = read(path).method
         if isinstance(method, Random | Static) and method.adapter_ratio:
-            bare = dataclasses.replace(method, adapter_ratio=0)
-            yield lambda name=name, bare=bare: _bare(setup, f"{name}, no adapters", bare)
+            stripped = dataclasses.replace(method, adapter_ratio=0)
+            yield lambda name=name, method=stripped: _bare(setup, f"{name}, no adapters", method)
 
 
 def peers(setup: Setup, named: Sequence[tuple[str, str]], dials: Sequence[str]) -> Iterator[Callable[[], Subject]]:
