@@ -20,6 +20,9 @@ import torch
 
 from depthdial import LLM, SamplingParams
 from depthdial.core.whole import write_json
+from depthdial.engine import weights
+from depthdial.engine.config import EngineOptions
+from depthdial.engine.native import NativeRunner
 from depthdial.evaluate.speed.machine import facts
 
 
@@ -31,12 +34,17 @@ def resident(field: str = "VmRSS") -> int:
 
 
 def held(llm: LLM) -> dict[str, int]:
-    """Bytes of what must be there."""
+    """Bytes of what must be there. With int8 the engine has matrices of its own, and the model's are given back."""
     cache = llm.engine.scheduler.cache
     parts = {id(p): p for name, p in llm.model.named_parameters() if ".parts." in name}
     base = {id(p): p for p in llm.model.parameters() if id(p) not in parts}
     size = {name: sum(t.numel() * t.element_size() for t in some.values()) for name, some in
             (("weights", base), ("plug-in", parts))}  # fmt: skip
+    spine = llm.engine.runner.plain.spine if isinstance(llm.engine.runner, NativeRunner) else None
+    if spine is not None and llm.options.weights == "int8":
+        matrices = [linear.weight for block in spine.blocks for linear in weights.matrices(block).values()]
+        tables = {id(table): table for table in (spine.embed, spine.head)}.values()
+        size["weights"] += sum(weights.size_of(weight) for weight in (*matrices, *tables))
     return {**size, "cache": sum(t.numel() * t.element_size() for t in (cache.k, cache.v))}
 
 
@@ -45,6 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--plugin", default="default")
     parser.add_argument("--budget", type=float, default=0.85)
+    parser.add_argument("--weights", choices=("auto", "int8"), default="auto")
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--cache-tokens", type=int, default=16384)
     parser.add_argument("--requests", type=int, default=1000)
@@ -53,7 +62,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.zeros(8).matmul(torch.zeros(8, 8))  # what the first product sets up belongs to torch
     before = resident()
-    llm = LLM(args.model, args.plugin, args.budget, max_batch=args.max_batch, cache_tokens=args.cache_tokens)
+    engine = EngineOptions(max_batch=args.max_batch, cache_tokens=args.cache_tokens, weights=args.weights)
+    llm = LLM(args.model, args.plugin, args.budget, **engine)
     loaded, told = resident("VmHWM") - before, held(llm)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     draw, after = random.Random(args.seed), []
