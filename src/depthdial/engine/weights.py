@@ -6,6 +6,9 @@ arithmetic, not by the bytes of weights.
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from dataclasses import replace
 
 import torch
@@ -54,6 +57,7 @@ def int8_spine(spine: Spine, release: bool = False) -> Spine:
     if release:
         for weight in (spine.embed, spine.head):
             _release(weight)
+        _give_back()
     return replace(spine, blocks=tuple(blocks), embed=embed, head=head)
 
 
@@ -71,6 +75,15 @@ def _pack(weight: Weight) -> Int8:
 def _release(weight: Weight) -> None:
     if not isinstance(weight, Int8):
         weight.data = weight.data.new_empty(0)
+
+
+def _give_back() -> None:
+    """Return freed pages to the system: glibc keeps those between blocks in use, here as many as the model had."""
+    if sys.platform == "linux":
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def matrices(block: Block) -> dict[str, Linear]:

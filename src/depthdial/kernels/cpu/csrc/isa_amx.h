@@ -1,4 +1,4 @@
-// Three to sixteen tokens at once: tiles of 16 rows of weights, as they lie in memory, by 16 tokens.
+// Three to sixteen tokens at once: tiles of 16 rows of weights, of one run each (`Runs`), by 16 tokens.
 #pragma once
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -12,7 +12,12 @@ namespace amx {
 
 constexpr int TILE = 16;   // rows and tokens of a tile
 constexpr int LINE = 64;   // bytes of a row of weights in one step
-constexpr size_t AHEAD = 2 * TILE;  // rows fetched early
+constexpr int AHEAD = 512;   // bytes of a row fetched early
+
+// Sixteen rows of weights `step` apart from `first` on, then those that follow each of them, `count` in all.
+struct Rows {
+  int first, step, count;
+};
 
 // With fewer tokens dot products keep up with memory, and packing costs nothing.
 static inline bool worth(int tokens, int kind) { return tokens > 2 && kind != FP32; }
@@ -74,80 +79,67 @@ static inline void tile_tokens(const void* x, int tokens, int bytes, void* tiles
   }
 }
 
-// 16 rows of sums, each over 16 tokens, to out [tokens, ld].
-static inline void spread(__m512 (&sums)[16], const float* bias, int tokens, float* out, int ld, bool bf16) {
+static inline __m512i places(int step) {
+  return _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(step));
+}
+
+// 16 rows of sums, each over 16 tokens, to out[m * ld + r * out_step]. bias: of the first row.
+static inline void spread(__m512 (&sums)[16], const float* bias, int step, int tokens, float* out, int out_step, int ld,
+                          bool bf16) {
   __m512i v[16];
   for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(sums[r]);
   transpose(v);
+  const __m512i to = places(out_step);
   for (int m = 0; m < tokens; ++m) {
     __m512 value = _mm512_castsi512_ps(v[m]);
-    if (bias) value = _mm512_add_ps(value, _mm512_loadu_ps(bias));
+    if (bias) value = _mm512_add_ps(value, _mm512_i32gather_ps(places(step), bias, 4));
     if (bf16) {
       const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
       value = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
     }
-    _mm512_storeu_ps(out + (size_t)m * ld, value);
+    _mm512_i32scatter_ps(out + (size_t)m * ld, to, value, 4);
   }
 }
 
-static inline void fetch_rows(const char* from, size_t line, int rows) {
-  for (int r = 0; r < rows; ++r) _mm_prefetch(from + r * line, _MM_HINT_T0);
+static inline void fetch_rows(const char* from, size_t line) {
+  for (int r = 0; r < TILE; ++r) _mm_prefetch(from + r * line + AHEAD, _MM_HINT_T0);
 }
 
-// Rows begin.. of bf16 weights in whole tiles; returns the first row not done. The columns fill whole lines.
-static inline int rows_bf16(const Mat& w, const void* tiles, int tokens, int begin, int end, float* out, int ld, bool bf16) {
-  alignas(64) float stored[2][TILE * TILE];
+// bf16 weights; the columns fill whole lines.
+static inline void rows_bf16(const Mat& w, const void* tiles, int tokens, const Rows& rows, float* out, int out_step, int ld,
+                             bool bf16) {
+  alignas(64) float stored[TILE * TILE];
   __m512 sums[TILE];
-  const size_t line = (size_t)w.cols * 2;
-  int row = begin;
-  for (; row + 2 * TILE <= end; row += 2 * TILE) {
-    const char* first = (const char*)w.data + row * line;
-    const bool more = row + 4 * TILE <= end;
+  const size_t bytes = (size_t)w.cols * 2, line = rows.step * bytes;
+  for (int j = 0; j < rows.count; ++j) {
+    const int row = rows.first + j;
+    const char* first = (const char*)w.data + row * bytes;
     _tile_zero(0);
-    _tile_zero(1);
-    for (size_t k = 0; k < line; k += LINE) {
-      if (more) fetch_rows(first + k + AHEAD * line, line, 2 * TILE);
+    for (size_t k = 0; k < bytes; k += LINE) {
+      fetch_rows(first + k, line);
       _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
       _tile_loadd(2, first + k, line);
-      _tile_loadd(3, first + TILE * line + k, line);
-      _tile_dpbf16ps(0, 2, 4);
-      _tile_dpbf16ps(1, 3, 4);
-    }
-    _tile_stored(0, stored[0], LINE);
-    _tile_stored(1, stored[1], LINE);
-    for (int i = 0; i < 2; ++i) {
-      for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored[i] + r * TILE);
-      spread(sums, w.bias ? w.bias + row + i * TILE : nullptr, tokens, out + row + i * TILE, ld, bf16);
-    }
-  }
-  for (; row + TILE <= end; row += TILE) {
-    _tile_zero(0);
-    for (size_t k = 0; k < line; k += LINE) {
-      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
-      _tile_loadd(2, (const char*)w.data + row * line + k, line);
       _tile_dpbf16ps(0, 2, 4);
     }
-    _tile_stored(0, stored[0], LINE);
-    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored[0] + r * TILE);
-    spread(sums, w.bias ? w.bias + row : nullptr, tokens, out + row, ld, bf16);
+    _tile_stored(0, stored, LINE);
+    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored + r * TILE);
+    spread(sums, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
   }
-  return row;
 }
 
 // As above for int8 weights. scale: [blocks, 16], of the tokens' activations: a line is a block, so every product of two
 // tiles is scaled by itself.
-static inline int rows_int8(const Mat& w, const void* tiles, const float* scale, int tokens, int begin, int end, float* out,
-                            int ld, bool bf16) {
+static inline void rows_int8(const Mat& w, const void* tiles, const float* scale, int tokens, const Rows& rows, float* out,
+                             int out_step, int ld, bool bf16) {
   alignas(64) int32_t stored[TILE * TILE];
-  const size_t line = w.cols;
-  int row = begin;
-  for (; row + TILE <= end; row += TILE) {
-    const char* first = (const char*)w.data + row * line;
-    const bool more = row + 3 * TILE <= end;
+  const size_t bytes = w.cols, line = rows.step * bytes;
+  for (int j = 0; j < rows.count; ++j) {
+    const int row = rows.first + j;
+    const char* first = (const char*)w.data + row * bytes;
     __m512 sums[TILE];
     for (int r = 0; r < TILE; ++r) sums[r] = _mm512_setzero_ps();
-    for (size_t k = 0; k < line; k += LINE) {
-      if (more) fetch_rows(first + k + AHEAD * line, line, TILE);
+    for (size_t k = 0; k < bytes; k += LINE) {
+      fetch_rows(first + k, line);
       _tile_zero(0);
       _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
       _tile_loadd(2, first + k, line);
@@ -157,10 +149,9 @@ static inline int rows_int8(const Mat& w, const void* tiles, const float* scale,
       for (int r = 0; r < TILE; ++r)
         sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(stored + r * TILE)), by, sums[r]);
     }
-    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_mul_ps(sums[r], _mm512_set1_ps(w.scale[row + r]));
-    spread(sums, w.bias ? w.bias + row : nullptr, tokens, out + row, ld, bf16);
+    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_mul_ps(sums[r], _mm512_set1_ps(w.scale[row + r * rows.step]));
+    spread(sums, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
   }
-  return row;
 }
 
 }  // namespace amx

@@ -9,6 +9,7 @@ namespace isa {
 
 using Half = float;  // bf16 weights are widened, so activations stay fp32
 constexpr int TOKENS = 2;
+constexpr int AHEAD = 512;  // bytes of a row fetched early
 
 static inline float total(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -31,10 +32,9 @@ static inline __m256 load8(const uint16_t* p) {
 
 static inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 
-// out [M][R]. w (bf16 or fp32): rows of `cols` values, `cols` apart, fetched `ahead` values early; x: rows `pitch`
-// apart.
+// out [M][R]. w (bf16 or fp32): rows of `cols` values, `line` values apart; x: rows `pitch` apart.
 template <int R, int M, class W>
-static inline void dot(const W* w, int cols, size_t ahead, const float* x, size_t pitch, float* out) {
+static inline void dot(const W* w, int cols, size_t line, const float* x, size_t pitch, float* out) {
   __m256 sum[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) sum[r][m] = _mm256_setzero_ps();
@@ -42,8 +42,8 @@ static inline void dot(const W* w, int cols, size_t ahead, const float* x, size_
   for (; k + 8 <= cols; k += 8) {
     __m256 row[R];
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
-      row[r] = load8(w + (size_t)r * cols + k);
+      __builtin_prefetch((const char*)(w + r * line + k) + AHEAD);
+      row[r] = load8(w + r * line + k);
     }
     for (int m = 0; m < M; ++m) {
       const __m256 token = _mm256_loadu_ps(x + m * pitch + k);
@@ -53,7 +53,7 @@ static inline void dot(const W* w, int cols, size_t ahead, const float* x, size_
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) {
       float value = total(sum[r][m]);
-      for (int j = k; j < cols; ++j) value += widen(w[(size_t)r * cols + j]) * x[m * pitch + j];
+      for (int j = k; j < cols; ++j) value += widen(w[r * line + j]) * x[m * pitch + j];
       out[m * R + r] = value;
     }
 }
@@ -61,7 +61,7 @@ static inline void dot(const W* w, int cols, size_t ahead, const float* x, size_
 // x: int8 in blocks of 64 whose scales are xs, `blocks` a token. The sign of x moves to w, since one factor must be
 // unsigned; 127 * 127 * 2 stays within int16.
 template <int R, int M>
-static inline void dot(const int8_t* w, int cols, size_t ahead, const int8_t* x, size_t pitch, const float* xs,
+static inline void dot(const int8_t* w, int cols, size_t line, const int8_t* x, size_t pitch, const float* xs,
                        size_t blocks, float* out) {
   __m256 sum[R][M];
   float rest[R][M] = {};
@@ -73,8 +73,8 @@ static inline void dot(const int8_t* w, int cols, size_t ahead, const int8_t* x,
       const int8_t* token = x + m * pitch + k;
       const float scale = xs[m * blocks + block];
       for (int r = 0; r < R; ++r) {
-        const int8_t* row = w + (size_t)r * cols + k;
-        __builtin_prefetch(row + ahead);
+        const int8_t* row = w + r * line + k;
+        __builtin_prefetch(row + AHEAD);
         if (k + 64 > cols) {
           int exact = 0;
           for (int j = 0; j < cols - k; ++j) exact += (int)row[j] * token[j];

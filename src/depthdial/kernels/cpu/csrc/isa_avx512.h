@@ -9,6 +9,7 @@ namespace isa {
 
 using Half = uint16_t;  // how activations are packed for bf16 weights
 constexpr int TOKENS = 4;
+constexpr int AHEAD = 512;  // bytes of a row fetched early
 
 static inline __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -20,27 +21,29 @@ static inline __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
+// The sums of a row come out the same whatever rows are beside it.
 template <int R, int M>
 static inline void reduce(const __m512 (&sum)[R][M], float* out) {
+  const __m512 zero = _mm512_setzero_ps();
   for (int m = 0; m < M; ++m) {
-    if constexpr (R == 4) _mm_storeu_ps(out + m * R, reduce4(sum[0][m], sum[1][m], sum[2][m], sum[3][m]));
+    if constexpr (R == 1) out[m] = _mm_cvtss_f32(reduce4(sum[0][m], zero, zero, zero));
     else
-      for (int r = 0; r < R; ++r) out[m * R + r] = _mm512_reduce_add_ps(sum[r][m]);
+      for (int r = 0; r < R; r += 4)
+        _mm_storeu_ps(out + m * R + r, reduce4(sum[r][m], sum[r + 1][m], sum[r + 2][m], sum[r + 3][m]));
   }
 }
 
-// out [M][R]. w: rows of `cols` values, `cols` apart, fetched `ahead` values early (the hardware's own prefetching leaves a
-// fifth of the bandwidth unused); x: rows `pitch` apart, zero beyond `cols`.
+// out [M][R]. w: rows of `cols` values, `line` values apart; x: rows `pitch` apart, zero beyond `cols`.
 template <int R, int M>
-static inline void dot(const uint16_t* w, int cols, size_t ahead, const Half* x, size_t pitch, float* out) {
+static inline void dot(const uint16_t* w, int cols, size_t line, const Half* x, size_t pitch, float* out) {
   __m512 sum[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
   const auto step = [&](int k, auto load) {
     __m512bh row[R];
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
-      row[r] = (__m512bh)load(w + (size_t)r * cols + k);
+      __builtin_prefetch((const char*)(w + r * line + k) + AHEAD);
+      row[r] = (__m512bh)load(w + r * line + k);
     }
     for (int m = 0; m < M; ++m) {
       const __m512bh token = (__m512bh)_mm512_loadu_si512(x + m * pitch + k);
@@ -57,15 +60,15 @@ static inline void dot(const uint16_t* w, int cols, size_t ahead, const Half* x,
 }
 
 template <int R, int M>
-static inline void dot(const float* w, int cols, size_t ahead, const float* x, size_t pitch, float* out) {
+static inline void dot(const float* w, int cols, size_t line, const float* x, size_t pitch, float* out) {
   __m512 sum[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
   const auto step = [&](int k, auto load) {
     __m512 row[R];
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
-      row[r] = load(w + (size_t)r * cols + k);
+      __builtin_prefetch((const char*)(w + r * line + k) + AHEAD);
+      row[r] = load(w + r * line + k);
     }
     for (int m = 0; m < M; ++m) {
       const __m512 token = _mm512_loadu_ps(x + m * pitch + k);
@@ -84,7 +87,7 @@ static inline void dot(const float* w, int cols, size_t ahead, const float* x, s
 // x: int8 in blocks of 64 whose scales are xs, `blocks` a token. VNNI multiplies unsigned with signed, so 128 is added to
 // x (a flipped sign bit) and 128 * sum(w) taken off.
 template <int R, int M>
-static inline void dot(const int8_t* w, int cols, size_t ahead, const int8_t* x, size_t pitch, const float* xs,
+static inline void dot(const int8_t* w, int cols, size_t line, const int8_t* x, size_t pitch, const float* xs,
                        size_t blocks, float* out) {
   __m512 sum[R][M];
   for (int r = 0; r < R; ++r)
@@ -94,8 +97,8 @@ static inline void dot(const int8_t* w, int cols, size_t ahead, const int8_t* x,
     const __mmask64 valid = cols - k >= 64 ? ~0ull : (1ull << (cols - k)) - 1;
     __m512i row[R], start[R];
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(w + (size_t)r * cols + k + ahead);
-      row[r] = _mm512_maskz_loadu_epi8(valid, w + (size_t)r * cols + k);
+      __builtin_prefetch((const char*)(w + r * line + k) + AHEAD);
+      row[r] = _mm512_maskz_loadu_epi8(valid, w + r * line + k);
       start[r] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), shift, row[r]));
     }
     for (int m = 0; m < M; ++m) {

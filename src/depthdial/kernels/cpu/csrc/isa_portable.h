@@ -17,12 +17,12 @@ static inline float widen(uint16_t bits) {
 
 static inline float widen(float value) { return value; }
 
-// out [M][R]. w (bf16 or fp32): rows of `cols` values, `cols` apart; x: rows `pitch` apart.
+// out [M][R]. w (bf16 or fp32): rows of `cols` values, `line` values apart; x: rows `pitch` apart.
 template <int R, int M, class W>
-static inline void dot(const W* w, int cols, size_t, const float* x, size_t pitch, float* out) {
+static inline void dot(const W* w, int cols, size_t line, const float* x, size_t pitch, float* out) {
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) {
-      const W* row = w + (size_t)r * cols;
+      const W* row = w + r * line;
       const float* token = x + m * pitch;
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -33,13 +33,13 @@ static inline void dot(const W* w, int cols, size_t, const float* x, size_t pitc
 
 // x: int8 in blocks of 64 whose scales are xs, `blocks` a token.
 template <int R, int M>
-static inline void dot(const int8_t* w, int cols, size_t, const int8_t* x, size_t pitch, const float* xs, size_t blocks,
+static inline void dot(const int8_t* w, int cols, size_t line, const int8_t* x, size_t pitch, const float* xs, size_t blocks,
                        float* out) {
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) {
       float sum = 0;
       for (int k = 0, block = 0; k < cols; k += 64, ++block) {
-        const int8_t* row = w + (size_t)r * cols + k;
+        const int8_t* row = w + r * line + k;
         const int8_t* token = x + m * pitch + k;
         const int count = cols - k < 64 ? cols - k : 64;
         int exact = 0;

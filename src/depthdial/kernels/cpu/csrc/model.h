@@ -48,6 +48,8 @@ struct PackedMemory {
   }
 };
 
+constexpr int LOGITS = 256;  // of each token, held before they are looked at
+
 // What one thread keeps for itself. Every thread computes the residual stream and the decisions, which is cheaper than
 // sharing them.
 struct Own {
@@ -61,7 +63,7 @@ struct Own {
 
   Own(int tokens, int dim, int widest, int rank, int head_dim)
       : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
-        logits((size_t)tokens * 64), a(tokens, widest), b(tokens, widest), kept(tokens),
+        logits((size_t)tokens * LOGITS), a(tokens, widest), b(tokens, widest), kept(tokens),
         skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
 };
 

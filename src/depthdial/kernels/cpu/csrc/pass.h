@@ -38,7 +38,8 @@ class Pass {
 
   // Starts to read what this thread needs of w after the next barrier.
   void expect(const Mat& w) const {
-    if (w.data) fetch(w, share(w.rows, 16).begin);
+    const Share s = share(w.rows, 16);
+    if (w.data) fetch(w, s.begin, s.end);
   }
 
   void begin() {
@@ -246,16 +247,24 @@ class Pass {
     for (int n = 0; n < N; ++n) rms_norm(own.x + (size_t)n * D, D, m.spec.norm, bf16, own.z + (size_t)n * D);
     const Mat& w = m.spec.head;
     pack(own.a.view, own.z, nullptr, N, D, w.kind);
-    for (int n = 0; n < N; ++n) own.best[n] = -INFINITY;
-    const Share s = share(w.rows, 16);
-    for (int row = s.begin; row < s.end; row += 64) {
-      const int count = s.end - row < 64 ? s.end - row : 64;
-      Mat part = w;
-      part.data = (const char*)w.data + (size_t)row * w.cols * value_bytes(w);
-      part.scale = w.scale ? w.scale + row : nullptr;
-      own.weight_bytes += linear_rows(part, own.a.view, 0, count, own.logits, 64, false);
-      for (int n = 0; n < N; ++n) settle(n, row, count, own.logits + (size_t)n * 64);
+    for (int n = 0; n < N; ++n) {
+      own.best[n] = -INFINITY;
+      own.best_id[n] = 0;
     }
+    const Share s = share(w.rows, 16);
+    for (int row = s.begin; row < s.end;) {
+      const Runs runs = runs_of(w, own.a.view, row, s.end);
+      const int most = LOGITS / runs.count;
+      for (int from = 0; from < runs.step; from += most) {
+        const int count = runs.step - from < most ? runs.step - from : most;
+        linear_runs(w, own.a.view, runs, from, from + count, own.logits, count, LOGITS, false);
+        for (int n = 0; n < N; ++n)
+          for (int r = 0; r < runs.count; ++r)
+            settle(n, row + r * runs.step + from, count, own.logits + (size_t)n * LOGITS + r * count);
+      }
+      row += runs.count * runs.step;
+    }
+    own.weight_bytes += (s.end - s.begin) * row_bytes(w);
     m.pool.barrier();
     const Share tokens = share(N, 1);
     for (int n = tokens.begin; p.argmax && n < tokens.end; ++n) {
@@ -272,7 +281,7 @@ class Pass {
     if (p.logits) memcpy(p.logits + (size_t)n * m.spec.head.rows + row, logits, sizeof(float) * count);
     if (!p.argmax) return;
     for (int i = 0; i < count; ++i)
-      if (logits[i] > own.best[n]) {
+      if (logits[i] > own.best[n] || (logits[i] == own.best[n] && row + i < own.best_id[n])) {  // of equals the first
         own.best[n] = logits[i];
         own.best_id[n] = row + i;
       }

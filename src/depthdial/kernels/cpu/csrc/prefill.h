@@ -284,7 +284,8 @@ class Prefill {
           if (m.spec.softcap > 0) v[r] = _mm512_mul_ps(amx::tanh_lanes(_mm512_div_ps(v[r], cap)), cap);
         }
         const int first = at + g * amx::LANES;
-        amx::spread(v, nullptr, std::min(amx::LANES, at + count - first), p.logits + (size_t)first * w.rows + row, w.rows, false);
+        amx::spread(v, nullptr, 0, std::min(amx::LANES, at + count - first), p.logits + (size_t)first * w.rows + row, 1, w.rows,
+                    false);
       });
     });
   }
