@@ -154,7 +154,10 @@ class NativeRunner:
             self._whole += n
             return [self.model.depth] * n, [1.0] * n
         self._routed += n
-        self._kept += kept[:, 0] if n == 1 else kept.sum(1, dtype=np.int64)
+        if n == 1:  # the pass is short, and what numpy takes to begin is not
+            self._kept += kept[:, 0]
+            return [int(np.count_nonzero(kept))], [self._cost.of_one(kept[:, 0])]
+        self._kept += kept.sum(1, dtype=np.int64)
         return kept.sum(0, dtype=np.int64).tolist(), self._cost(kept, batch.offsets.numpy())
 
     def _make(self, n: int) -> _Buffers:
@@ -168,15 +171,18 @@ class Costs:
     """True cost of tokens from the layers they kept: `core.cost.token_cost` where a layer is kept as a whole."""
 
     def __init__(self, ledger: Ledger):
-        self._dense, self._saved = float(ledger.dense), np.zeros(len(ledger.layers))
-        self._most = self._dense + sum(ledger.always.values())
+        self._work = np.zeros(len(ledger.layers))
         for site in set(ledger.always) | set(ledger.skipped):
-            self._saved[site.layer] += ledger.saved(site)
+            self._work[site.layer] += ledger.saved(site) / ledger.dense
+        self._least = 1 + sum(ledger.always.values()) / ledger.dense - float(self._work.sum())
 
     def __call__(self, keep: np.ndarray, offsets: np.ndarray) -> list[float]:
         """keep: uint8 [L, N] -> N numbers."""
-        costs = (self._most - self._saved @ (1 - keep)) / self._dense
-        return np.where(offsets == np.inf, 1.0, costs).tolist()
+        return np.where(offsets == np.inf, 1.0, self._least + self._work @ keep).tolist()
+
+    def of_one(self, keep: np.ndarray) -> float:
+        """keep: uint8 [L], of a token that does not run the untouched base."""
+        return self._least + float(self._work @ keep)
 
 
 class GivenTable:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from depthdial.engine.breakeven import BreakEven
+from depthdial.engine.native import NativeRunner
 from depthdial.engine.trial import break_even
 from depthdial.evaluate.speed.ideal import dense_bytes
 from depthdial.evaluate.speed.limits import Gauge, Limits
@@ -37,7 +38,8 @@ def _results(lineup: Lineup, report: Report) -> Figures:
     options, llm = lineup.options, lineup.llm
     device = llm.model.device
     size = dense_bytes(route_of(llm.model).ledger, lineup.sizes(lineup.precision))
-    gauge, done, rows, limits = Gauge(size, llm.model.dtype, device), 0, [], []
+    reader = llm.engine.runner.model.read if isinstance(llm.engine.runner, NativeRunner) else None
+    gauge, done, rows, limits = Gauge(size, llm.model.dtype, device, reader=reader), 0, [], []
     taking = {regime: [s for s in lineup.subjects if s.takes(regime)] for regime in options.regimes}
     total = sum(subject.warmups + options.repeats for subjects in taking.values() for subject in subjects)
     for regime, subjects in taking.items():

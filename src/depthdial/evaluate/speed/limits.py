@@ -1,7 +1,8 @@
 """The two limits of this machine, measured in the same run and with the same threads as everything else.
 
-Reading: the fastest of a few reductions over memory as large as the weights, so that a cache which holds part of them
-counts for both. Arithmetic: a large matrix product. This file is *not* about what a pass needs (`ideal`).
+Reading: the fastest of a few ways to read memory as large as the weights, so that a cache which holds part of them
+counts for both. torch's own reductions leave up to a third of the bandwidth unused, so the kernels' reader is among
+them. Arithmetic: a large matrix product. This file is *not* about what a pass needs (`ideal`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Limits:
 class Gauge:
     """Measures both limits again and again, without making its buffers anew.
 
-    size: bytes to read, best those of the weights; dtype: of the matrix product. `wait` makes a device finish.
+    size: bytes to read, best those of the weights; dtype: of the matrix product; reader: another way to read a
+    tensor, beside torch's reductions: the limit is what the fastest of them does.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Gauge:
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
         times: int = 3,
+        reader: Callable[[Tensor], Any] | None = None,
     ):
         rows = max(size // (4 * _COLUMNS), 16)
         # ones, not zeros: pages that were never written are all the same page of memory
@@ -60,12 +63,14 @@ class Gauge:
         generator = torch.Generator().manual_seed(0)
         self._left, self._right = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
         self._clock, self._times, self._device = clock, times, device
+        self._readers: list[Callable[[], Any]] = [lambda: torch.mv(self._memory, self._vector), self._memory.sum]
+        if reader is not None:
+            self._readers.append(lambda: reader(self._memory))
 
     def __call__(self) -> Limits:
         """The fastest of a few tries of each."""
         size = self._memory.numel() * self._memory.element_size()
-        readers: list[Callable[[], Tensor]] = [lambda: torch.mv(self._memory, self._vector), lambda: self._memory.sum()]
-        reading = min(self._fastest(reader) for reader in readers)
+        reading = min(self._fastest(reader) for reader in self._readers)
         multiplying = self._fastest(lambda: F.linear(self._left, self._right))
         return Limits(size / reading, self._left.shape[0] ** 3 / multiplying)
 
