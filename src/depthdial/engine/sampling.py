@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depthdial.engine.draw import draw
+
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -98,12 +100,15 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]
     """
     tokens = logits.argmax(-1)
     for i, (p, key) in enumerate(zip(params, keys, strict=True)):
-        if p.temperature:
-            tokens[i] = _draw(logits[i], p, key)
+        if p.temperature and logits.is_cpu:
+            tokens[i] = draw(logits[i].float().numpy(), p.temperature, p.top_k, p.top_p, key)
+        elif p.temperature:
+            tokens[i] = drawn(logits[i], p, key)
     return tokens
 
 
-def _draw(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
+def drawn(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
+    """The token drawn, int64 []. logits: [vocabulary]. What `draw` means, and what a GPU runs."""
     scores = logits.float() / params.temperature
     if params.top_k or params.top_p < 1:
         scores = _truncate(scores, params.top_k or scores.numel(), params.top_p)
