@@ -19,6 +19,7 @@ from depthdial.train.pretrain import pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 
 PAIRED = ("dense", "skip50", "mod", "random")
+GATHERED = ("skip50", "skip25", "mod", "random")
 METHODS = {
     "skip25": SkipLayer(density=0.25),
     "mod": MixtureOfDepths(capacity=0.125, every=2),
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="skip50, dense, wide, skip25, mod, random, highway")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--size", default="12x4@256,vocab=4096,context=256")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16, help="rows of a step, as long as the context")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec, skip = Spec.parse(args.size), SkipLayer(density=0.5)
@@ -48,7 +50,8 @@ def main() -> None:
             config = PretrainConfig(
                 data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method), fields=vars(method),
                 tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"), length=size.context,
-                steps=args.steps, seed=seed,
+                steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16",
+                gather="on" if name in GATHERED else "off",
             )  # fmt: skip
             logging.info("%s: %s", folder.name, pretrain(config, last_checkpoint(folder / "checkpoints") is not None))
 

@@ -109,9 +109,9 @@ class NativeModel:
         T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
         decision at layers without a router. logits_out: fp32 [N, V]; argmax_out: int64 [N]; without either the head is
         not run.
-        keep_out: uint8 [L, N]; score_out: fp32 [L, N]. exact: each token comes out as in a pass of its own, bit for bit
-        (without AMX tiles, which sum in another order: slower from 5 tokens on). Raises ValueError for anything of
-        another shape, dtype or range.
+        keep_out: uint8 [L, N]; score_out: fp32 [L, N]. A token comes out as in a pass of its own, bit for bit; with
+        int8 weights only where `exact` asks for it (AMX tiles sum in another order; without them it is slower from 5
+        tokens on). Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:

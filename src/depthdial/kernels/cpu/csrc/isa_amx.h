@@ -1,4 +1,5 @@
-// Three to sixteen tokens at once: tiles of 16 rows of weights, of one run each (`Runs`), by 16 tokens.
+// Up to sixteen tokens at once: tiles of 16 rows of weights, of one run each (`Runs`), by as many tokens as a pass has.
+// A token's sums do not depend on the tokens beside it.
 #pragma once
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -19,15 +20,17 @@ struct Rows {
   int first, step, count;
 };
 
-// With fewer tokens dot products keep up with memory, and packing costs nothing.
-static inline bool worth(int tokens, int kind) { return tokens > 2 && kind != FP32; }
+// int8 sums are scaled after every line, which costs as much for one token as for sixteen; dot products keep up with
+// memory for two.
+static inline bool worth(int tokens, int kind) { return kind == BF16 || (kind == INT8 && tokens > 2); }
 
 // The system grants tiles to a process that asks.
 static inline bool granted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-// Tiles of one thread during a pass, all alike; here 0 and 1 are sums, 2 and 3 weights, 4 tokens.
+// Tiles of one thread during a pass: 0 sums, 2 weights, 4 tokens; of prefill, which takes sixteen tokens at a time, all
+// eight. `tokens` is how wide tiles of sums and tokens are.
 struct Session {
-  Session() {
+  explicit Session(int tokens = TILE) {
     alignas(64) struct {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
@@ -37,6 +40,7 @@ struct Session {
       shape.bytes[i] = LINE;
       shape.rows[i] = TILE;
     }
+    shape.bytes[0] = shape.bytes[4] = 4 * tokens;
     _tile_loadconfig(&shape);
   }
   ~Session() { _tile_release(); }
@@ -68,8 +72,17 @@ static inline void transpose(__m512i (&v)[16]) {
   }
 }
 
-// x: [tokens, bytes] -> [bytes / 4, 16, 4]; bytes is a multiple of LINE, tokens that are not there are zero.
-static inline void tile_tokens(const void* x, int tokens, int bytes, void* tiles) {
+// x: [tokens, bytes] -> [bytes / 4, width, 4], bytes being a multiple of LINE; tokens from `tokens` to `width` are left as
+// they are: nobody asks for their sums.
+static inline void tile_tokens(const void* x, int tokens, int width, int bytes, void* tiles) {
+  if (width < TILE) {
+    for (int m = 0; m < tokens; ++m) {
+      const int32_t* from = (const int32_t*)((const char*)x + (size_t)m * bytes);
+      int32_t* to = (int32_t*)tiles + m;
+      for (int k = 0; k < bytes / 4; ++k) to[(size_t)k * width] = from[k];
+    }
+    return;
+  }
   for (int k = 0; k < bytes; k += LINE) {
     __m512i v[16];
     for (int m = 0; m < 16; ++m)
@@ -105,11 +118,24 @@ static inline void fetch_rows(const char* from, size_t line) {
   for (int r = 0; r < TILE; ++r) _mm_prefetch(from + r * line + AHEAD, _MM_HINT_T0);
 }
 
-// bf16 weights; the columns fill whole lines.
-static inline void rows_bf16(const Mat& w, const void* tiles, int tokens, const Rows& rows, float* out, int out_step, int ld,
-                             bool bf16) {
-  alignas(64) float stored[TILE * TILE];
-  __m512 sums[TILE];
+// Sums [16, width] of 16 rows `step` apart to out[m * ld + r * out_step]. bias: of the first row.
+static inline void settle(const float* sums, int width, const float* bias, int step, int tokens, float* out, int out_step,
+                          int ld, bool bf16) {
+  if (width == TILE) {
+    __m512 rows[TILE];
+    for (int r = 0; r < TILE; ++r) rows[r] = _mm512_load_ps(sums + r * TILE);
+    spread(rows, bias, step, tokens, out, out_step, ld, bf16);
+    return;
+  }
+  for (int m = 0; m < tokens; ++m)
+    for (int r = 0; r < TILE; ++r)
+      out[(size_t)m * ld + (size_t)r * out_step] = ::rounded(sums[r * width + m] + (bias ? bias[r * step] : 0.0f), bf16);
+}
+
+// bf16 weights; the columns fill whole lines. width: of the session's tiles.
+static inline void rows_bf16(const Mat& w, const void* tiles, int tokens, int width, const Rows& rows, float* out, int out_step,
+                             int ld, bool bf16) {
+  alignas(64) float sums[TILE * TILE];
   const size_t bytes = (size_t)w.cols * 2, line = rows.step * bytes;
   for (int j = 0; j < rows.count; ++j) {
     const int row = rows.first + j;
@@ -117,22 +143,23 @@ static inline void rows_bf16(const Mat& w, const void* tiles, int tokens, const 
     _tile_zero(0);
     for (size_t k = 0; k < bytes; k += LINE) {
       fetch_rows(first + k, line);
-      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
+      _tile_loadd(4, (const char*)tiles + k * width, 4 * width);
       _tile_loadd(2, first + k, line);
       _tile_dpbf16ps(0, 2, 4);
     }
-    _tile_stored(0, stored, LINE);
-    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_load_ps(stored + r * TILE);
-    spread(sums, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
+    _tile_stored(0, sums, 4 * width);
+    settle(sums, width, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
   }
 }
 
 // As above for int8 weights. scale: [blocks, 16], of the tokens' activations: a line is a block, so every product of two
 // tiles is scaled by itself.
-static inline void rows_int8(const Mat& w, const void* tiles, const float* scale, int tokens, const Rows& rows, float* out,
-                             int out_step, int ld, bool bf16) {
-  alignas(64) int32_t stored[TILE * TILE];
+static inline void rows_int8(const Mat& w, const void* tiles, const float* scale, int tokens, int width, const Rows& rows,
+                             float* out, int out_step, int ld, bool bf16) {
+  alignas(64) int32_t stored[TILE * TILE + TILE];
+  alignas(64) float scaled[TILE * TILE];
   const size_t bytes = w.cols, line = rows.step * bytes;
+  const __mmask16 valid = (__mmask16)((1u << width) - 1);
   for (int j = 0; j < rows.count; ++j) {
     const int row = rows.first + j;
     const char* first = (const char*)w.data + row * bytes;
@@ -141,16 +168,19 @@ static inline void rows_int8(const Mat& w, const void* tiles, const float* scale
     for (size_t k = 0; k < bytes; k += LINE) {
       fetch_rows(first + k, line);
       _tile_zero(0);
-      _tile_loadd(4, (const char*)tiles + k * TILE, LINE);
+      _tile_loadd(4, (const char*)tiles + k * width, 4 * width);
       _tile_loadd(2, first + k, line);
       _tile_dpbssd(0, 2, 4);
-      _tile_stored(0, stored, LINE);
+      _tile_stored(0, stored, 4 * width);
       const __m512 by = _mm512_loadu_ps(scale + k / LINE * TILE);
       for (int r = 0; r < TILE; ++r)
-        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(stored + r * TILE)), by, sums[r]);
+        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(stored + r * width)), by, sums[r]);
     }
-    for (int r = 0; r < TILE; ++r) sums[r] = _mm512_mul_ps(sums[r], _mm512_set1_ps(w.scale[row + r * rows.step]));
-    spread(sums, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
+    for (int r = 0; r < TILE; ++r) {
+      sums[r] = _mm512_mul_ps(sums[r], _mm512_set1_ps(w.scale[row + r * rows.step]));
+      _mm512_mask_storeu_ps(scaled + r * width, valid, sums[r]);
+    }
+    settle(scaled, width, w.bias ? w.bias + row : nullptr, rows.step, tokens, out + j, out_step, ld, bf16);
   }
 }
 

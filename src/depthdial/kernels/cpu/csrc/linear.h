@@ -29,6 +29,7 @@ struct Packed {
   float* scale;        // [tokens, pitch / BLOCK]
   uint16_t* tiles;     // AMX: four bytes of a token beside those of the next, and `wide` holds scale [pitch / BLOCK, 16]
   int tokens, pitch;
+  int width;           // tokens of the pass: how wide its tiles are
   bool exact;  // see PassSpec
 };
 
@@ -74,12 +75,13 @@ static inline void pack(Packed& p, const float* x, const int* rows, int tokens, 
     for (int k = cols; k < p.pitch; ++k) to[k] = 0;
   }
 #if defined(DEPTHDIAL_AMX)
-  if (p.exact || !amx::worth(tokens, kind)) return;
+  if (!amx::worth(tokens, kind)) return;
   if (kind == BF16) {
-    amx::tile_tokens(p.half, tokens, p.pitch * 2, p.tiles);
+    amx::tile_tokens(p.half, tokens, p.width, p.pitch * 2, p.tiles);
     return;
   }
-  amx::tile_tokens(p.whole, tokens, p.pitch, p.tiles);
+  if (p.exact) return;
+  amx::tile_tokens(p.whole, tokens, p.width, p.pitch, p.tiles);
   const int blocks = p.pitch / BLOCK;
   for (int b = 0; b < blocks; ++b)
     for (int m = 0; m < amx::TILE; ++m) p.wide[b * amx::TILE + m] = m < tokens ? p.scale[m * blocks + b] : 0.0f;
@@ -143,7 +145,7 @@ static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, 
 
 static inline bool tiled(const Mat& w, const Packed& x) {
 #if defined(DEPTHDIAL_AMX)
-  return !x.exact && amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0;
+  return amx::worth(x.tokens, w.kind) && (w.kind == BF16 || !x.exact) && w.cols * value_bytes(w) % amx::LINE == 0;
 #else
   return false;
 #endif
@@ -161,8 +163,8 @@ static inline void linear_runs(const Mat& w, const Packed& x, const Runs& runs, 
 #if defined(DEPTHDIAL_AMX)
   if (runs.count == amx::TILE) {
     const amx::Rows rows = {runs.first + from, runs.step, to - from};
-    if (w.kind == BF16) amx::rows_bf16(w, x.tiles, x.tokens, rows, out, out_step, ld, bf16);
-    else amx::rows_int8(w, x.tiles, x.wide, x.tokens, rows, out, out_step, ld, bf16);
+    if (w.kind == BF16) amx::rows_bf16(w, x.tiles, x.tokens, x.width, rows, out, out_step, ld, bf16);
+    else amx::rows_int8(w, x.tiles, x.wide, x.tokens, x.width, rows, out, out_step, ld, bf16);
     return;
   }
 #endif

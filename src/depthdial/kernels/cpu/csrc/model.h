@@ -44,7 +44,7 @@ struct PackedMemory {
     whole = Buffer<int8_t>(count);
     scale = Buffer<float>(count / BLOCK);
     tiles = Buffer<uint16_t>((size_t)16 * padded(widest));
-    view = {wide, half, whole, scale, tiles, 0, 0, false};
+    view = {wide, half, whole, scale, tiles, 0, 0, 0, false};
   }
 };
 

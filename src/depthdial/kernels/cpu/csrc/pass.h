@@ -13,6 +13,7 @@ class Pass {
     own.weight_bytes = 0;
     own.kv_bytes = 0;
     own.a.view.exact = own.b.view.exact = p.exact;
+    own.a.view.width = own.b.view.width = N;
     begin();
     for (int index = 0; index < m.spec.count; ++index) layer(index);
     if (p.logits || p.argmax) head();
