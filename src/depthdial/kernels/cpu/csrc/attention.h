@@ -2,6 +2,9 @@
 #pragma once
 #include "abi.h"
 #include "elementwise.h"
+#if defined(DEPTHDIAL_AVX512)
+#include "isa_avx512.h"
+#endif
 
 constexpr int PAGE = 64;  // tokens in a page
 
@@ -76,6 +79,81 @@ static inline void weigh_page(const float* weights, const float* v, int slots, i
   }
 }
 
+#if defined(DEPTHDIAL_AVX512)
+// `over_page` for bf16 and common sizes: products of pairs of bf16, four slots at a time, and each value widened once for up
+// to four heads. q is rounded to bf16 already.
+template <int HD, int H, class Weights>
+static inline void over_page_bf16(const uint16_t* k, const uint16_t* v, int slots, float scale, const float* q, float* out,
+                                  Weights weights, int first) {
+  constexpr int PAIRS = HD / 32, WIDE = HD / 16;
+  float scores[H][PAGE + 4], shrink[H];
+  for (int h = 0; h < H; ++h) {
+    __m512bh query[PAIRS];
+    for (int c = 0; c < PAIRS; ++c) {
+      const float* from = q + h * HD + c * 32;
+      query[c] = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+    }
+    for (int slot = 0; slot < slots; slot += 4) {
+      __m512 sum[4];
+      for (int s = 0; s < 4; ++s) {
+        sum[s] = _mm512_setzero_ps();
+        if (slot + s >= slots) continue;
+        const uint16_t* key = k + (size_t)(slot + s) * HD;
+        for (int c = 0; c < PAIRS; ++c)
+          sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)_mm512_loadu_si512(key + c * 32), query[c]);
+      }
+      const __m128 four = isa::reduce4(sum[0], sum[1], sum[2], sum[3]);
+      _mm_storeu_ps(scores[h] + slot, _mm_mul_ps(four, _mm_set1_ps(scale)));
+    }
+    shrink[h] = weights(first + h, scores[h]);
+  }
+  __m512 sum[H][WIDE];
+  for (int h = 0; h < H; ++h)
+    for (int c = 0; c < WIDE; ++c)
+      sum[h][c] = _mm512_mul_ps(_mm512_loadu_ps(out + h * HD + c * 16), _mm512_set1_ps(shrink[h]));
+  for (int slot = 0; slot < slots; ++slot) {
+    const uint16_t* value = v + (size_t)slot * HD;
+    for (int c = 0; c < WIDE; ++c) {
+      const __m512i half = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(value + c * 16)));
+      const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(half, 16));
+      for (int h = 0; h < H; ++h) sum[h][c] = _mm512_fmadd_ps(_mm512_set1_ps(scores[h][slot]), wide, sum[h][c]);
+    }
+  }
+  for (int h = 0; h < H; ++h)
+    for (int c = 0; c < WIDE; ++c) _mm512_storeu_ps(out + h * HD + c * 16, sum[h][c]);
+}
+
+#endif
+
+// One page under some heads that share it, scores [heads][PAGE] in between; weights(h) turns scores into weights and says
+// by how much what came before shrinks. q, out: [heads, n].
+template <class T, int HD, class Weights>
+static inline void over_page(const T* k, const T* v, int slots, int n, float scale, const float* q, int heads, float* out,
+                             float* scratch, Weights weights) {
+#if defined(DEPTHDIAL_AVX512)
+  if constexpr (sizeof(T) == 2 && HD > 0) {
+    constexpr int MOST = HD == 64 ? 4 : 2;  // as many heads as there are registers for
+    for (int h = 0; h < heads;) {
+      const int left = heads - h < MOST ? heads - h : MOST;
+      const auto some = left == 4   ? over_page_bf16<HD, 4, Weights>
+                        : left == 3 ? over_page_bf16<HD, 3, Weights>
+                        : left == 2 ? over_page_bf16<HD, 2, Weights>
+                                    : over_page_bf16<HD, 1, Weights>;
+      some((const uint16_t*)k, (const uint16_t*)v, slots, scale, q + (size_t)h * HD, out + (size_t)h * HD, weights, h);
+      h += left;
+    }
+    return;
+  }
+#endif
+  const float* keys = widen_rows(k, slots * n, scratch);
+  const float* values = widen_rows(v, slots * n, scratch + PAGE * n);
+  for (int h = 0; h < heads; ++h) {
+    float scores[PAGE];
+    score_page<HD>(q + (size_t)h * n, keys, slots, n, scale, scores);
+    weigh_page<HD>(scores, values, slots, n, weights(h, scores), out + (size_t)h * n);
+  }
+}
+
 // Heads first..last of one token, which share one KV head, over positions start..position of its sequence: softmax in one
 // sweep of the pages, with a running maximum. q, out: [heads, head_dim]. scratch: 2 * PAGE * head_dim floats.
 template <class T, int HD>
@@ -93,24 +171,22 @@ static void attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t*
     const int from = page == start / PAGE ? start % PAGE : 0;
     const int slots = (page == position / PAGE ? position % PAGE + 1 : PAGE) - from;
     const size_t at = cache.at(table[page], head, from);
-    const float* keys = widen_rows(cache.k + at, slots * n, scratch);
-    const float* values = widen_rows(cache.v + at, slots * n, scratch + PAGE * n);
-    for (int h = first; h < last; ++h) {
-      float scores[PAGE];
-      score_page<HD>(q + (size_t)h * n, keys, slots, n, layer.scale, scores);
-      float top = most[h - first];
+    const auto weights = [&](int h, float* scores) {
+      float top = most[h];
       for (int s = 0; s < slots; ++s) top = scores[s] > top ? scores[s] : top;
-      const float shrink = fast_exp(most[h - first] - top);
+      const float shrink = fast_exp(most[h] - top);
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int s = 0; s < slots; ++s) {
         scores[s] = fast_exp(scores[s] - top);
         sum += scores[s];
       }
-      total[h - first] = total[h - first] * shrink + sum;
-      most[h - first] = top;
-      weigh_page<HD>(scores, values, slots, n, shrink, out + (size_t)h * n);
-    }
+      total[h] = total[h] * shrink + sum;
+      most[h] = top;
+      return shrink;
+    };
+    over_page<T, HD>(cache.k + at, cache.v + at, slots, n, layer.scale, q + (size_t)first * n, last - first,
+                     out + (size_t)first * n, scratch, weights);
   }
   for (int h = first; h < last; ++h)
     for (int i = 0; i < n; ++i) out[(size_t)h * n + i] = rounded(out[(size_t)h * n + i] / total[h - first], bf16);
