@@ -11,7 +11,7 @@ from depthdial.evaluate.speed.table import regime_name
 from depthdial.maps.keep_figure import keep_figure
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
-_MARKS = {"dense": "s", "adaptive": "o", "control": "^", "lossless": "D"}
+_MARKS = {"our dense": "s", "adaptive": "o", "adaptive, texts vote": "P", "random": "^", "static": "v", "lossless": "D"}
 
 
 def can_draw() -> bool:
@@ -26,29 +26,31 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     except ImportError:
         raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
     regimes = list(dict.fromkeys(regime_name(row) for row in results["rows"]))
-    figure = Figure(figsize=(3.4 * max(len(regimes), 1), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * max(len(regimes), 1), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, max(len(regimes), 1), squeeze=False)[0], regimes, strict=False):
         _field(axes, name, [row for row in results["rows"] if regime_name(row) == name and row.get("cost")])
     keep_figure(figure, path)
 
 
 def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
-    ideal = sorted((row["cost"], row["ideal_speedup"]) for row in rows if "ideal_speedup" in row)
-    if ideal:
-        axes.plot(*zip(*ideal, strict=True), color="#888888", linestyle="--", linewidth=1, label="ideal")
+    first = rows[0]["precision"] if rows else None
+    ours = [row for row in rows if row["precision"] == first and "ideal_speedup" in row]
+    for label in dict.fromkeys(row["name"] for row in ours if row["kind"] == "adaptive"):
+        line = sorted((r["cost"], r["ideal_speedup"]) for r in ours if r["name"] == label or r["kind"] == "dense")
+        style = "--" if label == "adaptive" else ":"
+        axes.plot(*zip(*line, strict=True), color="#888888", linestyle=style, linewidth=1, label=f"ideal, {label}")
     told = set()
     for row in rows:
-        kind = row["kind"]
-        label = None if (kind, row["precision"]) in told else f"{row['name']}, {row['precision']}"
-        told.add((kind, row["precision"]))
-        style = {"color": _COLOURS.get(kind, "#888888"), "marker": _MARKS.get(kind, "x")}
+        label = f"{row['name']}, {row['precision']}"
+        style = {"color": _COLOURS.get(row["kind"], "#888888"), "marker": _MARKS.get(row["name"], "x")}
         if row["precision"] == "int8":
             style["fillstyle"] = "none"
-        axes.plot([row["cost"]], [row["speedup"]], linestyle="", label=label, **style)
+        axes.plot([row["cost"]], [row["speedup"]], linestyle="", label=None if label in told else label, **style)
+        told.add(label)
     axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
     axes.set_title(name, fontsize=10)
     axes.set_xlabel("true cost relative to dense")
     axes.set_ylabel("speed relative to our dense")
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
