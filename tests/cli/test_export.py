@@ -21,7 +21,7 @@ def run(*args: str) -> None:
 
 def test_a_folder_for_vllm(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path, capsys: Any):
     place = tmp_path / "out"
-    run("--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--output", str(place), "--budget", "0.7", "--json")
+    run("--model", str(tiny_folder), "--plugin", str(tiny_plugin), str(place), "--budget", "0.7", "--json")
     facts = json.loads(capsys.readouterr().out)
     config = json.loads((place / "config.json").read_text())
     assert facts["folder"] == str(place) and facts["budget"] == config["budget"] == 0.7
@@ -33,7 +33,7 @@ def test_a_folder_for_vllm(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path,
 
 def test_a_folder_for_the_hub(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path):
     place = tmp_path / "mine"
-    given = ["--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--output", str(place)]
+    given = ["--model", str(tiny_folder), "--plugin", str(tiny_plugin), str(place)]
     run(*given, "--format", "hf")
     card = (place / "README.md").read_text()
     assert "| +2.00 | 0.950 | 0.0500 |" in card and "4 of 6 layers (FlexiDepth)" in card, "figures as measured"
@@ -45,7 +45,7 @@ def test_a_folder_for_the_hub(tiny_folder: Path, tiny_plugin: Path, tmp_path: Pa
 
 
 def test_bad_input_is_one_line(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path, failed: Any, monkeypatch: Any):
-    given = ["export", "--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--output", str(tmp_path / "out")]
+    given = ["export", "--model", str(tiny_folder), "--plugin", str(tiny_plugin), str(tmp_path / "out")]
     assert "is outside what this plug-in can do" in failed(*given, "--budget", "0.1")
     assert "--push-to needs --format hf" in failed(*given, "--push-to", "me/mine")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from depthdial.cli.generate import Model, Plugin
 
 
 def export(
-    output: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not exist, or be empty.")],
     format: Annotated[
         Literal["vllm", "hf"], typer.Option(help="vllm: what vLLM runs; hf: for the hub, with a card and auto_map.")
     ] = "vllm",

