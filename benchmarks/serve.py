@@ -4,6 +4,7 @@ many streams at once; hang-ups; memory over many requests. Writes one JSON file.
     depthdial serve --port 8000 &
     python benchmarks/serve.py --url http://127.0.0.1:8000 --output serve.json --what load,streams,hangups,memory
 
+Other servers of the same protocol take part in the load, by turns with ours: --other "vLLM, adaptive=http://..:8001".
 The clients run in this process, on the cores that the server wants: figures are a lower bound.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -21,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+
+from depthdial.core.whole import write_json
+from depthdial.evaluate.speed.machine import facts
 
 QUESTIONS = ("Why is the sky blue?", "What is 17 plus 25?", "Tell me a story about a fox.", "Name three rivers.")
 
@@ -38,11 +44,12 @@ class Timed:
 class Load:
     """Asks a server. tokens: of each answer, exactly."""
 
-    def __init__(self, client: httpx.AsyncClient, model: str, tokens: int):
-        self.client, self.model, self.tokens = client, model, tokens
+    def __init__(self, client: httpx.AsyncClient, model: str, tokens: int, name: str = "depthdial"):
+        self.client, self.model, self.tokens, self.name = client, model, tokens, name
 
-    async def one(self, i: int, budget: float, hang_up: bool = False) -> Timed:
-        """One streamed answer; with `hang_up` the client leaves after its first token."""
+    async def one(self, i: int, budget: float | None, hang_up: bool = False) -> Timed:
+        """One streamed answer; with `hang_up` the client leaves after its first token. budget: None asks for none, nor
+        for depths."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": f"{QUESTIONS[i % len(QUESTIONS)]} ({i})"}],
@@ -50,10 +57,11 @@ class Load:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
-            "budget": budget,
-            "return_depth": True,
+            "stream_options": {"include_usage": True},
         }
-        begun, first, costs = time.perf_counter(), math.nan, []
+        if budget is not None:
+            body |= {"budget": budget, "return_depth": True}
+        begun, first, costs, tokens = time.perf_counter(), math.nan, [], 0
         async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
@@ -62,15 +70,18 @@ class Load:
                 event = json.loads(line[6:])
                 if "error" in event:
                     raise RuntimeError(event["error"]["message"])
+                begins = False
                 for choice in event["choices"]:
                     costs += choice.get("depth", {}).get("costs", [])
-                if costs and math.isnan(first):
+                    begins = begins or bool(costs or choice.get("delta", {}).get("content"))
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                if begins and math.isnan(first):
                     first = time.perf_counter() - begun
                     if hang_up:
                         break
-        return Timed(first, time.perf_counter() - begun, len(costs), sum(costs) / max(1, len(costs)))
+        return Timed(first, time.perf_counter() - begun, tokens, sum(costs) / len(costs) if costs else math.nan)
 
-    async def at_once(self, clients: int, budget: float, rounds: int, start: int = 0) -> dict[str, Any]:
+    async def at_once(self, clients: int, budget: float | None, rounds: int, start: int = 0) -> dict[str, Any]:
         """So many clients, each asking `rounds` times, one answer after the other."""
 
         async def ask(client: int) -> list[Timed]:
@@ -80,13 +91,15 @@ class Load:
         answers = [a for of in await asyncio.gather(*(ask(c) for c in range(clients))) for a in of]
         seconds, tokens = time.perf_counter() - begun, sum(a.tokens for a in answers)
         firsts, wholes = ([getattr(a, name) for a in answers] for name in ("first", "whole"))
+        told = sum(a.cost * a.tokens for a in answers) / max(1, tokens)
         return {
+            "server": self.name,
             "clients": clients,
             "budget": budget,
             "answers": len(answers),
             "tokens": tokens,
             "tokens_per_second": round(tokens / seconds, 2),
-            "mean_cost": round(sum(a.cost * a.tokens for a in answers) / max(1, tokens), 4),
+            "mean_cost": None if math.isnan(told) else round(told, 4),
             "first_token_p50": quantile(firsts, 0.5),
             "first_token_p99": quantile(firsts, 0.99),
             "answer_p50": quantile(wholes, 0.5),
@@ -112,13 +125,30 @@ async def busy(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def load(told: Load, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Dense and adaptive by turns, for each number of clients."""
+    """Dense and adaptive by turns, and other servers, for each number of clients."""
     rows = []
-    for clients in args.clients:
-        for budget in [1.0, args.budget] * args.repeats:
-            rows.append(await told.at_once(clients, budget, 1, start=len(rows) * 1000))
-            print(json.dumps(rows[-1]), flush=True)
+    async with contextlib.AsyncExitStack() as stack:
+        others = [await reached(stack, name, url, args.tokens) for name, _, url in map(apart, args.other)]
+        for clients in args.clients:
+            for _ in range(args.repeats):
+                for server, budget in [(told, 1.0), (told, args.budget), *((other, None) for other in others)]:
+                    rows.append(await server.at_once(clients, budget, 1, start=len(rows) * 1000))
+                    print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def apart(named: str) -> tuple[str, str, str]:
+    """NAME=URL"""
+    return named.partition("=")
+
+
+async def reached(stack: contextlib.AsyncExitStack, name: str, url: str, tokens: int) -> Load:
+    """A server that has answered once: what it makes for its first request is made."""
+    client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=600, limits=LIMITS))
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    found = Load(client, model["id"], tokens, name)
+    await found.one(0, None)
+    return found
 
 
 async def streams(told: Load, args: argparse.Namespace) -> dict[str, Any]:
@@ -161,16 +191,19 @@ async def memory(told: Load, args: argparse.Namespace) -> dict[str, Any]:
     return {"requests": args.requests, "resident_mb": sizes}
 
 
+LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=0)
 WHAT = {"load": load, "streams": streams, "hangups": hangups, "memory": memory}
 
 
 async def measure(args: argparse.Namespace) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=1000, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=args.url, timeout=600, limits=limits) as client:
-        (model,) = (await client.get("/v1/models")).json()["data"]
-        told = Load(client, model["id"], args.tokens)
-        await told.one(0, args.budget)  # whatever is made on the first request
-        found: dict[str, Any] = {"model": model, "tokens": args.tokens, "cores": os.cpu_count()}
+    async with contextlib.AsyncExitStack() as stack:
+        told = await reached(stack, "depthdial", args.url, args.tokens)
+        found: dict[str, Any] = {
+            "what": "serve",
+            **facts(torch.device("cpu")),
+            "model": told.model,
+            "tokens": args.tokens,
+        }
         found["load_average"] = [os.getloadavg()[0]]
         for name in args.what:
             run: Coroutine[Any, Any, Any] = WHAT[name](told, args)
@@ -183,6 +216,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=URL", help="repeatable; for load")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--what", type=lambda text: text.split(","), default=list(WHAT))
     parser.add_argument("--budget", type=float, default=0.85)
@@ -196,10 +230,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.what) - set(WHAT):
         parser.error(f"--what knows {', '.join(WHAT)}, not {', '.join(sorted(unknown))}")
-    found = asyncio.run(measure(args))
-    partial = args.output.with_suffix(".tmp")
-    partial.write_text(json.dumps(found, indent=1))
-    partial.replace(args.output)
+    write_json(args.output, asyncio.run(measure(args)))
 
 
 if __name__ == "__main__":
