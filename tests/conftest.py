@@ -54,6 +54,12 @@ OF_FAMILY = {
 ModelMaker = Callable[..., PreTrainedModel]
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws without a seed of its own is the same every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> ModelMaker:
     """`tiny_model(family, seed=0, **config)`: a fresh random fp32 model of 6 layers, in inference mode."""
