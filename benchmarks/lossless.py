@@ -38,13 +38,14 @@ def run(llm: LLM, ids: list[int], params: SamplingParams) -> tuple[list[int], fl
     seen = llm.engine.scheduler.stats.speculation = llm.engine.speculator.stats = Speculation()
     request = llm.submit(ids, params)
     row = request.rows[0]
-    while not row.token_ids:
+    while not row.token_ids and row.finish_reason is None:
         llm.engine.step()
     begun, had = time.perf_counter(), len(row.token_ids)
     while row.finish_reason is None:
         llm.engine.step()
     took = time.perf_counter() - begun
-    assert row.error is None, row.error
+    if row.error is not None or len(row.token_ids) == had:
+        raise SystemExit(row.error or "the answer ended with its first token: there is nothing to time")
     return list(row.token_ids), (len(row.token_ids) - had) / took, seen
 
 

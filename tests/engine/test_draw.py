@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,24 @@ def test_equal_on_a_whole_vocabulary():
     for seed in range(20):
         params = SamplingParams(temperature=0.8, top_p=1.0 if seed % 2 else 0.95)
         one, other = both(logits_of(seed, 49152, 3.0), params, draw_key(seed, 0, 0))
+        assert one == other
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_give_a_token(bad: float, top_p: float):
+    """A row with broken logits must not fail the rows beside it."""
+    logits = logits_of(0, 50, 8.0)
+    assert fast.draw(logits.numpy(), 1e-38, 0, top_p, 1) == int(logits.argmax()), "no chance is left"
+    assert fast.draw(torch.full((50,), bad).numpy(), 1.0, 0, top_p, 1) == 0
+    logits[7] = bad
+    one, other = both(logits, SamplingParams(temperature=1.0, top_p=top_p), 1)
+    assert one == other != (7 if bad == -math.inf else None)
+
+
+def test_equal_probabilities_end_a_nucleus_in_one_place():
+    for size in range(1, 400):
+        one, other = both(torch.zeros(size), SamplingParams(temperature=1.0, top_p=0.9), draw_key(1, 0, size))
         assert one == other
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+SLACK = 1 - 1e-9
+"""A nucleus may miss `top_p` by this: sums of equal probabilities must not end on either side of a round number."""
 _NEAR = 4.0
 """Tokens whose scores are within this of the best are looked at first: one of them mostly wins."""
 _SOME = 512
@@ -21,7 +23,10 @@ _SOME = 512
 
 def draw(logits: np.ndarray, temperature: float, top_k: int, top_p: float, key: int) -> int:
     """The token drawn. logits: fp32 [vocabulary]; top_k: 0 is all."""
-    scores = logits / np.float32(temperature)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scores = logits / np.float32(temperature)
+    if not np.isfinite(scores.max()):  # a broken pass, or a temperature that leaves nothing to chance
+        return int(logits.argmax())
     if top_k or top_p < 1:
         ids = np.sort(_kept(scores, top_k or scores.size, top_p))
         return int(ids[_noisy(scores[ids], _words(key, ids)).argmax()])
@@ -65,6 +70,7 @@ def _least(noise: float) -> np.uint64:
 
 def _kept(scores: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     """The `top_k` likeliest tokens, of these the fewest whose probability reaches `top_p`; of equals the first."""
+    top_p *= SLACK if top_p < 1 else 1.0
     some = min(top_k, _SOME if top_p < 1 else top_k)
     total = None
     while True:

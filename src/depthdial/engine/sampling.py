@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthdial.engine.draw import draw
+from depthdial.engine.draw import SLACK, draw
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -110,18 +110,21 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]
 def drawn(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
     """The token drawn, int64 []. logits: [vocabulary]. What `draw` means, and what a GPU runs."""
     scores = logits.float() / params.temperature
+    best = scores.max()
     if params.top_k or params.top_p < 1:
         scores = _truncate(scores, params.top_k or scores.numel(), params.top_p)
     # Gumbel's trick: argmax(log p + noise) is distributed as p. A small change of p rarely changes the argmax.
-    return (scores.double() - (-uniform(key, scores.numel(), scores.device).log()).log()).argmax()
+    noisy = scores.double() - (-uniform(key, scores.numel(), scores.device).log()).log()
+    return torch.where(best.isfinite(), noisy.argmax(), logits.argmax())
 
 
 def _truncate(scores: Tensor, top_k: int, top_p: float) -> Tensor:
     """Scores [vocabulary] with -inf outside the `top_k` likeliest and outside the nucleus of `top_p` among those."""
     ordered, order = scores.sort(descending=True, stable=True)
     ordered[top_k:] = -math.inf
-    probability = ordered.softmax(-1)
-    ordered[probability.cumsum(-1) - probability >= top_p] = -math.inf  # what stands before already reaches top_p
+    probability = ordered.double().softmax(-1)
+    # what stands before already reaches top_p
+    ordered[probability.cumsum(-1) - probability >= (top_p * SLACK if top_p < 1 else 1.0)] = -math.inf
     return torch.empty_like(scores).scatter_(0, order, ordered)
 
 

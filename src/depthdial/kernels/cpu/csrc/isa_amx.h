@@ -72,13 +72,15 @@ static inline void transpose(__m512i (&v)[16]) {
   }
 }
 
+typedef int32_t Word __attribute__((may_alias));  // four bytes of whatever type
+
 // x: [tokens, bytes] -> [bytes / 4, width, 4], bytes being a multiple of LINE; tokens from `tokens` to `width` are left as
 // they are: nobody asks for their sums.
 static inline void tile_tokens(const void* x, int tokens, int width, int bytes, void* tiles) {
   if (width < TILE) {
     for (int m = 0; m < tokens; ++m) {
-      const int32_t* from = (const int32_t*)((const char*)x + (size_t)m * bytes);
-      int32_t* to = (int32_t*)tiles + m;
+      const Word* from = (const Word*)((const char*)x + (size_t)m * bytes);
+      Word* to = (Word*)tiles + m;
       for (int k = 0; k < bytes / 4; ++k) to[(size_t)k * width] = from[k];
     }
     return;
