@@ -19,7 +19,7 @@ from depthdial.train.pretrain import pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 
 PAIRED = ("dense", "skip50", "mod", "random")
-GATHERED = ("skip50", "skip25", "mod", "random")
+GATHERED = ("skip50", "skip25", "mod")  # random skips attention and MLP together, but as two units
 METHODS = {
     "skip25": SkipLayer(density=0.25),
     "mod": MixtureOfDepths(capacity=0.125, every=2),
