@@ -3,8 +3,7 @@
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 12x4@256]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
 
-The cost is SkipLayer's at 50 % on --size: the dense model has about half its layers, SkipLayer at 25 % more. Finished
-runs are left alone, interrupted ones resumed. Three seeds by default for those that are compared in pairs.
+The cost is SkipLayer's at 50 % on --size. Finished runs are left alone, interrupted ones resumed. Three seeds in pairs.
 """
 
 import argparse
