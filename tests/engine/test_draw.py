@@ -32,7 +32,7 @@ def both(logits: torch.Tensor, params: SamplingParams, key: int) -> tuple[int, i
     st.sampled_from((0.0, 0.1, 1.0, 4.0, 30.0)),
     st.sampled_from((0.0, 0.0, 0.5, 8.0)),
     st.sampled_from((0.05, 0.8, 1.0, 3.0)),
-    st.sampled_from((0, 0, 1, 7, 600)),
+    st.sampled_from((0, 0, 1, 7, 600, 2000)),
     st.sampled_from((1.0, 1.0, 1e-6, 0.3, 0.9, 0.9999)),
 )
 def test_equal_to_the_slow_draw(seed, size, spread, step, temperature, top_k, top_p):

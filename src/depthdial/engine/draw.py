@@ -1,4 +1,4 @@
-"""Draw a token on a CPU: what `sampling.draw` says, with the noise of those tokens only that could win.
+"""Draw a token on a CPU: what `sampling.drawn` says, with the noise of those tokens only that could win.
 
 Noise is Gumbel's, keyed by token, so that of one token needs nothing of another's. This file is *not* about which draw
 of which text it is (`sampling.draw_key`).
@@ -11,8 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUNDS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+GOLDEN = 0x9E3779B97F4A7C15
+ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+"""SplitMix64's step, and the shifts and factors of its finaliser."""
 SLACK = 1 - 1e-9
 """A nucleus may miss `top_p` by this: sums of equal probabilities must not end on either side of a round number."""
 _NEAR = 4.0
@@ -27,8 +28,9 @@ def draw(logits: np.ndarray, temperature: float, top_k: int, top_p: float, key: 
         scores = logits / np.float32(temperature)
     if not np.isfinite(scores.max()):  # a broken pass, or a temperature that leaves nothing to chance
         return int(logits.argmax())
-    if top_k or top_p < 1:
-        ids = np.sort(_kept(scores, top_k or scores.size, top_p))
+    most = min(top_k or scores.size, scores.size)
+    if most < scores.size or top_p < 1:
+        ids = np.sort(_kept(scores, most, top_p))
         return int(ids[_noisy(scores[ids], _words(key, ids)).argmax()])
     cut = scores.max() - np.float32(_NEAR)
     near = np.flatnonzero(scores >= cut)
@@ -48,18 +50,18 @@ def _noisy(scores: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def _words(key: int, ids: np.ndarray | None, count: int = 0) -> np.ndarray:
     """uint64, one of each token: SplitMix64 started at `key`. ids: of the tokens; None: the first `count`."""
-    steps = _steps(count) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    steps = _steps(count) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
     word = steps + np.uint64(key)
-    for shift, factor in _ROUNDS:
-        word ^= word >> shift
-        word *= factor
+    for shift, factor in ROUNDS:
+        word ^= word >> np.uint64(shift)
+        word *= np.uint64(factor)
     word ^= word >> np.uint64(31)
     return word
 
 
 @lru_cache(maxsize=4)
 def _steps(count: int) -> np.ndarray:
-    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
 
 
 def _least(noise: float) -> np.uint64:
@@ -68,24 +70,20 @@ def _least(noise: float) -> np.uint64:
     return np.uint64(max(0, 2**64 - 1 - int(above * 2**64)))
 
 
-def _kept(scores: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """The `top_k` likeliest tokens, of these the fewest whose probability reaches `top_p`; of equals the first."""
-    top_p *= SLACK if top_p < 1 else 1.0
-    some = min(top_k, _SOME if top_p < 1 else top_k)
-    total = None
+def _kept(scores: np.ndarray, most: int, top_p: float) -> np.ndarray:
+    """The `most` likeliest tokens, of these the fewest whose probability reaches `top_p`; of equals the first. Only
+    where one of the two leaves something out."""
+    if top_p >= 1:
+        return _first(scores, most)
+    order = _first(scores, most if most < scores.size else min(_SOME, most))
+    best = scores.max()
+    total = np.exp((scores if most == scores.size else scores[order]).astype(np.float64) - best).sum()
     while True:
-        order = _first(scores, some)
-        if top_p >= 1:
-            return order
-        if total is None:
-            best = float(scores[order[0]])
-            all_of_them = order if some == top_k else scores if top_k >= scores.size else _first(scores, top_k)
-            total = np.exp((scores if all_of_them is scores else scores[all_of_them]).astype(np.float64) - best).sum()
         share = np.exp(scores[order].astype(np.float64) - best) / total
         before = share.cumsum() - share
-        if some >= top_k or before[-1] >= top_p:
-            return order[before < top_p]
-        some = min(4 * some, top_k)
+        if order.size == most or before[-1] >= top_p * SLACK:
+            return order[before < top_p * SLACK]
+        order = _first(scores, min(4 * order.size, most))
 
 
 def _first(scores: np.ndarray, count: int) -> np.ndarray:

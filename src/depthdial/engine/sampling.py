@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthdial.engine.draw import SLACK, draw
-
-_GOLDEN = 0x9E3779B97F4A7C15
+from depthdial.engine.draw import GOLDEN, ROUNDS, SLACK, draw
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def draw_key(seed: int, sample: int, position: int) -> int:
     """The 64-bit key of one draw. sample: which of the `n`; position: place of the drawn token in its sequence."""
     key = 0
     for word in (seed, sample, position):
-        key = _mix((key ^ (word % (1 << 64))) + _GOLDEN)
+        key = _mix((key ^ (word % (1 << 64))) + GOLDEN)
     return key
 
 
@@ -147,8 +145,8 @@ def uniform(key: int, count: int, device: torch.device) -> Tensor:
     """`count` numbers in (0, 1) for one key, fp64: the SplitMix64 generator (Steele, Lea, Flood 2014) started there."""
     start = key - (1 << 64) if key >> 63 else key  # int64 wraps around as the algorithm wants
     steps = torch.arange(1, count + 1, device=device, dtype=torch.int64)
-    word = start + steps * (_GOLDEN - (1 << 64))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    word = start + steps * (GOLDEN - (1 << 64))
+    for shift, factor in ROUNDS:
         word = (word ^ _shift(word, shift)) * (factor - (1 << 64))
     word = word ^ _shift(word, 31)
     return (_shift(word, 12).double() + 0.5) * 2.0**-52
@@ -161,6 +159,6 @@ def _shift(word: Tensor, by: int) -> Tensor:
 def _mix(word: int) -> int:
     """SplitMix64's finaliser on a Python integer."""
     word %= 1 << 64
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    for shift, factor in ROUNDS:
         word = (word ^ (word >> shift)) * factor % (1 << 64)
     return word ^ (word >> 31)

@@ -251,3 +251,12 @@ def test_exact_tokens_come_out_as_alone(isa, weights, tiny_model, tensors_of, ro
         assert torch.equal(alone["keep_out"][:, 0], out["keep_out"][:, i])
     for name, cache in together.items():
         assert torch.equal(cache, apart[name])
+
+
+def test_the_reader_reads_everything(tiny_model, tensors_of):
+    """What the limit of bandwidth rests on: the sum of all that lies in memory, whoever's share it is."""
+    native = NativeModel(tensors_of(tiny_model("llama")))
+    numbers = torch.arange(64 * 1000 * torch.get_num_threads())
+    size = numbers.numel() * 8
+    assert native.read(numbers) == size
+    assert native._library.depthdial_read(native._team(), numbers.data_ptr(), size) == numbers.sum()
