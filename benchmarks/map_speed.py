@@ -2,18 +2,14 @@
 
     python benchmarks/map_speed.py benchmarks/results/DATE-MACHINE-map-speed.json [--texts 40] [--repeats 3]
 
-Texts are those of the shipped map, in passes of 2,048 tokens. `forward` calls the converted model at the budget,
-logits included; `forward, base` the same at full depth; `engine` the prefill of `LLM` (which skips what is skipped).
-Mapping without the base needs the first, mapping with it the first two. Runs take turns; medians are told.
+Texts are those of the shipped map, in passes of 2,048 tokens. `prefill` is the engine reading them as prompts at the
+budget, `prefill, base` at full depth: mapping without the base needs the first, mapping with it both, and all logits of
+the base beside. `Routed` is the dense definition at the budget, logits included. Runs take turns; medians are told.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +18,8 @@ from pathlib import Path
 import torch
 
 from depthdial import LLM, SamplingParams, load
+from depthdial.core.whole import write_json
+from depthdial.evaluate.speed.machine import facts
 from depthdial.maps.record import Recorder
 from depthdial.maps.store import read
 from depthdial.maps.texts import Text
@@ -41,49 +39,62 @@ def main() -> None:
     rows = read(MAP).rows
     rows = rows[:: len(rows) // args.texts][: args.texts]
     texts = [Text(row.token_ids.tolist(), row.generated.tolist(), row.id) for row in rows]
-    full, bare = (Recorder(model, tokenizer, base=base) for base in (True, False))
     llm, route = LLM.of(model, tokenizer, args.budget, prefix_cache=False), route_of(model)
-    offset = route.offset
-    assert isinstance(offset, float)
+    offset = llm.offset_of(None)
+    full, bare = (Recorder(model, tokenizer, offset, base=base, engine=llm.engine) for base in (True, False))
+    scored = Recorder(model, tokenizer, offset, scores=True)
 
-    def forward(at: float) -> None:
+    def forward() -> None:
         ordered = sorted((list(text.ids) for text in texts), key=len)
-        route.offset = at
+        route.offset = offset
         while ordered:
             count = max(n for n in range(1, len(ordered) + 1) if n == 1 or n * len(ordered[n - 1]) <= 2048)
             batch, ordered = ordered[:count], ordered[count:]
             padded = [ids + [0] * (len(batch[-1]) - len(ids)) for ids in batch]
             with torch.no_grad():
                 model(torch.tensor(padded), use_cache=False)
-        route.offset = offset
+
+    def prefill(budget: float) -> object:
+        return llm.generate([list(text.ids) for text in texts], SamplingParams(max_tokens=1, budget=budget))
 
     runs: dict[str, Callable[[], object]] = {
-        "forward": lambda: forward(offset),
-        "forward, base": lambda: forward(math.inf),
-        "engine": lambda: llm.generate([list(text.ids) for text in texts], SamplingParams(max_tokens=1)),
+        "prefill": lambda: prefill(args.budget),
+        "prefill, base": lambda: prefill(1.0),
         "map without base": lambda: bare.rows(texts),
         "map": lambda: full.rows(texts),
+        "Routed": forward,
+        "map with scores, by Routed": lambda: scored.rows(texts),
     }
     tokens, seconds = sum(len(text.ids) for text in texts), {name: [] for name in runs}
-    for _ in range(args.repeats):
+    for turn in range(args.repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            if turn:  # the first pass of each kind makes its kernels
+                seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    ratios = {
+        "map without base, of prefill": [
+            a / b for a, b in zip(seconds["prefill"], seconds["map without base"], strict=True)
+        ],
+        "map, of prefill and base": [
+            (a + b) / c for a, b, c in zip(*(seconds[n] for n in ("prefill", "prefill, base", "map")), strict=True)
+        ],
+        "map, of prefill": [a / b for a, b in zip(seconds["prefill"], seconds["map"], strict=True)],
+    }
     result = {
-        "what": "tokens/s of mapping and of the forward passes it needs",
+        "what": "tokens/s of mapping and of the prefill it needs",
+        **facts(model.device),
         "tokens": tokens,
         "budget": args.budget,
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "arch": platform.machine()},
         "tokens_per_second": {name: round(tokens / time_, 1) for name, time_ in median.items()},
         "seconds": {name: [round(t, 3) for t in times] for name, times in seconds.items()},
-        "map without base, of forward": round(median["forward"] / median["map without base"], 3),
-        "map, of forward and base": round((median["forward"] + median["forward, base"]) / median["map"], 3),
-        "map, of forward": round(median["forward"] / median["map"], 3),
+        "ratios": {name: round(statistics.median(each), 3) for name, each in ratios.items()},
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    write_json(args.output, result)
+    for part in ("tokens_per_second", "ratios"):
+        for name, value in result[part].items():
+            print(f"{name:32s}{value:>10}")
 
 
 if __name__ == "__main__":

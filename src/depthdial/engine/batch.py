@@ -41,6 +41,8 @@ class Batch:
         """Must each token come out as it would alone?"""
         self.vote: float | None = None
         """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
+        self.fleeting = False
+        """Are its logits looked at before the next pass only? They may share their memory then."""
         self.last: list[int] = []
         """Which tokens' logits are wanted: the last of their row, and those that verify its drafts."""
 

@@ -82,6 +82,7 @@ class Scorer:
         self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
         self._cache = engine.scheduler.cache
         self._batch = Batch(self._cache, pass_tokens, engine.batch.ids.device)
+        self._batch.fleeting = True
 
     def chunks(self, groups: Sequence[Sequence[Text]]) -> Iterator[slice]:
         """Cut groups into chunks for `score`. What a chunk gives depends on the chunk alone."""

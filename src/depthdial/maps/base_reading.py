@@ -36,19 +36,27 @@ class BaseReading:
     def __call__(self, hidden: Tensor, target: Tensor) -> Expected:
         """hidden: [N, d] after the last norm; target: int64 [N], the token that came next."""
         chunks = [self._chunk(h, t) for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)]
-        return Expected(*(torch.cat(column).cpu() for column in zip(*chunks, strict=True)))
+        return _joined(chunks)
+
+    @torch.no_grad()
+    def of_logits(self, logits: Tensor, target: Tensor) -> Expected:
+        """logits: [N, V], of any float dtype, as the model gives them; target: int64 [N]."""
+        return _joined(
+            [self._expected(part, t) for part, t in zip(logits.split(CHUNK), target.split(CHUNK), strict=True)]
+        )
 
     def _chunk(self, hidden: Tensor, target: Tensor) -> Expected:
         logits = self.head(hidden)
         if self.softcap is not None:
             logits = (logits / self.softcap).tanh() * self.softcap
-        top, ids = logits.topk(self.most, -1) if self.most else (logits[:, :0], target.new_empty(len(target), 0))
-        x = logits.float()
-        x = x - x.amax(-1, keepdim=True)
-        at = x.gather(-1, target[:, None])[:, 0]
-        p = x.exp()
-        mass = p.sum(-1)
-        normal = mass.log()
-        expected = torch.linalg.vecdot(p, x) / mass
-        likeliest = (top.float() - top[:, :1].float() - normal[:, None]).exp()
-        return Expected(normal - expected, normal - at, ids, likeliest)
+        return self._expected(logits, target)
+
+    def _expected(self, logits: Tensor, target: Tensor) -> Expected:
+        ids = logits.topk(self.most, -1).indices if self.most else target.new_empty(len(target), 0)
+        log_p = logits.log_softmax(-1, dtype=torch.float32)
+        entropy = -torch.linalg.vecdot(log_p.exp(), log_p)
+        return Expected(entropy, -log_p.gather(-1, target[:, None])[:, 0], ids, log_p.gather(-1, ids).exp())
+
+
+def _joined(chunks: list[Expected]) -> Expected:
+    return Expected(*(torch.cat(column).cpu() for column in zip(*chunks, strict=True)))

@@ -121,7 +121,7 @@ class Mapper:
         self.llm = LLM.of(model, tokenizer, budget, prefix_cache=False)
         self.recorder = Recorder(
             model, tokenizer, self.llm.offset_of(None), name, self.llm.budget, settings.scores, settings.base,
-            settings.alternatives, settings.batch_tokens,
+            settings.alternatives, settings.batch_tokens, self.llm.engine,
         )  # fmt: skip
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Row]:

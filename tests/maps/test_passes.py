@@ -1,0 +1,63 @@
+"""An engine's passes give what those of `Routed` give, in its own way: every token at the dial's depth and no other."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from depthdial.engine.llm import LLM
+from depthdial.maps.passes import EnginePasses, RoutedPasses, passes_of
+
+TEXTS = [[5], list(range(4, 90)), [7, 8, 9], [9] * 70]
+
+
+def both(model, tokenizer, offset: float, base: bool = True, alternatives: int = 0, room: int = 128):
+    """The passes of `Routed` and of an engine, and the engine's `LLM`."""
+    llm = LLM.of(model, tokenizer, prefix_cache=False)
+    slow, fast = (
+        passes_of(model, tokenizer, offset, engine, False, base, alternatives, room) for engine in (None, llm.engine)
+    )
+    assert isinstance(slow, RoutedPasses) and isinstance(fast, EnginePasses)
+    return slow, fast, llm
+
+
+@pytest.mark.parametrize("offset", [-0.5, 0.0, math.inf])
+@pytest.mark.parametrize("room", [1, 16, 2048])
+def test_an_engine_gives_what_routed_gives(tiny_converted, tiny_tokenizer, offset, room):
+    slow, fast, _ = both(tiny_converted, tiny_tokenizer, offset, alternatives=2, room=room)
+    for text, wanted, found in zip(TEXTS, slow(TEXTS), fast(TEXTS), strict=True):
+        assert found.ran.shape == (len(text), 6) and found.ran.dtype == bool
+        assert np.array_equal(found.ran, wanted.ran) and found.scores is None
+        here, there = found.expected, wanted.expected
+        assert here is not None and there is not None
+        assert torch.allclose(here.entropy, there.entropy, atol=1e-4)
+        # the last token's own place tells nothing: nobody knows what follows it
+        assert torch.allclose(here.surprisal[:-1], there.surprisal[:-1], atol=1e-4)
+        assert torch.equal(here.ids, there.ids)
+        assert torch.allclose(here.probabilities, there.probabilities, atol=1e-4)
+
+
+def test_skipped_layers_are_not_run(tiny_converted, tiny_tokenizer):
+    _, fast, llm = both(tiny_converted, tiny_tokenizer, -0.5, base=False)
+    before = llm.stats.rows.copy()
+    found = fast(TEXTS)
+    assert np.array_equal(llm.stats.rows - before, sum(one.ran.sum(0) for one in found))
+    assert all(one.expected is None for one in found) and any(not one.ran.all() for one in found)
+
+
+def test_the_base_is_run_once_where_it_is_all_that_is_asked_for(tiny_converted, tiny_tokenizer):
+    _, fast, llm = both(tiny_converted, tiny_tokenizer, math.inf)
+    before = llm.stats.tokens
+    fast(TEXTS)
+    assert llm.stats.tokens - before == sum(map(len, TEXTS))
+
+
+def test_scores_need_routed(tiny_converted, tiny_tokenizer):
+    llm = LLM.of(tiny_converted, tiny_tokenizer)
+    passes = passes_of(tiny_converted, tiny_tokenizer, 0.0, llm.engine, True, False, 0, 128)
+    assert isinstance(passes, RoutedPasses)
+    scores = passes([[4, 5, 6]])[0].scores
+    assert scores is not None and scores.shape == (3, 4)
