@@ -49,7 +49,7 @@ def main() -> None:
             config = PretrainConfig(
                 data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method), fields=vars(method),
                 tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"), length=size.context,
-                steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16",
+                steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16", compile=True,
                 gather="on" if name in GATHERED else "off",
             )  # fmt: skip
             logging.info("%s: %s", folder.name, pretrain(config, last_checkpoint(folder / "checkpoints") is not None))

@@ -49,6 +49,9 @@ def pretrain(
     gather: Annotated[
         str, typer.Option(help="Compute layers for the tokens that run them only: on, off, or auto (measured).")
     ] = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile what is free of routing: worth it for long runs.")
+    ] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Under torchrun: shard the model (FSDP2), not copy it.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --output.")] = False,
     json_: Annotated[
@@ -97,6 +100,7 @@ def pretrain(
         dtype=dtype,  # pyright: ignore[reportArgumentType]
         device=device,
         gather=gather,  # pyright: ignore[reportArgumentType]
+        compile=compile_,
         fsdp=fsdp,
     )
     results = run(config, resume)

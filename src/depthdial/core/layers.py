@@ -46,16 +46,20 @@ class Router(Part):
         # logits start about 1 apart: closer together, one step of training flips most decisions (docs/log.md)
         nn.init.normal_(self.head.weight, std=1.6 * dim**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, d] -> logit, fp32 [B, T]."""
+    def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
+        """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
         code = F.linear(x, self.enc.weight.to(x.dtype)).float()
         scale = self.norm.weight.float()
         if self.order == "norm_tanh":
             code = F.rms_norm(code, scale.shape, scale, self.norm.eps).tanh()
         else:
             code = F.rms_norm(code.tanh(), scale.shape, scale, self.norm.eps)
-        folded = self.head.weight.float() @ self.dec.weight.float()
-        return F.linear(code, folded).squeeze(-1) + self.bias.float()
+        return F.linear(code, self.folded if folded is None else folded).squeeze(-1) + self.bias.float()
+
+    @property
+    def folded(self) -> Tensor:
+        """fp32 [1, rank]: head and dec as one map."""
+        return self.head.weight.float() @ self.dec.weight.float()
 
     @property
     def macs(self) -> int:
@@ -75,9 +79,9 @@ class LinearRouter(Part):
         self.head = nn.Linear(dim, classes, bias=False)
         nn.init.normal_(self.head.weight, std=dim**-0.5)  # logits about 1 apart where the input is normed
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, d] -> logit, fp32 [B, T]."""
-        return (x.float() * self.folded).sum(-1)
+    def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
+        """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
+        return (x.float() * (self.folded if folded is None else folded)).sum(-1)
 
     @property
     def folded(self) -> Tensor:

@@ -262,13 +262,12 @@ def _gate(method: Method, parts: Mapping[str, Any], layer: int) -> Gate:
 def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
     if isinstance(router, LinearRouter):
         return _linear_router(router.folded, gate.cut, dtype)
-    folded = router.head.weight.float() @ router.dec.weight.float()
     return RouterTensors(
         router.enc.weight.to(dtype),
         router.norm.weight.float(),
         router.norm.eps or 0.0,
         "norm_tanh" if router.order == "norm_tanh" else "tanh_norm",
-        folded[0],
+        router.folded[0],
         float(router.bias),
         gate.cut,
         gate.weights == "soft",

@@ -83,11 +83,8 @@ class GatheredLayer(nn.Module):
         more = min(_rounded(len(rows), batch * length) - len(rows), batch * length - len(rows))
         some = torch.cat([rows, (~keep).flatten().nonzero().squeeze(-1)[:more]])
 
-        z = layer.input_layernorm(x)
         cos, sin = (e.expand(batch, -1, -1) for e in position_embeddings)
-        heads = (batch, length, -1, attn.head_dim)
-        k = _turned(attn.k_proj(z).view(heads), cos[:, :, None], sin[:, :, None]).transpose(1, 2)
-        v = attn.v_proj(z).view(heads).transpose(1, 2)
+        z, k, v = self.keys(x, cos, sin)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, attn.layer_idx)
         q = attn.q_proj(_Taken.apply(z.flatten(0, 1), some))[: len(rows)].unflatten(-1, (-1, attn.head_dim))
@@ -97,18 +94,36 @@ class GatheredLayer(nn.Module):
         columns = min(_rounded(max(1, int(keep.sum(-1).max())), length), length)
         slots = rows // length * columns + (keep.cumsum(-1) - 1).flatten()[rows]
         places = rows.new_zeros(batch * columns).index_copy(0, slots, rows % length).view(batch, columns)
-        padded = q.new_zeros(batch * columns, *q.shape[1:]).index_copy(0, slots, q)
-        mask = _mask(attention_mask, places, length, k)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        padded = q.new_zeros(batch * columns, *q.shape[1:]).index_copy(0, slots, q).unflatten(0, (batch, columns))
+        seen = self.attend(padded.transpose(1, 2), k, v, _mask(attention_mask, places, length, k), **kwargs)
+        seen = F.pad(_Taken.apply(seen.reshape(batch * columns, -1), slots), (0, 0, 0, more))
+        y = self.finish(_Taken.apply(flat, some), seen)[: len(rows)]
+        return flat.index_copy(0, rows, y.to(x.dtype)).view_as(x)
+
+    # what is free of routing, to be compiled piece by piece
+    PIECES = ("keys", "attend", "finish")
+
+    def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [B, T, d]; cos, sin: [B, T, hd] -> normed x, and K and V of all tokens, [B, kv heads, T, hd]."""
+        (layer,) = self._layer
+        attn, heads = layer.self_attn, (*x.shape[:2], -1, layer.self_attn.head_dim)
+        z = layer.input_layernorm(x)
+        k = _turned(attn.k_proj(z).view(heads), cos[:, :, None], sin[:, :, None]).transpose(1, 2)
+        return z, k, attn.v_proj(z).view(heads).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
+        """q: [B, heads, columns, hd]; mask: [B, 1, columns, K] -> [B, columns, heads, hd]."""
+        attn = self._layer[0].self_attn
+        run: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             str(attn.config._attn_implementation), eager_attention_forward
         )
-        seen, _ = attend(
-            attn, padded.unflatten(0, (batch, columns)).transpose(1, 2), k, v, mask, scaling=attn.scaling, **kwargs
-        )
-        seen = F.pad(_Taken.apply(seen.reshape(batch * columns, -1), slots), (0, 0, 0, more))
-        h = _Taken.apply(flat, some) + attn.o_proj(seen)
-        y = (h + layer.mlp(layer.post_attention_layernorm(h)))[: len(rows)]
-        return flat.index_copy(0, rows, y.to(x.dtype)).view_as(x)
+        return run(attn, q, k, v, mask, scaling=attn.scaling, **kwargs)[0]
+
+    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The layer's output for rows x and what their queries saw, [n, d]."""
+        (layer,) = self._layer
+        h = x + layer.self_attn.o_proj(seen)
+        return h + layer.mlp(layer.post_attention_layernorm(h))
 
 
 def gather(model: PreTrainedModel) -> Callable[[], None]:

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from depthdial.core.layers import Part
 from depthdial.core.routed import Routed
 from depthdial.models.convert import layers_of
+from depthdial.models.evict import Evicting
+from depthdial.models.gathered import GatheredLayer
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
@@ -42,7 +44,12 @@ def compile_pieces(model: PreTrainedModel) -> None:
             if not isinstance(child, Routed | nn.Identity):
                 child.compile(dynamic=False)
         for unit in units:
-            unit.unit.compile(dynamic=False)
+            inner = unit.unit.unit if isinstance(unit.unit, Evicting) else unit.unit
+            if isinstance(inner, GatheredLayer):
+                for name in inner.PIECES:  # numbers of rows vary: torch makes kernels for any once it has seen two
+                    setattr(inner, name, torch.compile(getattr(inner, name)))
+            else:
+                unit.unit.compile(dynamic=False)
             for part in unit.parts.values():
                 assert isinstance(part, Part)
                 part.compile(dynamic=False)

@@ -25,7 +25,8 @@ class NextToken:
     `compute_loss_func`.
     """
 
-    def __init__(self, model: PreTrainedModel, seed: int):
+    def __init__(self, model: PreTrainedModel, seed: int, compile: bool = False):
+        self._losses = torch.compile(token_losses, dynamic=False) if compile else token_losses
         self.route, self.method, self.seed = route_of(model), method_of(model), seed
         self.step = 0
         self.seen: dict[str, Tensor] = {}
@@ -34,7 +35,7 @@ class NextToken:
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """outputs.logits: [B, T, V]; labels: int64 [B, T]. Returns the mean over the step's tokens, fp32 []."""
-        losses = token_losses(outputs.logits, labels)
+        losses = self._losses(outputs.logits, labels)
         self.route.density = densities(self.route, losses.shape[1])
         extra = self.method.loss(self.route)
         total = losses.sum() if extra is None else losses.sum() + extra[:, :-1].sum()

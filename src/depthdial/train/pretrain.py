@@ -28,7 +28,7 @@ from depthdial.train import processes
 from depthdial.train.callbacks import Report, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
-from depthdial.train.machine import keep_memory
+from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken, Steps
 from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
@@ -40,7 +40,7 @@ from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, ut
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE, RESULTS_FILE = "pretrain.json", "results.json"
-FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "fsdp", "data", "gather")
+FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "fsdp", "data", "gather", "compile")
 """Settings that a resumed run may change: they do not touch what is learned. The shards know their data."""
 LAST = 50
 """Steps over which the training loss of the results is averaged."""
@@ -85,7 +85,9 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     undo = _gathered(model, config, rows, machine, output, resume)
     write_settings(output, {**told(config), "gather": "on" if undo else "off"}, SETTINGS_FILE)
 
-    lesson = NextToken(model, config.seed)
+    if config.compile:
+        compile_pieces(model)
+    lesson = NextToken(model, config.seed, config.compile)
     trainer = _train(model, lesson, rows, held, config, machine, resume)
     lesson.close()
     figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)

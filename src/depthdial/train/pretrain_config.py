@@ -58,6 +58,8 @@ class PretrainConfig:
     device: str = "auto"
     gather: Gather = "auto"
     """Run a layer for the tokens that run it only ("on"), or for all as the reference ("off"); auto measures."""
+    compile: bool = False
+    """Compile what is free of routing: about 1.6 times the speed, after some minutes."""
     fsdp: bool = False
     """Shard weights, gradients and the optimizer's state over the processes (FSDP2) instead of copying them (DDP)."""
 
@@ -73,6 +75,8 @@ class PretrainConfig:
             raise ValueError(f"density {self.density} is out of range; it is a share of tokens: 0 < density <= 1")
         if self.lr <= 0 or self.clip <= 0:
             raise ValueError("the learning rate and --clip must be positive")
+        if self.compile and self.fsdp:
+            raise ValueError("--compile works on whole layers and --fsdp cuts them up; leave one of the two out")
         if not 0 <= self.heldout < 1:
             raise ValueError(f"heldout {self.heldout} is out of range; it is a share of documents: 0 <= heldout < 1")
         for name, choices in {

@@ -67,6 +67,8 @@ class PeerSubject(Subject):
             self.close()
             raise
         """What the driver tells of itself: versions, options."""
+        self.answered: list[list[int]] = []
+        """The tokens of the last run."""
 
     def takes(self, regime: Regime) -> bool:
         return self._batches or regime.batch == 1
@@ -79,6 +81,7 @@ class PeerSubject(Subject):
             pipe.write(json.dumps(request) + "\n")
             pipe.flush()
         answer = self._read()
+        self.answered = answer["tokens"]
         steps = new_tokens - 1
         return Timed(answer["first"], answer["rest"], steps * len(prompts), steps)
 

@@ -18,11 +18,11 @@ from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from depthdial.serve.vllm.light import Norm, turned
 from depthdial.serve.vllm.shape import Shape
 
 
@@ -69,8 +69,8 @@ class RowAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
             return_bias=False,
         )
-        self.q_norm = RMSNorm(shape.head_dim, eps=shape.eps) if shape.head_norms else None
-        self.k_norm = RMSNorm(shape.head_dim, eps=shape.eps) if shape.head_norms else None
+        self.q_norm = Norm(shape.head_dim, eps=shape.eps) if shape.head_norms else None
+        self.k_norm = Norm(shape.head_dim, eps=shape.eps) if shape.head_norms else None
         self.rotary_emb = get_rope(shape.head_dim, max_position=shape.max_position, rope_parameters=shape.rope)
         self.attn = Attention(
             self.heads,
@@ -88,13 +88,13 @@ class RowAttention(nn.Module):
         """Attention of all tokens. positions: int64 [T]; z: [T, d], normed -> [T, d]."""
         q = self._normed(self.q_proj(z), self.q_norm)
         k, v = self._kv(z)
-        q, k = self.rotary_emb(positions, q, k)
+        q, k = turned(self.rotary_emb, positions, q, k)
         return self.o_proj(self.attn(q, k, v))
 
     def write(self, positions: Tensor, z: Tensor) -> None:
         """Put K and V of all tokens into the cache. z: [T, d], normed."""
         k, v = self._kv(z)
-        _, k = self.rotary_emb(positions, torch.empty_like(k), k)
+        k, _ = turned(self.rotary_emb, positions, k)
         shape = (-1, self.kv_heads, self.head_dim)
         unified_kv_cache_update(k.view(shape), v.view(shape), self.attn.layer_name)
 
@@ -105,7 +105,7 @@ class RowAttention(nn.Module):
         """
         positions = tokens.positions[kept]
         q = self._normed(self.q_proj(z), self.q_norm)
-        q, _ = self.rotary_emb(positions, q, torch.empty_like(q[:, : self.kv_heads * self.head_dim]))
+        q, _ = turned(self.rotary_emb, positions, q)
         out = torch.empty(len(kept), self.heads, self.head_dim, dtype=z.dtype, device=z.device)
         metadata = self._metadata(positions, tokens.requests[kept], kept)
         q = q.reshape(-1, self.heads, self.head_dim)

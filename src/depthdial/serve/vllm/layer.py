@@ -12,14 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
-from vllm.model_executor.layers.activation import SiluAndMul
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 
 from depthdial.core.decision import Decision
 from depthdial.core.gate import Gate
 from depthdial.serve.vllm.attention import RowAttention, Tokens
 from depthdial.serve.vllm.depths import DepthLog
+from depthdial.serve.vllm.light import Norm, silu_and_mul
 from depthdial.serve.vllm.shape import Shape, gate_of, parts_of
 
 
@@ -32,11 +31,10 @@ class MLP(nn.Module):
         sizes = [shape.intermediate] * 2
         self.gate_up_proj = MergedColumnParallelLinear(shape.hidden, sizes, prefix=f"{prefix}.gate_up_proj", **more)
         self.down_proj = RowParallelLinear(shape.intermediate, shape.hidden, prefix=f"{prefix}.down_proj", **more)
-        self.activation = SiluAndMul()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, d] -> [n, d]."""
-        return self.down_proj(self.activation(self.gate_up_proj(x)))
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
 
 
 class RoutedLayer(nn.Module):
@@ -47,10 +45,11 @@ class RoutedLayer(nn.Module):
         self._layer, self._log, self._offset = layer, log, shape.offset
         self.self_attn = RowAttention(config, shape, layer, f"{prefix}.self_attn")
         self.mlp = MLP(config, shape, f"{prefix}.mlp")
-        self.input_layernorm = RMSNorm(shape.hidden, eps=shape.eps)
-        self.post_attention_layernorm = RMSNorm(shape.hidden, eps=shape.eps)
+        self.input_layernorm = Norm(shape.hidden, eps=shape.eps)
+        self.post_attention_layernorm = Norm(shape.hidden, eps=shape.eps)
         self.parts = parts_of(shape.method, layer, shape.dims) if layer in shape.routed() else nn.ModuleDict()
         self.gate = gate_of(shape.method, self.parts, layer) if len(self.parts) else None
+        self._folded: Tensor | None = None
 
     def forward(self, positions: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
         """x: the residual stream, [T, d] -> [T, d]. tokens: None while vLLM warms up; then all of them run."""
@@ -64,29 +63,32 @@ class RoutedLayer(nn.Module):
         kept, skipped = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
         if not len(skipped):
             x = x + self.self_attn.whole(positions, z)
-            return self._weighed(x, self.mlp(self.post_attention_layernorm(x)), decision.run[0])
+            return self._add(x, self.mlp(self.post_attention_layernorm(x)), decision.run[0])
         self.self_attn.write(positions, z)
         y = x.clone()
         if len(kept):
             h = x[kept] + self.self_attn.rows(tokens, z[kept], kept)
-            y[kept] = self._weighed(h, self.mlp(self.post_attention_layernorm(h)), decision.run[0, kept])
+            update = self.mlp(self.post_attention_layernorm(h))
+            y.index_copy_(0, kept, self._add(h, update, decision.run[0, kept]))
         if self.gate.adapter is not None:
             before = x[skipped]
             update = self.gate.adapter(self.post_attention_layernorm(before))
-            y[skipped] = self._weighed(before, update, decision.skip[0, skipped])
+            y.index_copy_(0, skipped, self._add(before, update, decision.skip[0, skipped]))
         return y
 
     def _decide(self, gate: Gate, z: Tensor) -> Decision:
         """The MLP's decision, whose `keep` is attention's, too, [1, T]: the same on every rank, or they would wait for
         each other for ever."""
         assert gate.router is not None
-        logit = gate.router(z[None])
+        if self._folded is None:  # weights are there by now
+            self._folded = gate.router.folded
+        logit = gate.router(z[None], self._folded)
         group = get_tp_group()
         if group.world_size > 1:
             logit = group.broadcast(logit.contiguous(), src=0)
         return gate.of(logit, self._offset)[1]
 
-    @staticmethod
-    def _weighed(x: Tensor, update: Tensor, weight: Tensor) -> Tensor:
-        """x + weight * update. x, update: [n, d]; weight: float [n]."""
-        return x + update * weight[:, None].to(x.dtype)
+    def _add(self, x: Tensor, update: Tensor, weight: Tensor) -> Tensor:
+        """x + weight * update. x, update: [n, d]; weight: float [n], all 1 where the gate is hard."""
+        assert self.gate is not None
+        return x + (update if self.gate.weights == "hard" else update * weight[:, None].to(x.dtype))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
@@ -24,6 +23,7 @@ from vllm.platforms import current_platform
 from depthdial.serve.vllm.attention import Tokens, metadata_of
 from depthdial.serve.vllm.depths import DepthLog
 from depthdial.serve.vllm.layer import RoutedLayer
+from depthdial.serve.vllm.light import Norm
 from depthdial.serve.vllm.shape import Shape
 
 log = init_logger(f"vllm.{__name__}")
@@ -45,7 +45,7 @@ class RoutedModel(nn.Module):
         self.layers = nn.ModuleList(
             RoutedLayer(config, shape, layer, seen, f"{prefix}.layers.{layer}") for layer in range(len(shape.windows))
         )
-        self.norm = RMSNorm(shape.hidden, eps=shape.eps)
+        self.norm = Norm(shape.hidden, eps=shape.eps)
 
 
 class RoutedForCausalLM(nn.Module):
