@@ -139,6 +139,15 @@ def test_bf16_and_gathering_as_measured(config, tmp_path: Path):
     assert json.loads((tmp_path / "pretrain.json").read_text())["gather"] in ("on", "off")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"gather": "on"}, {"gather": "off"}, {"method": "dense"}], ids=str)
+def test_compiled_pieces_train_the_same(config, change: dict[str, Any], tmp_path: Path):
+    plain, compiled = (pretrain(told(config, tmp_path / str(c), compile=c, **change)) for c in (False, True))
+    assert compiled["loss"] == pytest.approx(plain["loss"], abs=2e-3)
+    assert compiled["density"] == pytest.approx(plain["density"], abs=0.02)
+    assert weights(tmp_path / "True").keys() == weights(tmp_path / "False").keys(), "compiling renames nothing"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -156,6 +165,7 @@ def test_bf16_and_gathering_as_measured(config, tmp_path: Path):
         ({"tokenizer": "train:300"}, "made with another tokenizer"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"fsdp": True}, "start them with torchrun"),
+        ({"fsdp": True, "compile": True}, "leave one of the two out"),
         ({"gather": "on", "method": "dense"}, "nothing is skipped"),
     ],
     ids=str,
