@@ -40,7 +40,7 @@ def compile_pieces(model: PreTrainedModel) -> None:
         if not units:
             layer.compile(dynamic=False)
             continue
-        for child in layer.children():
+        for child in () if isinstance(layer, Routed) else layer.children():
             if not isinstance(child, Routed | nn.Identity):
                 child.compile(dynamic=False)
         for unit in units:
@@ -49,7 +49,7 @@ def compile_pieces(model: PreTrainedModel) -> None:
                 for name in inner.PIECES:  # numbers of rows vary: torch makes kernels for any once it has seen two
                     setattr(inner, name, torch.compile(getattr(inner, name)))
             else:
-                unit.unit.compile(dynamic=False)
+                inner.compile(dynamic=False)
             for part in unit.parts.values():
                 assert isinstance(part, Part)
                 part.compile(dynamic=False)
