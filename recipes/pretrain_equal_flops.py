@@ -3,13 +3,14 @@
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 12x4@256]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
 
-The cost is SkipLayer's at 50 % on --size. Finished runs are left alone, interrupted ones resumed. Three seeds in pairs.
+Finished runs are left alone, interrupted ones resumed. Three seeds in pairs.
 """
 
 import argparse
 import logging
 from pathlib import Path
 
+from depthdial.core.method import Method
 from depthdial.methods import Dense, Highway, MixtureOfDepths, Random, SkipLayer, name_of
 from depthdial.models.equal_flops import equal, macs, shallow, wide
 from depthdial.models.scratch import Spec
@@ -19,12 +20,14 @@ from depthdial.train.pretrain_config import PretrainConfig
 
 PAIRED = ("dense", "skip50", "mod", "random")
 GATHERED = ("skip50", "skip25", "mod")  # random skips attention and MLP together, but as two units
-METHODS = {
-    "skip25": SkipLayer(density=0.25),
-    "mod": MixtureOfDepths(capacity=0.125, every=2),
-    "random": Random(rate=0.5, first=0, adapter_ratio=0),
-    "highway": Highway(),
-}
+
+
+def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
+    """Each method with the size at which it costs what SkipLayer at 50 % costs at `spec`."""
+    skip, random = SkipLayer(density=0.5), Random(rate=0.5, first=0, adapter_ratio=0)
+    others = {"skip25": SkipLayer(density=0.25), "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
+    found = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}
+    return found | {name: (method, equal(macs(spec, skip), spec, method)) for name, method in others.items()}
 
 
 def main() -> None:
@@ -38,10 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="rows of a step, as long as the context")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    spec, skip = Spec.parse(args.size), SkipLayer(density=0.5)
-    runs = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}
-    runs |= {name: (method, equal(macs(spec, skip), spec, method)) for name, method in METHODS.items()}
-    for name, (method, size) in runs.items():
+    for name, (method, size) in models(Spec.parse(args.size)).items():
         for seed in args.seeds or (range(3) if name in PAIRED else [0]):
             folder = args.output / f"{name}-seed{seed}"
             if (args.only and name not in args.only) or (folder / "results.json").is_file():
