@@ -133,8 +133,10 @@ def test_seeds_differ_and_share_what_is_held_out(config, tmp_path: Path):
     assert (Path(config.shards) / "index.json").is_file()
 
 
-def test_bf16_and_gathering_as_measured(config, tmp_path: Path):
-    results = pretrain(told(config, tmp_path, dtype="bfloat16", gather="auto"))
+@pytest.mark.parametrize("method", BY_METHOD)
+def test_bf16_and_gathering_as_measured(config, method: str, tmp_path: Path):
+    changes = {"dtype": "bfloat16", "gather": "auto", "method": method, "density": BY_METHOD[method]}
+    results = pretrain(told(config, tmp_path, **changes))
     assert results["loss"] < 6 and all(w.dtype == torch.float32 for w in weights(tmp_path).values())
     assert json.loads((tmp_path / "pretrain.json").read_text())["gather"] in ("on", "off")
 

@@ -55,6 +55,6 @@ class Routed(nn.Module):
 
     def _weigh(self, x: Tensor, z: Tensor, update: Tensor, decision: Decision) -> Tensor:
         base = x if self.site.unit == "layer" else torch.zeros_like(x)  # attn and mlp: the residual is outside
-        update = torch.lerp(base, update, decision.run[..., None].to(x.dtype))
+        update = torch.lerp(base, update.to(x.dtype), decision.run[..., None].to(x.dtype))  # autocast narrows updates
         bypass = self.method.bypass(self.parts, z, self.site)
         return update if bypass is None else update + decision.skip[..., None].to(x.dtype) * bypass
