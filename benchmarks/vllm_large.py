@@ -84,11 +84,11 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    make(args.folder, args.layers, args.routed, args.width)
+    folder = args.folder / f"{args.layers}x{args.width}-{args.routed}"
+    make(folder, args.layers, args.routed, args.width)
     script, threads = drivers() / PEERS["vllm"].driver, torch.get_num_threads()
     pair = [
-        PeerSubject(PEERS["vllm"], "bf16", args.vllm, script, args.folder / name, threads)
-        for name in ("base", "routed")
+        PeerSubject(PEERS["vllm"], "bf16", args.vllm, script, folder / name, threads) for name in ("base", "routed")
     ]
     rows, told = [], {}
     try:
@@ -106,7 +106,7 @@ def main() -> None:
     finally:
         for one in pair:
             one.close()
-    model = AutoModelForCausalLM.from_pretrained(args.folder / "routed", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder / "routed", dtype=torch.bfloat16)
     for row in rows:
         row["true cost"] = cost(model, prompts(row["batch"], args.repeats + WARM), told[row["batch"]])
         print(f"batch {row['batch']}: true cost {row['true cost']:.3f}")

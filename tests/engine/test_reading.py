@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.engine.conftest import FIELDS
 
+from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
 
@@ -23,14 +25,27 @@ def by_routed(llm, text: list[int], offset: float) -> tuple[np.ndarray, torch.Te
     return model.route.keep()[:, 0].T.numpy(), logits
 
 
-def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool = True) -> None:
+def passes_of(lengths: list[int], room: int) -> int:
+    """A text begins in the pass before it if it fits there as a whole."""
+    count = left = 0
+    for length in lengths:
+        if length > left:
+            count, left = count + 1, room
+        while length > left:
+            count, length, left = count + 1, length - left, room
+        left -= length
+    return count
+
+
+def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool = True, tight: bool = False) -> None:
     seen: dict[int, list[tuple[int, torch.Tensor]]] = {}
     reader, tokens, passes = Reader(llm.engine, llm.tokenizer, room), llm.stats.tokens, llm.stats.passes
     look = (lambda i, start, logits: seen.setdefault(i, []).append((start, logits.clone()))) if looking else None
     found = reader.read(texts, offset, look)
     total = sum(map(len, texts))
     assert llm.stats.tokens - tokens == total, "every token runs once"
-    assert llm.stats.passes - passes <= -(-total // room) + len(texts), "texts share passes"
+    if not tight:
+        assert llm.stats.passes - passes == passes_of([len(text) for text in texts], room), "texts share passes"
     for i, (text, ran) in enumerate(zip(texts, found, strict=True)):
         wanted, logits = by_routed(llm, text, offset)
         assert np.array_equal(ran, wanted)
@@ -58,11 +73,41 @@ def test_nobody_needs_to_look(made):
 
 
 def test_few_slots_and_pages_are_enough(made):
-    check(made(max_batch=1, cache_tokens=128), TEXTS, 0.0, 512)
+    check(made(max_batch=1, cache_tokens=128), TEXTS, 0.0, 512, tight=True)
 
 
-def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(made):
+@pytest.mark.parametrize("text", [[3] * 70, []], ids=["long", "empty"])
+def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(made, text):
     llm = made(max_batch=2, cache_tokens=64)
+    reader = Reader(llm.engine, llm.tokenizer, 512)
     with pytest.raises(ValueError, match="raise cache_tokens"):
-        Reader(llm.engine, llm.tokenizer, 512).read([[1, 2], [3] * 70], 0.0)
-    assert llm.engine.scheduler.cache.free_slots == 2
+        reader.read([[1, 2], text], 0.0)
+    cache = llm.engine.scheduler.cache
+    assert cache.free_slots == 2 and cache.available == cache.pages
+    assert reader.fits(64) and not reader.fits(len(text))
+    roomy = made(cache_tokens=100_000)
+    assert not Reader(roomy.engine, roomy.tokenizer, 512).fits(roomy.context + 64), (
+        "the table's rows are a context long"
+    )
+
+
+def test_the_batch_is_where_the_cache_is(made):
+    llm = made()
+    llm.engine.scheduler.cache.k = llm.engine.scheduler.cache.k.to("meta")
+    assert Reader(llm.engine, llm.tokenizer, 64)._batch._device.type == "meta"
+
+
+@pytest.mark.parametrize("room", [32, 128])
+def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny_model, tiny_tokenizer, adapted, room):
+    """Sizes are whole tiles: where there is AMX, these are native passes whose logits share their memory."""
+    base = tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=32).bfloat16()
+    llm = LLM.of(adapted(base, method_named("static", FIELDS["static"])), tiny_tokenizer)
+    seen: dict[int, list[torch.Tensor]] = {}
+    texts = [list(range(3, 60)), [9] * 40, list(range(200, 100, -1))]
+    reader = Reader(llm.engine, llm.tokenizer, room)
+    found = reader.read(texts, 0.0, lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
+    for i, text in enumerate(texts):
+        wanted, logits = by_routed(llm, text, 0.0)
+        assert np.array_equal(found[i], wanted)
+        here = torch.cat(seen[i])
+        assert (here - logits).norm() < 0.05 * logits.norm()

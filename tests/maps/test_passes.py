@@ -61,3 +61,14 @@ def test_scores_need_routed(tiny_converted, tiny_tokenizer):
     assert isinstance(passes, RoutedPasses)
     scores = passes([[4, 5, 6]])[0].scores
     assert scores is not None and scores.shape == (3, 4)
+
+
+def test_what_the_cache_has_no_room_for_is_read_by_routed(tiny_converted, tiny_tokenizer):
+    llm = LLM.of(tiny_converted, tiny_tokenizer, cache_tokens=64)
+    slow, fast = (
+        passes_of(tiny_converted, tiny_tokenizer, 0.0, engine, False, True, 0, 512) for engine in (None, llm.engine)
+    )
+    before = llm.stats.tokens
+    for wanted, found in zip(slow(TEXTS), fast(TEXTS), strict=True):
+        assert np.array_equal(found.ran, wanted.ran) and found.expected is not None
+    assert llm.stats.tokens - before == 2 * sum(len(text) for text in TEXTS if len(text) <= 64)

@@ -43,6 +43,7 @@ class Batch:
         """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
         self.fleeting = False
         """Are its logits looked at before the next pass only? They may share their memory then."""
+        self._logits = torch.empty(0, 0)
         self.last: list[int] = []
         """Which tokens' logits are wanted: the last of their row, and those that verify its drafts."""
 
@@ -76,6 +77,15 @@ class Batch:
             self.untouched = self.untouched and offset == np.inf
         self.size = at
         self.ids, self.positions, self.slots, self.offsets = self._of_size(at)
+
+    def room(self, rows: int, columns: int) -> Tensor:
+        """fp32 [rows, columns] for logits; where they are fleeting, the same memory for pass after pass: fresh memory
+        for those of a whole text costs as much as to fill it."""
+        if not self.fleeting:
+            return torch.empty(rows, columns)
+        if len(self._logits) < rows:
+            self._logits = torch.empty(rows, columns)
+        return self._logits[:rows]
 
     def _of_size(self, size: int) -> list[Tensor]:
         if self._device.type != "cpu":

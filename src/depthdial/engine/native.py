@@ -68,7 +68,6 @@ class NativeRunner:
         self._cost = Costs(plain.ledger)
         self._adapters = np.array([layer.adapter is not None for layer in tensors.layers])
         self._buffers: dict[int, _Buffers] = {}
-        self._logits = torch.empty(0, self.model.vocabulary)
         self._kept = np.zeros(len(tensors.layers), dtype=np.int64)
         self._routed = self._whole = 0
         """Tokens that native passes ran since the rows were last summed up: with decisions, and without."""
@@ -121,19 +120,13 @@ class NativeRunner:
             given = torch.ones_like(keep)
             self._given.fill(given.numpy(), batch)
         asked = torch.tensor(batch.last, dtype=torch.int32)
-        logits = self._room(len(asked)) if batch.fleeting else torch.empty(len(asked), self.model.vocabulary)
+        logits = batch.room(len(asked), self.model.vocabulary)
         counted = self.model.prefill(
             batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
             asked, logits, keep, score, batch.vote,
         )  # fmt: skip
         depths, costs = self._count(batch, keep.numpy(), counted)
         return Passed(logits if batch.last else None, depths, costs, keep=None if batch.untouched else keep.numpy())
-
-    def _room(self, rows: int) -> Tensor:
-        """fp32 [rows, V], always the same: fresh memory for the logits of a whole text costs as much as to fill it."""
-        if len(self._logits) < rows:
-            self._logits = torch.empty(rows, self.model.vocabulary)
-        return self._logits[:rows]
 
     @property
     def stats(self) -> Stats:

@@ -1,7 +1,8 @@
 """Read whole texts: which layers run each token, and the logits after it, by the passes that would read a prompt.
 
-What a text gives does not depend on those it is read with. This file is *not* about scores of texts that begin alike
-(`score`); what it gives is tested against one pass of `Routed` over each text.
+Where a text is cut into passes depends on the text alone: what it gives does not depend on those it is read with, but
+for the last bits of bf16 (few tokens run by other kernels than many). This file is *not* about scores of texts that
+begin alike (`score`); what it gives is tested against one pass of `Routed` over each text.
 """
 
 from __future__ import annotations
@@ -33,18 +34,30 @@ class Reader:
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int):
         self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
         self._cache = engine.scheduler.cache
-        self._batch = Batch(self._cache, pass_tokens, engine.batch.ids.device)
+        self._batch = Batch(self._cache, pass_tokens, self._cache.k.device)
         self._batch.fleeting = True
         self.layers = self._cache.shape.layers
+
+    @property
+    def _most(self) -> int:
+        return min(self._cache.pages, self._cache.rows.shape[1]) * PAGE
+
+    def fits(self, tokens: int) -> bool:
+        """Can a text of so many tokens be read?"""
+        return 0 < tokens <= self._most
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]], offset: float, look: Look | None = None) -> list[np.ndarray]:
         """The run mask of each text, bool [T, L]. offset: the dial's logit offset, `inf` is the untouched base. look:
         called with all logits, pass by pass.
 
-        Raises ValueError for a text that cannot fit into the cache; assertion: the engine is idle.
+        Raises ValueError, before anything runs, for a text that does not fit (`fits`); assertion: the engine is idle.
         """
         assert self.engine.scheduler.idle, "somebody is generating"
+        if bad := [len(text) for text in texts if not self.fits(len(text))]:
+            raise ValueError(
+                f"a text of {bad[0]} tokens cannot be read: there is room for 1 to {self._most}; raise cache_tokens"
+            )
         ran = [np.ones((len(text), self.layers), dtype=bool) for text in texts]
         waiting = deque(
             (i, Row(Request(None, list(text), _READ, 0, offset, 1), 0, self._tokenizer)) for i, text in enumerate(texts)
@@ -58,6 +71,8 @@ class Reader:
                 left, ended = self._room, []
                 while waiting and left:
                     i, row = waiting[0]
+                    if parts and not begun and row.length > left:
+                        break
                     count = min(left, row.length - begun)
                     if not self._place(row, begun, begun + count, open_):
                         break
@@ -66,11 +81,7 @@ class Reader:
                     if begun == row.length:
                         ended.append(waiting.popleft()[1])
                         begun = 0
-                if not parts:
-                    raise ValueError(
-                        f"a text of {waiting[0][1].length} tokens does not fit into a KV cache of "
-                        f"{self._cache.pages * PAGE} tokens; raise cache_tokens"
-                    )
+                assert parts, "what fits alone gets its turn"
                 parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
                 self._batch.fill([part for part, _ in parts])
                 _collect(parts, self.engine.runner.run(self._batch), ran, look)

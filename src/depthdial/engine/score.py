@@ -81,7 +81,7 @@ class Scorer:
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int = PASS):
         self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
         self._cache = engine.scheduler.cache
-        self._batch = Batch(self._cache, pass_tokens, engine.batch.ids.device)
+        self._batch = Batch(self._cache, pass_tokens, self._cache.k.device)
         self._batch.fleeting = True
 
     def chunks(self, groups: Sequence[Sequence[Text]]) -> Iterator[slice]:

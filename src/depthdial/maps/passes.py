@@ -110,14 +110,30 @@ class RoutedPasses:
 
 
 class EnginePasses:
-    """Passes of an engine that is idle meanwhile, one after the other: the texts at the dial, then the base's."""
+    """Passes of an engine that is idle meanwhile: the base's, then the texts at the dial. others: for texts that the
+    engine's cache has no room for."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, offset: float, reading: BaseReading | None, batch_tokens: int):
-        self._offset, self._reading = offset, reading
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        offset: float,
+        reading: BaseReading | None,
+        batch_tokens: int,
+        others: Passes,
+    ):
+        self._offset, self._reading, self._others = offset, reading, others
         self._wide = Reader(engine, tokenizer, batch_tokens)
         self._narrow = Reader(engine, tokenizer, min(LOGITS, batch_tokens))
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
+        long = [i for i, text in enumerate(texts) if not self._wide.fits(len(text))]
+        short = [i for i in range(len(texts)) if i not in set(long)]
+        made = dict(zip(short, self._fitting([texts[i] for i in short]), strict=True))
+        made |= zip(long, self._others([texts[i] for i in long]), strict=True)
+        return [made[i] for i in range(len(texts))]
+
+    def _fitting(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
         if self._reading is None:
             return [Pass(ran, None, None) for ran in self._wide.read(texts, self._offset)]
         expected = self._expected(texts, self._reading)
@@ -151,6 +167,7 @@ def passes_of(
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     reading = BaseReading(head_of(model), softcap, alternatives) if base else None
+    slow = RoutedPasses(model, offset, reading, scores, batch_tokens)
     if engine is None or scores:
-        return RoutedPasses(model, offset, reading, scores, batch_tokens)
-    return EnginePasses(engine, tokenizer, offset, reading, batch_tokens)
+        return slow
+    return EnginePasses(engine, tokenizer, offset, reading, batch_tokens, slow)

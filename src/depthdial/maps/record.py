@@ -26,8 +26,8 @@ class Recorder:
 
     offset: the dial's logit offset (None: where the model's dial stands); name, budget: for the record. scores: keep
     the routers' soft opinions. base: also run the base, for entropy and surprisal. alternatives: this many of the
-    base's likeliest tokens at each position. batch_tokens: tokens of one pass, padding included. engine: the model's;
-    it runs the passes then (see `passes`), unless scores are asked for.
+    base's likeliest tokens at each position. batch_tokens: most tokens of one pass. engine: the model's; it runs the
+    passes then (see `passes`), unless scores are asked for.
 
     Not to be used while another thread uses `model.route` or the engine. Raises ValueError for a model that is not
     converted.

@@ -209,7 +209,8 @@ def _machine(config: PretrainConfig, on_cpu: bool) -> Machine:
 def _gathered(
     model: PreTrainedModel, config: PretrainConfig, rows: Rows, machine: Machine, output: Path, resume: bool
 ) -> Any:
-    """Gather if that was asked for, or pays; what undoes it, or None. A resumed run does as the first one did."""
+    """Gather if that was asked for, or pays (before anything is compiled); what undoes it, or None. A resumed run does
+    as the first one did."""
     wanted = config.gather
     if resume:
         wanted = json.loads((output / SETTINGS_FILE).read_text())["gather"]

@@ -49,7 +49,8 @@ class RoutedLayer(nn.Module):
         self.post_attention_layernorm = Norm(shape.hidden, eps=shape.eps)
         self.parts = parts_of(shape.method, layer, shape.dims) if layer in shape.routed() else nn.ModuleDict()
         self.gate = gate_of(shape.method, self.parts, layer) if len(self.parts) else None
-        self._folded: Tensor | None = None
+        self.folded: Tensor | None = None
+        """The router's two maps as one, made in the first pass after weights were loaded."""
 
     def forward(self, positions: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
         """x: the residual stream, [T, d] -> [T, d]. tokens: None while vLLM warms up; then all of them run."""
@@ -80,9 +81,9 @@ class RoutedLayer(nn.Module):
         """The MLP's decision, whose `keep` is attention's, too, [1, T]: the same on every rank, or they would wait for
         each other for ever."""
         assert gate.router is not None
-        if self._folded is None:  # weights are there by now
-            self._folded = gate.router.folded
-        logit = gate.router(z[None], self._folded)
+        if self.folded is None:  # weights are there by now
+            self.folded = gate.router.folded
+        logit = gate.router(z[None], self.folded)
         group = get_tp_group()
         if group.world_size > 1:
             logit = group.broadcast(logit.contiguous(), src=0)

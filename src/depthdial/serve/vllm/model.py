@@ -106,6 +106,9 @@ class RoutedForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Weights under the names of the exported folder; gives the names of those that were filled."""
+        for layer in self.model.layers:
+            assert isinstance(layer, RoutedLayer)
+            layer.folded = None
         named = ((stock_name(name), weight) for name, weight in weights)
         return AutoWeightsLoader(self).load_weights(named, mapper=self.hf_to_vllm_mapper)
 
