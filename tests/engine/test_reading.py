@@ -105,9 +105,10 @@ def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny
     seen: dict[int, list[torch.Tensor]] = {}
     texts = [list(range(3, 60)), [9] * 40, list(range(200, 100, -1))]
     reader = Reader(llm.engine, llm.tokenizer, room)
+    unseen = reader.read(texts, 0.0)  # no pass is asked for logits
     found = reader.read(texts, 0.0, lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
     for i, text in enumerate(texts):
         wanted, logits = by_routed(llm, text, 0.0)
-        assert np.array_equal(found[i], wanted)
+        assert np.array_equal(found[i], wanted) and np.array_equal(unseen[i], wanted)
         here = torch.cat(seen[i])
         assert (here - logits).norm() < 0.05 * logits.norm()

@@ -83,7 +83,7 @@ class Batch:
         for those of a whole text costs as much as to fill it."""
         if not self.fleeting:
             return torch.empty(rows, columns)
-        if len(self._logits) < rows:
+        if len(self._logits) < rows or self._logits.shape[1] != columns:
             self._logits = torch.empty(rows, columns)
         return self._logits[:rows]
 

@@ -1,5 +1,5 @@
 """Small steps of a layer by vLLM's own kernels. On a CPU vLLM leaves them to its compiler, which an eager model never
-meets: norm, rotation and activation in a dozen torch operations each cost as much there as a quarter of the matrices.
+meets: norm, rotation and activation took a sixth of the matrices' time together (8 texts, a billion parameters).
 """
 
 # pyright: reportMissingImports=false
