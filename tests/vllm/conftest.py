@@ -5,6 +5,7 @@ These tests run in an environment of their own (`make test-vllm`); pytest's usua
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import depthdial  # noqa: F401 - makes our model types known
+from depthdial.core.decision import Decision, Site
 from depthdial.core.dial import Curve
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin
@@ -100,35 +102,73 @@ def agrees() -> Callable[..., tuple[int, int]]:
         assert all(at == pytest.approx(offset) for at in found["offsets"]), "every rank has the dial where it was set"
         routed = set() if offset == float("inf") else set(model.method.layers(model.config.num_hidden_layers))
         adapters = any(".adapter." in name for name in model.state_dict())
-        total = skips = 0
+        total = skips = ties = made = 0
         for prompts, batch in zip(batches, found["batches"], strict=True):
             assert all(one == batch["decisions"][0] for one in batch["decisions"]), "all ranks decide alike"
             ran = torch.zeros(model.config.num_hidden_layers, dtype=torch.long)
             passed = 0
-            for prompt, (request, tokens, cached) in zip(prompts, batch["outputs"], strict=True):
-                keep, expected = _reference(model, prompt, tokens)
-                assert tokens == expected
+            for prompt, (request, steps, cached) in zip(prompts, batch["outputs"], strict=True):
+                tokens = [token for token, _ in steps]
                 mine = [one for one in batch["decisions"][0] if one["request"].rpartition("-")[0] == request]
                 places = [place for one in mine for place in one["positions"]]
                 assert places == list(range(cached, len(prompt) + len(tokens) - 1)), "each token once, in chunks"
                 told = torch.tensor([row for one in mine for row in one["ran"]])
-                assert torch.equal(told, keep[:, cached:].T)
+                ties += _ties(model, prompt, steps, told)
                 ran += told.sum(0)
+                made += len(tokens)
                 passed += len(told)
             total += passed * len(routed)
             skips += int((passed - ran).sum())
             for rank in batch["rows"]:
                 _check_rows(rank, ran.tolist(), passed, routed if adapters else set())
+        assert ties <= 1 + made // 100, "what rounding decides is rare"
         return total, skips
 
     return check
 
 
-def _reference(model: Any, prompt: list[int], tokens: list[int]) -> tuple[Tensor, list[int]]:
-    """bool [L, T] and the greedy tokens, of one dense pass over the whole text."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + tokens[:-1]]), use_cache=False).logits[0]
-    return model.route.keep()[:, 0], logits[len(prompt) - 1 :].argmax(-1).tolist()
+ROUNDING = 5e-3
+"""How far log-probabilities and routers' logits may lie apart: here they do by 3e-5, in one run of the CI by more. A
+token that took the wrong way, and a wrong token, are still found (`test_a_wrong_way_shows`)."""
+Steps = list[tuple[int, dict[str, float]]]
+
+
+def _ties(model: Any, prompt: list[int], steps: Steps, told: Tensor) -> int:
+    """Compare log-probabilities, greedy tokens and decisions, bool [T, L] of the last T places, with one dense pass.
+
+    Tokens and decisions must be the reference's own, but where its best two stand within rounding of each other: other
+    processors add up in another order. Gives how many such ties fell differently. The pass goes on by what was told, so
+    that a tie does not hide what comes after it.
+    """
+    route, ties = model.route, 0
+
+    def follow(site: Site, decision: Decision) -> Decision:
+        nonlocal ties
+        if site.unit == "mlp":
+            return decision  # follows the one of its layer's attention
+        keep = decision.keep.clone()
+        keep[0, -len(told) :] = told[:, site.layer]
+        other = keep != decision.keep
+        if not other.any():
+            return decision
+        assert decision.score is not None
+        near = (decision.score.logit()[other]).abs() < ROUNDING
+        assert near.all(), f"layer {site.layer}: decided otherwise, and not by rounding"
+        ties += int(other.sum())
+        run = keep.to(decision.run.dtype)
+        return dataclasses.replace(decision, keep=keep, run=run, skip=1 - run)
+
+    tokens = torch.tensor([token for token, _ in steps])
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(route, "voted", follow)
+        text = torch.cat([torch.tensor(prompt), tokens[:-1]])
+        logits = model(text[None], use_cache=False).logits[0, len(prompt) - 1 :].log_softmax(-1)
+    assert torch.equal(route.keep()[:, 0, -len(told) :].T, told), "a layer that is not routed runs for all"
+    apart = [max(abs(logits[i, int(k)].item() - p) for k, p in likely.items()) for i, (_, likely) in enumerate(steps)]
+    assert max(apart) < ROUNDING, f"log-probabilities are not the reference's: {apart}"
+    behind = logits.amax(-1) - logits.gather(-1, tokens[:, None]).squeeze(-1)
+    assert (behind < 2 * ROUNDING).all(), f"another token is likelier, by {behind.tolist()}"
+    return ties + int((behind > 0).sum())
 
 
 def _check_rows(rows: dict[str, int], ran: list[int], passed: int, adapted: set[int]) -> None:

@@ -54,6 +54,22 @@ def test_a_model_routed_by_whole_layers(exported: Callable, vllm: Callable, agre
     assert 0.1 < skips / total < 0.9
 
 
+def test_a_wrong_way_shows(exported: Callable, vllm: Callable, agrees: Callable):
+    """The checks fail where one token takes the wrong way through one layer, or another token is told."""
+    folder, few = exported("llama"), [texts(4, 30)]
+    found = vllm(folder, few)
+    agrees(folder, few, found, offset=0.0)
+    ((request, steps, cached),) = found["batches"][0]["outputs"]
+    found["batches"][0]["outputs"] = [(request, [*steps[:-1], (steps[-1][0] ^ 1, steps[-1][1])], cached)]
+    with pytest.raises(AssertionError, match="another token"):
+        agrees(folder, few, found, offset=0.0)
+    found["batches"][0]["outputs"] = [(request, steps, cached)]
+    for ranks in found["batches"][0]["decisions"]:
+        ranks[0]["ran"][12][3] = not ranks[0]["ran"][12][3]
+    with pytest.raises(AssertionError, match="layer 3: decided otherwise"):
+        agrees(folder, few, found, offset=0.0)
+
+
 def test_the_budget_is_overridden(exported: Callable, vllm: Callable, agrees: Callable):
     """By --hf-overrides, and over it by the environment."""
     folder = exported("llama", budget=0.7)

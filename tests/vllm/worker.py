@@ -62,14 +62,20 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     )
     llm.collective_rpc("count")
     llm.collective_rpc("depthdial_record")
-    params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True, detokenize=False)
+    params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True, detokenize=False, logprobs=2)
     batches = []
     for prompts in job["batches"]:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         decisions, rows = llm.collective_rpc("depthdial_decisions"), llm.collective_rpc("counted")
-        told = [(out.request_id, list(out.outputs[0].token_ids), out.num_cached_tokens) for out in outputs]
+        told = [(out.request_id, _steps(out.outputs[0]), out.num_cached_tokens) for out in outputs]
         batches.append({"outputs": told, "decisions": decisions, "rows": rows})
     return {"batches": batches, "offsets": llm.collective_rpc("offset")}
+
+
+def _steps(output: Any) -> list[tuple[int, dict[int, float]]]:
+    """Each token with the log-probabilities of the likeliest ones."""
+    likely = [{token: one.logprob for token, one in step.items()} for step in output.logprobs]
+    return list(zip(output.token_ids, likely, strict=True))
 
 
 if __name__ == "__main__":
