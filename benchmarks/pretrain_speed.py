@@ -28,6 +28,7 @@ from depthdial.models.scratch import Spec, fresh
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken
 
+GATHERED = ("skip50", "skip25", "mod")
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pretrain_equal_flops.py"
 
 
@@ -76,10 +77,7 @@ def main() -> None:
     keep_memory()
     recipe, spec = runpy.run_path(str(RECIPE)), Spec.parse(args.size)
     models = recipe["models"](spec) | {"half": (Dense(), dataclasses.replace(spec, layers=spec.layers // 2))}
-    runs = {
-        name: Run(method, size, name in recipe["GATHERED"], not args.no_compile)
-        for name, (method, size) in models.items()
-    }
+    runs = {name: Run(method, size, name in GATHERED, not args.no_compile) for name, (method, size) in models.items()}
     runs["skip50, not gathered"] = Run(*models["skip50"], gathered=False, compiled=not args.no_compile)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(args.repeats):

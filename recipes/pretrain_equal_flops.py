@@ -1,9 +1,9 @@
-"""Models pre-trained on the same tokens at equal true cost per token (K/V projections, routers and LM head counted).
+"""Models pre-trained on the same tokens at equal true cost per token (K/V, routers and LM head counted).
 
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 12x4@256]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
 
-Finished runs are left alone, interrupted ones resumed. Three seeds in pairs.
+Finished runs are left alone, interrupted ones resumed.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from depthdial.train.pretrain import pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 
 PAIRED = ("dense", "skip50", "mod", "random")
-GATHERED = ("skip50", "skip25", "mod")  # random skips attention and MLP together, but as two units
 
 
 def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
     """Each method with the size at which it costs what SkipLayer at 50 % costs at `spec`."""
-    skip, random = SkipLayer(density=0.5), Random(rate=0.5, first=0, adapter_ratio=0)
-    others = {"skip25": SkipLayer(density=0.25), "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
+    skip, skip25 = (SkipLayer(density=density, noise=0) for density in (0.5, 0.25))
+    random = Random(rate=0.5, first=0, adapter_ratio=0)
+    others = {"skip25": skip25, "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
     found = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}
     return found | {name: (method, equal(macs(spec, skip), spec, method)) for name, method in others.items()}
 
@@ -44,15 +44,15 @@ def main() -> None:
     for name, (method, size) in models(Spec.parse(args.size)).items():
         for seed in args.seeds or (range(3) if name in PAIRED else [0]):
             folder = args.output / f"{name}-seed{seed}"
-            if (args.only and name not in args.only) or (folder / "results.json").is_file():
-                continue
-            config = PretrainConfig(
-                data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method), fields=vars(method),
-                tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"), length=size.context,
-                steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16", compile=True,
-                gather="on" if name in GATHERED else "off",
-            )  # fmt: skip
-            logging.info("%s: %s", folder.name, pretrain(config, last_checkpoint(folder / "checkpoints") is not None))
+            if (not args.only or name in args.only) and not (folder / "results.json").is_file():
+                config = PretrainConfig(
+                    data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method),
+                    fields=vars(method), tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
+                    length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16", compile=True,
+                    gather="on" if name == "mod" else "off",  # SkipLayer's skipped tokens are to teach its routers, too
+                )  # fmt: skip
+                begun = last_checkpoint(folder / "checkpoints") is not None
+                logging.info("%s: %s", folder.name, pretrain(config, begun))
 
 
 if __name__ == "__main__":

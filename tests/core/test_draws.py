@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from depthdial.core.cost import LayerWork, Ledger
 from depthdial.core.decision import Site
-from depthdial.core.draws import drawn, uniform
+from depthdial.core.draws import drawn, fading, uniform
 from depthdial.core.route import Route
 
 POSITIONS = torch.arange(20_000)[None]
@@ -65,3 +65,9 @@ def test_uniform_is_uniform():
     tenths = torch.histc(draws, 10, 0, 1) / 20_000
     assert (tenths - 0.1).abs().max() < 0.011
     assert abs(float(draws.mean()) - 0.5) < 0.01
+
+
+def test_fading_is_a_ramp_between_two_shares_of_training():
+    assert [fading(p, 0.6, 0.85) for p in (0.0, 0.6, 0.725, 0.85, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert [fading(p, 1.0, 1.0) for p in (0.0, 0.999)] == [1.0, 1.0], "never"
+    assert [fading(p, 0.0, 0.0) for p in (0.0, 0.5)] == [0.0, 0.0], "from the first step"

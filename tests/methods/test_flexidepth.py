@@ -216,9 +216,9 @@ def test_soft_scale_reaches_the_router_through_the_weights_only():
         assert weights.run.requires_grad and weights.skip.requires_grad
 
 
-def drawing(logit: Tensor, noise: float = 1.0, row: int = 0) -> tuple[Decision, Tensor]:
+def drawing(logit: Tensor, progress: float = 0.0, row: int = 0) -> tuple[Decision, Tensor]:
     """A decision drawn in training, and the logits it was drawn from, [1, T]."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), training=True, noise=noise)
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), training=True, progress=progress)
     route.positions, route.sample = torch.arange(logit.shape[1])[None], torch.tensor([row])
     logit = logit.clone().requires_grad_()
     method = replace(METHOD, weights="hard", gate_gradient="sampled")
@@ -233,11 +233,11 @@ def test_drawn_gates_run_as_often_as_they_say():
 
 
 def test_drawn_gates_learn_as_much_as_is_left_to_chance():
-    for noise in (1.0, 0.5, 0.0):
-        decision, logit = drawing(LOGIT[:1], noise)
+    for progress, noise in ((0.0, 1.0), (0.6, 1.0), (0.725, 0.5), (0.85, 0.0), (1.0, 0.0)):
+        decision, logit = drawing(LOGIT[:1], progress)
         (decision.run * 3.0).sum().backward()
         torch.testing.assert_close(logit.grad, 3.0 * noise * G[:1] * (1 - G[:1]))
-    assert torch.equal(drawing(LOGIT[:1], 0.0)[0].keep, LOGIT[:1] > 0), "nothing is left to chance: the threshold"
+    assert torch.equal(drawing(LOGIT[:1], 0.85)[0].keep, LOGIT[:1] > 0), "nothing is left to chance: the threshold"
 
 
 def test_drawn_gates_are_plain_ones_outside_training():

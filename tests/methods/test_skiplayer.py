@@ -25,8 +25,11 @@ DEPTH = 4
 
 
 @pytest.fixture
-def model(tiny_model: Callable, adapted: Callable) -> Any:
-    return adapted(tiny_model("llama", num_hidden_layers=DEPTH), SkipLayer(first=1, temperature=0.7))
+def make(tiny_model: Callable, adapted: Callable) -> Callable[..., Any]:
+    def model(**fields: Any) -> Any:
+        return adapted(tiny_model("llama", num_hidden_layers=DEPTH), SkipLayer(first=1, temperature=0.7, **fields))
+
+    return model
 
 
 def routers(model: Any) -> dict[int, Tensor]:
@@ -34,8 +37,11 @@ def routers(model: Any) -> dict[int, Tensor]:
     return {int(name.split(".")[1]): weight for name, weight in parts_of(model).items()}
 
 
-def by_hand(model: Any, weights: dict[int, Tensor], noisy: bool) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits and r of the paper's model: y = r F(x) + (1 - r) x. `model` is a stock Llama."""
+def by_hand(
+    model: Any, weights: dict[int, Tensor], share: float | None, detach: bool
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits and r of the paper's model: y = r F(x) + (1 - r) x. `model` is a stock Llama; share: of the noise, None in
+    inference."""
     places = torch.arange(IDS.shape[1])[None]
     x, ran = model.model.embed_tokens(IDS), {}
     rope = model.model.rotary_emb(x, position_ids=places)
@@ -44,10 +50,11 @@ def by_hand(model: Any, weights: dict[int, Tensor], noisy: bool) -> tuple[Tensor
         if i not in weights:
             x = block
             continue
-        run, skip = (layer.input_layernorm(x) @ weights[i].T).unbind(-1)
-        if noisy:  # a two-way Gumbel-softmax: only the difference of the two noises counts
+        z = layer.input_layernorm(x)
+        run, skip = ((z.detach() if detach else z) @ weights[i].T).unbind(-1)
+        if share is not None:  # a two-way Gumbel-softmax: only the difference of the two noises counts
             draw = uniform(0, i, KEYS[:, None], places)
-            noise = (draw / (1 - draw)).log().float()
+            noise = share * (draw / (1 - draw)).log().float()
             soft = torch.stack([(run + noise) / 0.7, skip / 0.7], -1).softmax(-1)[..., 0]
             r = (soft > 0.5).float() + soft - soft.detach()
         else:
@@ -57,8 +64,11 @@ def by_hand(model: Any, weights: dict[int, Tensor], noisy: bool) -> tuple[Tensor
     return model.lm_head(model.model.norm(x)), ran
 
 
-@pytest.mark.parametrize("noisy", [False, True], ids=["inference", "training"])
-def test_forward_and_gradients_are_the_papers(model: Any, noisy: bool):
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("share", [None, 1.0, 0.4, 0.0])
+def test_forward_and_gradients_are_the_papers(make: Callable, share: float | None, detach: bool):
+    noisy = share is not None
+    model = make(detach=detach, **({"noise": share} if noisy else {}))
     model.route.training, model.route.sample = noisy, KEYS if noisy else None
     weights = routers(model)
     model(IDS).logits.square().mean().backward()
@@ -69,7 +79,7 @@ def test_forward_and_gradients_are_the_papers(model: Any, noisy: bool):
     stock = revert(model)
     stock.zero_grad()
     weights = {i: weight.detach().clone().requires_grad_() for i, weight in weights.items()}
-    expected, ran = by_hand(stock, weights, noisy)
+    expected, ran = by_hand(stock, weights, share, detach)
     torch.testing.assert_close(logits, expected)
     for i, r in ran.items():
         assert torch.equal(decisions[i].keep, r > 0.5)
@@ -151,6 +161,7 @@ def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
         ({"density": 1.5}, "density must lie"),
         ({"density": float("nan")}, "density must lie"),
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"noise": 1.5}, "noise is a share"),
         ({"alpha": -1}, "alpha must not be below 0"),
         ({"units": ["layer", "mlp"]}, "units must be layer, or attn and mlp"),
     ],

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from depthdial.methods import FlexiDepth, Random, Static, method_named
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
-from depthdial.train.lesson import Lesson, balance, chance, row_keys
+from depthdial.train.lesson import Lesson, balance, row_keys
 from depthdial.train.trainer import run_trainer
 
 Batch = dict[str, Tensor]
@@ -232,7 +232,3 @@ def test_trained_parts_are_the_models(make: Callable):
         next(iter(lesson.parts.parameters())).fill_(7.0)
     wrapped = [m for m in model_of(lesson).modules() if type(m).__name__ == "Router"]
     assert any((p == 7).all() for m in wrapped for p in m.parameters())
-
-
-def test_chance_fades_out_before_the_end():
-    assert [chance(p) for p in (0.0, 0.6, 0.725, 0.85, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])

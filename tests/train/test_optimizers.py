@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from depthdial.methods import SkipLayer
+from depthdial.core.method import Method
+from depthdial.methods import MixtureOfDepths, SkipLayer
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
@@ -27,3 +28,14 @@ def test_a_few_steps_lower_the_loss(name):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("method", [SkipLayer(), MixtureOfDepths()], ids=lambda method: type(method).__name__)
+def test_routers_learn_at_a_rate_of_their_own(method: Method):
+    model = fresh(Spec.parse("2x2@16,ffn=32,vocab=50"), method)
+    optimizer = optimizer_for(model, PretrainConfig(data=("x",), output="", size="", lr=1e-2, router_lr=0.1))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(1e-3 if ".parts." in name else 1e-2), name
+    with pytest.raises(ValueError, match="must be positive"):
+        PretrainConfig(data=("x",), output="", size="", router_lr=0.0)

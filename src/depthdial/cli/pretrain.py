@@ -36,6 +36,7 @@ def pretrain(
     length: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor (the SkipLayer paper's).")] = "adamw",
     lr: Annotated[float, typer.Option(help="For adafactor about ten times as high: it is relative there.")] = 1e-3,
+    router_lr: Annotated[float, typer.Option(help="Of routers, relative to --lr.")] = 1.0,
     warmup: Annotated[float, typer.Option(help="Share of steps.")] = 0.05,
     weight_decay: float = 0.1,
     clip: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
@@ -89,6 +90,7 @@ def pretrain(
         length=length,
         optimizer=optimizer,  # pyright: ignore[reportArgumentType]
         lr=lr,
+        router_lr=router_lr,
         warmup=warmup,
         weight_decay=weight_decay,
         clip=clip,

@@ -23,6 +23,11 @@ def drawn(seed: int, site: Site, x: Tensor, route: Route) -> Tensor:
     return uniform(seed, layer, sample, route.positions).expand(x.shape[:2])
 
 
+def fading(progress: float, start: float, end: float) -> float:
+    """1 up to the share `start` of training, 0 from `end` on, a straight line between."""
+    return min(1.0, max(0.0, (end - progress) / (end - start))) if end > start else float(progress < end)
+
+
 def uniform(seed: int, layer: int, sample: Tensor, position: Tensor) -> Tensor:
     """Counter-based uniform numbers in (0, 1), fp64 [B, T]. sample: int64 [B, 1] or [1, 1]; position: int64 [B, T].
 

@@ -8,11 +8,11 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard.to(soft.dtype) + (soft - soft.detach())
 
 
-def gumbel_sigmoid(logit: Tensor, draw: Tensor, temperature: float) -> Tensor:
+def gumbel_sigmoid(logit: Tensor, draw: Tensor, temperature: float, noise: float = 1.0) -> Tensor:
     """The first component of a two-way Gumbel-softmax sample (Jang et al., 2017, arXiv 1611.01144), fp32.
 
     logit: fp32, the first class's logit less the second's; draw: uniform in (0, 1), same shape. The difference of two
     Gumbel variables is one logistic variable, so two classes need one draw: the sample exceeds 1/2 with probability
-    sigmoid(logit) at any temperature.
+    sigmoid(logit) at any temperature. noise: 1 draws in full; at 0 nothing is left to chance.
     """
-    return ((logit + draw.logit().to(logit.dtype)) / temperature).sigmoid()
+    return ((logit + noise * draw.logit().to(logit.dtype)) / temperature).sigmoid()

@@ -24,8 +24,8 @@ class Route:
     offset: float | Tensor = 0.0
     """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base."""
     training: bool = False
-    noise: float = 1.0
-    """How much decisions that are drawn in training are left to chance: 1 in full, 0 not at all."""
+    progress: float = 0.0
+    """How far training is, 0 to 1: a method may leave less to chance towards its end."""
     decisions: dict[Site, Decision] = field(default_factory=dict)
     positions: Tensor | None = None
     """int64 [B or 1, T]: place of each token in its document."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
-from depthdial.core.draws import drawn
+from depthdial.core.draws import drawn, fading
 from depthdial.core.estimators import straight_through
 from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter, Router
@@ -96,9 +96,10 @@ class FlexiDepth(Method):
         g = logit.sigmoid()
         keep = g > self.tau
         if self.gate_gradient == "sampled" and route.training:
-            logistic = drawn(0, site, x, route).logit().float()
-            keep = (logit + route.noise * logistic).sigmoid() > self.tau
-            g = torch.lerp(g.detach(), g, route.noise)  # learn as much as is explored
+            # at the end adapters learn under the routes that will be used, and routers stand still
+            noise = fading(route.progress, 0.6, 0.85)
+            keep = (logit + noise * drawn(0, site, x, route).logit().float()).sigmoid() > self.tau
+            g = torch.lerp(g.detach(), g, noise)  # learn as much as is explored
         m = keep.float() if self.gate_gradient == "soft_scale" else straight_through(keep, g)
         return Decision(keep, m, 1 - m, g)
 

@@ -10,7 +10,8 @@ x: [B, T, d] its input:
     loss = CE + 0.1 sum_l (r_l - P)^2                r_l the share of tokens that ran layer l, P the target density
 
 The share is that of each row, so that no row needs another, or of the whole optimizer step where whoever trains says
-it (`Route.density`). The dial's offset is ours: it shifts l_run - l_skip.
+it (`Route.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper does
+not say whether routers teach the stream; in small models that drowns all else) and `noise`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class SkipLayer(Method):
     """T of the Gumbel-softmax."""
     alpha: float = 0.1
     """Weight of the density loss."""
+    noise: float = 1.0
+    """How much of the Gumbel noise is added; 0 is a plain straight-through estimator (ours; docs/results.md)."""
+    detach: bool = True
+    """Whether the router only reads its input. False lets the straight-through gradient of every decision into the
+    residual stream (ours; docs/results.md)."""
     seed: int = 0
     """Of the Gumbel noise."""
 
@@ -64,6 +70,8 @@ class SkipLayer(Method):
             raise ValueError(f"density must lie between 0 and 1, not {self.density}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise is a share of Gumbel noise, 0 to 1, not {self.noise}")
         if not self.alpha >= 0:
             raise ValueError(f"alpha must not be below 0, and {self.alpha} is")
 
@@ -74,11 +82,11 @@ class SkipLayer(Method):
         return {"router": LinearRouter(dims.hidden)}
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        logit = route.shifted(parts["router"](x))
+        logit = route.shifted(parts["router"](x.detach() if self.detach else x))
         score = logit.sigmoid()
         if not route.training:
             return Decision.hard(logit > 0, score)
-        soft = gumbel_sigmoid(logit, drawn(self.seed, site, x, route), self.temperature)
+        soft = gumbel_sigmoid(logit, drawn(self.seed, site, x, route), self.temperature, self.noise)
         keep = soft > 0.5
         run = straight_through(keep, soft)
         return Decision(keep, run, 1 - run, score)

@@ -83,7 +83,7 @@ class Lesson(nn.Module):
                 teacher = base.halves.upper(lower, position_ids=position_ids)
         budget = None if control is None else control.draw(keys, self.progress)
         route.offset = 0.0 if control is None or budget is None else control.offset(budget)
-        route.training, route.sample, route.noise = True, keys, chance(self.progress)
+        route.training, route.sample, route.progress = True, keys, self.progress
         hidden = base.halves.upper(lower, position_ids=position_ids)
         route.training, route.sample = False, None
 
@@ -129,12 +129,6 @@ class Lesson(nn.Module):
             "tokens": weight.sum(),
         }
         self.seen = {k: self.seen.get(k, torch.zeros(())) + v.detach() for k, v in now.items()}
-
-
-def chance(progress: float) -> float:
-    """How much is left to chance in gates that are drawn, by share of training done: all of it over the first 0.6, then
-    less and less; from 0.85 on adapters learn under the routes that will be used, and routers stand still."""
-    return min(1.0, max(0.0, (0.85 - progress) / 0.25))
 
 
 def balance(budget: Tensor) -> Tensor:

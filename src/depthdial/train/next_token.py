@@ -58,13 +58,14 @@ class NextToken:
 
 
 class Steps(TrainerCallback):
-    """Tells the loss which step it is, also after a resume."""
+    """Tells the loss which step it is, and the method how far training is, also after a resume."""
 
     def __init__(self, lesson: NextToken):
         self.lesson = lesson
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.lesson.step = state.global_step
+        self.lesson.route.progress = state.global_step / max(state.max_steps, 1)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from depthdial.core.layers import LinearRouter, Router
 from depthdial.train.pretrain_config import PretrainConfig
 
 
 def optimizer_for(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices only: not on norms, biases or anything else of one dimension."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    """Weight decay on matrices only: not on norms, biases or anything else of one dimension. Routers may learn at
+    another rate."""
+    routers = {id(p) for m in model.modules() if isinstance(m, Router | LinearRouter) for p in m.parameters()}
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = config.lr * (config.router_lr if id(parameter) in routers else 1.0)
+            found.setdefault((rate, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    groups = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in found.items()]
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

@@ -40,6 +40,8 @@ class PretrainConfig:
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     lr: float = 1e-3
     """Adafactor's is relative to the size of each weight: about ten times AdamW's."""
+    router_lr: float = 1.0
+    """Of routers and predictors, relative to `lr`."""
     warmup: float = 0.05
     """Share of steps."""
     weight_decay: float = 0.1
@@ -73,8 +75,8 @@ class PretrainConfig:
             raise ValueError(f"row length is {self.length}; give at least 2 tokens")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density {self.density} is out of range; it is a share of tokens: 0 < density <= 1")
-        if self.lr <= 0 or self.clip <= 0:
-            raise ValueError("the learning rate and --clip must be positive")
+        if self.lr <= 0 or self.clip <= 0 or self.router_lr <= 0:
+            raise ValueError("the learning rates and --clip must be positive")
         if self.compile and self.fsdp:
             raise ValueError("--compile works on whole layers and --fsdp cuts them up; leave one of the two out")
         if not 0 <= self.heldout < 1:
