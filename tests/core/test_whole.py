@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from depthdial.core.whole import whole, write_json, write_text
+from depthdial.core.whole import leftovers, whole, write_json, write_text
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -50,3 +50,16 @@ def test_writers_see_the_ending_and_files_have_the_usual_rights(tmp_path):
         assert part.suffix == ".png"
         part.write_text("")
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_killed_processes_left_is_told_with_the_path_it_was_for(tmp_path):
+    kept = [tmp_path / name for name in ("a.json", "b", ".hidden", ".c.part", "d-0123abcd.part.json")]
+    for path in kept:
+        path.write_text("x")
+    half = {}
+    for name in ("part-00002.parquet", "no ending", "two.dots.json"):
+        with pytest.raises(InterruptedError), whole(tmp_path / name) as part:
+            raise InterruptedError
+        part.write_text("half")  # as it stays where nobody tidies up
+        half[part] = tmp_path / name
+    assert dict(leftovers(tmp_path)) == half

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_PART = re.compile(r"\.(.+)-[0-9a-f]{8}\.part(\..*)?")
 
 
 @contextmanager
@@ -27,6 +30,13 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[tuple[Path, Path]]:
+    """What killed processes left in a folder: pairs of a half-written file and the path that it was to take. A process
+    that is still writing has such a file, too: remove only what nobody else writes."""
+    found = ((file, _PART.fullmatch(file.name)) for file in sorted(folder.glob(".*.part*")))
+    return [(file, folder / (told[1] + (told[2] or ""))) for file, told in found if told]
 
 
 def write_text(path: Path, text: str) -> None:

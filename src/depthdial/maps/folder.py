@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.whole import write_text
+from depthdial.core.whole import leftovers, write_text
 from depthdial.maps.schema import FORMAT_VERSION, Facts
 from depthdial.maps.store import CARD_FILE, PARTS, RUN_FILE, read_run
 
@@ -38,9 +38,12 @@ class Folder:
                 "choose another --output"
             )
         (self.path / PARTS).mkdir(exist_ok=True)
-        held = {int(file.stem.removeprefix("part-")) for file in (self.path / PARTS).glob("part-*.parquet")}
+        held = {_number(file) for file in (self.path / PARTS).glob("part-*.parquet")}
         if not resume and (held if mine is None else held.intersection(mine)):
             raise ValueError(f"{self.path} holds parts of this map already; pass --resume to go on with it")
+        for left, path in leftovers(self.path / PARTS):  # by a killed process; another shard may be at work here
+            if mine is None or _number(path) in mine:
+                left.unlink(missing_ok=True)
 
     @property
     def parts(self) -> list[Path]:
@@ -50,6 +53,10 @@ class Folder:
     def finish(self, card: str) -> None:
         """All parts are there: write the card."""
         write_text(self.path / CARD_FILE, card)
+
+
+def _number(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
 
 
 def told_of(facts: Facts, prompts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

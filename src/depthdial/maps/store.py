@@ -51,7 +51,7 @@ def read_parts(path: str | Path) -> Iterator[DepthMap]:
     path = Path(path)
     if path.is_dir():
         read_run(path)
-        files = sorted((path / PARTS).glob("*.parquet"))
+        files = sorted((path / PARTS).glob("[!.]*.parquet"))  # a killed process may have left half a file
         if not files:
             raise ValueError(f"{path} holds no part of a map yet; finish it with `depthdial map ... --resume`")
     elif path.is_file():
