@@ -23,7 +23,7 @@ DEPTH, FIRST, HEADS, KEYS, SIZE, EPS = 4, 2, 4, 2, 8, 1e-6
 IDS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 METHOD = FlexiDepth(first=FIRST, router_ratio=4, adapter_ratio=4, start=0.0)
 FORMS = [
-    pytest.param(replace(METHOD, **fields), id="-".join(fields.values()))
+    pytest.param(replace(METHOD, **fields), id="-".join(map(str, fields.values())))
     for fields in (
         {"weights": "soft", "router_order": "norm_tanh", "gate_gradient": "straight_through"},
         {"weights": "soft", "router_order": "norm_tanh", "gate_gradient": "soft_scale"},
@@ -31,6 +31,8 @@ FORMS = [
         {"weights": "soft", "router_order": "tanh_norm", "gate_gradient": "soft_scale"},
         {"weights": "hard", "router_order": "norm_tanh", "gate_gradient": "straight_through"},
         {"weights": "hard", "router_order": "tanh_norm", "gate_gradient": "straight_through"},
+        {"weights": "hard", "detach": True},
+        {"weights": "soft", "detach": True, "gate_gradient": "soft_scale"},
     )
 ]
 
@@ -97,7 +99,8 @@ def by_hand(model: Any, parts: dict[str, Tensor], ids: Tensor, offset: Tensor | 
             x = x + a
             x = x + mlp(rms(x, w("post_attention_layernorm")), w)
             continue
-        g = gate(z, lambda name, i=i: parts[f"layers.{i}.attn.router.{name}"], method, offset)
+        seen = z.detach() if method.detach else z
+        g = gate(seen, lambda name, i=i: parts[f"layers.{i}.attn.router.{name}"], method, offset)
         gates.append(g)
         m = (g > method.tau).float()
         if method.gate_gradient == "straight_through":

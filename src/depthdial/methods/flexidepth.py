@@ -36,7 +36,9 @@ class FlexiDepth(Method):
 
     units = ("attn", "mlp")
     kv = "project"
-    budgeted: ClassVar[Mapping[str, object]] = {"weights": "hard", "gate_gradient": "sampled", "start": 0.0}
+    budgeted: ClassVar[Mapping[str, object]] = {
+        "weights": "hard", "gate_gradient": "sampled", "detach": True, "start": 0.0
+    }  # fmt: skip
 
     first: int | None = None
     """First routed layer; None is the upper half, as in the paper."""
@@ -58,6 +60,9 @@ class FlexiDepth(Method):
     """How the router learns: through m + g - stopgrad(g); only through the soft weights (released form); or (ours) as
     the first, with m drawn with probability g in training. The loss is flat around the full model: a kept unit shows
     no benefit, a skipped one twice its benefit, and without draws all logits end at the threshold (docs/log.md)."""
+    detach: bool = False
+    """Whether a router only reads its input (ours), or teaches the adapters below it, too, what it would like to see:
+    every gate's straight-through gradient goes that way, and together they drown the adapters' own (docs/log.md)."""
     router_order: Literal["norm_tanh", "tanh_norm"] = "norm_tanh"
     """Norm before tanh (released code) or after it (the paper's formula)."""
     start: float = 2.0
@@ -92,7 +97,7 @@ class FlexiDepth(Method):
         if site.unit == "mlp":  # decided once a layer, before attention
             attn = route.decisions[site._replace(unit="attn")]
             return self._mlp(attn)
-        logit = route.shifted(parts["router"](x))
+        logit = route.shifted(parts["router"](x.detach() if self.detach else x))
         g = logit.sigmoid()
         keep = g > self.tau
         if self.gate_gradient == "sampled" and route.training:
