@@ -56,8 +56,9 @@ class SkipLayer(Method):
     noise: float = 1.0
     """How much of the Gumbel noise is added; 0 is a plain straight-through estimator (ours; docs/log.md)."""
     detach: bool = True
-    """Whether decisions teach the router alone. False lets the straight-through gradient of every decision into the
-    residual stream, too (ours; docs/log.md)."""
+    """Whether the router only reads its input. False lets the straight-through gradient of every decision into the
+    residual stream (ours; docs/log.md). Without a bias, a router that only reads reaches its density by what tokens
+    have in common: little, in a fresh model."""
     seed: int = 0
     """Of the Gumbel noise."""
 
@@ -82,12 +83,10 @@ class SkipLayer(Method):
         return {"router": LinearRouter(dims.hidden)}
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        logit = route.shifted(parts["router"](x))
+        logit = route.shifted(parts["router"](x.detach() if self.detach else x))
         score = logit.sigmoid()
         if not route.training:
             return Decision.hard(logit > 0, score)
-        if self.detach:
-            logit = route.shifted(parts["router"](x.detach()))
         soft = gumbel_sigmoid(logit, drawn(self.seed, site, x, route), self.temperature, self.noise)
         keep = soft > 0.5
         run = straight_through(keep, soft)
@@ -106,13 +105,6 @@ class SkipLayer(Method):
 
     def loss(self, route: Route) -> Tensor | None:
         terms = [
-            off_density(self._ran(route, unit), self.density, route.mask, route.measured(unit)) for unit in self.units
+            off_density(route.stack("run", unit), self.density, route.mask, route.measured(unit)) for unit in self.units
         ]
         return self.alpha * torch.stack(terms).sum(0)
-
-    def _ran(self, route: Route, unit: str) -> Tensor:
-        """r for the density loss, [sites, B, T]. Without a bias a router cannot run for fewer tokens unless they have
-        something in common, so this loss, and no other, moves what a detached router reads."""
-        if not self.detach or not route.training:
-            return route.stack("run", unit)
-        return straight_through(route.stack("keep", unit), route.stack("score", unit))
