@@ -18,7 +18,7 @@ from depthdial.train.checkpoints import last_checkpoint
 from depthdial.train.pretrain import pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 
-PAIRED = ("dense", "skip50", "mod", "random")
+PAIRED, SKIP = ("dense", "skip50", "mod", "random"), ("skip50", "skip25")
 
 
 def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
@@ -49,7 +49,7 @@ def main() -> None:
                     data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method),
                     fields=vars(method), tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
                     length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16", compile=True,
-                    gather="on" if name == "mod" else "off",  # SkipLayer's skipped tokens are to teach its routers, too
+                    gather="on" if name == "mod" else "off", router_lr=0.1 if name in SKIP else 1.0,
                 )  # fmt: skip
                 begun = last_checkpoint(folder / "checkpoints") is not None
                 logging.info("%s: %s", folder.name, pretrain(config, begun))
