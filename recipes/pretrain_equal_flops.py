@@ -23,7 +23,7 @@ PAIRED, SKIP = ("dense", "skip50", "mod", "random"), ("skip50", "skip25")
 
 def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
     """Each method with the size at which it costs what SkipLayer at 50 % costs at `spec`."""
-    skip, skip25 = (SkipLayer(density=density, noise=0) for density in (0.5, 0.25))
+    skip, skip25 = (SkipLayer(density=density, noise=0, detach=True) for density in (0.5, 0.25))
     random = Random(rate=0.5, first=0, adapter_ratio=0)
     others = {"skip25": skip25, "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
     found = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}

@@ -140,7 +140,7 @@ def test_import_depthdial_is_enough(tmp_path: Path):
 
 def test_it_learns_and_holds_its_density():
     """Sixty steps on one batch: the loss falls, and each layer runs about as often as it is asked to."""
-    model: Any = fresh(Spec.parse("4x2@32,vocab=300"), SkipLayer(density=0.3, alpha=1.0, detach=False), seed=0)
+    model: Any = fresh(Spec.parse("4x2@32,vocab=300"), SkipLayer(density=0.3, alpha=1.0), seed=0)
     model.train()
     ids = torch.randint(3, 300, (8, 32), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -25,7 +25,7 @@ def drawn(seed: int, site: Site, x: Tensor, route: Route) -> Tensor:
 
 def fading(progress: float, start: float, end: float) -> float:
     """1 up to the share `start` of training, 0 from `end` on, a straight line between."""
-    return min(1.0, max(0.0, (end - progress) / (end - start))) if end > start else float(progress < end)
+    return min(1.0, max(0.0, (end - progress) / (end - start)))
 
 
 def uniform(seed: int, layer: int, sample: Tensor, position: Tensor) -> Tensor:

@@ -55,10 +55,10 @@ class SkipLayer(Method):
     """Weight of the density loss."""
     noise: float = 1.0
     """How much of the Gumbel noise is added; 0 is a plain straight-through estimator (ours; docs/log.md)."""
-    detach: bool = True
-    """Whether the router only reads its input. False lets the straight-through gradient of every decision into the
-    residual stream (ours; docs/log.md). Without a bias, a router that only reads reaches its density by what tokens
-    have in common: little, in a fresh model."""
+    detach: bool = False
+    """Whether the router only reads its input (ours). Otherwise the straight-through gradient of every decision reaches
+    the residual stream, which cost much in small models (docs/log.md). But without a bias, a router that only reads
+    nears its density only by what tokens have in common: little, in a fresh model."""
     seed: int = 0
     """Of the Gumbel noise."""
 
