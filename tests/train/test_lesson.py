@@ -232,3 +232,10 @@ def test_trained_parts_are_the_models(make: Callable):
         next(iter(lesson.parts.parameters())).fill_(7.0)
     wrapped = [m for m in model_of(lesson).modules() if type(m).__name__ == "Router"]
     assert any((p == 7).all() for m in wrapped for p in m.parameters())
+
+
+def test_methods_are_told_how_far_training_is(make: Callable, packed: Callable):
+    lesson = make("lm", False)
+    lesson.progress = 0.7
+    lesson(**packed(1, 16))
+    assert lesson._base[0].route.progress == 0.7

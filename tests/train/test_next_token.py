@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerState
 
 from depthdial.methods import Dense, MixtureOfDepths, SkipLayer
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.heldout import measure
-from depthdial.train.next_token import NextToken, sums, token_losses
+from depthdial.train.next_token import NextToken, Steps, sums, token_losses
 from depthdial.train.throughput import matmul_rate, needed_macs, utilisation
 
 SPEC = Spec.parse("3x2@16,ffn=32,vocab=50,context=16")
@@ -73,6 +74,12 @@ def test_noise_belongs_to_the_row_and_the_step():
     assert not torch.equal(kept(IDS, 1), first) and torch.equal(kept(IDS, 0), first)
     model.eval()
     assert torch.equal(kept(IDS, 0), kept(IDS, 1)), "no noise in inference"
+
+
+def test_methods_are_told_how_far_training_is():
+    model, lesson = lesson_of(SkipLayer())
+    Steps(lesson).on_step_begin(None, TrainerState(global_step=30, max_steps=40), None)
+    assert lesson.step == 30 and model.route.progress == 0.75
 
 
 @pytest.mark.parametrize("method", [SkipLayer(), MixtureOfDepths(capacity=0.5), Dense()], ids=str)
