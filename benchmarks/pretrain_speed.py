@@ -72,13 +72,18 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=12, help="steps of each model in which kernels are made")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--only", nargs="+", help="models beside the dense one, half among them")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
     recipe, spec = runpy.run_path(str(RECIPE)), Spec.parse(args.size)
     models = recipe["models"](spec) | {"half": (Dense(), dataclasses.replace(spec, layers=spec.layers // 2))}
-    runs = {name: Run(method, size, name in GATHERED, not args.no_compile) for name, (method, size) in models.items()}
-    runs["skip50, not gathered"] = Run(*models["skip50"], gathered=False, compiled=not args.no_compile)
+    chosen = {"dense", *(args.only or [*models, "skip50, not gathered"])}
+    runs: dict[str, Run] = {}
+    for name in [*models, "skip50, not gathered"]:
+        if name in chosen:
+            method, size = models[name.removesuffix(", not gathered")]
+            runs[name] = Run(method, size, name in GATHERED, not args.no_compile)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(args.repeats):
         for name, run in runs.items():

@@ -1,9 +1,9 @@
 """Models pre-trained on the same tokens at equal true cost per token (K/V, routers and LM head counted).
 
-    python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 12x4@256]
+    python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
 
-Finished runs are left alone, interrupted ones resumed.
+`full`, which costs more, runs all of SkipLayer's layers: what they are worth here. Interrupted runs are resumed.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
     skip, skip25 = (SkipLayer(density=density, noise=0, detach=True) for density in (0.5, 0.25))
     random = Random(rate=0.5, first=0, adapter_ratio=0)
     others = {"skip25": skip25, "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
-    found = {"skip50": (skip, spec), "dense": (Dense(), shallow(spec, skip)), "wide": (Dense(), wide(spec, skip))}
+    dense = {"dense": shallow(spec, skip), "wide": wide(spec, skip), "full": spec}
+    found = {"skip50": (skip, spec), **{name: (Dense(), size) for name, size in dense.items()}}
     return found | {name: (method, equal(macs(spec, skip), spec, method)) for name, method in others.items()}
 
 
@@ -34,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--only", nargs="+", help="skip50, dense, wide, skip25, mod, random, highway")
+    parser.add_argument("--only", nargs="+", help="skip50, dense, wide, full, skip25, mod, random, highway")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--size", default="12x4@256,vocab=4096,context=256")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--size", default="8x4@128,vocab=4096,context=256")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16, help="rows of a step, as long as the context")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -48,11 +49,10 @@ def main() -> None:
                 config = PretrainConfig(
                     data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method),
                     fields=vars(method), tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
-                    length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="bfloat16", compile=True,
-                    gather="on" if name == "mod" else "off", router_lr=0.1 if name in SKIP else 1.0,
+                    length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="auto", compile=True,
+                    gather="on" if name == "mod" else "off", lr=3e-3, router_lr=0.1 if name in SKIP else 1.0,
                 )  # fmt: skip
-                begun = last_checkpoint(folder / "checkpoints") is not None
-                logging.info("%s: %s", folder.name, pretrain(config, begun))
+                logging.info("%s: %s", name, pretrain(config, last_checkpoint(folder / "checkpoints") is not None))
 
 
 if __name__ == "__main__":

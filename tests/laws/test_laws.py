@@ -40,7 +40,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "hard": {**LEARNED, "weights": "hard"},
         "scaled": {**LEARNED, "gate_gradient": "soft_scale", "router_order": "tanh_norm"},
     },
-    "skiplayer": {"layers": {}, "modules": {"units": ("attn", "mlp"), "first": 2}},
+    "skiplayer": {
+        "layers": {},
+        "modules": {"units": ("attn", "mlp"), "first": 2},
+        "mlps": {"units": ("mlp",), "first": 2},
+    },
     "mixture_of_depths": {
         "raw": {"every": 1, "capacity": 0.4, "predictor_ratio": 4},
         "sigmoid": {"every": 2, "capacity": 0.4, "predictor_ratio": 4, "weights": "sigmoid"},

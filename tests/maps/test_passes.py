@@ -10,6 +10,9 @@ import torch
 
 from depthdial.engine.llm import LLM
 from depthdial.maps.passes import EnginePasses, RoutedPasses, passes_of
+from depthdial.methods import SkipLayer
+from depthdial.models.convert import route_of
+from depthdial.models.scratch import Spec, fresh
 
 TEXTS = [[5], list(range(4, 90)), [7, 8, 9], [9] * 70]
 
@@ -53,6 +56,24 @@ def test_the_base_is_run_once_where_it_is_all_that_is_asked_for(tiny_converted, 
     before = llm.stats.tokens
     fast(TEXTS)
     assert llm.stats.tokens - before == sum(map(len, TEXTS))
+
+
+def test_a_model_with_its_own_routers_is_asked_itself(tiny_tokenizer):
+    model = fresh(Spec.parse("6x4@64,context=128"), SkipLayer(density=0.5), tiny_tokenizer).eval()
+    slow, fast, llm = both(model, tiny_tokenizer, 0.0)
+    before = llm.stats.tokens
+    slowly, quickly = slow(TEXTS), fast(TEXTS)
+    assert llm.stats.tokens - before == sum(map(len, TEXTS)), "one pass tells both"
+    assert 0 < sum(one.ran.sum() for one in quickly) < 6 * sum(map(len, TEXTS))
+    for text, wanted, found in zip(TEXTS, slowly, quickly, strict=True):
+        assert np.array_equal(found.ran, wanted.ran)
+        route_of(model).offset = 0.0
+        with torch.no_grad():
+            said = model(input_ids=torch.tensor([text]), use_cache=False).logits[0].log_softmax(-1)
+        surprise = -said[:-1].gather(-1, torch.tensor(text[1:])[:, None])[:, 0]
+        for one in (wanted, found):
+            assert one.expected is not None
+            assert torch.allclose(one.expected.surprisal[:-1], surprise, atol=1e-4)
 
 
 def test_scores_need_routed(tiny_converted, tiny_tokenizer):

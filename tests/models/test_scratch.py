@@ -18,6 +18,7 @@ from depthdial.core.method import Method
 from depthdial.methods import Dense, Highway, MixtureOfDepths, Random, SkipLayer
 from depthdial.models import load
 from depthdial.models.block import spine_of
+from depthdial.models.convert import base_weights
 from depthdial.models.scratch import Spec, fresh
 
 TINY = Spec.parse("4x2@32,kv=1,vocab=300,context=64")
@@ -97,6 +98,19 @@ def test_one_folder_holds_all_of_it(method: Method, tmp_path: Path):
     assert len(spine_of(opened).blocks) == 4
 
 
+@each_kind
+def test_what_layers_add_is_small_beside_what_they_read(method: Method):
+    model: Any = fresh(Spec.parse("8x4@64"), method)
+    found = {
+        name.split(".")[-2]: float(weight.detach().std())
+        for name, weight in base_weights(model).items()
+        if "proj" in name
+    }
+    for name, deviation in found.items():
+        wanted = 0.02 / 4 if name in ("o_proj", "down_proj") else 0.02
+        assert deviation == pytest.approx(wanted, rel=0.1), name
+
+
 def test_load_takes_it_as_it_is(tiny_tokenizer: Any, tmp_path: Path):
     model = fresh(TINY, SkipLayer(), tiny_tokenizer, seed=1)
     assert model.config.vocab_size == len(tiny_tokenizer) and model.config.eos_token_id == tiny_tokenizer.eos_token_id
@@ -139,13 +153,13 @@ def test_import_depthdial_is_enough(tmp_path: Path):
 
 
 def test_it_learns_and_holds_its_density():
-    """Sixty steps on one batch: the loss falls, and each layer runs about as often as it is asked to."""
+    """Eighty steps on one batch: the loss falls, and each layer runs about as often as it is asked to."""
     model: Any = fresh(Spec.parse("4x2@32,vocab=300"), SkipLayer(density=0.3, alpha=1.0), seed=0)
     model.train()
     ids = torch.randint(3, 300, (8, 32), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses, shares = [], []
-    for step in range(60):
+    for step in range(80):
         model.route.training, model.route.sample = True, torch.arange(8) + 8 * step
         loss = model(ids, labels=ids).loss
         (loss + model.method.loss(model.route).mean()).backward()

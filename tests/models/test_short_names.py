@@ -155,3 +155,21 @@ def test_the_table_is_complete() -> None:
         assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert entry.megabytes > 0 and entry.licence
         assert entry.notices, "the licence travels with the weights"
+
+
+def test_folders_that_vanish_while_they_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "wheel").write_bytes(b"12345")
+    scandir, places = os.scandir, []
+
+    def vanishing(place: str | Path) -> object:
+        places.append(Path(place).name)
+        if places.count("gone") == 1 and places[-1] == "gone":  # pip removed it after its parent was read
+            (tmp_path / "gone" / "wheel").unlink()
+            (tmp_path / "gone").rmdir()
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert short_names._bytes_in(tmp_path) == 5
+    assert not (tmp_path / "gone").exists() and "gone" in places

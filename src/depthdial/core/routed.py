@@ -37,6 +37,8 @@ class Routed(nn.Module):
         super().__init__()
         self.unit, self.method, self.site, self.route, self.norm = unit, method, site, route, norm
         self.parts = nn.ModuleDict(parts)
+        self.mix = mixed
+        """To be replaced by a compiled one."""
 
     def forward(self, *args: Tensor, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
@@ -55,6 +57,12 @@ class Routed(nn.Module):
 
     def _weigh(self, x: Tensor, z: Tensor, update: Tensor, decision: Decision) -> Tensor:
         base = x if self.site.unit == "layer" else torch.zeros_like(x)  # attn and mlp: the residual is outside
-        update = torch.lerp(base, update.to(x.dtype), decision.run[..., None].to(x.dtype))  # autocast narrows updates
+        update = self.mix(base, update, decision.run)
         bypass = self.method.bypass(self.parts, z, self.site)
         return update if bypass is None else update + decision.skip[..., None].to(x.dtype) * bypass
+
+
+def mixed(base: Tensor, update: Tensor, run: Tensor) -> Tensor:
+    """(1 - run) base + run update, exact at 0 and 1. base, update: [B, T, d]; run: [B, T]. In base's dtype: autocast
+    narrows updates."""
+    return torch.lerp(base, update.to(base.dtype), run[..., None].to(base.dtype))

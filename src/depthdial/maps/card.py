@@ -54,6 +54,8 @@ t + 1, unless another is said.
 | `alternatives` | the base's {alternatives} likeliest tokens in the token's place, flat, from the second token on |
 | `alternative_probs` | float16: their probabilities; both are null if not recorded |
 
+A model that was pre-trained with its routers has no base; what is said of the base is then of the model itself.
+
 ```python
 import numpy as np
 

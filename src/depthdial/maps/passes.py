@@ -2,6 +2,9 @@
 
 `RoutedPasses` are those of `Routed`, the meaning of every method. `EnginePasses` are an engine's own: the same in fp32,
 and in bf16 but for near-ties of a gate, at the speed of prefill; an engine tells no router scores.
+
+What was expected at each position is what the untouched base expects. A model that was pre-trained with its routers has
+no base: there it is what the model itself expects, in the one pass that decides.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import BaseReading, Expected
 from depthdial.models.convert import head_of, method_of, route_of, routed
 from depthdial.models.halves import Halves
+from depthdial.models.own import is_own
 
 LOGITS = 512
 """Most tokens whose logits an engine holds at once."""
@@ -44,12 +48,14 @@ class Passes(Protocol):
 class RoutedPasses:
     """One pass of the routed model for the decisions, one of the base; layers below the first routed one run once.
 
-    offset: the dial's, `inf` is the base; scores, base: keep them. Not to be used while another thread uses
-    `model.route`.
+    offset: the dial's, `inf` is the base; base: the offset of the pass that `reading` reads; scores: keep them. Not to
+    be used while another thread uses `model.route`.
     """
 
-    def __init__(self, model: Any, offset: float, reading: BaseReading | None, scores: bool, batch_tokens: int):
-        self.model, self.route, self.offset = model, route_of(model), offset
+    def __init__(
+        self, model: Any, offset: float, base: float, reading: BaseReading | None, scores: bool, batch_tokens: int
+    ):
+        self.model, self.route, self.offset, self.base = model, route_of(model), offset, base
         self._layers = sorted(method_of(model).layers(len(self.route.ledger.layers)))
         self._reading, self._with_scores, self._room = reading, scores, batch_tokens
         self._halves = Halves(model, min((site.layer for site in routed(model)), default=0))
@@ -76,12 +82,12 @@ class RoutedPasses:
         before, was_training = self.route.offset, self.model.training
         self.model.eval()
         try:
-            self.route.offset = math.inf
+            self.route.offset = self.base
             lower = self._halves.lower(ids, **places)
-            dense = self.offset == math.inf  # then one pass is both
-            hidden = self._halves.upper(lower, **places) if self._reading is not None or dense else None
+            both = self.offset == self.base  # then one pass is both
+            hidden = self._halves.upper(lower, **places) if self._reading is not None or both else None
             self.route.offset = self.offset
-            if not dense:
+            if not both:
                 self._halves.upper(lower, **places)
             ran, scores = self.route.keep(), self._scores()
         finally:
@@ -110,19 +116,20 @@ class RoutedPasses:
 
 
 class EnginePasses:
-    """Passes of an engine that is idle meanwhile: the base's, then the texts at the dial. others: for texts that the
-    engine's cache has no room for."""
+    """Passes of an engine that is idle meanwhile: the base's, then the texts at the dial. base: the offset of the
+    former; others: for texts that the engine's cache has no room for."""
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Any,
         offset: float,
+        base: float,
         reading: BaseReading | None,
         batch_tokens: int,
         others: Passes,
     ):
-        self._offset, self._reading, self._others = offset, reading, others
+        self._offset, self._base, self._reading, self._others = offset, base, reading, others
         self._wide = Reader(engine, tokenizer, batch_tokens)
         self._narrow = Reader(engine, tokenizer, min(LOGITS, batch_tokens))
 
@@ -136,13 +143,14 @@ class EnginePasses:
     def _fitting(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
         if self._reading is None:
             return [Pass(ran, None, None) for ran in self._wide.read(texts, self._offset)]
-        expected = self._expected(texts, self._reading)
-        dense = self._offset == math.inf  # then that was all
-        layers = self._narrow.layers
-        ran = [np.ones((len(text), layers), bool) for text in texts] if dense else self._wide.read(texts, self._offset)
+        ran, expected = self._expected(texts, self._reading)
+        if self._offset != self._base:  # else that was all
+            ran = self._wide.read(texts, self._offset)
         return [Pass(mask, None, read) for mask, read in zip(ran, expected, strict=True)]
 
-    def _expected(self, texts: Sequence[Sequence[int]], reading: BaseReading) -> list[Expected]:
+    def _expected(
+        self, texts: Sequence[Sequence[int]], reading: BaseReading
+    ) -> tuple[list[np.ndarray], list[Expected]]:
         found: list[list[Expected]] = [[] for _ in texts]
 
         def look(i: int, start: int, logits: Tensor) -> None:
@@ -150,8 +158,8 @@ class EnginePasses:
             coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # what follows the last is not told
             found[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
 
-        self._narrow.read(texts, math.inf, look)
-        return [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
+        ran = self._narrow.read(texts, self._base, look)
+        return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
 
 def passes_of(
@@ -167,7 +175,8 @@ def passes_of(
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     reading = BaseReading(head_of(model), softcap, alternatives) if base else None
-    slow = RoutedPasses(model, offset, reading, scores, batch_tokens)
+    untouched = offset if is_own(model) and model.plugin is None else math.inf
+    slow = RoutedPasses(model, offset, untouched, reading, scores, batch_tokens)
     if engine is None or scores:
         return slow
-    return EnginePasses(engine, tokenizer, offset, reading, batch_tokens, slow)
+    return EnginePasses(engine, tokenizer, offset, untouched, reading, batch_tokens, slow)

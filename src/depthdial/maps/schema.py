@@ -133,7 +133,8 @@ class Row:
     scores: np.ndarray | None = None
     """float16 [T, R]: the routers' soft opinions, 0 to 1."""
     entropy: np.ndarray | None = None
-    """float32 [T], nats: of what the base (full depth, same tokens) expects after the token."""
+    """float32 [T], nats: of what the base (full depth, same tokens) expects after the token; a model that was
+    pre-trained with its routers has no base and is asked itself."""
     surprisal: np.ndarray | None = None
     """float32 [T], nats: of the token itself to the base, from what stands before it; NaN for the first."""
     alternatives: list[list[tuple[str, float]]] | None = None

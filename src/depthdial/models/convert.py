@@ -59,10 +59,14 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         device = next(layer.parameters()).device
         made = {name: part.to(device) for name, part in made.items()}
         _wrap(layers, family, site, method, made, route)
-    hook = model.get_decoder().register_forward_pre_hook(_begin(route, "layer" in method.units), with_kwargs=True)
+    hooks = [model.get_decoder().register_forward_pre_hook(_begin(route, "layer" in method.units), with_kwargs=True)]
+    if parts and set(method.units) == {"mlp"}:  # which is not told where its tokens stand
+        first = layers[min(routed_layers)]
+        hooks.append(first.register_forward_pre_hook(_placed(route), with_kwargs=True))
 
     def undo() -> None:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         for weight in trainable:
             weight.requires_grad_()
 
@@ -194,6 +198,13 @@ def _begin(route: Route, whole: bool):
         if isinstance(mask, Tensor) and mask.ndim == 2:
             mask = mask[:, -shape[1] :].bool()
         route.begin(shape, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+
+    return hook
+
+
+def _placed(route: Route):
+    def hook(_module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        route.positions = kwargs["position_ids"]
 
     return hook
 

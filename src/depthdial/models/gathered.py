@@ -11,7 +11,7 @@ router then, as they do in mixtures of experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,33 +75,18 @@ class GatheredLayer(nn.Module):
         assert position_embeddings is not None
         (layer,), x = self._layer, hidden_states
         attn: LlamaAttention = layer.self_attn
-        (batch, length, _), flat = x.shape, x.flatten(0, 1)
-        keep = self.route.decisions[self.site].keep
-        rows = keep.flatten().nonzero().squeeze(-1)
-        self.ran = len(rows)
-        # skipped tokens fill up to one of a few sizes: kernels are made for a shape, and sizes would never come back
-        more = min(_rounded(len(rows), batch * length) - len(rows), batch * length - len(rows))
-        some = torch.cat([rows, (~keep).flatten().nonzero().squeeze(-1)[:more]])
-
-        cos, sin = (e.expand(batch, -1, -1) for e in position_embeddings)
+        picked = _picked(self.route.decisions[self.site].keep)
+        self.ran = int(picked.real.sum())
+        cos, sin = (e.expand(len(x), -1, -1) for e in position_embeddings)
         z, k, v = self.keys(x, cos, sin)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, attn.layer_idx)
-        q = attn.q_proj(_Taken.apply(z.flatten(0, 1), some))[: len(rows)].unflatten(-1, (-1, attn.head_dim))
-        q = _turned(q, cos.flatten(0, 1)[rows][:, None], sin.flatten(0, 1)[rows][:, None])  # [rows, heads, head size]
+        if attention_mask is not None:
+            attention_mask = attention_mask[..., : k.shape[-2]].expand(len(x), -1, -1, -1)
+        return self.rest(x, z, k, v, cos, sin, attention_mask, picked, **kwargs)
 
-        # queries side by side in as many columns as the row with most of them needs
-        columns = min(_rounded(max(1, int(keep.sum(-1).max())), length), length)
-        slots = rows // length * columns + (keep.cumsum(-1) - 1).flatten()[rows]
-        places = rows.new_zeros(batch * columns).index_copy(0, slots, rows % length).view(batch, columns)
-        padded = q.new_zeros(batch * columns, *q.shape[1:]).index_copy(0, slots, q).unflatten(0, (batch, columns))
-        seen = self.attend(padded.transpose(1, 2), k, v, _mask(attention_mask, places, length, k), **kwargs)
-        seen = F.pad(_Taken.apply(seen.reshape(batch * columns, -1), slots), (0, 0, 0, more))
-        y = self.finish(_Taken.apply(flat, some), seen)[: len(rows)]
-        return flat.index_copy(0, rows, y.to(x.dtype)).view_as(x)
-
-    # what is free of routing, to be compiled piece by piece
-    PIECES = ("keys", "attend", "finish")
+    # what is free of decisions, to be compiled piece by piece
+    PIECES = ("keys", "rest")
 
     def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: [B, T, d]; cos, sin: [B, T, hd] -> normed x, and K and V of all tokens, [B, kv heads, T, hd]."""
@@ -111,19 +96,29 @@ class GatheredLayer(nn.Module):
         k = _turned(attn.k_proj(z).view(heads), cos[:, :, None], sin[:, :, None]).transpose(1, 2)
         return z, k, attn.v_proj(z).view(heads).transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
-        """q: [B, heads, columns, hd]; mask: [B, 1, columns, K] -> [B, columns, heads, hd]."""
-        attn = self._layer[0].self_attn
+    def rest(
+        self, x: Tensor, z: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
+        picked: Picked, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        """The layer's output, [B, T, d]: of kept tokens, and x of the others. mask: [B, 1, T, K]."""
+        (layer,), flat = self._layer, x.flatten(0, 1)
+        attn, (rows, real, slots, places) = layer.self_attn, picked
+        batch, columns = places.shape
+        q = attn.q_proj(_Taken.apply(z.flatten(0, 1), rows)).unflatten(-1, (-1, attn.head_dim))
+        q = _turned(q, cos.flatten(0, 1)[rows][:, None], sin.flatten(0, 1)[rows][:, None])  # [rows, heads, head size]
+        # queries of a sequence side by side; a last row, of no sequence, takes what only fills up
+        padded = q.new_zeros(batch * columns + 1, *q.shape[1:]).index_copy(0, slots, q)
+        queries = padded[:-1].unflatten(0, (batch, columns)).transpose(1, 2)
         run: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             str(attn.config._attn_implementation), eager_attention_forward
         )
-        return run(attn, q, k, v, mask, scaling=attn.scaling, **kwargs)[0]
-
-    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The layer's output for rows x and what their queries saw, [n, d]."""
-        (layer,) = self._layer
-        h = x + layer.self_attn.o_proj(seen)
-        return h + layer.mlp(layer.post_attention_layernorm(h))
+        seen = run(attn, queries, k, v, _mask(mask, places, x.shape[1], k), scaling=attn.scaling, **kwargs)[0]
+        seen = _Taken.apply(F.pad(seen.reshape(batch * columns, -1), (0, 0, 0, 1)), slots)
+        some = _Taken.apply(flat, rows)
+        h = some + attn.o_proj(seen)
+        y = h + layer.mlp(layer.post_attention_layernorm(h))
+        y = torch.where(real[:, None], y.to(x.dtype), some)
+        return flat.index_copy(0, rows, y).view_as(x)
 
 
 def gather(model: PreTrainedModel) -> Callable[[], None]:
@@ -150,6 +145,33 @@ def gather(model: PreTrainedModel) -> Callable[[], None]:
     return undo
 
 
+class Picked(NamedTuple):
+    """Which of B x T tokens run, as places: R of them, a few more than were kept, since kernels are made for a shape
+    and sizes would never come back."""
+
+    rows: Tensor
+    """int64 [R]: tokens, no two the same."""
+    real: Tensor
+    """bool [R]: was it kept, or does it only fill up?"""
+    slots: Tensor
+    """int64 [R]: its place among B * C queries; B * C for one that fills up."""
+    places: Tensor
+    """int64 [B, C]: the place in its sequence of each query."""
+
+
+def _picked(keep: Tensor) -> Picked:
+    """keep: bool [B, T]."""
+    (batch, length), flat = keep.shape, keep.flatten()
+    kept, others = flat.nonzero().squeeze(-1), (~flat).nonzero().squeeze(-1)
+    more = min(_rounded(len(kept), len(flat)) - len(kept), len(others))
+    rows = torch.cat([kept, others[:more]])
+    # as many columns as the sequence with most kept tokens needs
+    columns = min(_rounded(max(1, int(keep.sum(-1).max())), length), length)
+    slots = kept // length * columns + (keep.cumsum(-1) - 1).flatten()[kept]
+    places = rows.new_zeros(batch * columns).index_copy(0, slots, kept % length).view(batch, columns)
+    return Picked(rows, flat[rows], F.pad(slots, (0, more), value=batch * columns), places)
+
+
 def _rounded(count: int, most: int) -> int:
     """`count`, or a little more: one of about SIZES numbers up to `most`."""
     step = max(1, most // SIZES)
@@ -163,9 +185,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _mask(given: Tensor | None, places: Tensor, length: int, keys: Tensor) -> Tensor:
     """The rows of the layer's mask that belong to the queries, [B, 1, columns, K]. places: int64 [B, columns], each
     query's place in the pass; without a mask, a query sees the keys up to its own."""
-    batch, columns = places.shape
     total = keys.shape[-2]
     if given is None:
         return torch.arange(total, device=places.device) <= (places + total - length)[:, None, :, None]
-    index = places[:, None, :, None].expand(batch, given.shape[1], columns, total)
-    return given[..., :total].expand(batch, -1, -1, -1).gather(2, index)
+    batch = torch.arange(len(places), device=places.device)[:, None]
+    return given[batch, :, places].transpose(1, 2)

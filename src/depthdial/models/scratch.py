@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.method import Method
 from depthdial.methods import name_of
+from depthdial.models.convert import base_weights, layers_of
 from depthdial.models.own import DepthdialLlama, DepthdialLlamaConfig
 
 _SPEC = re.compile(r"(?P<layers>\d+)x(?P<heads>\d+)@(?P<width>\d+)(?P<more>(,[a-z]+=[^,]+)*)")
@@ -106,7 +107,21 @@ def fresh(
     config = spec.config(method, **others)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DepthdialLlama(config).float()
+        model = DepthdialLlama(config).float()
+    _calm(model)
+    return model
+
+
+@torch.no_grad()
+def _calm(model: DepthdialLlama) -> None:
+    """Scale what each half layer adds to the residual stream by 1 / sqrt(2 L), as GPT-2 does (Radford et al., 2019).
+
+    transformers leaves that out. At its deviation of 0.02, what L layers add then drowns a token's own embedding, the
+    more so the deeper a model is: an unfair handicap beside shallow ones (docs/log.md).
+    """
+    for name, weight in base_weights(model).items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.mul_((2 * len(layers_of(model))) ** -0.5)
 
 
 def _stepped(width: float) -> int:

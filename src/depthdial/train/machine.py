@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthdial.core.layers import Part
-from depthdial.core.routed import Routed
+from depthdial.core.routed import Routed, mixed
 from depthdial.models.convert import layers_of
 from depthdial.models.evict import Evicting
 from depthdial.models.gathered import GatheredLayer
@@ -50,6 +50,7 @@ def compile_pieces(model: PreTrainedModel) -> None:
                     setattr(inner, name, torch.compile(getattr(inner, name)))
             else:
                 inner.compile(dynamic=False)
+            unit.mix = torch.compile(mixed, dynamic=False)
             for part in unit.parts.values():
                 assert isinstance(part, Part)
                 part.compile(dynamic=False)

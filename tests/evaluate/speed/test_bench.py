@@ -11,6 +11,8 @@ from depthdial.evaluate.speed import bench as bench_
 from depthdial.evaluate.speed.bench import bench
 from depthdial.evaluate.speed.lineup import Lineup
 from depthdial.evaluate.speed.options import Options
+from depthdial.methods import SkipLayer
+from depthdial.models.scratch import Spec, fresh
 
 ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget"}
 SPEED = {"tokens_per_second", "repeats", "speedup", "speedup_over", "cost"}
@@ -69,6 +71,21 @@ def test_limits_are_measured_with_each_regime(results):
 def test_a_bare_model_has_no_adaptive_rows(options):
     found = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
     assert [row["kind"] for row in found["rows"]] == ["baseline", "dense"] and found["plugin"] is None
+
+
+def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_tokenizer):
+    model = fresh(Spec.parse("6x4@64,context=64"), SkipLayer(density=0.5), tiny_tokenizer)
+    model.save_pretrained(tmp_path / "own")
+    tiny_tokenizer.save_pretrained(tmp_path / "own")
+    tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False}
+    found = bench(Options(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
+    for regime in ("decode", "prefill"):
+        rows = [row for row in found["rows"] if row["regime"] == regime]
+        assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "control"]
+        _, dense, adaptive, random = rows
+        assert dense["cost"] == 1 and dense["layers"] == 6
+        assert adaptive["budget"] is None and adaptive["cost"] < 1 and adaptive["layers"] < 6
+        assert adaptive["ideal_speedup"] > 1 and 0 < random["cost"] < 1
 
 
 def test_int8_is_compared_with_int8(options):

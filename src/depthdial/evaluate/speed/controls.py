@@ -14,25 +14,31 @@ from depthdial.engine.llm import LLM
 from depthdial.methods import Random
 from depthdial.models import load_base
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import convert, route_of
+from depthdial.models.convert import convert, revert, route_of
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.own import is_own
 
 
 def random_like(method: Method, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
-    """A base converted to random skipping of the layers `method` routes, with adapters of the usual size at zero, and
-    its tokenizer. Its curve is computed, not measured: cost is linear in the rate. Good for speed only."""
+    """A base converted to random skipping of the layers `method` routes, and its tokenizer; with adapters of the usual
+    size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured: cost is
+    linear in the rate. Good for speed only."""
     base, tokenizer = load_base(model, dtype, device)
+    adapters = {}
+    if is_own(base):
+        revert(base)
+        adapters = {"adapter_ratio": 0}
     depth = base.config.get_text_config().num_hidden_layers
     layers = list(method.layers(depth))
     first, last = min(layers), max(layers) + 1
     but = tuple(layer for layer in range(first, last) if layer not in layers)
-    own = Random(first=first, last=last, but=but, rate=0.5, seed=seed)
-    converted: Any = convert(base, own)
+    drawn = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)
+    converted: Any = convert(base, drawn)
     for name, tensor in converted.named_parameters():
         if ".parts." in name:
             tensor.data = tensor.data.to(base.dtype)
     curve = _curve(route_of(converted).ledger)
-    converted.plugin = Plugin("random", own, fingerprint(converted), {"generated": curve, "text": curve})
+    converted.plugin = Plugin("random", drawn, fingerprint(converted), {"generated": curve, "text": curve})
     return converted.eval(), tokenizer
 
 

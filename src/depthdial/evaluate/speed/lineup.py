@@ -19,7 +19,8 @@ from depthdial.evaluate.speed.prompts import mixed, prompts
 from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
-from depthdial.models.convert import method_of
+from depthdial.models.convert import method_of, revert, routed
+from depthdial.models.own import is_own
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -72,8 +73,11 @@ class Lineup:
             self.llm.offset_of(budget)
 
     @property
-    def _budgets(self) -> tuple[float, ...]:
-        return () if self.options.plugin is None else self.options.budgets
+    def _budgets(self) -> tuple[float | None, ...]:
+        """None is the trained form: all there is of a model that was pre-trained with its routers."""
+        if self.llm.plugin is None:
+            return (None,) if routed(self.llm.model) and method_of(self.llm.model).skips else ()
+        return self.options.budgets
 
     def _add_ours(self) -> None:
         options = self.options
@@ -100,6 +104,8 @@ class Lineup:
     def _add_others(self) -> None:
         options = self.options
         base, tokenizer = load_base(options.model, options.dtype, options.device)
+        if is_own(base):
+            revert(base)  # these rows are of the dense model
         if options.peers:  # before Hugging Face's rows change the model's settings of generation
             folder = Path(self._scratch.name) / "model"
             base.save_pretrained(folder)
@@ -111,7 +117,7 @@ class Lineup:
             theirs.append(HuggingFace(base, self.precision, compiled=True))
         self.subjects[:0] = theirs
 
-    def _add(self, name: str, kind: Kind, llm: LLM, budget: float, precision: str) -> EngineSubject:
+    def _add(self, name: str, kind: Kind, llm: LLM, budget: float | None, precision: str) -> EngineSubject:
         subject = EngineSubject(name, kind, llm, SamplingParams(budget=budget), precision)
         self.subjects.append(subject)
         # an engine with weights of its own leaves the model that it was made from unfit to be asked

@@ -17,7 +17,7 @@ class Options:
     model: str = "smollm2-135m-instruct"
     plugin: str | None = "default"
     budgets: tuple[float, ...] = (0.85, 0.75)
-    """True costs of the adaptive rows; without a plug-in there are none."""
+    """True costs of the adaptive rows; a model with its own routers has one row, as trained; a bare one has none."""
     batches: tuple[int, ...] = (1, 4, 16, 64)
     """Texts that decode together."""
     prefill: tuple[int, ...] = (512, 2048)
