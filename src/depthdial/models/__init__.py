@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from depthdial.core.vml import settle
 from depthdial.methods import Dense
 from depthdial.models.base import load_base
 from depthdial.models.checkpoint import attach, save
@@ -12,6 +13,8 @@ from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 from depthdial.models.own import is_own
 from depthdial.models.shipped import shipped_for
+
+settle()  # here, since all that runs a model comes by here first, in vLLM's processes, too
 
 __all__ = ["attach", "convert", "load", "load_base", "save"]
 
