@@ -128,7 +128,7 @@ def agrees() -> Callable[..., tuple[int, int]]:
 
 
 ROUNDING = 2e-2
-"""How far log-probabilities and routers' logits may lie apart: here they do by 3e-5; in one run of the CI by 6e-3, which
+"""How far log-probabilities and routers' logits may lie apart: here they do by 3e-5; in a run of the CI by 6e-3, which
 looks like cosines of 11 bits (`core.vml`). One token on the wrong way through one layer moves log-probabilities by 1.8
 or more, keys and values in bf16 by 0.1: those are still found (`test_a_wrong_way_shows`)."""
 Steps = list[tuple[int, dict[str, float]]]
