@@ -3,7 +3,7 @@
     python benchmarks/quality.py --data FOLDER --plugin flexidepth=RUN --plugin random=RUN --plugin static=RUN \\
         --output benchmarks/results/DATE-MACHINE.json
 
-FOLDER holds train/, eval/ and text/ (docs/results.md says where they come from). Random and static plug-ins are
+FOLDER holds train/, eval/ and text/ (docs/data.md says where they come from). Random and static plug-ins are
 measured without their adapters, too. With --vote, plug-ins with routers are measured a second time with the rows of
 each batch deciding together (`LLM(grain="step")`). Writes the JSON named by --output, which holds every number, and a
 picture beside it; prints the tables. Results are saved after each method: an interrupted run leaves what it had.

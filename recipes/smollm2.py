@@ -3,7 +3,7 @@
     python recipes/sample_base.py SAMPLED.jsonl.gz --tokens 200000
     python recipes/smollm2.py DATA_FOLDER OUTPUT [flexidepth|random|static] --sampled SAMPLED.jsonl.gz [--steps N]
 
-DATA_FOLDER holds the permissive training files named below (docs/results.md says where they come from). They are
+DATA_FOLDER holds the permissive training files named below (docs/data.md says where they come from). They are
 instructions; SAMPLED is the base's own prose, about a fifth of the mix. Layers 0 to 2 and 29 always run, and layer 11,
 without which this base falls apart (docs/log.md).
 """

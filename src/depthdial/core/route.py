@@ -54,7 +54,7 @@ class Route:
         self.positions = None
 
     def shifted(self, logit: Tensor) -> Tensor:
-        """The gate's logit [B, T] with the dial's offset added (methods.md, "The dial"), in fp32."""
+        """The gate's logit [B, T] with the dial's offset added (README, "What the budget means"), in fp32."""
         offset = self.offset
         return logit.float() + (offset.to(logit.device)[:, None] if isinstance(offset, Tensor) else offset)
 

@@ -64,7 +64,8 @@ mask = np.frombuffer(row["run_mask"], np.uint8).reshape(-1, {bytes})
 ran = np.unpackbits(mask, axis=1, count={layers}, bitorder="little").astype(bool)  # [tokens, layers]
 ```
 
-Depths are those of the reference implementation in {dtype}, all tokens of a text in one pass. Format version {version},
+Depths are the engine's where there is one and no scores are kept, else the reference implementation's, in {dtype}; all
+tokens of a text in one pass. Format version {version},
 written by depthdial (`depthdial map`); `map.json` holds the exact settings.
 """
 
