@@ -1,8 +1,9 @@
 """What a route costs: multiply-accumulates of linear weights, attention over the context, KV bytes.
 
-"Cost" and "budget" mean one thing everywhere (README, "What the budget means"): executed over dense multiply-accumulates of
-linear weights per token, with the LM head, K/V projections, folded router and adapter counted. At batch 1 this is the
-share of weight bytes read, too. Attention over the context and KV bytes are reported beside it, never mixed in.
+"Cost" and "budget" mean one thing everywhere (README, "What the budget means"): executed over dense
+multiply-accumulates of linear weights per token, with the LM head, K/V projections, folded router and adapter counted.
+At batch 1 this is the share of weight bytes read, too. Attention over the context and
+KV bytes are reported beside it, never mixed in.
 """
 
 from __future__ import annotations
