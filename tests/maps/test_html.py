@@ -101,6 +101,12 @@ def test_two_maps_are_compared_text_by_text(tiny_map):
     assert json.loads(seen.data)["names"] == ["budget 0.8", "budget 0.7"]
 
 
+def test_who_was_asked_is_said(tiny_map):
+    """The base of a plug-in; a model that has none was asked itself."""
+    maps = [dataclasses.replace(tiny_map, facts=dataclasses.replace(tiny_map.facts, plugin=p)) for p in ("it", None)]
+    assert [json.loads(Seen(page([one])).data)["asked"] for one in maps] == ["the base", "the model"]
+
+
 def test_rows_without_masks_or_scores_can_be_drawn(made_up, six_layers):
     row = made_up([6, 4, 0], ran=None)
     found = json.loads(Seen(page([DepthMap(six_layers, [row])])).data)["texts"][0][0]

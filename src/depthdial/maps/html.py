@@ -46,6 +46,7 @@ def page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None =
         "layers": facts[0].layers,
         "routed": [f.routed for f in facts],
         "names": _names(facts),
+        "asked": facts[0].asked,
         "texts": [[_data(row, f) for row, f in zip(rows, facts, strict=True)] for rows in chosen],
     }
     name = title or ("Layers per token" if len(maps) == 1 else "Layers per token, compared")

@@ -29,7 +29,7 @@ def draw(summary: Summary, path: Path) -> None:
     places = [(i // 3, i % 3) for i in range(count)]
     axes = [figure.add_subplot(grid[r, c]) for r, c in places[: len(tables) + bool(summary.entropy)]]
     for axis, (name, cells) in zip(axes, tables, strict=False):
-        _cells(axis, name, cells)
+        _cells(axis, name, cells, _title(name, summary))
         axis.axvline(summary.layers.mean, color=_SOFT, linewidth=0.8, linestyle=":") if name not in _RISING else None
     if summary.entropy:
         _entropy(axes[-1], summary)
@@ -42,7 +42,7 @@ def draw(summary: Summary, path: Path) -> None:
     f = summary.facts
     dial = "as trained" if f.budget is None else f"budget {f.budget:g}"
     figure.suptitle(
-        f"{f.model}, {f.plugin or f.method}, {dial}: {summary.tokens:,} tokens of {summary.scope}s in "
+        f"{f.model}, {f.plugin or f.method}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts; bars are 95 % intervals over {summary.groups:,} groups of texts",
         fontsize=10,
         color=_INK,
@@ -69,7 +69,7 @@ def _errors(cells: list[Cell]) -> np.ndarray:
     return np.nan_to_num(np.array(pairs)).T.clip(min=0)
 
 
-def _cells(axis: Any, name: str, cells: list[Cell]) -> None:
+def _cells(axis: Any, name: str, cells: list[Cell], title: str) -> None:
     means, style = [cell.layers.mean for cell in cells], {"color": _POINT, "capsize": 2, "markersize": 4}
     if name in _RISING:
         axis.errorbar(range(len(cells)), means, yerr=_errors(cells), fmt="o-", linewidth=1, **style)
@@ -81,8 +81,15 @@ def _cells(axis: Any, name: str, cells: list[Cell]) -> None:
         axis.invert_yaxis()
         axis.margins(y=0.15)
         axis.set_xlabel("layers", fontsize=8)
-    titles = {"position": "place in the answer", "surprisal": "decile of surprisal to the base (nats)"}
-    _finish(axis, titles.get(name, name))
+    _finish(axis, title)
+
+
+def _title(name: str, summary: Summary) -> str:
+    if name == "position":
+        return {"answer": "place in the answer", "prompt": "place in the text"}.get(
+            summary.scope, "place in text or answer"
+        )
+    return f"decile of surprisal to {summary.facts.asked} (nats)" if name == "surprisal" else name
 
 
 def _entropy(axis: Any, summary: Summary) -> None:
@@ -94,7 +101,7 @@ def _entropy(axis: Any, summary: Summary) -> None:
     axis.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
     axis.axvline(0, color=_SOFT, linewidth=0.8)
     axis.invert_yaxis()
-    _finish(axis, "correlation of layers with the base's entropy")
+    _finish(axis, f"correlation of layers with the entropy of {summary.facts.asked}")
 
 
 def _rates(axis: Any, summary: Summary) -> None:

@@ -84,6 +84,11 @@ class Facts:
             alternatives=alternatives,
         )
 
+    @property
+    def asked(self) -> str:
+        """Who was asked what comes next: the base; or the model itself, where it has no plug-in."""
+        return "the model" if self.plugin is None else "the base"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON has it; an infinite offset is null."""
         return {**asdict(self), "offset": self.offset if math.isfinite(self.offset) else None}

@@ -89,7 +89,7 @@
     const facts = make("dl", "");
     const tell = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));
     const s = m.surprisal && m.surprisal[t], e = m.entropy && m.entropy[t];
-    if (s !== null && s !== undefined) tell("the base gave it", `${percent(Math.exp(-s))} (surprisal ${bits(s)})`);
+    if (s !== null && s !== undefined) tell(`${data.asked} gave it`, `${percent(Math.exp(-s))} (surprisal ${bits(s)})`);
     if (e !== null && e !== undefined) tell("entropy in its place", bits(e));
     if (facts.childElementCount) parts.push(facts);
     const others = m.alternatives && m.alternatives[t];
