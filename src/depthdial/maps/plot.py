@@ -101,7 +101,7 @@ def _entropy(axis: Any, summary: Summary) -> None:
     axis.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
     axis.axvline(0, color=_SOFT, linewidth=0.8)
     axis.invert_yaxis()
-    _finish(axis, f"correlation of layers with the entropy of {summary.facts.asked}")
+    _finish(axis, f"correlation with {summary.facts.asked}'s entropy")
 
 
 def _rates(axis: Any, summary: Summary) -> None:

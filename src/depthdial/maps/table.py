@@ -28,7 +28,7 @@ def tables(summary: Summary) -> list[Table | str]:
             table.add_row(cell.name, f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers))
         found.append(table)
     if summary.entropy:
-        table = _table(f"correlation with the entropy of {f.asked}", "r", "95 % interval")
+        table = _table(f"correlation with {f.asked}'s entropy", "r", "95 % interval")
         for name, r in summary.entropy.items():
             table.add_row(name, f"{r.mean:.3f}", _ends(r, 3))
         found.append(table)
