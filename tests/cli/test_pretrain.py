@@ -43,7 +43,9 @@ def test_pretrain_then_report(options: list[str], data: Path, tmp_path: Path):
         app, ["report", str(tmp_path), "--output", str(tmp_path / "report")], catch_exceptions=False
     )
     assert told.exit_code == 0 and "| skiplayer | 2x2@16,ffn=32 | 2 |" in told.stdout
-    groups = {g["group"]: g for g in json.loads((tmp_path / "report" / "report.json").read_text())}
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    groups = {g["group"]: g for g in report["groups"]}
+    assert report["machine"]["cores"] and report["runs"]["dense-seed1"]["seed"] == 1 and report["baseline"] == "dense"
     assert groups["dense"]["difference"] is None and groups["skiplayer"]["difference_half_width"] > 0
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "loss.png", "density.png"}
 

@@ -17,17 +17,26 @@ def report(
     ] = True,
 ) -> None:
     """Compare pre-training runs: held-out loss with intervals over seeds, layers executed, density, speed."""
-    import json
+    import torch
 
+    from depthdial.core.whole import write_json, write_text
     from depthdial.evaluate.run_plot import draw_runs
     from depthdial.evaluate.runs import compare, read_runs, table
+    from depthdial.evaluate.speed.machine import facts
 
     found = read_runs(runs)
     groups = compare(found, baseline)
     output.mkdir(parents=True, exist_ok=True)
     text = table(groups, baseline)
-    (output / "report.json").write_text(json.dumps(groups, indent=1) + "\n")
+    told = {
+        "what": "pre-training runs compared",
+        **facts(torch.device("cpu")),  # of the report: runs may come from several machines
+        "baseline": baseline,
+        "groups": groups,
+        "runs": {run.name: run.results for run in found},
+    }
+    write_json(output / "report.json", told)
     pictures = draw_runs(found, output) if plots else []
     links = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
-    (output / "report.md").write_text(f"{text}\n{links}")
+    write_text(output / "report.md", f"{text}\n{links}")
     print(text)
