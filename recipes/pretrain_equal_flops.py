@@ -1,4 +1,4 @@
-"""Models pre-trained on the same tokens at equal true cost per token (K/V, routers and LM head counted).
+"""Models pre-trained on the same tokens, sized for equal true cost per token (K/V, routers and LM head counted).
 
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
@@ -46,9 +46,10 @@ def main() -> None:
         for seed in args.seeds or (range(3) if name in PAIRED else [0]):
             folder = args.output / f"{name}-seed{seed}"
             if (not args.only or name in args.only) and not (folder / "results.json").is_file():
+                fields = {**vars(method), **({"seed": seed} if name == "random" else {})}
                 config = PretrainConfig(
                     data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method),
-                    fields=vars(method), tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
+                    fields=fields, tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
                     length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="auto", compile=True,
                     gather="on" if name == "mod" else "off", lr=3e-3, router_lr=0.1 if name in SKIP else 1.0,
                 )  # fmt: skip

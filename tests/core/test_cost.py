@@ -53,6 +53,11 @@ def test_token_cost():
     assert torch.equal(token_cost(LEDGER, {}, 0.0, (2, 3)), torch.ones(2, 3)), "no site, no saving"
 
 
+def test_cost_is_where_the_tokens_are():
+    """Also where nothing is decided, as in a dense model."""
+    assert token_cost(LEDGER, {}, 0.0, (2, 3), torch.device("meta")).device.type == "meta"
+
+
 def test_rows_at_inf_run_the_base():
     decision = keep([1, 1], [1, 0])
     sites = {ATTN: decision, MLP: decision}

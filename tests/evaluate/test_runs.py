@@ -65,6 +65,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
     run(tmp_path / "b" / "x", 4.0)
     with pytest.raises(ValueError, match="two runs are called x"):
         read_runs([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ValueError, match=r"no run is called 'dnese'; --baseline must be one of x"):
+        compare(read_runs([tmp_path / "a"]), "dnese")
+    for same, value in (("size", "8x2@32"), ("tokens", 1), ("method", "random")):
+        run(tmp_path / same / "dense-seed0", 4.0)
+        run(tmp_path / same / "dense-seed1", 4.0, **{"seed": 1, same: value})
+        with pytest.raises(ValueError, match=f"runs called dense differ in {same}"):
+            compare(read_runs([tmp_path / same]), "dense")
+    run(tmp_path / "other" / "dense", 4.0)
+    run(tmp_path / "other" / "skip", 4.0, tokens=1)
+    with pytest.raises(ValueError, match="runs called skip differ in tokens"):
+        compare(read_runs([tmp_path / "other"]), "dense")
     (folder / "results.json").write_text('{"loss": 1}')
     with pytest.raises(ValueError, match=r"lacks density"):
         read_runs([folder])

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthdial.methods import METHODS
 from depthdial.train import callbacks, next_token
-from depthdial.train.pretrain import pretrain
+from depthdial.train.pretrain import _held_out, pretrain
 from depthdial.train.pretrain_config import PretrainConfig
+from depthdial.train.rows import Rows
+from depthdial.train.shards import read_index
 
 BY_METHOD = {"skiplayer": 0.5, "mixture_of_depths": 0.5, "random": 0.5, "highway": None, "dense": None}
 
@@ -130,14 +132,52 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_a_good_checkpoint
 def test_seeds_differ_and_share_what_is_held_out(config, tmp_path: Path):
     first, second = (pretrain(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert first["loss"] != second["loss"]
-    assert (Path(config.shards) / "index.json").is_file()
+    held = [held_out(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    assert held[0] == held[1] and len(held[0]) > 4
+
+
+def held_out(config: PretrainConfig) -> list[list[int]]:
+    places = Path(config.shards)
+    index = read_index(places)
+    assert index is not None
+    rows = _held_out(places, index, config, Rows(places, index, "train", config.length, seed=config.seed))
+    return [rows[i]["input_ids"].tolist() for i in range(len(rows))]
+
+
+def test_held_out_rows_are_mixed(config, tmp_path: Path):
+    """Of several files, a part of the rows speaks for all; each row is there once."""
+    pretrain(told(config, tmp_path))
+    found, index = held_out(config), read_index(Path(config.shards))
+    assert index is not None
+    stream = Rows(Path(config.shards), index, "heldout", config.length)
+    straight = [stream[i]["input_ids"].tolist() for i in range(len(stream))]
+    assert found != straight and sorted(found) == sorted(straight)
+
+
+def test_a_run_goes_on_with_its_own_tokens_and_precision(config, tmp_path: Path):
+    pretrain(told(config, tmp_path, dtype="float32"))
+    file = tmp_path / "pretrain.json"
+    begun = json.loads(file.read_text())
+    for change, message in (({"tokenizer_sha": "other"}, "another tokenizer"), ({"bf16": True}, "another precision")):
+        file.write_text(json.dumps({**begun, **change}))
+        with pytest.raises(ValueError, match=message):
+            pretrain(told(config, tmp_path, dtype="float32"), resume=True)
+
+
+def test_a_model_that_diverged_is_not_written(config, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("depthdial.train.pretrain.measure", lambda *_: {"loss": float("nan")})
+    with pytest.raises(ValueError, match="the held-out loss is nan after step 6"):
+        pretrain(told(config, tmp_path, eval_every=100))
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", BY_METHOD)
 def test_bf16_and_gathering_as_measured(config, method: str, tmp_path: Path):
     changes = {"dtype": "bfloat16", "gather": "auto", "method": method, "density": BY_METHOD[method]}
     results = pretrain(told(config, tmp_path, **changes))
-    assert results["loss"] < 6 and all(w.dtype == torch.float32 for w in weights(tmp_path).values())
+    assert results["loss"] < metrics(tmp_path)[0]["loss"] and all(
+        w.dtype == torch.float32 for w in weights(tmp_path).values()
+    )
     assert json.loads((tmp_path / "pretrain.json").read_text())["gather"] in ("on", "off")
 
 
@@ -169,6 +209,14 @@ def test_compiled_pieces_train_the_same(config, change: dict[str, Any], tmp_path
         ({"fsdp": True}, "start them with torchrun"),
         ({"fsdp": True, "compile": True}, "leave one of the two out"),
         ({"gather": "on", "method": "dense"}, "nothing is skipped"),
+        ({"warmup": 100.0}, "warmup 100.0 is out of range"),
+        ({"lr": float("nan")}, "must be positive"),
+        ({"device": "gpu"}, "device must be one of"),
+        ({"density": 0.5, "fields": {"density": 0.25}}, "density is given twice"),
+        ({"fields": {"detach": "False"}}, "detach of method 'skiplayer' is true or false, not 'False'"),
+        ({"fields": {"alpha": "x"}}, "alpha of method 'skiplayer' is a number"),
+        ({"fields": {"but": 3}}, "cannot be made of these fields"),
+        ({"method": "flexidepth"}, "adapts a trained model"),
     ],
     ids=str,
 )

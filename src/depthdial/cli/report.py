@@ -11,7 +11,7 @@ import typer
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold such folders.")],
     output: Annotated[Path, typer.Option(help="Folder for report.md, report.json and the plots.")],
-    baseline: Annotated[str, typer.Option(help="The run or group that others are compared with.")] = "dense",
+    baseline: Annotated[str, typer.Option(help="The kind of run that others are compared with.")] = "dense",
     plots: Annotated[
         bool, typer.Option("--plots/--no-plots", help="Draw curves and densities (needs matplotlib).")
     ] = True,

@@ -86,10 +86,15 @@ class Ledger:
 
 
 def token_cost(
-    ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int]
-) -> Tensor:
-    """True cost of each token relative to dense, float [B, T]. Rows at offset `inf` run the base: exactly 1."""
-    device = next(iter(decisions.values())).keep.device if decisions else torch.device("cpu")
+    ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int],
+    device: torch.device | None = None,
+) -> Tensor:  # fmt: skip
+    """True cost of each token relative to dense, float [B, T]. Rows at offset `inf` run the base: exactly 1.
+
+    device: of the result where no decision was made; else it is theirs.
+    """
+    if decisions:
+        device = next(iter(decisions.values())).keep.device
     work = torch.full(shape, float(ledger.dense), device=device, dtype=torch.float64)
     for site, decision in decisions.items():
         work += ledger.always.get(site, 0)

@@ -34,23 +34,25 @@ class Route:
     sample: Tensor | None = None
     """int64 [B]: a key per row for random choices; only set in training, so that a row draws the same in any batch."""
     density: dict[Site, Tensor] | None = None
-    """fp32 scalars: the share of tokens that ran each site over a whole optimizer step, from whoever trains over
-    several passes or processes; None where a loss is to look at this pass alone."""
+    """fp32 scalars: the share of tokens that ran each site over a pass on all processes, from whoever trains on
+    several; None where a loss is to look at this pass alone."""
     vote: float | None = None
     """Where set, the rows of a batch decide together (`voted`): a unit runs at a place for all of them or for none,
     by whether their mean score is above this."""
     shape: tuple[int, int] = (0, 0)
     """(B, T) of the last forward pass."""
+    device: torch.device | None = None
+    """Of its tokens."""
 
     @property
     def dense(self) -> bool:
         """True when no decision is to be made at all: the whole batch runs the untouched base."""
         return not isinstance(self.offset, Tensor) and self.offset == math.inf
 
-    def begin(self, shape: tuple[int, int], mask: Tensor | None) -> None:
+    def begin(self, shape: tuple[int, int], mask: Tensor | None, device: torch.device | None = None) -> None:
         """Forget the last pass; called once at the start of each forward of the model."""
         self.decisions.clear()
-        self.shape, self.mask = shape, mask
+        self.shape, self.mask, self.device = shape, mask, device
         self.positions = None
 
     def shifted(self, logit: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class Route:
 
     def token_cost(self) -> Tensor:
         """float [B, T]: true cost of each token, relative to dense (see `core.cost`)."""
-        return token_cost(self.ledger, self.decisions, self.offset, self.shape)
+        return token_cost(self.ledger, self.decisions, self.offset, self.shape, self.device)
 
     def cost(self) -> float:
         """Mean true cost of the last forward pass over its real tokens; 1.0 is the untouched base."""

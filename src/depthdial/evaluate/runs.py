@@ -13,10 +13,11 @@ from typing import Any
 
 RESULTS, METRICS = "results.json", "metrics.jsonl"
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them, the normal's
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NEEDED = (
     "loss",
     "density",
+    "density_per_layer",
     "layers",
     "cost",
     "macs_per_token",
@@ -54,11 +55,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def compare(runs: Sequence[Run], baseline: str) -> list[dict[str, Any]]:
     """One entry per group, in the order of the runs: means over seeds, and the difference in held-out loss from the
-    baseline's run of the same seed with half the width of its 95 % interval (None for fewer than two pairs)."""
+    baseline's run of the same seed with half the width of its 95 % interval (None for fewer than two pairs). Raises
+    ValueError for a baseline that is not there, runs of one group that differ in more than their seed, and runs that
+    saw other numbers of tokens than the baseline's."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    base = {run.results["seed"]: run.results["loss"] for run in groups.get(baseline, [])}
+    if baseline not in groups:
+        raise ValueError(f"no run is called {baseline!r}; --baseline must be one of {', '.join(groups)}")
+    for name, members in groups.items():
+        for same, of in (("size", members), ("method", members), ("tokens", [*groups[baseline], *members])):
+            if len({run.results[same] for run in of}) > 1:
+                raise ValueError(f"runs called {name} differ in {same}; compare like runs only: name the folders")
+    base = {run.results["seed"]: run.results["loss"] for run in groups[baseline]}
     found = []
     for name, members in groups.items():
         results = [run.results for run in members]
@@ -97,8 +106,9 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:
     """Markdown: one line per group."""
-    head = ["run", "size", "seeds", "held-out loss", f"less {baseline}", "true MACs/token", "layers executed",
-            "density (target)", "tokens", "tokens/s", "MFU"]  # fmt: skip
+    head = ["run", "size", "seeds", "held-out loss", f"less {baseline}", f"true MACs/token (x {baseline})",
+            "layers executed", "density (target)", "tokens", "tokens/s", "MFU"]  # fmt: skip
+    least = next(g["macs_per_token"] for g in groups if g["group"] == baseline)
     rows = [
         [
             g["group"],
@@ -106,7 +116,7 @@ def table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:
             len(g["runs"]),
             _spread(g["loss"], g["loss_half_width"]),
             "–" if g["difference"] is None else _spread(g["difference"], g["difference_half_width"], "+"),
-            f"{g['macs_per_token'] / 1e6:.3f} M",
+            f"{g['macs_per_token'] / 1e6:.3f} M ({g['macs_per_token'] / least:.3f})",
             f"{g['layers']:.2f} of {len(g['density_per_layer'])}",
             f"{g['density']:.3f}" + ("" if g["target"] is None else f" ({g['target']:g})"),
             f"{g['tokens'] / 1e6:.1f} M",

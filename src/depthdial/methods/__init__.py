@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from depthdial.core.method import Method
@@ -26,15 +27,31 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_named(name: str, fields: dict[str, Any] | None = None) -> Method:
-    """A method from its name and JSON fields. Raises ValueError for an unknown name or field."""
+    """A method from its name and JSON fields. Raises ValueError for an unknown name or field, or a value
+    of the wrong kind."""
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}")
-    known = {f.name for f in dataclasses.fields(METHODS[name])}  # pyright: ignore[reportArgumentType]
-    if unknown := set(fields or {}) - known:
+    known = {f.name: f.default for f in dataclasses.fields(METHODS[name])}  # pyright: ignore[reportArgumentType]
+    if unknown := set(fields or {}) - set(known):
         raise ValueError(
             f"method {name!r} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
         )
-    return METHODS[name](**(fields or {}))
+    for field, value in (fields or {}).items():
+        if value is not None and (wanted := _wanted(known[field])) and not wanted[1](value):
+            raise ValueError(f"{field} of method {name!r} is {wanted[0]}, not {value!r}")
+    try:
+        return METHODS[name](**(fields or {}))
+    except TypeError as error:
+        raise ValueError(f"method {name!r} cannot be made of these fields: {error}") from None
+
+
+def _wanted(default: Any) -> tuple[str, Callable[[Any], bool]] | None:
+    """What a field must be, by its default, in words and as a check; None where that says nothing."""
+    if isinstance(default, bool):
+        return "true or false", lambda value: isinstance(value, bool)
+    if isinstance(default, int | float):
+        return "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    return None
 
 
 def name_of(method: Method) -> str:

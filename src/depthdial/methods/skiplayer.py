@@ -9,7 +9,7 @@ x: [B, T, d] its input:
     y = r F(x) + (1 - r) x                           a skipped token keeps its state, but writes its K and V
     loss = CE + 0.1 sum_l (r_l - P)^2                r_l the share of tokens that ran layer l, P the target density
 
-The share is that of each row, so that no row needs another, or of the whole optimizer step where whoever trains says
+The share is that of each row, so that no row needs another, or of a pass on all processes where whoever trains says
 it (`Route.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper does
 not say whether routers teach the stream; in small models that drowns all else) and `noise`.
 """

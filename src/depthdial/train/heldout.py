@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: bool) -> Figures:
-    """Mean loss per token (nats), cost, layers, density and density per layer on the first rows of `rows`.
+    """Mean loss per token (nats), cost, layers, density and density per layer on the first of `rows`.
 
     batch: rows at once over all processes; most: tokens at most; bf16: under autocast, as in training. Every process
     runs the same number of passes; a row that is there only to make that so does not count.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from depthdial.core.layers import Part
 from depthdial.core.routed import Routed, mixed
@@ -15,6 +16,7 @@ from depthdial.models.convert import layers_of
 from depthdial.models.evict import Evicting
 from depthdial.models.gathered import GatheredLayer
 
+log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
@@ -28,6 +30,14 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_M_TOP_PAD, 1 << 28)
+
+
+def one_device(args: TrainingArguments) -> TrainingArguments:
+    """Keep transformers from spreading one process over all GPUs in sight: copies of a model would share a route."""
+    if args.n_gpu > 1:
+        log.warning("training on one of %d GPUs; use torchrun --nproc-per-node for all of them", args.n_gpu)
+        args._n_gpu = 1
+    return args
 
 
 def compile_pieces(model: PreTrainedModel) -> None:

@@ -34,7 +34,8 @@ class NextToken:
         self._hook = model.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """outputs.logits: [B, T, V]; labels: int64 [B, T]. Returns the mean over the step's tokens, fp32 []."""
+        """outputs.logits: [B, T, V]; labels: int64 [B, T]. Returns the sum over what is predicted, by the step's
+        tokens (all of a row, where transformers counts), fp32 []."""
         losses = self._losses(outputs.logits, labels)
         self.route.density = densities(self.route, losses.shape[1])
         extra = self.method.loss(self.route)

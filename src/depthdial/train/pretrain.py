@@ -28,7 +28,7 @@ from depthdial.train import processes
 from depthdial.train.callbacks import Report, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
-from depthdial.train.machine import compile_pieces, keep_memory
+from depthdial.train.machine import compile_pieces, keep_memory, one_device
 from depthdial.train.next_token import NextToken, Steps
 from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
@@ -40,8 +40,8 @@ from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, ut
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE, RESULTS_FILE = "pretrain.json", "results.json"
-FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "fsdp", "data", "gather", "compile")
-"""Settings that a resumed run may change: they do not touch what is learned. The shards know their data."""
+FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "data", "gather", "compile")
+"""Settings that a resumed run may change. The shards know their data; gathering stays as the run began it."""
 LAST = 50
 """Steps over which the training loss of the results is averaged."""
 
@@ -79,11 +79,15 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     model = fresh(spec, method, tokenizer, config.seed)
 
     machine = _machine(config, on_cpu)
+    begun = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}
+    if resume:
+        _same(output, begun)
     if machine.device.type == "cpu" and machine.bf16:
         model.set_attn_implementation("eager")  # scaled_dot_product_attention's bf16 backward is slow on a CPU
     model.to(machine.device)  # pyright: ignore[reportArgumentType]
     undo = _gathered(model, config, rows, machine, output, resume)
-    write_settings(output, {**told(config), "gather": "on" if undo else "off"}, SETTINGS_FILE)
+    gathers = "on" if undo else "off"
+    write_settings(output, {**told(config), **begun, "gather": gathers}, SETTINGS_FILE)
 
     if config.compile:
         compile_pieces(model)
@@ -91,11 +95,16 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     trainer = _train(model, lesson, rows, held, config, machine, resume)
     lesson.close()
     figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
+    if not math.isfinite(figures["loss"]):
+        raise ValueError(
+            f"the held-out loss is {figures['loss']} after step {config.steps}: no model was written; start again with "
+            "a lower --lr"
+        )
     state = None if trainer is None else _whole_state(trainer, model)
     if undo is not None:
         undo()
     if processes.is_main():
-        results = {**figures, **_summary(model, config, output, machine)}
+        results = {**figures, **_summary(model, config, output, machine), "gather": gathers}
         _save(model, tokenizer, state, results, output)
         return results
     return figures
@@ -132,7 +141,7 @@ def _train(
 
     trainer = Trainer(
         model=model,
-        args=_arguments(config, folder, machine, sharding(model, config.method) if config.fsdp else {}),
+        args=one_device(_arguments(config, folder, machine, sharding(model, config.method) if config.fsdp else {})),
         train_dataset=rows,
         data_collator=default_collate,
         compute_loss_func=lesson,
@@ -186,10 +195,19 @@ def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dic
     )
 
 
+def _same(output: Path, begun: dict[str, Any]) -> None:
+    """ValueError where a run was begun on other tokens or in another precision."""
+    before = json.loads((output / SETTINGS_FILE).read_text())
+    names = {"tokenizer_sha": "with another tokenizer", "bf16": "in another precision (give its --dtype)"}
+    for name, now in begun.items():
+        if before.get(name, now) != now:
+            raise ValueError(f"{output} was begun {names[name]}; resume with the same, or choose another --output")
+
+
 def _held_out(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
     """Held-out rows; the first training rows where there are too few documents to hold one row out."""
     if index.tokens("heldout") >= config.length:
-        return Rows(places, index, "heldout", config.length)
+        return Rows(places, index, "heldout", config.length, seed=0)  # mixed: a part of them speaks for all files
     log.warning(
         "only %d tokens are held out, less than a row: the loss is measured on training text; give more data or a "
         "higher --heldout",

@@ -75,14 +75,17 @@ class PretrainConfig:
             raise ValueError(f"row length is {self.length}; give at least 2 tokens")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density {self.density} is out of range; it is a share of tokens: 0 < density <= 1")
-        if self.lr <= 0 or self.clip <= 0 or self.router_lr <= 0:
+        if not (self.lr > 0 and self.clip > 0 and self.router_lr > 0):
             raise ValueError("the learning rates and --clip must be positive")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup {self.warmup} is out of range; it is a share of the steps: 0 <= warmup <= 1")
         if self.compile and self.fsdp:
             raise ValueError("--compile works on whole layers and --fsdp cuts them up; leave one of the two out")
         if not 0 <= self.heldout < 1:
             raise ValueError(f"heldout {self.heldout} is out of range; it is a share of documents: 0 <= heldout < 1")
         for name, choices in {
             "optimizer": ("adamw", "adafactor"),
+            "device": ("auto", "cpu", "cuda"),
             "dtype": ("auto", "float32", "bfloat16"),
             "gather": ("auto", "on", "off"),
         }.items():
@@ -97,6 +100,8 @@ class PretrainConfig:
         """
         if self.method not in METHODS:
             return method_named(self.method, {})
+        if self.method == "flexidepth":
+            raise ValueError("method 'flexidepth' adapts a trained model; use depthdial train for it")
         if self.method == "static":
             raise ValueError("method 'static' drops layers of a trained model; to train fewer layers, lower --size")
         kind = METHODS[self.method]
@@ -105,8 +110,8 @@ class PretrainConfig:
             name = next((name for name in DENSITY_FIELDS if name in known), None)
             if name is None and self.density < 1:
                 raise ValueError(f"method {self.method!r} runs every layer: it has no density; leave --density out")
-            if name is not None:
-                fields.setdefault(name, self.density)
+            if name is not None and fields.setdefault(name, self.density) != self.density:
+                raise ValueError(f"density is given twice: {self.density} and {name}={fields[name]}; leave one out")
         if "first" in known:
             fields.setdefault("first", 0)
         if "adapter_ratio" in known and not kind.reads_input:

@@ -23,6 +23,7 @@ from depthdial.train.callbacks import Report, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson
+from depthdial.train.machine import one_device
 
 
 class Hold(TrainerCallback):
@@ -73,7 +74,7 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
     )
     trainer = Trainer(
         model=lesson,
-        args=arguments,
+        args=one_device(arguments),
         train_dataset=rows,
         data_collator=default_data_collator,
         callbacks=[Hold(lesson), Report(lesson, output), stop],
