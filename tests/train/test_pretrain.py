@@ -18,7 +18,7 @@ from depthdial.train import callbacks, next_token
 from depthdial.train.pretrain import _held_out, pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 from depthdial.train.rows import Rows
-from depthdial.train.shards import read_index
+from depthdial.train.shards import Index, read_index
 
 BY_METHOD = {"skiplayer": 0.5, "mixture_of_depths": 0.5, "random": 0.5, "highway": None, "dense": None}
 
@@ -136,21 +136,25 @@ def test_seeds_differ_and_share_what_is_held_out(config, tmp_path: Path):
     assert held[0] == held[1] and len(held[0]) > 4
 
 
-def held_out(config: PretrainConfig) -> list[list[int]]:
-    places = Path(config.shards)
-    index = read_index(places)
+def opened(config: PretrainConfig) -> tuple[Path, Index]:
+    index = read_index(Path(str(config.shards)))
     assert index is not None
-    rows = _held_out(places, index, config, Rows(places, index, "train", config.length, seed=config.seed))
+    return Path(str(config.shards)), index
+
+
+def ids(rows: Rows) -> list[list[int]]:
     return [rows[i]["input_ids"].tolist() for i in range(len(rows))]
+
+
+def held_out(config: PretrainConfig) -> list[list[int]]:
+    places, index = opened(config)
+    return ids(_held_out(places, index, config, Rows(places, index, "train", config.length, seed=config.seed)))
 
 
 def test_held_out_rows_are_mixed(config, tmp_path: Path):
     """Of several files, a part of the rows speaks for all; each row is there once."""
     pretrain(told(config, tmp_path))
-    found, index = held_out(config), read_index(Path(config.shards))
-    assert index is not None
-    stream = Rows(Path(config.shards), index, "heldout", config.length)
-    straight = [stream[i]["input_ids"].tolist() for i in range(len(stream))]
+    found, straight = held_out(config), ids(Rows(*opened(config), "heldout", config.length))
     assert found != straight and sorted(found) == sorted(straight)
 
 
