@@ -101,10 +101,9 @@ def read(path: str | Path) -> Plugin:
             raise ValueError(
                 f"{file} has format version {version}; this depthdial reads {FORMAT_VERSION}: upgrade one of the two"
             )
-        fields = {**data["method"]}
         return Plugin(
             name=data["name"],
-            method=method_named(fields.pop("name"), fields),
+            method=_method(data["method"], file),
             base=Fingerprint(**data["base"]),
             curves=curves_from(data["curves"]),
             recommended=data["recommended_budget"],
@@ -114,6 +113,14 @@ def read(path: str | Path) -> Plugin:
         raise ValueError(f"{file} is not valid JSON ({error}); get the plug-in again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} lacks or misnames a field ({error}); get the plug-in again") from error
+
+
+def _method(told: dict[str, Any], file: Path) -> Method:
+    fields = dict(told)
+    try:
+        return method_named(fields.pop("name"), fields)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; get the plug-in again") from None
 
 
 def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool = False) -> PreTrainedModel:
