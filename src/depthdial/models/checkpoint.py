@@ -116,7 +116,7 @@ def read(path: str | Path) -> Plugin:
 
 
 def _method(told: dict[str, Any], file: Path) -> Method:
-    fields = dict(told)
+    fields = {**told}
     try:
         return method_named(fields.pop("name"), fields)
     except ValueError as error:
