@@ -48,8 +48,8 @@ def main() -> None:
             if (not args.only or name in args.only) and not (folder / "results.json").is_file():
                 fields = {**vars(method), **({"seed": seed} if name == "random" else {})}
                 config = PretrainConfig(
-                    data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method),
-                    fields=fields, tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"),
+                    data=tuple(args.data), output=str(folder), size=str(size), method=name_of(method), fields=fields,
+                    tokenizer=f"train:{size.vocabulary}", shards=str(args.output / "shards"), heldout_tokens=1 << 20,
                     length=size.context, steps=args.steps, batch=args.batch, seed=seed, dtype="auto", compile=True,
                     gather="on" if name == "mod" else "off", lr=3e-3, router_lr=0.1 if name in SKIP else 1.0,
                 )  # fmt: skip
