@@ -2,7 +2,6 @@
 
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
-
 `full`, which costs more, runs all of SkipLayer's layers: what they are worth here. Interrupted runs are resumed.
 """
 
