@@ -1,8 +1,7 @@
-"""Models pre-trained on the same tokens, sized for equal true cost per token (K/V, routers and LM head counted).
+"""Models pre-trained on the same tokens, of equal true cost per token (K/V, routers, LM head counted); resumes.
 
     python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
     depthdial report OUTPUT --baseline dense --output OUTPUT/report
-`full`, which costs more, runs all of SkipLayer's layers: what they are worth here. Interrupted runs are resumed.
 """
 
 import argparse
@@ -17,16 +16,17 @@ from depthdial.train.checkpoints import last_checkpoint
 from depthdial.train.pretrain import pretrain
 from depthdial.train.pretrain_config import PretrainConfig
 
-PAIRED, SKIP = ("dense", "skip50", "mod", "random"), ("skip50", "skip25")
+PAIRED = ("dense", "skip50", "skip50t2", "mod", "random")
+SKIP = {"skip50": (0.5, 1.0), "skip50t2": (0.5, 2.0), "skip25": (0.25, 1.0)}  # density and temperature
 
 
 def models(spec: Spec) -> dict[str, tuple[Method, Spec]]:
     """Each method with the size at which it costs what SkipLayer at 50 % costs at `spec`."""
-    skip, skip25 = (SkipLayer(density=density, noise=0, detach=True) for density in (0.5, 0.25))
-    random = Random(rate=0.5, first=0, adapter_ratio=0)
-    others = {"skip25": skip25, "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
-    dense = {"dense": shallow(spec, skip), "wide": wide(spec, skip), "full": spec}
-    found = {"skip50": (skip, spec), **{name: (Dense(), size) for name, size in dense.items()}}
+    skips = {name: SkipLayer(density=p, temperature=t, noise=0, detach=True) for name, (p, t) in SKIP.items()}
+    skip, random = skips["skip50"], Random(rate=0.5, first=0, adapter_ratio=0)
+    others = {**skips, "mod": MixtureOfDepths(), "random": random, "highway": Highway()}
+    dense = {"dense": shallow(spec, skip), "wide": wide(spec, skip), "full": spec}  # full costs more
+    found: dict[str, tuple[Method, Spec]] = {name: (Dense(), size) for name, size in dense.items()}
     return found | {name: (method, equal(macs(spec, skip), spec, method)) for name, method in others.items()}
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--only", nargs="+", help="skip50, dense, wide, full, skip25, mod, random, highway")
+    parser.add_argument("--only", nargs="+", help="skip50, skip50t2, skip25, dense, wide, full, mod, random, highway")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--size", default="8x4@128,vocab=4096,context=256")
     parser.add_argument("--steps", type=int, default=1500)
