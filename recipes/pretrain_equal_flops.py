@@ -1,7 +1,7 @@
 """Models pre-trained on the same tokens, of equal true cost per token (K/V, routers, LM head counted); resumes.
 
-    python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
-    depthdial report OUTPUT --baseline dense --output OUTPUT/report
+python recipes/pretrain_equal_flops.py OUTPUT DATA... [--only skip50 dense ...] [--seeds 0 1 2] [--size 8x4@128]
+depthdial report OUTPUT --baseline dense --output OUTPUT/report
 """
 
 import argparse
