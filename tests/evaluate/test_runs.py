@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.evaluate.run_plot import draw_runs
+from depthdial.evaluate.run_plot import _look, draw_runs
 from depthdial.evaluate.runs import compare, half_width, read_runs, table
 
 
@@ -90,3 +90,7 @@ def test_pictures_are_written_whole(tmp_path: Path):
     written = draw_runs(read_runs([tmp_path / "runs"]), tmp_path)
     assert [p.name for p in written] == ["loss.png", "density.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written) and not list(tmp_path.glob(".*.part"))
+
+
+def test_no_two_of_21_groups_look_alike():
+    assert len({tuple(_look(i).items()) for i in range(21)}) == 21

@@ -23,13 +23,13 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
             "drawing needs matplotlib; install it with: pip install 'depthdial[plots]', or add --no-plots"
         ) from None
     groups = list(dict.fromkeys(run.group for run in runs))
-    colour = {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+    look = {group: _look(i) for i, group in enumerate(groups)}
     seen: set[str] = set()
 
     def style(run: Run) -> dict[str, Any]:
         label = None if run.group in seen else run.group
         seen.add(run.group)
-        return {"color": colour[run.group], "label": label, "linewidth": 1.2}
+        return {**look[run.group], "label": label, "linewidth": 1.2}
 
     loss = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = loss.subplots(1, 2)
@@ -39,9 +39,7 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
         left.plot([s * per_step / 1e6 for s in steps], _smoothed(values), **{**style(run), "alpha": 0.8})
         steps, values = _series(run, "heldout_loss")
         ends = [*steps, run.results.get("steps", max(steps, default=1))]
-        right.plot(
-            [s * per_step / 1e6 for s in ends], [*values, run.results["loss"]], color=colour[run.group], marker="."
-        )
+        right.plot([s * per_step / 1e6 for s in ends], [*values, run.results["loss"]], **look[run.group], marker=".")
     for axes, title in ((left, "training loss"), (right, "held-out loss")):
         axes.set(xlabel="tokens, millions", ylabel="nats per token", title=title)
         axes.grid(alpha=0.3)
@@ -54,13 +52,18 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
         steps, layers = _series(run, "layers")
         depth = len(run.results["density_per_layer"])
         left.plot(steps, [value / depth for value in _smoothed(layers)], **style(run))
-        right.plot(range(depth), run.results["density_per_layer"], color=colour[run.group], marker="o", markersize=3)
+        right.plot(range(depth), run.results["density_per_layer"], **look[run.group], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="share of layers executed", title="over training", ylim=(0, 1.05))
     right.set(xlabel="layer", ylabel="share of tokens that run it", title="held-out text", ylim=(-0.05, 1.05))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     return [_save(figure, folder / name) for figure, name in ((loss, "loss.png"), (density, "density.png"))]
+
+
+def _look(index: int) -> dict[str, str]:
+    """Colours first, then the same ones dashed and dotted: no two of 21 groups look alike."""
+    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
 
 
 def _series(run: Run, name: str) -> tuple[list[float], list[float]]:
