@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import keep_figure
+from depthdial.maps.keep_figure import COLOURS, keep_figure
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKS = "osD^vPX"
 HIGHEST = 2.0
 """Perplexities above this many times the base's leave the picture, as do untrained methods that are far worse than
@@ -31,7 +30,7 @@ def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
         found = sorted((p["groups"][group] for p in subject["points"]), key=lambda s: s["cost"])
         cost = [s["cost"] for s in found]
         style: dict[str, Any] = {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "color": COLOURS[i % len(COLOURS)],
             "marker": _MARKS[i % len(_MARKS)],
             "linestyle": "-" if subject["trained"] else ":",
             "markersize": 4,

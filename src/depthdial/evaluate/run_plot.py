@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.evaluate.runs import Run
-from depthdial.maps.keep_figure import keep_figure
+from depthdial.maps.keep_figure import COLOURS, keep_figure
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 SMOOTH = 25
 """Steps over which the training loss is averaged."""
 
@@ -63,7 +62,7 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _look(index: int) -> dict[str, str]:
     """Colours first, then the same ones dashed and dotted: no two of 21 groups look alike."""
-    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
 
 
 def _series(run: Run, name: str) -> tuple[list[float], list[float]]:

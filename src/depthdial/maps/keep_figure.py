@@ -7,6 +7,9 @@ from typing import Any
 
 from depthdial.core.whole import whole
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, which people of any colour vision tell apart; for lines and groups, in this order."""
+
 
 def keep_figure(figure: Any, path: Path, dpi: int = 130) -> None:
     """Write a matplotlib figure as PNG beside `path` and rename it. Raises OSError where that cannot be done."""

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import keep_figure
+from depthdial.maps.keep_figure import COLOURS, keep_figure
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKS = "osD^vPX"
 
 
@@ -39,16 +38,14 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             [m - 100 * low for m, (low, _) in zip(mean, ends, strict=True)],
             [100 * high - m for m, (_, high) in zip(mean, ends, strict=True)],
         ]
-        style: dict[str, Any] = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 5, "label": name}
+        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 5, "label": name}
         left.errorbar([cost for cost, _ in found], mean, yerr=errors, capsize=2, **style)
     counted = rows[0]["counted"] if rows else []
     adaptive = sorted((row for row in rows if row["kind"] == "adaptive"), key=lambda row: row["cost"])
     for i, task in enumerate(counted):
         points = [(row["tasks"][task]["cost"], 100 * row["tasks"][task]["above_chance"]) for row in adaptive]
         if points:
-            right.plot(
-                *zip(*points, strict=True), color=_COLOURS[i % 7], marker=_MARKS[i % 7], markersize=4, label=task
-            )
+            right.plot(*zip(*points, strict=True), color=COLOURS[i % 7], marker=_MARKS[i % 7], markersize=4, label=task)
     left.set_title(f"mean of {len(counted)} tasks above chance", fontsize=10)
     right.set_title("the plug-in, task by task", fontsize=10)
     left.set_ylabel("score above chance, % of the base's")
