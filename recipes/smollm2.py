@@ -21,6 +21,7 @@ SHARE_ALIKE = ("flan_cot/ecqa", "flan_cot/sensemaking", "p3/adversarial_qa", "p3
                "p3/wiki_bio", "p3/wiki_hop")  # fmt: skip
 TWICE_OR_TEST = ("flan_cot/gsm8k", "mbpp/test")
 REPEAT = 10  # of the sampled prose: there is little of it, and one epoch of the rest is never reached
+PLAIN = {"passage": 10, "dialogue": 12, "short": 3, "single": 1}  # repeats: about two fifths of the mix
 ROUTED = {"first": 3, "last": 29, "but": (11,)}
 FIELDS = {
     "flexidepth": {**ROUTED, **METHODS["flexidepth"].budgeted},
@@ -35,31 +36,41 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("method", choices=FIELDS, nargs="?", default="flexidepth")
     parser.add_argument("--sampled", type=Path, help="what recipes/sample_base.py wrote")
+    parser.add_argument("--plain", type=Path, help="what recipes/plain_text.py wrote")
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--dtype", default="bfloat16", help="float32 is faster on a CPU without bf16 arithmetic")
     parser.add_argument("--fit-steps", type=int, default=120)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--router-lr", type=float, default=0.3, help="factor on the routers' learning rate")
     parser.add_argument("--start", help="a plug-in to start from instead of the fit")
+    parser.add_argument("--detach", action="store_true", help="routers only read")
+    parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prose = [str(args.sampled)] * REPEAT if args.sampled else []
+    prose += [str(args.plain / f"{k}.jsonl.gz") for k, n in PLAIN.items() for _ in range(n)] if args.plain else []
     config = TrainConfig(
         model="smollm2-135m-instruct",
         method=args.method,
-        fields=FIELDS[args.method],
+        fields={**FIELDS[args.method], **({"detach": True} if args.detach else {})},
         data=(*(str(args.data / f"{name}.jsonl.gz") for name in FILES), *prose),
         drop_sources=(*SHARE_ALIKE, *TWICE_OR_TEST),
         output=str(args.output),
         budget=0.85,
         lowest=0.68,
         steps=args.steps,
+        batch=args.batch,
+        length=args.length,
+        dtype=args.dtype,
         fit_steps=args.fit_steps,
         lr=args.lr,
         router_lr=args.router_lr,
         start_from=args.start,
         compile=True,
-        save_every=100,
+        save_every=args.save_every,
     )
     print(train(config, args.resume))
 

@@ -14,6 +14,7 @@ from depthdial.models import load
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
 from depthdial.models.convert import route_of
 from depthdial.train import callbacks as loop
+from depthdial.train import run
 from depthdial.train.config import TrainConfig
 from depthdial.train.run import train
 
@@ -92,8 +93,21 @@ def test_a_run_may_start_from_a_plugin(config, tmp_path):
     after = parts(b)
     same = [torch.allclose(t, after[name], atol=1e-6) for name, t in parts(a).items() if "adapter" in name]
     assert all(same)
-    with pytest.raises(ValueError, match="another method or other fields"):
+    with pytest.raises(ValueError, match="another method or other shapes"):
         train(dataclasses.replace(told, fields={"rate": 0.5}, method="random", output=str(tmp_path / "third")))
+    with pytest.raises(ValueError, match="another method or other shapes"):
+        train(dataclasses.replace(told, fields={"adapter_ratio": 2}, output=str(tmp_path / "fourth")))
+    assert read(train(dataclasses.replace(told, fields={"detach": True}, output=str(tmp_path / "fifth")))).method.detach
+
+
+def test_a_start_is_not_measured_again(config, tmp_path, monkeypatch):
+    first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
+    told = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1)
+    measured: list[int] = []
+    curve_of = run.curve_of
+    monkeypatch.setattr(run, "curve_of", lambda *args: measured.append(1) or curve_of(*args))
+    train(told)
+    assert len(measured) == 1, "only the dial of the new plug-in"
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(config, tmp_path, monkeypatch):

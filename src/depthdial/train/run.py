@@ -131,9 +131,9 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
     if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
-    curve = curve_of(
-        model, Heldout(model, batches[:1]).measure
-    )  # nothing to learn about the offsets, or learned before
+    known = read_plugin(config.start_from).curves if config.start_from is not None else {}
+    # nothing to learn about the offsets, or learned before
+    curve = known.get("text") or curve_of(model, Heldout(model, batches[:1]).measure)
     ramp = RAMP if config.start_from is None else 0.0
     return BudgetControl(
         low, high, floor, offsets=lambda b: torch.tensor([curve.offset(x) for x in b.tolist()]), ramp=ramp
@@ -197,10 +197,11 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
-    """Start from another plug-in's parts: same method, same shapes."""
+    """Start from another plug-in's parts: same kind of method, same shapes; hyper-parameters may differ."""
     own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
-    if read_plugin(folder).method != method_of(model) or own.keys() != given.keys():
-        raise ValueError(f"{folder} is a plug-in of another method or other fields; it cannot be the starting point")
+    alike = {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in given.items()}
+    if type(read_plugin(folder).method) is not type(method_of(model)) or not alike:
+        raise ValueError(f"{folder} is a plug-in of another method or other shapes; it cannot be the starting point")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
