@@ -28,8 +28,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=255)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="bfloat16", help="float32 is faster on a CPU without bf16 arithmetic")
     args = parser.parse_args()
-    loaded, tokenizer = load_base(args.model, dtype="bfloat16")
+    loaded, tokenizer = load_base(args.model, dtype=args.dtype)
     model: Any = loaded  # transformers' types say that `generate` is a Tensor
     start = separator_token(tokenizer)
     torch.manual_seed(args.seed)

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--start", help="a plug-in to start from instead of the fit")
     parser.add_argument("--detach", action="store_true", help="routers only read")
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--heldout-tokens", type=int, default=16384)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -71,6 +72,7 @@ def main() -> None:
         start_from=args.start,
         compile=True,
         save_every=args.save_every,
+        heldout_tokens=args.heldout_tokens,
     )
     print(train(config, args.resume))
 
