@@ -5,7 +5,7 @@
 A plug-in trained on conversations alone meets a plain "Question: ... Answer:" for the first time in a benchmark
 (docs/log.md). Four files, one JSON object {"source", "text"} a line: passage (alone), dialogue (a passage with its
 questions and answers), short (four to twelve short questions with answers), single (one question and its answer). Rows
-are those that recipes/smollm2.py trains on: no share-alike source, no test split.
+are those that recipes/smollm2.py trains on: no share-alike source, no test split, nothing that its split holds out.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from smollm2 import SHARE_ALIKE, TWICE_OR_TEST
 
 from depthdial.core.whole import whole
+from depthdial.train.data import Record, holdout
 
 WITH_PASSAGE = ("p3/quoref", "p3/duorc", "p3/ropes", "p3/cosmos_qa", "p3/quartz")
 SHORT = ("p3/commonsense_qa", "p3/qasc", "p3/social_i_qa", "p3/quartz", "p3/cosmos_qa", "flan_cot/strategyqa",
@@ -36,8 +37,14 @@ def rows(file: Path) -> Iterator[dict[str, str]]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             source = row.get("source", file.name.partition(".")[0])
-            if not any(fnmatchcase(source, pattern) for pattern in dropped):
+            if not any(fnmatchcase(source, pattern) for pattern in dropped) and not held_out(row, source):
                 yield {**row, "source": source}
+
+
+def held_out(row: dict[str, str], source: str) -> bool:
+    """Whether training holds this conversation out, so that its text must not come back in another form."""
+    first = {"role": "user", "content": row.get("prompt") or row["question"]}
+    return bool(holdout([Record(source, (first,))], 0.01)[1])
 
 
 def asked(prompt: str, passage: str) -> str | None:
