@@ -89,7 +89,9 @@ def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeyp
 def test_a_run_may_start_from_a_plugin(config, tmp_path):
     first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
     told = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1, lr=1e-9)
-    a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (first, train(told)))
+    second = train(told)
+    assert f"from the plug-in {first.name}" in (second / "README.md").read_text()
+    a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (first, second))
     after = parts(b)
     same = [torch.allclose(t, after[name], atol=1e-6) for name, t in parts(a).items() if "adapter" in name]
     assert all(same)

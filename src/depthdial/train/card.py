@@ -17,6 +17,9 @@ def card(plugin: Plugin, licence: str = "apache-2.0") -> str:
     )
     data = ", ".join(dict.fromkeys(file.rpartition("/")[2] for file in told["data"]))
     dropped = ", ".join(told["drop_sources"]) or "none"
+    start = told.get("start_from")
+    fit = f"after {told['fit_steps']} steps of fitting adapters layer by layer"
+    before = f"from the plug-in {start}" if start else fit
     return f"""---
 license: {licence}
 base_model: {told["model"]}
@@ -32,8 +35,7 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
 
 ## Training
 - objective: {told["objective"]}; {told["steps"]} steps of {told["batch"] * told["accumulate"]} rows of
-  {told["length"]} tokens after {told["fit_steps"]} steps of fitting adapters layer by layer; learning rate
-  {told["lr"]}; seed {told["seed"]}
+  {told["length"]} tokens {before}; learning rate {told["lr"]}; seed {told["seed"]}
 - budgets trained: {told["lowest"]} to {told["highest"]}, drawn per row
 - data: {data}; sources left out: {dropped}; {rows.get("tokens", 0):,} tokens available; 1 % of the documents held out
 
