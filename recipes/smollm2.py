@@ -45,18 +45,25 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--router-lr", type=float, default=0.3, help="factor on the routers' learning rate")
     parser.add_argument("--start", help="a plug-in to start from instead of the fit")
+    parser.add_argument(
+        "--order", type=int, nargs="+", help="static: the layers to drop, first first; none are searched"
+    )
     parser.add_argument("--detach", action="store_true", help="routers only read")
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--heldout-tokens", type=int, default=16384)
+    parser.add_argument("--generated-tokens", type=int, default=2048)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prose = [str(args.sampled)] * REPEAT if args.sampled else []
     prose += [str(args.plain / f"{k}.jsonl.gz") for k, n in PLAIN.items() for _ in range(n)] if args.plain else []
+    fields = {**FIELDS[args.method], **({"detach": True} if args.detach else {})}
+    if args.order:
+        fields |= {"order": args.order, "length": len(args.order)}
     config = TrainConfig(
         model="smollm2-135m-instruct",
         method=args.method,
-        fields={**FIELDS[args.method], **({"detach": True} if args.detach else {})},
+        fields=fields,
         data=(*(str(args.data / f"{name}.jsonl.gz") for name in FILES), *prose),
         drop_sources=(*SHARE_ALIKE, *TWICE_OR_TEST),
         output=str(args.output),
@@ -73,6 +80,7 @@ def main() -> None:
         compile=True,
         save_every=args.save_every,
         heldout_tokens=args.heldout_tokens,
+        generated_tokens=args.generated_tokens,
     )
     print(train(config, args.resume))
 

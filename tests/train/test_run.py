@@ -95,12 +95,21 @@ def test_a_run_may_start_from_a_plugin(config, tmp_path):
     after = parts(b)
     same = [torch.allclose(t, after[name], atol=1e-6) for name, t in parts(a).items() if "adapter" in name]
     assert all(same)
-    with pytest.raises(ValueError, match="another method or other shapes"):
-        train(dataclasses.replace(told, fields={"rate": 0.5}, method="random", output=str(tmp_path / "third")))
-    with pytest.raises(ValueError, match="another method or other shapes"):
+    with pytest.raises(ValueError, match=r"has no .*adapter.* of that shape .* cannot be the starting point"):
         train(dataclasses.replace(told, fields={"adapter_ratio": 2}, output=str(tmp_path / "fourth")))
     reading = read(train(dataclasses.replace(told, fields={"detach": True}, output=str(tmp_path / "fifth")))).method
     assert vars(reading)["detach"] is True
+
+
+def test_a_baseline_may_start_from_the_adapters_of_a_plugin(config, tmp_path):
+    first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
+    told = dataclasses.replace(config, start_from=str(first), steps=1, lr=1e-9, method="random", fields={"rate": 0.5})
+    second = train(dataclasses.replace(told, output=str(tmp_path / "second")))
+    a, b = (parts(load(config.model, str(f), dtype="float32", device="cpu")[0]) for f in (first, second))
+    assert b and all("adapter" in name and torch.allclose(tensor, a[name], atol=1e-6) for name, tensor in b.items())
+    back = dataclasses.replace(config, start_from=str(second), output=str(tmp_path / "third"))
+    with pytest.raises(ValueError, match=r"has no .*router.* of that shape"):
+        train(back)
 
 
 def test_a_start_is_not_measured_again(config, tmp_path, monkeypatch):

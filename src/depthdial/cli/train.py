@@ -39,7 +39,9 @@ def train(
     drop_source: Annotated[
         list[str], typer.Option(help="Leave out rows whose `source` matches this pattern; repeat for more.")
     ] = [],  # noqa: B006
-    start_from: Annotated[str | None, typer.Option(help="A plug-in of the same method to start from.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="A plug-in that has this method's parts, to start from.")
+    ] = None,
     seed: int = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     heldout_tokens: Annotated[int, typer.Option(help="Held-out tokens that the dial's curve is measured on.")] = 16384,

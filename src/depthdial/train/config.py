@@ -56,7 +56,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the frozen pieces: a minute at the start, then half as fast again on a CPU."""
     start_from: str | None = None
-    """A plug-in of the same method whose parts are the starting point, instead of the fit."""
+    """A plug-in that has this method's parts, to start from instead of the fit; what else it has stays there."""
 
     def __post_init__(self):
         if not self.data:

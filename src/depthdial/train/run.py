@@ -131,7 +131,8 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
     if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
-    known = read_plugin(config.start_from).curves if config.start_from is not None else {}
+    start = read_plugin(config.start_from) if config.start_from is not None else None
+    known = start.curves if start is not None and type(start.method) is type(method_of(model)) else {}
     # nothing to learn about the offsets, or learned before
     curve = known.get("text") or curve_of(model, Heldout(model, batches[:1]).measure)
     ramp = RAMP if config.start_from is None else 0.0
@@ -197,11 +198,14 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
-    """Start from another plug-in's parts: same kind of method, same shapes; hyper-parameters may differ."""
+    """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in."""
     own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
-    alike = {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in given.items()}
-    if type(read_plugin(folder).method) is not type(method_of(model)) or not alike:
-        raise ValueError(f"{folder} is a plug-in of another method or other shapes; it cannot be the starting point")
+    lacking = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
+    if lacking:
+        raise ValueError(
+            f"{folder} has no {lacking[0]} of that shape ({len(lacking)} of {len(own)} parts are missing); "
+            "it cannot be the starting point of this method"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
