@@ -47,6 +47,15 @@ def test_the_base_against_itself_is_one_without_doubt():
     assert row["tasks"]["a"]["over_base"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_a_base_that_got_one_item_right_makes_no_boundless_interval():
+    base, own = np.eye(164)[0], np.eye(164)[1]
+    first, row = summary(
+        [BASE, ADAPTIVE], {"base": {"a": record("a", base)}, "flexidepth 0.8": {"a": record("a", own)}}
+    )
+    assert first["mean_retained"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert row["mean_retained"]["mean"] == 1 and row["mean_retained"]["high"] <= 8
+
+
 def test_items_are_paired():
     """Rows that differ on few items have a narrow interval, though each score alone is uncertain."""
     random = np.random.default_rng(0)
@@ -69,6 +78,8 @@ def test_at_chance_is_below_five_standard_errors():
     assert counts(record("a", [1.0] * 70 + [0.0] * 30, 0.25))
     assert not counts(record("a", [1.0] * 70 + [0.0] * 30, 0.5))
     assert not counts(record("a", [0.0] * 100))
+    assert counts(record("a", [1.0] * 9, 0.25)), "all right, so no doubt"
+    assert not counts(record("a", [1.0] * 9, math.nan))
     assert not counts(record("a", [[-1.0, 2]] * 9, kind="perplexity", higher_is_better=False, score=1.6))
 
 

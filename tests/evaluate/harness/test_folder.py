@@ -73,6 +73,12 @@ def test_tasks_and_baselines_are_added_and_not_forgotten(tmp_path):
         Folder(tmp_path, changed(tasks={"piqa": "new"}), True)
 
 
+def test_what_a_killed_process_left_is_no_other_run(tmp_path):
+    (tmp_path / ".run-0a1b2c3d.part.json").write_text("{")
+    Folder(tmp_path, WHO, True)
+    assert (tmp_path / RUN).is_file()
+
+
 def test_places_that_are_taken(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no evaluation"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from depthdial.core.whole import plain
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.items import Record, measure
+from depthdial.evaluate.harness.items import Record, _chance, _primary, measure
 from depthdial.evaluate.harness.lm import DepthLM, Dial
 from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.tasks import load_suites
@@ -62,6 +64,32 @@ def test_chance_is_one_of_the_choices(suites, tiny_llm):
     assert chances == {"arc_easy": 0.25, "winogrande": 0.5, "lambada_openai": 0, "wikitext": 0, "coqa": 0}
 
 
+def test_all_rows_see_the_same_examples(data_folder, tiny_llm, monkeypatch):
+    """The harness's sampler goes on where it stopped: without a new seed the second row has other prompts."""
+    lm = DepthLM(tiny_llm(plugged=False))
+    (suite,) = load_suites(["gsm8k"], DataFolder(data_folder), fewshot=3)
+    for task in suite.parts.values():
+        task.set_config("generation_kwargs", {"until": ["Question:"], "max_gen_toks": 4})
+    asked: list[list[str]] = []
+    generate = lm.generate_until
+    monkeypatch.setattr(lm, "generate_until", lambda told: asked.append([r.args[0] for r in told]) or generate(told))
+    for _ in range(2):
+        measure(suite, lm, Dial(), Store(), None)
+    assert asked[0] == asked[1] and len(set(asked[0])) == 3
+
+
+def test_a_group_is_told_by_a_metric_of_all_its_parts():
+    one = [{"filter": "none", "metrics": ["acc_norm", "acc"]}]
+    other = [{"filter": "none", "metrics": ["mcc", "acc"]}]
+    assert _primary({"a": one, "b": other}) == ("acc", "none") and _primary({"a": one}) == ("acc_norm", "none")
+
+
+def test_chance_is_not_known_where_a_choice_is_more_or_less_right():
+    samples = [{"acc": 0.3, "filtered_resps": [0, 0, 0]}, {"acc": 0.7, "filtered_resps": [0, 0]}]
+    assert math.isnan(_chance("multiple_choice", "acc", samples))
+    assert _chance("multiple_choice", "acc", [{**s, "acc": 1.0} for s in samples]) == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
 def test_filters_and_programs(data_folder, tiny_llm):
     lm = DepthLM(tiny_llm(plugged=False))
     maths, code = load_suites(["gsm8k", "humaneval"], DataFolder(data_folder), fewshot=1, run_code=True)
@@ -83,3 +111,5 @@ def test_a_record_comes_back_from_json(suites, tiny_llm):
     assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
     score = math.exp(-np.sum([v[0] for v in record.values]) / np.sum([v[1] for v in record.values]))
     assert record.kind == "perplexity" and record.score == pytest.approx(score) and record.stderr > 0
+    unknown = dataclasses.replace(record, chance=math.nan)
+    assert math.isnan(Record.from_json(plain(unknown.to_json())).chance)

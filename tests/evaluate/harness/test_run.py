@@ -70,6 +70,8 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypat
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
     assert measured == ["piqa", "piqa"]
     assert timeless(grown["rows"][1]["tasks"]["arc_easy"]) == timeless(first["rows"][1]["tasks"]["arc_easy"])
+    assert grown["subjects"]["early exit"] == first["subjects"]["early exit"], "not run, but not forgotten"
+    assert timeless(run(options(resume=True))) == timeless(first)
     with pytest.raises(ValueError, match="its limit is None, not 3"):
         run(options(resume=True, limit=3))
 
@@ -124,6 +126,8 @@ def test_killed_it_comes_to_the_same(options, tmp_path, data_folder):
         ({"budgets": [1.2]}, r"not at 1\.2"),
         ({"output": None, "resume": True}, "--resume needs --output"),
         ({"baselines": {"base": "x"}}, "this name is taken"),
+        ({"baselines": {"early-exit": "x"}}, "its files would be those of 'early exit'"),
+        ({"baselines": {"a b": "x", "a/b": "x"}}, "its files would be those of 'a b'"),
     ],
 )
 def test_options_that_make_no_sense(options, wrong, says):

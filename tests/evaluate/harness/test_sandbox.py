@@ -46,6 +46,9 @@ def test_time_and_memory_end():
         "import os; os.symlink('a', 'b')",
         "import os; os.mkdir('{there}.d')",
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))",
+        "import os; os.open('{there}', os.O_RDONLY | os.O_TRUNC)",
+        "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, {pid})",
+        "import fcntl, os; fcntl.fcntl(os.pipe()[0], 10, 9)  # F_SETSIG",
     ],
 )
 def test_nothing_outside_is_touched(tmp_path, program):
@@ -57,6 +60,26 @@ def test_nothing_outside_is_touched(tmp_path, program):
     after = there.stat()
     assert there.read_text() == "kept" and (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
     assert sorted(tmp_path.iterdir()) == [there]
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of its calls")
+@pytest.mark.parametrize(("name", "call"), [("shmget", "29, 0, 4096, 0o1600"), ("sigqueue", "129, {pid}, 9, told")])
+def test_calls_that_python_does_not_have(name, call):
+    head = "import ctypes, struct; told = ctypes.create_string_buffer(struct.pack('iii', 9, 0, -1), 128)\n"
+    made = "libc = ctypes.CDLL(None, use_errno=True)\nfound = libc.syscall({})\nassert found >= 0, ctypes.get_errno()"
+    program = head + made.format(call.format(pid=os.getpid()))
+    assert sandbox.run(program) == "failed: AssertionError: 1", name
+
+
+def test_what_it_says_does_not_fill_our_memory():
+    assert "wrote into the pipe" in sandbox.run("import os\nwhile True: os.write(3, b'x' * 65536)")
+    assert sandbox.run("import os\nos.close(3)\nwhile True: pass", seconds=0.5) == "timed out"
+
+
+def test_a_file_can_be_read_and_asked_for_its_flags():
+    """The filter looks at arguments: calls with harmless ones go through."""
+    program = f"import fcntl\nfile = open({__file__!r})\nassert file.read() and fcntl.fcntl(file, fcntl.F_GETFL) >= 0"
+    assert sandbox.run(program) == "passed"
 
 
 def test_no_network_not_even_here():

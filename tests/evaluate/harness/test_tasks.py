@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest import mock
 
 import datasets
 import pytest
@@ -11,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from depthdial.evaluate.harness import squad
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.tasks import Suite, _manager, load_suites
+from depthdial.evaluate.harness.tasks import Suite, _common_metric, _manager, load_suites
 
 OFFLINE = {
     "hellaswag": 6, "winogrande": 4, "gsm8k": 3, "coqa": 5, "arc_easy": 7, "arc_challenge": 5, "piqa": 9, "boolq": 4,
@@ -42,6 +43,9 @@ def test_programs_run_in_the_sandbox_when_that_is_allowed(data_folder):
     right, wrong = [["def f(x):\n    return x"]], [["import os\nos.fork()"]]
     assert task.process_results(doc, right) == {"pass@1": 1.0}
     assert task.process_results(doc, wrong) == {"pass@1": 0.0}
+    for run_code in (False, True):
+        with pytest.raises(ValueError, match="by a runner of its own"):
+            load_suites(["cruxeval_output"], DataFolder(data_folder), run_code=run_code)
 
 
 def test_nothing_stays_changed(data_folder):
@@ -83,7 +87,54 @@ def test_examples_need_a_training_split(data_folder):
     (data_folder / "eval" / "gsm8k_train.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="task gsm8k shows 5 examples"):
         load_suites(["gsm8k"], DataFolder(data_folder))
+    with pytest.raises(ValueError, match=r"task mmlu_anatomy shows 2 examples, and the data have 1: .*--fewshot 1"):
+        load_suites(["mmlu_anatomy"], DataFolder(data_folder), fewshot=2)
     assert load_suites(["gsm8k"], DataFolder(data_folder), fewshot=0)[0].parts["gsm8k"].get_config("num_fewshot") == 0
+
+
+def test_values_that_no_prompt_can_be_made_of(data_folder, write_rows):
+    file = data_folder / "eval" / "winogrande_xl_val.jsonl.gz"
+    row = {"sentence": "the fox saw the dog so _ jumps over", "option1": "the fox", "option2": "the dog"}
+    write_rows(file, [{**row, "answer": "1"}, {**row, "answer": ""}])
+    with pytest.raises(ValueError, match="winogrande"):
+        load_suites(["winogrande"], DataFolder(data_folder))[0].check(None)
+
+
+def test_another_split_than_the_one_that_is_evaluated(data_folder, write_rows):
+    rows = [{"question_stem": "the fox", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}]
+    write_rows(data_folder / "eval" / "openbookqa_val.jsonl.gz", rows)
+    (data_folder / "eval" / "openbookqa_test.jsonl.gz").unlink()
+    with pytest.raises(ValueError, match="openbookqa cannot be loaded"):
+        load_suites(["openbookqa"], DataFolder(data_folder))
+
+
+def test_a_package_that_is_missing(data_folder, monkeypatch):
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'langdetect'")
+
+    monkeypatch.setattr(TaskManager, "load", missing)
+    with pytest.raises(ValueError, match=r"needs a package that is not here: .*langdetect"):
+        load_suites(["piqa"], DataFolder(data_folder))
+
+
+def test_a_digest_tells_examples_apart(data_folder, write_rows):
+    def digest():
+        return load_suites(["gsm8k"], DataFolder(data_folder), fewshot=2)[0].digest(None)
+
+    first = digest()
+    write_rows(
+        data_folder / "eval" / "gsm8k_train.jsonl.gz", [{"question": f"{i}?", "answer": "#### 1"} for i in range(9)]
+    )
+    assert digest() != first
+
+
+def test_a_group_without_a_common_metric(data_folder):
+    def part(*metrics):
+        return mock.Mock(aggregation=lambda: dict.fromkeys(metrics))
+
+    _common_metric("glue", {"a": part("acc", "f1"), "b": part("acc")})
+    with pytest.raises(ValueError, match="parts of glue have no metric in common; name them one by one: a, b"):
+        _common_metric("glue", {"a": part("mcc"), "b": part("acc")})
 
 
 def test_a_limit_is_spread_over_the_parts():

@@ -50,7 +50,8 @@ class Drawn:
 
 def counts(base: Record) -> bool:
     """Is the base far enough above chance that a share of it says something?"""
-    return base.kind == "mean" and base.higher_is_better and base.score - base.chance >= ABOVE * base.stderr > 0
+    above = base.score - base.chance
+    return base.kind == "mean" and base.higher_is_better and above > 0 and above >= ABOVE * base.stderr
 
 
 def summary(rows: Sequence[Row], records: Mapping[str, Records], draws: int = DRAWS) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def _row(row: Row, own: Records, base: Records, adaptive: Mapping[float, Records
     counted = [task for task in tasks if counts(base[task])]
     told["mean_retained"] = _interval(
         [own[task].score / base[task].score for task in accuracies],
-        [drawn.scores(own[task]) / np.maximum(drawn.scores(base[task]), 1e-9) for task in accuracies],
+        [_share(drawn.scores(own[task]), drawn.scores(base[task])) for task in accuracies],
     )
     told["mean_above_chance"] = _interval(
         [_above(own[task].score, base[task].score, own[task].chance) for task in counted],
@@ -121,6 +122,11 @@ def _task(own: Record, base: Record, drawn: Drawn) -> dict[str, Any]:
         "cpu_seconds": own.cpu_seconds,
         "scores": own.scores,
     }
+
+
+def _share(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """nan in resamples that hold nothing that the base got right: no share of nothing."""
+    return scores / np.where(base > 0, base, math.nan)
 
 
 def _above(score: Any, base: Any, chance: float) -> Any:

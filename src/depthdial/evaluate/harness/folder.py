@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.whole import write_json
+from depthdial.core.whole import leftovers, write_json
 from depthdial.evaluate.harness.items import Record
 from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.subjects import Row
@@ -41,7 +41,7 @@ class Folder:
                     f"{path} holds a run already; pass --resume to go on with it, or choose another --output"
                 )
             identity = _grown(_read(file), identity, path)
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and set(path.iterdir()) - {part for part, _ in leftovers(path)}:
             raise ValueError(f"{path} is not empty and holds no evaluation; choose another --output")
         held = path / RESULTS
         self.subjects = _read(held)["subjects"] if held.is_file() else {}

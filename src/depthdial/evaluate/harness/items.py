@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 from depthdial.engine.score import Ran
 from depthdial.evaluate.harness.lm import DepthLM, Dial
 from depthdial.evaluate.harness.store import Store
-from depthdial.evaluate.harness.tasks import Suite
+from depthdial.evaluate.harness.tasks import FEWSHOT_SEED, Suite
 
 PREFERRED = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity")
 """Of the metrics of a task the one that its line shows; of others the first. The rest is in the JSON."""
@@ -33,7 +33,7 @@ class Record:
     higher_is_better: bool
     score: float
     chance: float
-    """What guessing would score."""
+    """What guessing would score; nan where that is not known."""
     values: list[Any]
     prompt: Ran
     answer: Ran
@@ -66,11 +66,14 @@ class Record:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Record:
-        return cls(**{**told, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
+        chance = math.nan if told["chance"] is None else told["chance"]
+        return cls(**{**told, "chance": chance, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
 
 
 def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: int | None, run_code: bool = False) -> Record:
     """Run a task. limit: items of the whole task, the first ones. store: chunks of this task at this setting."""
+    for task in suite.parts.values():  # its draws go on where they stopped: each row would see other examples
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     tally = lm.begin(dial, store)
     told: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
         lm=lm,
@@ -105,9 +108,11 @@ def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: int | No
 
 
 def _primary(samples: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
-    """The metric that is shown, and the filter before it."""
-    part = next(iter(samples.values()))
-    found = [(name, item["filter"]) for item in part for name in item["metrics"]]
+    """The metric that is shown, and the filter before it; of a group one that all parts have."""
+    each = [
+        dict.fromkeys((name, item["filter"]) for item in part for name in item["metrics"]) for part in samples.values()
+    ]
+    found = [pair for pair in each[0] if all(pair in other for other in each)]
     for wanted in PREFERRED:
         for name, filter_ in found:
             if name == wanted:
@@ -128,8 +133,11 @@ def _aggregated(how: Any, values: list[Any]) -> tuple[Kind, float]:
 
 
 def _chance(output_type: str, metric: str, samples: list[dict[str, Any]]) -> float:
+    """What guessing scores; nan where a choice is not just right or wrong (mass on the true ones of many)."""
     if output_type != "multiple_choice" or metric not in ("acc", "acc_norm"):
         return 0.0
+    if any(item[metric] not in (0, 1) for item in samples):
+        return math.nan
     return float(np.mean([1 / len(item["filtered_resps"]) for item in samples]))
 
 

@@ -16,21 +16,33 @@ _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # EPERM
 _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# networks, processes and signals; owners, modes and times of files; mounts, clocks and the kernel itself
+# networks, processes and signals; shared memory, which outlives its process; owners, modes and times of files; mounts,
+# clocks and the kernel itself; `openat2`, whose flags a filter cannot see
 _REFUSED = {
     "x86_64": (
-        41, 42, 53, 56, 57, 58, 59, 62, 76, 90, 91, 92, 93, 94, 101, 132, 133, 141, 155, 160, 161, 164, 165, 166,
-        167, 168, 169, 170, 171, 175, 176, 188, 189, 190, 197, 198, 199, 200, 227, 234, 235, 246, 248, 249, 250, 251,
-        259, 260, 261, 268, 272, 280, 298, 302, 303, 304, 305, 308, 310, 311, 313, 320, 321, 322, 323, 424, 425, 426,
-        427, 428, 429, 430, 431, 432, 433, 434, 435, 438, 442, 452,
+        29, 30, 31, 41, 42, 53, 56, 57, 58, 59, 62, 64, 68, 76, 90, 91, 92, 93, 94, 101, 129, 132, 133, 141, 155, 160,
+        161, 164, 165, 166, 167, 168, 169, 170, 171, 175, 176, 188, 189, 190, 197, 198, 199, 200, 227, 234, 235, 240,
+        246, 248, 249, 250, 251, 259, 260, 261, 268, 272, 280, 297, 298, 302, 303, 304, 305, 308, 310, 311, 313, 320,
+        321, 322, 323, 424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 435, 437, 438, 442, 452,
     ),
     "aarch64": (
         5, 6, 7, 14, 15, 16, 33, 39, 40, 41, 45, 51, 52, 53, 54, 55, 88, 97, 104, 105, 106, 112, 117, 129, 130, 131,
-        140, 142, 161, 162, 164, 170, 198, 199, 203, 217, 218, 219, 220, 221, 224, 225, 240, 241, 261, 264, 265, 266,
-        268, 270, 271, 273, 280, 281, 282, 294, 424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 435, 438, 442,
-        452,
+        138, 140, 142, 161, 162, 164, 170, 180, 186, 190, 194, 195, 196, 198, 199, 203, 217, 218, 219, 220, 221, 224,
+        225, 240, 241, 261, 264, 265, 266, 268, 270, 271, 273, 280, 281, 282, 294, 424, 425, 426, 427, 428, 429, 430,
+        431, 432, 433, 434, 435, 437, 438, 442, 452,
     ),
 }  # fmt: skip
+_JUMP_EQUAL, _JUMP_SET, _TRUNCATE = 0x15, 0x45, 0o1000
+# (call, its argument, test, value): emptying a file that is opened to be read, which old Landlocks let through, and
+# having the kernel send a signal when a pipe is written to (F_SETOWN, F_SETSIG, F_SETOWN_EX)
+_REFUSED_WITH = {
+    "x86_64": (
+        (2, 1, _JUMP_SET, _TRUNCATE),
+        (257, 2, _JUMP_SET, _TRUNCATE),
+        *((72, 1, _JUMP_EQUAL, n) for n in (8, 10, 15)),
+    ),
+    "aarch64": ((56, 2, _JUMP_SET, _TRUNCATE), *((25, 1, _JUMP_EQUAL, n) for n in (8, 10, 15))),
+}
 
 
 def lock(memory: int, seconds: int) -> None:
@@ -64,14 +76,21 @@ def _landlock(libc: ctypes.CDLL) -> None:
 
 def _seccomp(libc: ctypes.CDLL) -> None:
     machine = os.uname().machine
-    refused = _REFUSED[machine]
-    end = len(refused) + 3  # the line that refuses
-    lines = [(0x20, 0, 0, 4), (0x15, 0, end, _ARCH[machine]), (0x20, 0, 0, 0), (0x35, end - 2, 0, 0x40000000)]
-    lines += [(0x15, len(refused) - i, 0, number) for i, number in enumerate(refused)]
+    # (code, what to jump over if so, if not so, value); None is the way to the last line, which refuses
+    lines: list[tuple[int, int | None, int | None, int]] = [
+        (0x20, 0, 0, 4), (_JUMP_EQUAL, 0, None, _ARCH[machine]), (0x20, 0, 0, 0), (0x35, None, 0, 0x40000000),
+    ]  # fmt: skip
+    lines += [(_JUMP_EQUAL, None, 0, number) for number in _REFUSED[machine]]
+    for number, argument, test, value in _REFUSED_WITH[machine]:
+        lines += [(_JUMP_EQUAL, 0, 3, number), (0x20, 0, 0, 16 + 8 * argument), (test, None, 0, value), (0x20, 0, 0, 0)]
     lines += [(0x06, 0, 0, _ALLOW), (0x06, 0, 0, _REFUSE)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code)))
-    _call(libc.prctl, _SET_SECCOMP, _FILTER, program, 0, 0)
+    filled = []
+    for left, (code, so, not_so, value) in zip(reversed(range(len(lines))), lines, strict=True):
+        jumps = (left - 1 if jump is None else jump for jump in (so, not_so))
+        filled.append(struct.pack("HBBI", code, *jumps, value))
+    program = ctypes.create_string_buffer(b"".join(filled))
+    told = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(filled), ctypes.addressof(program)))
+    _call(libc.prctl, _SET_SECCOMP, _FILTER, told, 0, 0)
 
 
 def _call(call, *args):

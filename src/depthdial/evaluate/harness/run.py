@@ -57,6 +57,11 @@ class Options:
             raise ValueError("--resume needs --output: the folder of the run that is to go on")
         if taken := {"base", EARLY_EXIT} & set(self.baselines):
             raise ValueError(f"--plugin {taken.pop()}=...: this name is taken; choose another")
+        files: dict[str, str] = {}
+        for name in ("base", EARLY_EXIT, *self.baselines):
+            if other := files.get(file := Row(name, "baseline", name, 1.0).file):
+                raise ValueError(f"--plugin {name}=...: its files would be those of {other!r}; choose another name")
+            files[file] = name
 
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
@@ -66,6 +71,8 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
     report("tasks", 0, 0)
     with redirect_stdout(sys.stderr):
         suites = load_suites(options.tasks, data, options.fewshot, options.run_code)
+        for suite in suites:
+            suite.check(options.limit)
     if options.run_code:
         sandbox.check()
     folder: Folder | None = None
@@ -77,7 +84,6 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
     for name, make in zip(names, makers, strict=False):
         report("loading" if name is None else f"loading {name}", 0, 0)
         if folder is not None and name is not None and _done(folder, name, rows, suites, records):
-            results["subjects"] |= {name: folder.subjects.get(name)}
             continue
         subject = make()
         if folder is None:
@@ -85,6 +91,7 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
             results = _about(options, subject, suites)
             if subject.name in options.baselines:
                 raise ValueError(f"--plugin {subject.name}=...: the plug-in itself has this name; choose another")
+            results["subjects"] = dict(folder.subjects)  # what this run does not load, it must not forget
         results["subjects"][subject.name] = subject.about
         lm = DepthLM(subject.llm)
         for row in subject.rows:

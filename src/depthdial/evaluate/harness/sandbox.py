@@ -10,14 +10,19 @@ What is not: files that the user may read can be read; but all that comes out is
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SECONDS = 5.0
 MEMORY = 1 << 30
+SAID = 4096
+"""Bytes: what an honest child can say. A program may find the pipe, and must not fill our memory through it."""
 _LOCKED = "locked"
 _PASSED = "passed"
 _SOURCE = Path(__file__).with_name("locks.py")
@@ -63,14 +68,33 @@ def _run(program: str, seconds: float) -> str:
             start_new_session=True,
         ) as child:
             try:
-                out, _ = child.communicate(program.encode(), timeout=seconds)
+                out = _said(child, program, time.monotonic() + seconds)
             except subprocess.TimeoutExpired:
                 return "timed out"
             finally:
                 child.kill()
+    if len(out) > SAID:
+        return "failed: wrote into the pipe of the sandbox"
     lines = out.decode(errors="replace").splitlines()
     if not lines or lines[0] != _LOCKED:
         return f"failed: {lines[0] if lines else 'no lock'}"
     if len(lines) > 1 and lines[-1] == _PASSED and child.returncode == 0:
         return _PASSED
     return lines[-1] if len(lines) > 1 else f"failed: ended by {-child.returncode}"
+
+
+def _said(child: subprocess.Popen[bytes], program: str, end: float) -> bytes:
+    """What the child writes until it ends, or a little more than `SAID`. TimeoutExpired at the time `end`."""
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write(program.encode())
+    child.stdin.close()
+    out, there = b"", child.stdout.fileno()
+    while len(out) <= SAID:
+        left = max(0.0, end - time.monotonic())
+        if not select.select([there], [], [], left)[0]:
+            raise subprocess.TimeoutExpired(child.args, left)
+        if not (piece := os.read(there, SAID)):
+            child.wait(max(0.0, end - time.monotonic()))
+            break
+        out += piece
+    return out

@@ -89,7 +89,7 @@ def _score(row: Figures, task: str) -> str:
     told = row["tasks"].get(task)
     if told is None:
         return "–"
-    factor, digits = (1, 2) if told["kind"] == "perplexity" else (100, 1)
+    factor, digits = (100, 1) if told["kind"] == "mean" else (1, 2)
     text = f"{factor * told['score']:.{digits}f}"
     if told["stderr"] is not None and told["stderr"] == told["stderr"]:
         text += f" ±{factor * told['stderr']:.{digits}f}"
@@ -104,6 +104,8 @@ def _falls(row: Figures, task: str) -> bool:
 def _why(told: Figures) -> str:
     if told["kind"] != "mean":
         return told["metric"]
+    if told["chance"] is None or told["chance"] != told["chance"]:
+        return "chance not known"
     return f"{100 * told['score']:.1f}, chance {100 * told['chance']:.1f}"
 
 

@@ -23,9 +23,10 @@ from typing import Any
 from unittest import mock
 
 import datasets
+import jinja2
 import lm_eval.tasks
 from datasets.exceptions import DatasetNotFoundError
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -33,6 +34,9 @@ from depthdial.evaluate.harness import squad
 from depthdial.evaluate.harness.code_eval import CodeEval
 from depthdial.evaluate.harness.data import DataFolder
 
+WRONG_DATA = (LookupError, TypeError, AttributeError, ValueError, AssertionError, jinja2.TemplateError)
+OUR_RUNNER = ("humaneval", "mbpp")
+"""Tasks (by how they begin) that run programs through `code_eval`, which is ours; others bring runners of their own."""
 FEWSHOT_SEED = 1234
 """The harness's own."""
 _NAMED = re.compile(r"^[\"']?(?:task|group)[\"']?:[ \t]*[\"']?(\w.*?)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
@@ -57,7 +61,23 @@ class Suite:
             docs = itertools.islice(task.eval_docs, self.limit(items))
             told = json.dumps([name, task.get_config("num_fewshot"), *docs], default=str, sort_keys=True)
             digest.update(told.encode())
+            if task.get_config("num_fewshot"):
+                digest.update(json.dumps(list(task.fewshot_docs() or ()), default=str, sort_keys=True).encode())
         return digest.hexdigest()
+
+    def check(self, items: int | None) -> None:
+        """ValueError, one line, for an item of which the harness cannot make a prompt."""
+        for name, task in self.parts.items():
+            for i, doc in enumerate(itertools.islice(task.eval_docs, self.limit(items)), 1):
+                try:
+                    task.doc_to_text(doc)
+                    task.doc_to_target(doc)
+                    if isinstance(task, ConfigurableTask) and task.OUTPUT_TYPE == "multiple_choice":
+                        task.doc_to_choice(doc)
+                except WRONG_DATA as error:
+                    raise ValueError(
+                        f"task {name}, item {i}: the harness cannot make a prompt of it ({error!r}); get its file again"
+                    ) from error
 
 
 def load_suites(
@@ -103,25 +123,42 @@ def _manager(names: Sequence[str]) -> TaskManager:
 
 
 def _load(manager: TaskManager, name: str, data: DataFolder | None, fewshot: int | None, run_code: bool) -> Suite:
-    if not run_code and _runs_code(manager, name):
-        raise _refused(name)
-    with in_place(name, data, run_code):
-        parts: dict[str, Task] = manager.load([name])["tasks"]
-    for task in parts.values():
-        if getattr(task, "UNSAFE_CODE", False) and not run_code:
-            raise _refused(name)
+    if _runs_code(manager, name):
+        _refuse(name, run_code)
+    try:
+        with in_place(name, data, run_code):
+            parts: dict[str, Task] = manager.load([name])["tasks"]
+    except ImportError as error:
+        raise ValueError(f"task {name} needs a package that is not here: {error}; install it") from error
+    except (*WRONG_DATA, RuntimeError) as error:
+        if type(error) is ValueError:  # says what to do already
+            raise
+        raise ValueError(
+            f"task {name} cannot be loaded ({error!r}); does its data set have the split and the columns it needs?"
+        ) from error
+    _common_metric(name, parts)
+    for part, task in parts.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            _refuse(part, run_code)
         own = task.get_config("num_fewshot")
         if fewshot is not None and own != 0:
             task.set_config(key="num_fewshot", value=fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        if task.get_config("num_fewshot") and not list(task.fewshot_docs() or ()):
+        wanted = task.get_config("num_fewshot")
+        if wanted and (there := len(list(task.fewshot_docs() or ()))) < wanted:
             raise ValueError(
-                f"task {name} shows {task.get_config('num_fewshot')} examples, and the data folder has none: add its "
-                "training split, or pass --fewshot 0"
+                f"task {part} shows {wanted} examples, and the data have {there or 'none'}: add its training split, or "
+                f"pass --fewshot {there}"
             )
     return Suite(name, parts)
+
+
+def _common_metric(name: str, parts: dict[str, Task]) -> None:
+    """ValueError where the parts of a group have no figure in common: one line of the table could not tell them."""
+    if len(parts) > 1 and not set.intersection(*(set(task.aggregation() or ()) for task in parts.values())):
+        raise ValueError(f"the parts of {name} have no metric in common; name them one by one: {', '.join(parts)}")
 
 
 def _runs_code(manager: TaskManager, name: str) -> bool:
@@ -130,11 +167,17 @@ def _runs_code(manager: TaskManager, name: str) -> bool:
     return file is not None and bool(load_yaml(file, resolve_func=False).get("unsafe_code"))
 
 
-def _refused(name: str) -> ValueError:
-    return ValueError(
-        f"task {name} runs programs that the model wrote; read what `depthdial evaluate --help` says of the sandbox "
-        "and pass --allow-code-execution"
-    )
+def _refuse(name: str, run_code: bool) -> None:
+    """ValueError for a task that runs programs, unless that is allowed and they run in our sandbox."""
+    if not name.startswith(OUR_RUNNER):
+        raise ValueError(
+            f"task {name} runs programs that the model wrote, by a runner of its own that locks nothing in"
+        )
+    if not run_code:
+        raise ValueError(
+            f"task {name} runs programs that the model wrote; read what `depthdial evaluate --help` says of the "
+            "sandbox and pass --allow-code-execution"
+        )
 
 
 @contextlib.contextmanager
