@@ -68,7 +68,8 @@ class Suite:
     def check(self, items: int | None) -> None:
         """ValueError, one line, for an item of which the harness cannot make a prompt."""
         for name, task in self.parts.items():
-            for i, doc in enumerate(itertools.islice(task.eval_docs, self.limit(items)), 1):
+            docs: Iterator[Any] = itertools.islice(task.eval_docs, self.limit(items))
+            for i, doc in enumerate(docs, 1):
                 try:
                     task.doc_to_text(doc)
                     task.doc_to_target(doc)
