@@ -16,6 +16,8 @@ Without Ray, any scheduler that numbers its jobs can do the same with shards, in
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -35,8 +37,13 @@ class MapTexts:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows with `prompt` or `messages` (and `id`, `task`, `group`, `answer`) to rows of a map."""
-        prompts = [of_row(row, f"row {i}", f"row-{i}", "text") for i, row in enumerate(block.to_pylist())]
+        # rows without an id are named by what they hold: their number in a block would come again in the next
+        prompts = [of_row(row, f"row {i}", f"row-{_hash(row)}", "text") for i, row in enumerate(block.to_pylist())]
         return table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
+
+
+def _hash(row: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def main() -> None:

@@ -82,6 +82,42 @@ def test_long_texts_are_refused_or_cut(mapper):
     assert len(forced.ids) == 128
 
 
+def test_a_given_answer_is_never_written_anew(mapper, monkeypatch):
+    long = (dict(TALK[0], content="dog " * 400), TALK[1])
+    with pytest.raises(ValueError, match="conversation 'c': no token of its answer"):
+        with_settings(mapper, truncate=True).texts([Prompt("c", messages=long)])
+    monkeypatch.setattr("depthdial.maps.chat_marks._frame", lambda tokenizer: None)  # a template that edits contents
+    with pytest.raises(ValueError, match="give `prompt` and `answer` instead"):
+        mapper.texts([Prompt("c", messages=TALK)])
+
+
+def test_what_failed_is_not_kept(mapper, monkeypatch, tmp_path):
+    tasks = Tasks(["continue"], count=2, text="A b c. " * 12)
+    folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told))
+    generate = mapper.llm.generate
+
+    def failing(*args):
+        outputs = generate(*args)
+        sample = dataclasses.replace(outputs[1].samples[0], error="out of memory", finish_reason="error")
+        return [outputs[0], dataclasses.replace(outputs[1], samples=[sample])]
+
+    monkeypatch.setattr(mapper.llm, "generate", failing)
+    with pytest.raises(ValueError, match=r"generating failed \(out of memory\); go on with --resume"):
+        make(tasks, mapper, folder, show=False)
+    assert not folder.parts
+
+
+def test_what_a_template_refuses_is_named(mapper, monkeypatch):
+    monkeypatch.setattr(mapper.tokenizer, "chat_template", "{{ raise_exception('no system here') }}")
+    with pytest.raises(ValueError, match=r"conversation 'c': .*refuses it \(no system here\)"):
+        mapper.texts([Prompt("c", messages=TALK[:1])])
+
+
+def test_more_alternatives_than_tokens_are_refused(mapper):
+    with pytest.raises(ValueError, match="alternatives must be at most"):
+        with_settings(mapper, alternatives=10**6)
+
+
 def test_empty_answers_are_refused(mapper):
     with pytest.raises(ValueError, match="empty answer; leave it out"):
         mapper.texts([Prompt("a", "b", answer="")])
@@ -89,7 +125,7 @@ def test_empty_answers_are_refused(mapper):
 
 def test_shards_make_the_same_parts(mapper, tmp_path):
     tasks = Tasks(["repeat", "add"], count=5)
-    told = told_of(mapper.recorder.facts, tasks.told, mapper.settings.told)
+    told = told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told)
     whole = Folder(tmp_path / "whole", told)
     done = make(tasks, mapper, whole, show=False)
     assert (done.texts, done.parts, len(whole.parts)) == (10, 4, 4) and (whole.path / "README.md").is_file()
@@ -103,7 +139,7 @@ def test_shards_make_the_same_parts(mapper, tmp_path):
 
 def test_a_card_tells_what_is_there(mapper, tmp_path):
     tasks = Tasks(["repeat", "continue"], count=2, text="A b c. " * 12)
-    folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, tasks.told, mapper.settings.told))
+    folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told))
     done = make(tasks, mapper, folder, licence="apache-2.0", show=False)
     card, found = (folder.path / "README.md").read_text(), read(folder.path)
     assert card.startswith("---\nlicense: apache-2.0\n") and "data_files: data/*.parquet" in card

@@ -39,6 +39,19 @@ def test_lines_of_text_are_prompts(tmp_path):
     assert [p.id for p in PromptFile(path)] == ["some-1", "some-3"]
 
 
+def test_lines_are_counted_as_they_are_read(tmp_path):
+    """A lone carriage return ends no line, and a line of other white space is none: the last prompt was lost once."""
+    path = tmp_path / "odd.txt"
+    path.write_bytes("the\rfox\r\n\u00a0\nthe dog\n".encode())
+    found = PromptFile(path)
+    assert [p.prompt for p in found] == ["the\rfox", "the dog"] and found.total == 2
+
+
+def test_ids_are_different(tmp_path):
+    with pytest.raises(ValueError, match="two prompts have the id '7'"):
+        PromptFile(file_of(tmp_path, {"id": 7, "prompt": "a"}, {"id": "7", "prompt": "b"}))
+
+
 def test_a_source_is_known_by_its_content(tmp_path):
     first, second = file_of(tmp_path, "a", name="a.txt"), file_of(tmp_path, "b", name="b.txt")
     same = (tmp_path / "x").joinpath("a.txt")
@@ -59,13 +72,16 @@ def test_a_source_is_known_by_its_content(tmp_path):
         ({"prompt": "a", "answer": ["b"]}, r"line 2: `answer` must be a string, not list"),
         ({"prompt": "a", "messages": []}, r"line 2 has `messages` and `prompt`"),
         ({"messages": []}, r"line 2: `messages` must be a list"),
+        ({"prompt": "a", "answer": ""}, r"line 2: the answer is empty"),
+        ('{"prompt": "\\ud800"}', r"line 2 holds .*half a character"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', r"line 2 holds .*half a character"),
         ({"messages": [{"role": "user"}]}, r"line 2: `messages` must be a list"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, row, said):
     path = file_of(tmp_path, {"prompt": "fine"}, row)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ", " + said):
-        list(PromptFile(path))
+        PromptFile(path)  # before any model is loaded or any part is made
 
 
 def test_bad_files_are_named(tmp_path):

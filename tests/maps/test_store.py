@@ -7,26 +7,28 @@ import json
 
 import pytest
 
+from depthdial.maps import folder
 from depthdial.maps.folder import Folder, told_of
 from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import part_file, read, read_parts, read_run, write
+from depthdial.maps.summary import summarise
 
 
 @pytest.fixture
 def told(tiny_map):
-    return told_of(tiny_map.facts, {"prompts": "a.jsonl", "sha256": "1"}, {"max_new_tokens": 4})
+    return told_of(tiny_map.facts, "b4", {"prompts": "a.jsonl", "sha256": "1"}, {"max_new_tokens": 4})
 
 
 def test_a_file_and_a_folder_come_back(tiny_map, tmp_path, told):
     alone = write(tiny_map, tmp_path / "deep" / "map.parquet")
     assert [row.text for row in read(alone).rows] == [row.text for row in tiny_map.rows]
     assert [path.name for path in alone.parent.iterdir()] == ["map.parquet"]
-    folder = Folder(tmp_path / "map", told)
+    made = Folder(tmp_path / "map", told)
     for number, row in enumerate(tiny_map.rows):
-        write(DepthMap(tiny_map.facts, [row]), part_file(folder.path, number))
-    back = read(folder.path)
+        write(DepthMap(tiny_map.facts, [row]), part_file(made.path, number))
+    back = read(made.path)
     assert back.facts == tiny_map.facts and [row.id for row in back.rows] == [row.id for row in tiny_map.rows]
-    assert len(list(read_parts(folder.path))) == len(folder.parts) == 3
+    assert len(list(read_parts(made.path))) == len(made.parts) == 3
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, told):
@@ -34,6 +36,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, told):
     Folder(path, told)  # nothing is there yet
     for change, said in [
         ({"settings": {"max_new_tokens": 5}}, "its settings have max_new_tokens 4, not 5"),
+        ({"weights": "b5"}, "its weights are 'b4', not 'b5'"),
         ({"prompts": {"prompts": "a.jsonl", "sha256": "2"}}, "its prompts have sha256 '1', not '2'"),
         ({"facts": {**told["facts"], "budget": 0.7}}, "its facts have budget 0.8, not 0.7"),
     ]:
@@ -50,6 +53,37 @@ def test_the_same_run_goes_on_when_asked_to(tmp_path, told, tiny_map):
     Folder(path, told, mine=range(1, 4, 2))  # another shard
     with pytest.raises(ValueError, match="pass --resume"):
         Folder(path, told, mine=range(0, 4, 2))
+
+
+def test_what_a_killed_claim_left_is_no_other_map(tmp_path, told):
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".map-0a1b2c3d.part.json").write_text("{")
+    Folder(tmp_path, told)
+    assert read_run(tmp_path)["weights"] == "b4"
+
+
+def test_two_shards_may_claim_a_folder_at_once(tmp_path, told, monkeypatch):
+    """The other one claims it after this one has looked."""
+    other = {**told, "weights": "b5"}
+    write_text = folder.write_text
+
+    def overtaken(path, text):
+        write_text(path, text)
+        write_text(path, text.replace("b5", "b4"))
+
+    place = tmp_path / "deep"
+    monkeypatch.setattr(folder, "write_text", overtaken)
+    with pytest.raises(ValueError, match="holds another map: its weights"):
+        Folder(place, other)
+
+
+def test_a_damaged_page_is_told_with_its_file(tmp_path, tiny_map):
+    file = write(tiny_map, tmp_path / "map.parquet")
+    held = bytearray(file.read_bytes())
+    held[4:2000] = bytes(len(held[4:2000]))  # the footer still stands
+    file.write_bytes(held)
+    with pytest.raises(ValueError, match=r"map\.parquet is damaged"):
+        read(file)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, told):
@@ -95,3 +129,5 @@ def test_parts_of_different_maps_are_not_mixed(tmp_path, told, tiny_map):
     write(dataclasses.replace(tiny_map, facts=dataclasses.replace(tiny_map.facts, budget=0.7)), part_file(path, 1))
     with pytest.raises(ValueError, match="parts of different maps"):
         read(path)
+    with pytest.raises(ValueError, match="parts of different maps"):
+        summarise(path)

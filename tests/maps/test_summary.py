@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import write
 from depthdial.maps.summary import Summary, summarise
+from depthdial.maps.table import tables
 from depthdial.maps.tokens import tokens_of
 
 
@@ -87,6 +90,41 @@ def test_repetition_within_tasks_takes_the_tasks_out(made_up, summed):
     verdicts = {o.claim: o.verdict for o in found.orderings}
     assert verdicts["repeated pair < new token"] == "refuted"
     assert verdicts["repeated pair < new token, within tasks"] == "undecided"
+
+
+def test_repetition_within_tasks_is_the_mean_of_differences_inside_them(made_up, summed):
+    """Shares of cells that differ from task to task must not shrink what is the same in each."""
+    rows = []
+    for task, depth, pieces in (("a", (5, 6), "xyababababab"), ("b", (1, 2), "xyzuvwabcdefab")):
+        seen: set[str] = set()
+        layers = []
+        for here, then in zip(pieces, [*pieces[1:], ""], strict=True):
+            layers.append(depth[here + then not in seen])  # of the pass that writes the next token
+            seen.add(here + then)
+        rows += [made_up(layers, list(pieces), id=f"{task}{i}", task=task) for i in range(4)]
+    found = summed(rows)
+    steps = {o.claim: o.steps[0][1] for o in found.orderings}
+    assert steps["repeated pair < new token, within tasks"].mean == pytest.approx(1)
+
+
+def test_sides_are_those_of_each_answer(made_up, summed):
+    pieces = ["Q", "a", "b", "Q", "2", "=", "4", "Q", "c", "d"]
+    generated = [piece != "Q" for piece in pieces]
+    rows = [
+        made_up([2] * 10, pieces, id=name, generated=np.array(generated), token_class=["content word"] * 10)
+        for name in "ab"
+    ]
+    assert cells(summed(rows), "side of =") == {"left of =": (2, 2), "right of =": (2, 2)} | {
+        "left of =, digits": (2, 2), "right of =, digits": (2, 2),
+    }  # fmt: skip
+
+
+def test_names_are_no_markup(made_up, summed):
+    rows = [made_up([2] * 4, list("xabc"), id=name, task="[/math]") for name in "ab"]
+    console = Console(file=io.StringIO(), width=200)
+    for part in tables(summed(rows)):
+        console.print(part)
+    assert "[/math]" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_orderings_of_tasks_are_judged_by_their_intervals(made_up, summed):

@@ -86,6 +86,7 @@ def make(
     from depthdial.maps.prompts import PromptFile
     from depthdial.maps.tasks import TASKS, Tasks, read_text
     from depthdial.models import load
+    from depthdial.models.fingerprint import fingerprint
 
     turn = Shard.parse(shard)
     settings = Settings(
@@ -104,7 +105,7 @@ def make(
         if tasks is not None and chat is None and not tokenizer.chat_template:
             settings = settings.raw()
         mapper = Mapper(loaded, tokenizer, model, budget, settings)
-        told = told_of(mapper.recorder.facts, source.told, settings.told)
+        told = told_of(mapper.recorder.facts, fingerprint(loaded).weights, source.told, settings.told)
         parts = -(-source.total // part_size)
         folder = Folder(output, told, resume, turn.parts(parts))
         done = run(source, mapper, folder, turn, licence)

@@ -23,10 +23,18 @@ class Folder:
         if (self.path / RUN_FILE).is_file():
             self._go_on(resume, mine)
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._used()):
             raise ValueError(f"{path} exists and is no map; choose another --output")
-        (self.path / PARTS).mkdir(parents=True)
         write_text(self.path / RUN_FILE, json.dumps({"format_version": FORMAT_VERSION, **self.told}, indent=1) + "\n")
+        self._go_on(resume, mine)  # another shard may have claimed it at the same moment
+
+    def _used(self) -> bool:
+        """Is there more than what a process leaves that is killed while it claims the folder?"""
+        ours = {part for part, _ in leftovers(self.path)}
+        return any(
+            file not in ours and not (file.name == PARTS and file.is_dir() and not any(file.iterdir()))
+            for file in self.path.iterdir()
+        )
 
     def _go_on(self, resume: bool, mine: range | None) -> None:
         there = read_run(self.path)
@@ -59,9 +67,9 @@ def _number(part: Path) -> int:
     return int(part.stem.removeprefix("part-"))
 
 
-def told_of(facts: Facts, prompts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What `map.json` says."""
-    return {"facts": facts.to_json(), "prompts": prompts, "settings": settings}
+def told_of(facts: Facts, weights: str, prompts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What `map.json` says. weights: a hash of the base's; its name may stand for others tomorrow."""
+    return {"facts": facts.to_json(), "weights": weights, "prompts": prompts, "settings": settings}
 
 
 def _difference(there: Any, here: Any) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import jinja2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
@@ -116,6 +117,9 @@ class Mapper:
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, budget: float | None, settings: Settings):
+        vocabulary = model.config.get_text_config().vocab_size
+        if settings.alternatives > vocabulary:
+            raise ValueError(f"alternatives must be at most {vocabulary}, the vocabulary, not {settings.alternatives}")
         self.settings, self.tokenizer = settings, tokenizer
         # without the prefix cache a part does not depend on the parts before it
         self.llm = LLM.of(model, tokenizer, budget, prefix_cache=False)
@@ -132,28 +136,32 @@ class Mapper:
         """The prompts as tokens, with their answers: those given, or generated now, or none."""
         texts = [self._given(prompt) for prompt in prompts]
         limit = self.settings.max_new_tokens
-        open_ = [i for i, text in enumerate(texts) if limit and not any(text.generated)]
+        open_ = [i for i, prompt in enumerate(prompts) if limit and not prompt.closed]
         if not open_:
             return texts
         outputs = self.llm.generate([list(texts[i].ids) for i in open_], SamplingParams(max_tokens=limit))
         for i, output in zip(open_, outputs, strict=True):
+            if output.error is not None:  # half an answer must not be kept as data
+                raise ValueError(f"prompt {texts[i].id!r}: generating failed ({output.error}); go on with --resume")
             prompt, answer = output.prompt_token_ids, output.token_ids
             ids, marks = [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
             texts[i] = Text(ids, marks, texts[i].id, texts[i].task, texts[i].group)
         return texts
 
     def _given(self, prompt: Prompt) -> Text:
-        if prompt.messages and prompt.messages[-1]["role"] == "assistant":
-            whole = conversation(self.tokenizer, prompt.messages, prompt.id, prompt.task)
+        if prompt.messages and prompt.closed:
+            with _template(prompt):
+                whole = conversation(self.tokenizer, prompt.messages, prompt.id, prompt.task)
             start, answer, marks = list(whole.ids), [], list(whole.generated)
         else:
-            start = self._prompt_tokens(prompt)
+            with _template(prompt):
+                start = self._prompt_tokens(prompt)
             answer = [] if prompt.answer is None else encode(self.tokenizer, prompt.answer)
             if prompt.answer is not None and not answer:
                 raise ValueError(f"prompt {prompt.id!r} has an empty answer; leave it out to have one generated")
             marks = [False] * len(start)
         room = self.llm.context - len(answer)
-        if not answer and not any(marks):
+        if not prompt.closed:
             room -= self.settings.max_new_tokens
         if len(start) > room:
             if not self.settings.truncate or room < 1:
@@ -162,6 +170,11 @@ class Mapper:
                     f"room for {max(0, room)} beside its answer; shorten it, or pass --truncate"
                 )
             start, marks = start[:room], marks[:room]
+        if prompt.closed and not answer and not any(marks):
+            raise ValueError(
+                f"conversation {prompt.id!r}: no token of its answer is left in the context, or none can be told apart "
+                "in what the chat template writes; shorten it, or give `prompt` and `answer` instead of `messages`"
+            )
         marks = marks + [True] * len(answer)
         return Text([*start, *answer], marks, prompt.id, prompt.task, prompt.group, forced=any(marks))
 
@@ -170,6 +183,15 @@ class Mapper:
             messages = prompt.messages or ({"role": "user", "content": prompt.prompt},)
             return self.llm.chat_tokens(messages)
         return encode(self.tokenizer, prompt.prompt, special=True)
+
+
+@contextmanager
+def _template(prompt: Prompt) -> Iterator[None]:
+    """ValueError where the model's chat template refuses a conversation."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise ValueError(f"conversation {prompt.id!r}: the model's chat template refuses it ({error})") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:

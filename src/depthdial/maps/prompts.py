@@ -24,6 +24,11 @@ class Prompt:
     answer: str | None = None
     messages: tuple[dict[str, str], ...] = ()
 
+    @property
+    def closed(self) -> bool:
+        """Does it bring its answer? Then none is generated."""
+        return self.answer is not None or (bool(self.messages) and self.messages[-1]["role"] == "assistant")
+
 
 class Source(Protocol):
     """Where prompts come from: the same ones, in the same order, each time they are asked for."""
@@ -41,9 +46,10 @@ class Source(Protocol):
 
 class PromptFile:
     """A .jsonl file of objects with `prompt` (and `task`, `id`, `group`, and `answer` or `completion`) or `messages`;
-    or a .txt file with one prompt a line. Lines are read as they are needed.
+    or a .txt file with one prompt a line. All lines are checked at once, then read again as they are needed.
 
-    Raises ValueError, with the line, for what is none of these; OSError for a file that cannot be read.
+    Raises ValueError, with the line, for what is none of these and for an id that comes twice; OSError for a file that
+    cannot be read.
     """
 
     def __init__(self, path: str | Path):
@@ -57,12 +63,14 @@ class PromptFile:
 
     @cached_property
     def _counted(self) -> tuple[str, int]:
-        digest, lines = hashlib.sha256(), 0
         with self.path.open("rb") as file:
-            for line in file:
-                digest.update(line)
-                lines += bool(line.strip())
-        return digest.hexdigest(), lines
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        ids: set[str] = set()
+        for prompt in self:
+            if prompt.id in ids:
+                raise ValueError(f"{self.path}: two prompts have the id {prompt.id!r}; give each its own, or none")
+            ids.add(prompt.id)
+        return digest, len(ids)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -73,7 +81,7 @@ class PromptFile:
         return self._counted[1]
 
     def __iter__(self) -> Iterator[Prompt]:
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open(encoding="utf-8", newline="\n") as file:
             try:
                 for number, line in enumerate(file, 1):
                     if line.strip():
@@ -84,7 +92,7 @@ class PromptFile:
     def _prompt(self, line: str, number: int) -> Prompt:
         where, fallback = f"{self.path}, line {number}", f"{self.path.stem}-{number}"
         if self.path.suffix == ".txt":
-            return Prompt(fallback, line.rstrip("\n"), self.path.stem)
+            return Prompt(fallback, line.rstrip("\r\n"), self.path.stem)
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -105,7 +113,9 @@ def of_row(row: dict[str, Any], where: str, id: str, task: str) -> Prompt:
             value = str(value)
         if not isinstance(value, str):
             raise ValueError(f"{where}: `{name}` must be a string, not {type(value).__name__}")
-        found["answer" if name == "completion" else name] = value
+        found["answer" if name == "completion" else name] = _unicode(value, where)
+    if found.get("answer") == "":
+        raise ValueError(f"{where}: the answer is empty; leave it out to have one generated")
     if (messages := row.get("messages")) is not None:
         if "prompt" in found or "answer" in found:
             raise ValueError(f"{where} has `messages` and `prompt` or `answer`; keep one of them")
@@ -121,4 +131,13 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
     )
     if not fine or not messages:
         raise ValueError(f'{where}: `messages` must be a list of {{"role": ..., "content": ...}}')
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    return tuple({"role": _unicode(m["role"], where), "content": _unicode(m["content"], where)} for m in messages)
+
+
+def _unicode(text: str, where: str) -> str:
+    """The text. ValueError for half of a surrogate pair, which JSON can write and nothing can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds {text[error.start]!r}, half a character; write it as UTF-8") from error
+    return text

@@ -36,15 +36,12 @@ def read(path: str | Path) -> DepthMap:
     parts = list(read_parts(path))
     if not any(part.rows for part in parts):
         raise ValueError(f"{path} holds no text yet; finish the map with `depthdial map ... --resume`")
-    facts = parts[0].facts
-    if any(part.facts != facts for part in parts):
-        raise ValueError(f"{path} holds parts of different maps; keep each map in a folder of its own")
     rows: list[Row] = [row for part in parts for row in part.rows]
-    return DepthMap(facts, rows)
+    return DepthMap(parts[0].facts, rows)
 
 
 def read_parts(path: str | Path) -> Iterator[DepthMap]:
-    """A map part by part."""
+    """A map part by part. Raises ValueError as `read` does, and for parts of different maps."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -58,14 +55,20 @@ def read_parts(path: str | Path) -> Iterator[DepthMap]:
         files = [path]
     else:
         raise ValueError(f"{path}: no such map; make one with `depthdial map`")
+    facts = None
     for file in files:
         try:
             found = parquet.read_table(file)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Arrow's
+                raise
             raise ValueError(
                 f"{file} is damaged or no Parquet file; remove it and `depthdial map ... --resume`"
             ) from error
-        yield rows_of(found, str(file))
+        part = rows_of(found, str(file))
+        if part.facts != (facts := facts or part.facts):
+            raise ValueError(f"{path} holds parts of different maps; keep each map in a folder of its own")
+        yield part
 
 
 def read_run(folder: Path) -> dict[str, Any]:

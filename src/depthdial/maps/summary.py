@@ -132,7 +132,7 @@ class Summariser:
             "position": self._table("position", _position_names(), place),
             "token class": self._table("token class", LEXICAL, _index(tokens.kind, LEXICAL)),
             "repetition": self._table("repetition", REPEATS, tokens.repeat),
-            "repetition within tasks": self._table("repetition within tasks", REPEATS, tokens.repeat, self._levelled()),
+            "repetition within tasks": self._within("repetition within tasks", REPEATS, tokens.repeat),
             "surprisal": self._table("surprisal", *deciles),
             "side of =": self._table("side of =", SIDES[:2], tokens.side)
             + self._table("digits beside =", SIDES[2:], np.where(tokens.digit, tokens.side, -1)),
@@ -149,17 +149,31 @@ class Summariser:
             self._orderings(),
         )  # fmt: skip
 
-    def _levelled(self) -> np.ndarray:
-        """Layers as if all tasks had the same mean: what is left then is no difference between tasks."""
-        depth, task = self.tokens.depth, np.unique(self.tokens.task.astype(str), return_inverse=True)[1]
-        means = np.bincount(task, depth) / np.bincount(task)
-        return depth - means[task] + depth.mean()
+    def _within(self, name: str, cells: Sequence[str], place: np.ndarray) -> list[Cell]:
+        """Mean layers by cell as if every task had as much of each (direct standardisation): differences between cells
+        are means of differences inside tasks. Of tasks that have all cells; each weighs as many tokens as its
+        smallest cell. No table where no task has them all."""
+        task, k = np.unique(self.tokens.task.astype(str), return_inverse=True)[1], len(cells)
+        tasks = int(task.max()) + 1
+        found = self.bootstrap.means(self.tokens.depth, np.where(place < 0, -1, task * k + place), tasks * k)
+        sizes = found.tokens.reshape(tasks, k)
+        held = sizes.sum(0) > 0
+        weights = sizes[:, held].min(1)
+        used = weights > 0
+        if not used.any():
+            return []
+        weights = weights[used] / weights.sum()
+        mean = np.einsum("t,tk->k", weights, found.mean.reshape(tasks, k)[used])
+        draws = np.einsum("t,dtk->dk", weights, found.draws.reshape(-1, tasks, k)[:, used])
+        estimate = Estimate(sizes[used].sum(0), mean, draws)
+        self.estimates[name] = list(cells), estimate
+        return [Cell(cell, int(estimate.tokens[i]), estimate.interval(i)) for i, cell in enumerate(cells) if held[i]]
 
-    def _table(self, name: str, cells: Sequence[str], place: np.ndarray, depth: np.ndarray | None = None) -> list[Cell]:
+    def _table(self, name: str, cells: Sequence[str], place: np.ndarray) -> list[Cell]:
         """Mean layers by cell; place: int [N], the cell of each token, -1 for none. Empty cells are left out."""
         if not len(cells):
             return []
-        found = self.bootstrap.means(self.tokens.depth if depth is None else depth, place, len(cells))
+        found = self.bootstrap.means(self.tokens.depth, place, len(cells))
         self.estimates[name] = list(cells), found
         return [Cell(cell, int(found.tokens[k]), found.interval(k)) for k, cell in enumerate(cells) if found.tokens[k]]
 

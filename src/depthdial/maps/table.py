@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.markup import escape
 from rich.table import Table
 
 from depthdial.maps.bootstrap import Interval
@@ -21,16 +22,16 @@ def tables(summary: Summary) -> list[Table | str]:
         f"{f.model}, {f.plugin or 'no plug-in'}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts in {summary.groups:,} groups; layers of {view}: {_plus(summary.layers)} of {f.layers}"
     )
-    found: list[Table | str] = [first]
+    found: list[Table | str] = [escape(first)]
     for name, cells in summary.tables.items():
         table = _table(name, "tokens", "layers", "95 % interval")
         for cell in cells:
-            table.add_row(cell.name, f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers))
+            table.add_row(escape(cell.name), f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers))
         found.append(table)
     if summary.entropy:
         table = _table(f"correlation with {f.asked}'s entropy", "r", "95 % interval")
         for name, r in summary.entropy.items():
-            table.add_row(name, f"{r.mean:.3f}", _ends(r, 3))
+            table.add_row(escape(name), f"{r.mean:.3f}", _ends(r, 3))
         found.append(table)
     if summary.run_rate:
         table = _table("layer", "runs for", "95 % interval")

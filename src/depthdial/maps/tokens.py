@@ -126,12 +126,15 @@ def _repeats(ids: np.ndarray, template: np.ndarray) -> np.ndarray:
 
 
 def _sides(row: Row) -> np.ndarray:
-    """Of the tokens of an answer that has an "=": before the first one, or after the last one."""
-    side = np.full(len(row.token_ids), -1)
-    signs = [t for t, piece in enumerate(row.pieces) if "=" in piece and row.generated[t]]
-    if signs:
-        t = np.arange(len(side))
-        inside = row.generated & np.array([kind not in ("end mark", "template") for kind in row.token_class])
-        side[inside & (t < signs[0])] = 0
-        side[inside & (t > signs[-1])] = 1
+    """Of the tokens of an answer that has an "=": before its first one, or after its last one."""
+    t, side = np.arange(len(row.token_ids)), np.full(len(row.token_ids), -1)
+    begins = row.generated & ~np.concatenate([[False], row.generated[:-1]])
+    answer = np.where(row.generated, np.cumsum(begins), 0)
+    inside = np.array([kind not in ("end mark", "template") for kind in row.token_class])
+    signs = np.array(["=" in piece for piece in row.pieces])
+    for number in range(1, int(answer.max(initial=0)) + 1):
+        own = answer == number
+        if len(found := t[own & signs]):
+            side[own & inside & (t < found[0])] = 0
+            side[own & inside & (t > found[-1])] = 1
     return side
