@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +25,13 @@ CPU = torch.device("cpu")
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"stop": 5}, "stop"),
+        ({"ignore_eos": "no"}, "ignore_eos must be True or False"),
+        ({"lossless": 1}, "lossless must be True or False"),
+        ({"max_tokens": np.float32(3)}, "max_tokens"),
+        ({"n": np.bool_(True)}, "n must"),
         ({"n": 0}, "n must"),
         ({"n": True}, "n must"),
         ({"logprobs": -1}, "logprobs"),
@@ -43,9 +53,39 @@ def test_what_makes_no_sense_is_refused_in_one_line(wrong, says):
 
 def test_unknown_arguments_are_refused_and_parameters_are_frozen():
     with pytest.raises(TypeError):
-        SamplingParams(max_new_tokens=3)  # pyright: ignore[reportCallIssue]
+        SamplingParams(beams=3)  # pyright: ignore[reportCallIssue]
     with pytest.raises(dataclasses.FrozenInstanceError):
         SamplingParams().seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("max_new_tokens", "max_tokens"), ("num_return_sequences", "n"), ("do_sample", "temperature"), ("topk", "top_k")],
+)
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant(name, meant):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}\\?"):
+        SamplingParams(**{name: 1})  # pyright: ignore[reportArgumentType]
+    assert copy.deepcopy(pickle.loads(pickle.dumps(SamplingParams(3)))) == SamplingParams(3)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    numbers: Any = np.int64(3), np.float32(0.5), torch.tensor(0.5), np.int8(4), np.uint64(7), None, False, np.array(2)
+    theirs = SamplingParams(*numbers)
+    assert theirs == SamplingParams(3, 0.5, 0.5, 4, 7, n=2)
+    assert [type(v) for v in (theirs.max_tokens, theirs.temperature, theirs.seed)] == [int, float, int]
+
+
+def test_minus_one_is_what_the_server_takes_it_for():
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    drawn = [choose(logits, [SamplingParams(temperature=1.0, top_k=k)], [5]) for k in (-1, 0)]
+    assert torch.equal(*drawn)
+    assert SamplingParams(seed=-1).seed == -1 and draw_key(-1, 0, 3) == draw_key(2**64 - 1, 0, 3)
+
+
+def test_stop_strings_of_an_iterator_are_kept():
+    params = SamplingParams(stop=(sign for sign in "ab"))  # pyright: ignore[reportArgumentType]
+    assert params.stops == params.stops == ("a", "b")
 
 
 def test_greedy_is_the_argmax():

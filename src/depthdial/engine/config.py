@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
 
 from depthdial.engine.auto import AutoBudget
+from depthdial.engine.unknown import refuse_unknown
 
 Budget = float | Literal["auto"] | None
 
@@ -40,6 +41,10 @@ class EngineConfig:
     """With budget="auto": of each text; None follows the load."""
     budget_bounds: tuple[float, float] = (0.75, 1.0)
     """With budget="auto": between which budgets the dial moves."""
+
+    def __new__(cls, *_args: Any, **names: Any):
+        refuse_unknown("LLM", [field.name for field in fields(cls)], names)
+        return super().__new__(cls)
 
     def __post_init__(self):
         if self.max_batch < 1:

@@ -19,6 +19,7 @@ from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.config import Budget, EngineConfig, EngineOptions
 from depthdial.engine.prefix import first_key
+from depthdial.engine.prompt import Message, Plain, Prompt, conversation, conversations, many, one
 from depthdial.engine.request import Piece, Request, RequestOutput, Sample
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
@@ -28,9 +29,6 @@ from depthdial.models.checkpoint import Plugin
 from depthdial.models.dial import offset_for
 
 __all__ = ["LLM", "Piece", "RequestOutput", "Sample", "SamplingParams"]
-
-Prompt = str | Sequence[int]
-Message = dict[str, str]
 
 
 class LLM:
@@ -137,13 +135,12 @@ class LLM:
         *,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Continue each prompt (text, or token ids); one output per prompt, in the order given.
+        """Continue each prompt (text, or token ids: see `prompt.Prompt`); one output per prompt, in the order given.
 
-        params: one for all, or one per prompt; None is greedy. Raises ValueError, before anything runs, for a prompt
-        that is empty or longer than the context and for a budget outside the plug-in's curve.
+        params: one for all, or one per prompt; None is greedy. Raises ValueError, before anything runs, for what is no
+        prompt, for one that is empty or longer than the context, and for a budget outside the plug-in's curve.
         """
-        many = cast("list[Prompt]", [prompts] if _is_one(prompts) else list(prompts))
-        requests = self._requests(many, params)
+        requests = self._requests(many(prompts), params)
         with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
             task = bar.add_task("generating", total=sum(request.params.n for request in requests))
             try:
@@ -168,16 +165,15 @@ class LLM:
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation, a list of {"role": ..., "content": ...}, or several, with the model's template."""
-        one = bool(messages) and isinstance(messages[0], dict)
-        many = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
-        return self.generate([self.chat_tokens(conversation) for conversation in many], params, progress=progress)
+        tokens = [self.chat_tokens(each) for each in conversations(messages)]
+        return self.generate(tokens, params, progress=progress)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Piece, None, RequestOutput]:
         """Continue one prompt and give each token as soon as its text is final. Joined, the texts are `text`.
 
         The generator's return value is the `RequestOutput`. Raises ValueError like `generate`, and for n > 1.
         """
-        (request,) = self._requests([prompt], params)
+        (request,) = self._requests([one(prompt)], params)
         if request.params.n != 1:
             raise ValueError(f"a stream has one sample, not n={request.params.n}; use generate")
         return self._stream(request)
@@ -189,7 +185,7 @@ class LLM:
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
         """Queue one prompt and come back at once. `follow` gives its tokens, `cancel` ends it; any call that generates
         moves it on. Raises ValueError like `generate`."""
-        (request,) = self._requests([prompt], params)
+        (request,) = self._requests([one(prompt)], params)
         self.engine.submit(request, self.tokenizer)
         return request
 
@@ -222,11 +218,11 @@ class LLM:
         """The prompt for the answer to a conversation. ValueError where the tokenizer has no chat template."""
         if not self.tokenizer.chat_template:
             raise ValueError("this model has no chat template; give the prompt as it is (generate, --raw)")
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _requests(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, prompts: Sequence[Plain], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
         params = SamplingParams() if params is None else params
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
@@ -235,12 +231,12 @@ class LLM:
         names = [f"prompt {i}" if len(prompts) > 1 else "the prompt" for i in range(len(prompts))]
         return [self._request(*row) for row in zip(names, prompts, each, strict=True)]
 
-    def _request(self, name: str, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(self, name: str, prompt: Plain, params: SamplingParams) -> Request:
         text = prompt if isinstance(prompt, str) else None
-        ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
+        ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else prompt
         if not prompt or not ids:
             raise ValueError(f"{name} is empty; give at least one token")
-        if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self._vocabulary]:
+        if bad := [i for i in ids if not 0 <= i < self._vocabulary]:
             raise ValueError(f"{name} has token {bad[0]!r}; tokens are whole numbers from 0 to {self._vocabulary - 1}")
         if len(ids) >= self.context:
             raise ValueError(
@@ -265,7 +261,3 @@ class LLM:
         draft = self.budget if params.draft_budget is None else params.draft_budget
         offset = self.offset_of(draft)
         return Request(text, ids, params, seed, math.inf, limit, key, offset, 1.0 if draft is None else draft)
-
-
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))

@@ -7,18 +7,35 @@ one number per vocabulary entry, from a counter-based hash. So a request gives t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from depthdial.engine.draw import GOLDEN, ROUNDS, SLACK, draw
+from depthdial.engine.unknown import refuse_unknown
+
+_OTHER_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "num_return_sequences": "n",
+    "best_of": "n",
+    "do_sample": "temperature",
+    "stop_strings": "stop",
+    "random_seed": "seed",
+}
+"""What other libraries call the same."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to generate for one prompt. Raises ValueError, one line, for a value that makes no sense."""
+    """How to generate for one prompt. Numbers may be Python's, numpy's or tensors of none dimension.
+
+    Raises ValueError, one line, for a value that makes no sense and for a name that is not known.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -26,9 +43,9 @@ class SamplingParams:
     top_p: float = 1.0
     """Draw from the smallest set of likeliest tokens whose probability reaches this; 1 is all."""
     top_k: int = 0
-    """Draw from this many likeliest tokens; 0 is all. Applied before `top_p`."""
+    """Draw from this many likeliest tokens; 0 and -1 are all. Applied before `top_p`."""
     seed: int | None = None
-    """None draws a fresh one for each request."""
+    """None draws a fresh one for each request. Seeds are taken modulo 2^64, so that -1 is one like another."""
     stop: str | Sequence[str] | None = None
     """End at the first of these strings; the text is cut before it."""
     ignore_eos: bool = False
@@ -45,21 +62,31 @@ class SamplingParams:
     """With `lossless`: true cost of the plug-in's drafts; None is the budget of the `LLM`, 1.0 drafts from the text
     alone."""
 
+    def __new__(cls, *_args: Any, **names: Any):
+        refuse_unknown("SamplingParams", [field.name for field in fields(cls)], names, _OTHER_NAMES)
+        return super().__new__(cls)
+
     def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         _whole("max_tokens", self.max_tokens, least=1)
-        _whole("top_k", self.top_k, least=0)
+        _whole("top_k", self.top_k, least=-1)
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
         _whole("n", self.n, least=1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, least=0)
         if self.seed is not None:
-            _whole("seed", self.seed, least=0)
+            _whole("seed", self.seed, least=-(2**63))
+        for name in ("ignore_eos", "lossless"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not _finite(self.temperature) or self.temperature < 0:
             raise ValueError(f"temperature must be a number of at least 0 (0 is greedy), not {self.temperature!r}")
         if not _finite(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
         if self.budget is not None and (not _finite(self.budget) or not 0 < self.budget <= 1):
             raise ValueError(f"budget must be above 0 and at most 1.0 (the untouched base), not {self.budget!r}")
-        if any(not isinstance(s, str) or not s for s in self.stops):
+        if not isinstance(self.stop, str | Iterable | None) or any(not isinstance(s, str) or not s for s in self.stops):
             raise ValueError(f"stop must be one or several non-empty strings, not {self.stop!r}")
         draft = self.draft_budget
         if draft is not None and (not _finite(draft) or not 0 < draft <= 1):
@@ -80,6 +107,13 @@ class SamplingParams:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's own; what an iterator gives as a tuple, since it gives it once."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
+        return value.item()
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, Sequence) else value
 
 
 def _whole(name: str, value: object, least: int) -> None:
