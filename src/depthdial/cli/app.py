@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from depthdial import __version__
+from depthdial.cli import streams
 from depthdial.cli.bench import bench
 from depthdial.cli.chat import chat
 from depthdial.cli.demo import demo
@@ -26,6 +27,7 @@ from depthdial.cli.pretrain import pretrain
 from depthdial.cli.report import report
 from depthdial.cli.serve import serve
 from depthdial.cli.train import train
+from depthdial.core.printable import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
@@ -62,18 +64,25 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     DEPTHDIAL_DEBUG=1 shows the traceback behind the line.
     """
+    streams.settle()
+    sys.exit(streams.finish(_run(sys.argv[1:] if args is None else args)))
+
+
+def _run(args: Sequence[str]) -> int:
     try:
-        app(args=None if args is None else list(args), prog_name="depthdial", standalone_mode=True)
+        app(args=streams.arguments(args), prog_name="depthdial", standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("DEPTHDIAL_DEBUG"):
             raise
         sys.stdout.flush()
         print(f"depthdial: error: {message(error)}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):  # typer makes a code of its own of it
+            return streams.reader_gone(0)
         if exit_.code == 130:  # typer's code for an interrupt
             print("\ndepthdial: interrupted", file=sys.stderr)
-        raise
+        return exit_.code if isinstance(exit_.code, int) else 0
     raise AssertionError("a typer app in standalone mode always exits")
 
 
@@ -82,5 +91,5 @@ def message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
-        return f"{place}{error.strerror}{remedy}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{place}{error.strerror}{remedy}")
+    return printable(" ".join(str(error).split())) or type(error).__name__

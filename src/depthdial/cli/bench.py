@@ -53,6 +53,7 @@ def bench(
     from depthdial.evaluate.speed.bench import bench as measure
     from depthdial.evaluate.speed.options import Options
     from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
+    from depthdial.maps.tasks import read_text
 
     if output is not None and output.suffix != ".json":
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
@@ -73,7 +74,7 @@ def bench(
         peer_pythons=dict(_python(item) for item in peer_python),
         random=random,
         static=static,
-        text=None if text is None else text.read_text(),
+        text=None if text is None else read_text(text),
         dtype=dtype,
         device=device,
         seed=seed,

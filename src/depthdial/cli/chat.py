@@ -40,6 +40,10 @@ def chat(
     """Talk to a chat model, and see how many layers each token used. /help lists what else can be said."""
     import sys
 
+    from depthdial.cli.streams import open_input
+
+    open_input("surrogateescape")  # a line that is no text is refused by itself; the conversation goes on
+
     from depthdial.cli.generate import console
     from depthdial.engine.llm import LLM, SamplingParams
     from depthdial.maps.terminal import Ramp

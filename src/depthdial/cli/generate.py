@@ -63,14 +63,19 @@ def generate(
     import contextlib
     import sys
 
-    from depthdial.engine.llm import LLM, SamplingParams
+    from depthdial.cli.streams import read_input
+
+    prompt = read_input() if prompt == "-" else prompt
+    if not prompt or (chat and not prompt.strip()):
+        raise ValueError("the prompt is empty; give at least one word")
+
+    from depthdial.engine.llm import LLM, SamplingParams  # takes seconds
 
     if system is not None and not chat:
         raise ValueError("--system needs --chat: a prompt that is continued as it is has no system message")
     params = SamplingParams(
         max_new_tokens, temperature, top_p, top_k, seed, stop, lossless=lossless, draft_budget=draft_budget
     )
-    prompt = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     # whatever a library prints while loading must not get between the text
     with contextlib.redirect_stdout(sys.stderr):
         llm = LLM(
@@ -84,7 +89,6 @@ def generate(
         )
     tokens = prompt
     if chat:
-        _refuse_empty(prompt)
         start = [] if system is None else [{"role": "system", "content": system}]
         tokens = llm.chat_tokens([*start, {"role": "user", "content": prompt}])
     if json:
@@ -186,8 +190,3 @@ def console(color: bool | None) -> Console:
     if color:
         return Console(force_terminal=True, color_system="truecolor", no_color=False, highlight=False)
     return Console(no_color=True if color is False else None, highlight=False)
-
-
-def _refuse_empty(prompt: str) -> None:
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; give at least one word")

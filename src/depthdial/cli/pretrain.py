@@ -61,13 +61,13 @@ def pretrain(
 ) -> None:
     """Train a fresh model whose layers are skipped from the first step; under torchrun on several processes, too."""
     import json
-    import logging
 
+    from depthdial.cli.streams import log
     from depthdial.train import processes
     from depthdial.train.pretrain import pretrain as run
     from depthdial.train.pretrain_config import PretrainConfig
 
-    logging.basicConfig(level=logging.INFO if processes.is_main() else logging.ERROR, format="%(message)s")
+    log(quiet=not processes.is_main())
     for name, value, choices in (
         ("optimizer", optimizer, ("adamw", "adafactor")),
         ("dtype", dtype, ("auto", "float32", "bfloat16")),

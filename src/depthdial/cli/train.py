@@ -58,15 +58,15 @@ def train(
 ) -> None:
     """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""
     import json
-    import logging
 
+    from depthdial.cli.streams import log
     from depthdial.methods import METHODS
     from depthdial.models.checkpoint import read
     from depthdial.train import processes
     from depthdial.train.config import TrainConfig
     from depthdial.train.run import train as run
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log()
     fields = dict(parse_field(item) for item in set_)
     if alpha is not None:
         fields["alpha"], budget = alpha, None
