@@ -44,6 +44,15 @@ def test_json_is_one_object_and_nothing_else(options):
     assert [row["name"] for row in found["rows"]] == ["base", "flexidepth 0.8"] and found["complete"]
 
 
+def test_a_share_of_the_items(options):
+    whole, half, one = (
+        json.loads(run(*options, "--json", "--no-early-exit", "--limit", limit).stdout)
+        for limit in ("99", "0.5", "1.0")
+    )
+    counts = [found["rows"][0]["tasks"]["piqa"]["items"] for found in (whole, half, one)]
+    assert counts[1] == -(-counts[0] // 2) > 1 == counts[2] and half["arguments"]["limit"] == 0.5
+
+
 def test_tables_and_files(options, tmp_path):
     place = tmp_path / "new" / "run"
     result = run(*options, "--output", str(place), "--limit", "4")
@@ -61,6 +70,9 @@ def test_tables_and_files(options, tmp_path):
         (["--budgets", "0.2"], "budget 0.2 is outside"),
         (["--budgets", "2"], "not at 2"),
         (["--limit", "0"], "--limit must be at least 1"),
+        (["--limit", "2.5"], "--limit must be at least 1"),
+        (["--limit", "inf"], "--limit must be at least 1"),
+        (["--limit", "half"], "--limit 'half' is no number of items"),
         (["--tasks", ""], "names no task"),
         (["--tasks", "boolq"], "has no file for"),
         (["--tasks", "humaneval"], "--allow-code-execution"),

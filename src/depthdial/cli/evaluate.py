@@ -28,8 +28,11 @@ def evaluate(
     tasks: Annotated[str, Given(help="Tasks and groups of the harness, with commas between them.")] = TASKS,
     budgets: Annotated[str, Given(help="True costs relative to dense; the base (1.0) always runs.")] = "1.0,0.85,0.75",
     limit: Annotated[
-        int | None,
-        Given(help="Items of each task, the first ones; a group's are spread over its tasks. [default: all]"),
+        str | None,
+        Given(
+            help="Items of each task, the first ones (a group's are spread over its tasks), or below 1 their share. "
+            "[default: all]"
+        ),
     ] = None,
     fewshot: Annotated[int | None, Given(help="Examples before each item. [default: the task's own number]")] = None,
     data_dir: Annotated[
@@ -82,7 +85,7 @@ def evaluate(
         plugin=own,
         tasks=[name.strip() for name in tasks.split(",") if name.strip()],
         budgets=numbers("--budgets", budgets, float),
-        limit=limit,
+        limit=None if limit is None else items(limit),
         fewshot=fewshot,
         data_dir=data_dir,
         output=output,
@@ -100,6 +103,15 @@ def evaluate(
         if can_draw():
             draw(results, output / "results.png")
     print(dumps(results, allow_nan=False) if json else text)
+
+
+def items(limit: str) -> float:
+    """A number of items, or below 1 a share of them. ValueError for what is no number."""
+    try:
+        told = float(limit)
+        return int(told) if told.is_integer() else told
+    except (ValueError, OverflowError):
+        raise ValueError(f"--limit {limit!r} is no number of items and no share of them, such as 0.5") from None
 
 
 def _plugins(given: list[str]) -> tuple[str | None, dict[str, str]]:

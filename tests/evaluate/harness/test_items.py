@@ -56,6 +56,7 @@ def test_a_limit_takes_the_first_items(data_folder, tiny_llm):
     (cut,) = load_suites(["arc_easy"], DataFolder(data_folder, 3))
     again = measure(cut, lm, Dial(), Store(), 3)
     assert again.values == short.values and cut.digest(3) == suite.digest(3)
+    assert measure(suite, lm, Dial(), Store(), 0.5).values == whole.values[:4], "half of seven, rounded up"
 
 
 def test_chance_is_one_of_the_choices(suites, tiny_llm):

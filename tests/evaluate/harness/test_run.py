@@ -122,6 +122,9 @@ def test_killed_it_comes_to_the_same(options, tmp_path, data_folder):
     ("wrong", "says"),
     [
         ({"limit": 0}, "--limit must be at least 1"),
+        ({"limit": -0.5}, "--limit must be at least 1 item, or a share"),
+        ({"limit": 1.5}, r"not 1\.5"),
+        ({"limit": float("nan")}, "not nan"),
         ({"fewshot": -1}, "--fewshot must be at least 0"),
         ({"budgets": [1.2]}, r"not at 1\.2"),
         ({"output": None, "resume": True}, "--resume needs --output"),

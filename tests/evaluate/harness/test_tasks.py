@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 from unittest import mock
@@ -140,6 +141,7 @@ def test_a_group_without_a_common_metric(data_folder):
 def test_a_limit_is_spread_over_the_parts():
     suite = Suite("mmlu", dict.fromkeys("abc"))  # pyright: ignore[reportArgumentType]
     assert suite.limit(None) is None and suite.limit(200) == 67 and suite.limit(1) == 1
+    assert suite.limit(0.5) == 0.5, "the share of a whole is that of its parts"
 
 
 def test_a_digest_tells_items_apart(data_folder, write_rows, piqa):
@@ -151,6 +153,7 @@ def test_a_digest_tells_items_apart(data_folder, write_rows, piqa):
     piqa[5]["goal"] = "another"
     write_rows(data_folder / "eval" / "piqa_val.jsonl.gz", piqa)
     assert digest(None) != first and digest(3) == short
+    assert digest(0.5) == digest(math.ceil(len(piqa) / 2)) != digest(0.999)
 
 
 @pytest.mark.slow

@@ -70,15 +70,16 @@ class Record:
         return cls(**{**told, "chance": chance, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
 
 
-def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: int | None, run_code: bool = False) -> Record:
-    """Run a task. limit: items of the whole task, the first ones. store: chunks of this task at this setting."""
+def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: float | None, run_code: bool = False) -> Record:
+    """Run a task. limit: items of the whole task, the first ones, or below 1 their share. store: chunks of this task at
+    this setting."""
     for task in suite.parts.values():  # its draws go on where they stopped: each row would see other examples
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     tally = lm.begin(dial, store)
     told: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
         lm=lm,
         task_dict={"tasks": suite.parts, "groups": {}, "group_map": {}},
-        limit=suite.limit(limit),
+        limit=suite.limit(limit),  # pyright: ignore[reportArgumentType] - below 1 it is the harness's share, too
         bootstrap_iters=0,
         log_samples=True,
         confirm_run_unsafe_code=run_code,

@@ -36,7 +36,8 @@ class Options:
     plugin: str | None
     tasks: Sequence[str]
     budgets: Sequence[float]
-    limit: int | None = None
+    limit: float | None = None
+    """Items of each task, the first ones; below 1 it is the share of them."""
     fewshot: int | None = None
     data_dir: Path | None = None
     output: Path | None = None
@@ -47,8 +48,9 @@ class Options:
     setup: Setup = field(default_factory=lambda: Setup(""))
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        limit = self.limit
+        if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
+            raise ValueError(f"--limit must be at least 1 item, or a share of them below 1, not {limit:g}")
         if self.fewshot is not None and self.fewshot < 0:
             raise ValueError(f"--fewshot must be at least 0, not {self.fewshot}")
         if bad := [budget for budget in self.budgets if not 0 < budget <= 1]:
@@ -66,7 +68,7 @@ class Options:
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
     """Measure all rows; gives what results.json holds. Raises ValueError, one line, for everything a user can mend."""
-    data = None if options.data_dir is None else DataFolder(options.data_dir, options.limit)
+    data = None if options.data_dir is None else DataFolder(options.data_dir, _first(options.limit))
     baselines = {name: identity(path) for name, path in options.baselines.items()}
     report("tasks", 0, 0)
     with redirect_stdout(sys.stderr):
@@ -102,6 +104,11 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
         del subject, lm
     assert folder is not None
     return _write(results, rows, records, folder, complete=True)
+
+
+def _first(limit: float | None) -> int | None:
+    """Rows of a file that a run can need; all of them where it needs a share."""
+    return None if limit is None or limit < 1 else int(limit)
 
 
 def _measure(

@@ -50,26 +50,33 @@ class Suite:
     name: str
     parts: dict[str, Task]
 
-    def limit(self, items: int | None) -> int | None:
-        """Items of each part, the first ones, so that there are at least `items` in all where there are as many."""
-        return None if items is None else math.ceil(items / len(self.parts))
+    def limit(self, items: float | None) -> float | None:
+        """Items of each part, the first ones, so that there are at least `items` in all where there are as many; below
+        1 it is the share of each part."""
+        return items if items is None or items < 1 else math.ceil(items / len(self.parts))
 
-    def digest(self, items: int | None) -> str:
+    def _items(self, task: Task, items: float | None) -> Iterator[Any]:
+        """The items of a part that are run, as the harness counts them."""
+        limit, docs = self.limit(items), task.eval_docs
+        if limit is not None and limit < 1:
+            limit = math.ceil(len(docs) * limit)
+        return itertools.islice(docs, None if limit is None else int(limit))
+
+    def digest(self, items: float | None) -> str:
         """A hash of the items and of what surrounds them in the prompts."""
         digest = hashlib.sha256()
         for name, task in self.parts.items():
-            docs = itertools.islice(task.eval_docs, self.limit(items))
+            docs = self._items(task, items)
             told = json.dumps([name, task.get_config("num_fewshot"), *docs], default=str, sort_keys=True)
             digest.update(told.encode())
             if task.get_config("num_fewshot"):
                 digest.update(json.dumps(list(task.fewshot_docs() or ()), default=str, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def check(self, items: int | None) -> None:
+    def check(self, items: float | None) -> None:
         """ValueError, one line, for an item of which the harness cannot make a prompt."""
         for name, task in self.parts.items():
-            docs: Iterator[Any] = itertools.islice(task.eval_docs, self.limit(items))
-            for i, doc in enumerate(docs, 1):
+            for i, doc in enumerate(self._items(task, items), 1):
                 try:
                     task.doc_to_text(doc)
                     task.doc_to_target(doc)
