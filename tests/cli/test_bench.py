@@ -45,6 +45,21 @@ def test_quick_is_batch_1_and_one_prompt(options, monkeypatch, tmp_path):
     assert (quick.batches, quick.prefill, quick.repeats, quick.compiled) == ((1,), (512,), 3, False)
 
 
+def test_quick_leaves_what_is_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: seen.append(o) or {"rows": []})
+    assert run("--quick", "--json", "--batches", "2", "--prefill", "", "--new-tokens", "9").exit_code == 0
+    assert (seen[0].batches, seen[0].prefill, seen[0].new_tokens) == ((2,), (), 9)
+
+
+def test_quick_fits_into_a_short_context(options):
+    """The tiny model's context of 128 has no room for the usual 512."""
+    short = [*options[: options.index("--batches")], "--quick", "--json"]
+    found = json.loads(run(*short).stdout)
+    rows = {(row["regime"], row["prompt_tokens"]) for row in found["rows"]}
+    assert rows == {("decode", 32), ("prefill", 127)} and found["arguments"]["prefill"] == [127]
+
+
 def test_a_text_of_ones_own_is_read(options, tmp_path):
     (tmp_path / "t.txt").write_text("the quick brown fox " * 9)
     found = json.loads(run(*options, "--text", str(tmp_path / "t.txt"), "--json").stdout)

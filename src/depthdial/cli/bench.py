@@ -19,11 +19,14 @@ def bench(
     model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
     plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
     budgets: Annotated[str, Given(help="True costs of the adaptive rows.")] = "0.85,0.75",
-    batches: Annotated[str, Given(help="Texts that decode together.")] = "1,4,16,64",
-    prefill: Annotated[str, Given(help="Lengths of prompts, tokens; empty: none.")] = "512,2048",
-    prompt_tokens: Annotated[int, Given(help="Of the texts that decode.")] = 32,
-    new_tokens: Annotated[int, Given(help="Tokens that each of them gets.")] = 64,
-    repeats: Annotated[int, Given(help="Interleaved repeats; the table has their median.")] = 5,
+    batches: Annotated[str | None, Given(help="Texts that decode together. [default: 1,4,16,64]")] = None,
+    prefill: Annotated[
+        str | None,
+        Given(help="Lengths of prompts, tokens; empty: none. [default: 512,2048, or what the context holds]"),
+    ] = None,
+    prompt_tokens: Annotated[int | None, Given(help="Of the texts that decode. [default: 32]")] = None,
+    new_tokens: Annotated[int | None, Given(help="Tokens that each of them gets. [default: 64]")] = None,
+    repeats: Annotated[int | None, Given(help="Interleaved; the table has their median. [default: 5]")] = None,
     lossless: Annotated[bool, Given("--lossless", help="Also measure lossless decoding.")] = False,
     vote: Annotated[bool, Given("--vote", help="Also measure batches whose texts decide together.")] = False,
     int8: Annotated[bool, Given("--int8", help="Also measure int8 weights.")] = False,
@@ -37,7 +40,7 @@ def bench(
     ] = True,
     explain: Annotated[bool, Given("--explain", help="Show from where on skipping pays here.")] = False,
     quick: Annotated[
-        bool, Given("--quick", help="Batch 1, prefill 512, 3 repeats of 32 tokens, nothing compiled.")
+        bool, Given("--quick", help="By default batch 1, prefill 512, 3 repeats of 32 tokens; nothing compiled.")
     ] = False,
     dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
     device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -57,15 +60,18 @@ def bench(
 
     if output is not None and output.suffix != ".json":
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
+    usual = ("1", "512", 32, 3) if quick else ("1,4,16,64", "512,2048", 64, 5)
+    lengths = {"prefill": prefill, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     options = Options(
         model=model,
         plugin=None if plugin == "none" else plugin,
         budgets=numbers("--budgets", budgets, float),
-        batches=(1,) if quick else numbers("--batches", batches, int),
-        prefill=(512,) if quick else numbers("--prefill", prefill, int),
-        prompt_tokens=prompt_tokens,
-        new_tokens=32 if quick else new_tokens,
-        repeats=3 if quick else repeats,
+        batches=numbers("--batches", usual[0] if batches is None else batches, int),
+        prefill=numbers("--prefill", usual[1] if prefill is None else prefill, int),
+        prompt_tokens=32 if prompt_tokens is None else prompt_tokens,
+        new_tokens=usual[2] if new_tokens is None else new_tokens,
+        repeats=usual[3] if repeats is None else repeats,
+        unasked=frozenset(name for name, asked in lengths.items() if asked is None),
         lossless=lossless,
         vote=vote,
         int8=int8,

@@ -38,6 +38,7 @@ class Lineup:
         self._scratch = tempfile.TemporaryDirectory(prefix="depthdial-bench-")
         try:
             self.llm = self._llm(options.plugin)
+            self.options = options.fitted(self.llm.context)
             self.precision = _SHORT[self.llm.model.dtype]
             self._check()
             self._add_ours()

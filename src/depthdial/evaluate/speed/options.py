@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Options:
     dtype: str = "bfloat16"
     device: str = "auto"
     seed: int = 0
+    unasked: frozenset[str] = frozenset()
+    """Of `prefill`, `prompt_tokens` and `new_tokens` those that are our own choice: cut to what the model can hold."""
 
     def __post_init__(self):
         if not self.batches and not self.prefill:
@@ -55,6 +57,18 @@ class Options:
         if any(not 0 < budget < 1 for budget in self.budgets):
             raise ValueError("--budgets takes true costs between 0 and 1; the dense engine is measured anyway")
         check(self.peers, self.peer_pythons)
+
+    def fitted(self, context: int) -> Options:
+        """The same within a model's context, as far as nobody asked for lengths that are beyond it."""
+        lengths: dict[str, Any] = {
+            "prefill": tuple(dict.fromkeys(min(length, context - 1) for length in self.prefill)),
+            "prompt_tokens": max(1, min(self.prompt_tokens, context // 2)),
+        }
+        lengths = {name: value for name, value in lengths.items() if name in self.unasked}
+        if "new_tokens" in self.unasked:
+            room = context - lengths.get("prompt_tokens", self.prompt_tokens)
+            lengths["new_tokens"] = max(2, min(self.new_tokens, room))
+        return replace(self, **lengths)
 
     @property
     def regimes(self) -> list[Regime]:
@@ -74,7 +88,7 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """Without the places of this machine's files."""
         shown = asdict(self) | {"text": "built in" if self.text is None else "given"}
-        del shown["peer_pythons"]
+        del shown["peer_pythons"], shown["unasked"]
         for name in ("model", "plugin", "random", "static"):
             shown[name] = None if shown[name] is None else Path(shown[name]).name
         return shown
