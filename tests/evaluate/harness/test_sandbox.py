@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
-from depthdial.evaluate.harness import sandbox
+from depthdial.evaluate.harness import locks, sandbox
 from depthdial.evaluate.harness.code_eval import CodeEval, estimate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="locks of the Linux kernel")
@@ -49,26 +51,67 @@ def test_time_and_memory_end():
         "import os; os.open('{there}', os.O_RDONLY | os.O_TRUNC)",
         "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, {pid})",
         "import fcntl, os; fcntl.fcntl(os.pipe()[0], 10, 9)  # F_SETSIG",
+        "import os; os.sched_setaffinity({pid}, {{0}})",
+        "import os; os.sched_setscheduler({pid}, os.SCHED_IDLE, os.sched_param(0))",
+        "import os; os.sched_setscheduler({pid}, os.SCHED_BATCH, os.sched_param(0))",
+        "import os; os.sched_setparam({pid}, os.sched_param(0))",
+        "import os; os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
+        "import fcntl; fcntl.flock(open('{there}'), fcntl.LOCK_SH)",
+        "import fcntl; fcntl.lockf(open('{there}'), fcntl.LOCK_SH)",
+        "import fcntl, struct; fcntl.fcntl(open('{there}'), 37, struct.pack('hhqqi4x', 0, 0, 0, 0, 0))  # F_OFD_SETLK",
+        "import fcntl; fcntl.fcntl(open('{there}'), fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+        "import fcntl, struct; fcntl.ioctl(open('{there}'), 0x40086602, struct.pack('q', 0x40))  # chattr +d",
     ],
 )
 def test_nothing_outside_is_touched(tmp_path, program):
     there = tmp_path / "file"
     there.write_text("kept")
-    before = there.stat()
+    before, affinity = there.stat(), os.sched_getaffinity(0)
     found = sandbox.run(program.format(there=there, pid=os.getpid()))
     assert found.startswith("failed: ") and "SyntaxError" not in found, found
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER and os.sched_getaffinity(0) == affinity
     after = there.stat()
     assert there.read_text() == "kept" and (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
     assert sorted(tmp_path.iterdir()) == [there]
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of its calls")
-@pytest.mark.parametrize(("name", "call"), [("shmget", "29, 0, 4096, 0o1600"), ("sigqueue", "129, {pid}, 9, told")])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("shmget", "29, 0, 4096, 0o1600"),
+        ("sigqueue", "129, {pid}, 9, told"),
+        ("sched_setattr", "314, {pid}, told, 0"),
+        ("ioprio_set", "251, 1, {pid}, 0x6000"),
+        ("migrate_pages", "256, {pid}, 0, 0, 0"),
+        ("semctl of others", "66, 0, 0, 0"),
+        ("msgctl of others", "71, 0, 0, 0"),
+        ("mq_unlink", "241, b'there'"),
+        ("fanotify_init", "300, 0, 0"),
+        ("io_setup", "206, 65536, told"),
+        ("sync", "162"),
+        ("setxattrat, newer than the list", "463, -100, b'/', 0, b'user.a', told, 16"),
+        ("file_setattr, newer than the list", "469, -100, b'/', told, 16, 0"),
+        ("x32", "0x40000000 + 39"),
+    ],
+)
 def test_calls_that_python_does_not_have(name, call):
     head = "import ctypes, struct; told = ctypes.create_string_buffer(struct.pack('iii', 9, 0, -1), 128)\n"
     made = "libc = ctypes.CDLL(None, use_errno=True)\nfound = libc.syscall({})\nassert found >= 0, ctypes.get_errno()"
     program = head + made.format(call.format(pid=os.getpid()))
     assert sandbox.run(program) == "failed: AssertionError: 1", name
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/include/asm-generic/unistd.h"), reason="needs the kernel's headers")
+def test_both_machines_refuse_the_same_calls():
+    """The numbers of Arm's calls cannot be tried on x86: they are compared by name."""
+    text = Path("/usr/include/asm-generic/unistd.h").read_text()
+    arm = {int(number): name for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)\b", text)}
+    text = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").read_text()
+    intel = {int(number): name for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)\b", text)}
+    names = {arm[number] for number in locks._REFUSED["aarch64"] if number in arm}
+    theirs = {intel[number] for number in locks._REFUSED["x86_64"] if number in intel}
+    assert names == theirs & set(arm.values()) and len(names) > 80
 
 
 def test_what_it_says_does_not_fill_our_memory():
@@ -80,6 +123,8 @@ def test_a_file_can_be_read_and_asked_for_its_flags():
     """The filter looks at arguments: calls with harmless ones go through."""
     program = f"import fcntl\nfile = open({__file__!r})\nassert file.read() and fcntl.fcntl(file, fcntl.F_GETFL) >= 0"
     assert sandbox.run(program) == "passed"
+    asked = f"import os\nfile = os.open({__file__!r}, 0)\nassert not os.isatty(file)\nos.set_inheritable(file, True)"
+    assert sandbox.run(asked) == "passed"
 
 
 def test_no_network_not_even_here():

@@ -16,33 +16,45 @@ _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # EPERM
 _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# networks, processes and signals; shared memory, which outlives its process; owners, modes and times of files; mounts,
-# clocks and the kernel itself; `openat2`, whose flags a filter cannot see
+# networks, processes and signals; the scheduling of any process, its memory and its locks (another waits for them);
+# shared memory and queues, which outlive their process; owners, modes and times of files; mounts, clocks, watches and
+# the kernel itself; `openat2`, whose flags a filter cannot see
 _REFUSED = {
     "x86_64": (
-        29, 30, 31, 41, 42, 53, 56, 57, 58, 59, 62, 64, 68, 76, 90, 91, 92, 93, 94, 101, 129, 132, 133, 141, 155, 160,
-        161, 164, 165, 166, 167, 168, 169, 170, 171, 175, 176, 188, 189, 190, 197, 198, 199, 200, 227, 234, 235, 240,
-        246, 248, 249, 250, 251, 259, 260, 261, 268, 272, 280, 297, 298, 302, 303, 304, 305, 308, 310, 311, 313, 320,
-        321, 322, 323, 424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 435, 437, 438, 442, 452,
+        29, 30, 31, 41, 42, 53, 56, 57, 58, 59, 62, 64, 65, 66, 68, 69, 70, 71, 73, 76, 90, 91, 92, 93, 94, 101, 103,
+        129, 132, 133, 141, 142, 144, 153, 155, 159, 160, 161, 162, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172,
+        173, 175, 176, 179, 180, 188, 189, 190, 197, 198, 199, 200, 203, 206, 220, 227, 234, 235, 240, 241, 246, 248,
+        249, 250, 251, 253, 256, 259, 260, 261, 268, 272, 279, 280, 294, 297, 298, 300, 301, 302, 303, 304, 305, 306,
+        308, 310, 311, 313, 314, 320, 321, 322, 323, 424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 435, 437,
+        438, 440, 442, 443, 448, 452,
     ),
     "aarch64": (
-        5, 6, 7, 14, 15, 16, 33, 39, 40, 41, 45, 51, 52, 53, 54, 55, 88, 97, 104, 105, 106, 112, 117, 129, 130, 131,
-        138, 140, 142, 161, 162, 164, 170, 180, 186, 190, 194, 195, 196, 198, 199, 203, 217, 218, 219, 220, 221, 224,
-        225, 240, 241, 261, 264, 265, 266, 268, 270, 271, 273, 280, 281, 282, 294, 424, 425, 426, 427, 428, 429, 430,
-        431, 432, 433, 434, 435, 437, 438, 442, 452,
+        0, 5, 6, 7, 14, 15, 16, 26, 30, 32, 33, 39, 40, 41, 42, 45, 51, 52, 53, 54, 55, 58, 60, 81, 88, 89, 97, 104,
+        105, 106, 112, 116, 117, 118, 119, 122, 129, 130, 131, 138, 140, 142, 161, 162, 164, 170, 171, 180, 181, 186,
+        187, 188, 189, 190, 191, 192, 193, 194, 195, 196, 198, 199, 203, 217, 218, 219, 220, 221, 224, 225, 238, 239,
+        240, 241, 261, 262, 263, 264, 265, 266, 267, 268, 270, 271, 273, 274, 280, 281, 282, 294, 424, 425, 426, 427,
+        428, 429, 430, 431, 432, 433, 434, 435, 437, 438, 440, 442, 443, 448, 452,
     ),
 }  # fmt: skip
+_LATER = 453
+"""Calls from this number on are newer than these lists: all are refused, and so are those of x32, which lie higher."""
 _JUMP_EQUAL, _JUMP_SET, _TRUNCATE = 0x15, 0x45, 0o1000
-# (call, its argument, test, value): emptying a file that is opened to be read, which old Landlocks let through, and
-# having the kernel send a signal when a pipe is written to (F_SETOWN, F_SETSIG, F_SETOWN_EX)
+# having the kernel send a signal when a pipe is written to (F_SETOWN, F_SETSIG, F_SETOWN_EX), locks of files that
+# others wait for (F_SETLK, F_SETLKW, of open files, F_SETLEASE), and hints that stay with a file (F_SET_RW_HINT)
+_FCNTL = (6, 7, 8, 10, 15, 37, 38, 1024, 1036, 1038)
+# (call, its argument, test, value): emptying a file that is opened to be read, which old Landlocks let through
 _REFUSED_WITH = {
     "x86_64": (
         (2, 1, _JUMP_SET, _TRUNCATE),
         (257, 2, _JUMP_SET, _TRUNCATE),
-        *((72, 1, _JUMP_EQUAL, n) for n in (8, 10, 15)),
+        *((72, 1, _JUMP_EQUAL, n) for n in _FCNTL),
     ),
-    "aarch64": ((56, 2, _JUMP_SET, _TRUNCATE), *((25, 1, _JUMP_EQUAL, n) for n in (8, 10, 15))),
+    "aarch64": ((56, 2, _JUMP_SET, _TRUNCATE), *((25, 1, _JUMP_EQUAL, n) for n in _FCNTL)),
 }
+_IOCTL = {"x86_64": 16, "aarch64": 29}
+# what Python asks of a file that it opens: is it a terminal, how wide, how much is there, does it block, is it
+# inherited; all else is refused: flags of files, frozen file systems, typing into a terminal
+_ASKED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 def lock(memory: int, seconds: int) -> None:
@@ -78,11 +90,13 @@ def _seccomp(libc: ctypes.CDLL) -> None:
     machine = os.uname().machine
     # (code, what to jump over if so, if not so, value); None is the way to the last line, which refuses
     lines: list[tuple[int, int | None, int | None, int]] = [
-        (0x20, 0, 0, 4), (_JUMP_EQUAL, 0, None, _ARCH[machine]), (0x20, 0, 0, 0), (0x35, None, 0, 0x40000000),
+        (0x20, 0, 0, 4), (_JUMP_EQUAL, 0, None, _ARCH[machine]), (0x20, 0, 0, 0), (0x35, None, 0, _LATER),
     ]  # fmt: skip
     lines += [(_JUMP_EQUAL, None, 0, number) for number in _REFUSED[machine]]
     for number, argument, test, value in _REFUSED_WITH[machine]:
         lines += [(_JUMP_EQUAL, 0, 3, number), (0x20, 0, 0, 16 + 8 * argument), (test, None, 0, value), (0x20, 0, 0, 0)]
+    asked = [(_JUMP_EQUAL, len(_ASKED) - i, 0, value) for i, value in enumerate(_ASKED)]
+    lines += [(_JUMP_EQUAL, 0, len(asked) + 2, _IOCTL[machine]), (0x20, 0, 0, 24), *asked, (0x06, 0, 0, _REFUSE)]
     lines += [(0x06, 0, 0, _ALLOW), (0x06, 0, 0, _REFUSE)]
     filled = []
     for left, (code, so, not_so, value) in zip(reversed(range(len(lines))), lines, strict=True):

@@ -1,7 +1,8 @@
 """Run a program that nobody has read. Linux only; where the kernel refuses a lock, nothing is run.
 
 What is guaranteed, by the kernel, from before the program's first line until it has ended:
-- no network and no other process: sockets, forks, threads, `exec`, signals and tracing are refused (seccomp);
+- no network and no other process: sockets, forks, threads, `exec`, signals and tracing are refused, and so are the
+  scheduling of processes and locks of files, for which another would wait (seccomp);
 - nothing is written, made, moved or removed anywhere, and no owner, mode or time of a file changes (Landlock, seccomp);
 - at most `SECONDS` of time, `MEMORY` bytes of memory, no core dump; it is killed when the caller gives up on it.
 What is not: files that the user may read can be read; but all that comes out is "passed", or how it failed.
@@ -48,6 +49,8 @@ def check() -> None:
     tries = (
         "import socket; socket.socket()", "open('x', 'w')", "import os; os.fork()", "import os; os.kill(1, 0)",
         "import os; os.remove(__import__('sys').executable + '.no')", "x = 'x' * (1 << 34)",
+        "import os; os.sched_setaffinity(0, os.sched_getaffinity(0))",
+        "import fcntl, sys; fcntl.flock(open(sys.executable, 'rb'), fcntl.LOCK_SH)",
     )  # fmt: skip
     for attempt in tries:
         if _run(attempt, SECONDS * 4) == _PASSED:
@@ -86,7 +89,7 @@ def _run(program: str, seconds: float) -> str:
 def _said(child: subprocess.Popen[bytes], program: str, end: float) -> bytes:
     """What the child writes until it ends, or a little more than `SAID`. TimeoutExpired at the time `end`."""
     assert child.stdin is not None and child.stdout is not None
-    child.stdin.write(program.encode())
+    child.stdin.write(program.encode(errors="replace"))
     child.stdin.close()
     out, there = b"", child.stdout.fileno()
     while len(out) <= SAID:
