@@ -10,7 +10,7 @@ from types import ModuleType
 import pyarrow as pa
 import pytest
 
-from depthdial.maps.schema import rows_of
+from depthdial.maps.parse import rows_of
 
 ROOT = Path(__file__).parents[2]
 

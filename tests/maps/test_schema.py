@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthdial.maps.schema import KEY, DepthMap, Facts, Row, columns, pack, rows_of, table, unpack
+from depthdial.maps.parse import facts_of, rows_of
+from depthdial.maps.schema import KEY, DepthMap, Facts, Row, columns, pack, table, unpack
 from depthdial.methods import Dense
 from depthdial.models.convert import convert
 
@@ -70,7 +71,7 @@ def test_starts_are_where_the_pieces_are(tiny_map):
 def test_facts_are_those_of_the_model(tiny_converted):
     facts = Facts.of(tiny_converted, "tiny", 1.0, math.inf)
     assert (facts.layers, facts.routed, facts.always_on, facts.method) == (6, (2, 3, 4, 5), 2, "FlexiDepth")
-    assert facts.to_json()["offset"] is None and Facts.from_json(facts.to_json(), "it") == facts
+    assert facts.to_json()["offset"] is None and facts_of(facts.to_json(), "it") == facts
 
 
 def test_another_plug_in_has_other_facts(tiny_model, adaptive):
@@ -103,7 +104,7 @@ def test_missing_columns_and_facts_are_named(tiny_map):
     with pytest.raises(ValueError, match="it lacks the columns entropy"):
         rows_of(table(tiny_map).drop_columns(["entropy"]), "it")
     with pytest.raises(ValueError, match="its facts lack 'layers'"):
-        Facts.from_json({k: v for k, v in tiny_map.facts.to_json().items() if k != "layers"}, "it")
+        facts_of({k: v for k, v in tiny_map.facts.to_json().items() if k != "layers"}, "it")
 
 
 def test_hugging_face_datasets_reads_the_columns(tiny_map, tmp_path):

@@ -62,13 +62,13 @@ def evaluate(
     json: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Measure quality: scores, what is retained of the base, true cost and depth, with paired intervals."""
-    import importlib.util
     import os
 
     from depthdial.cli.bench import numbers
+    from depthdial.core.extras import need
 
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("evaluation needs lm-evaluation-harness; install it with: pip install 'depthdial[evaluate]'")
+    for package in ("lm_eval", "datasets", "pyarrow"):
+        need(package, "evaluate", "evaluation")
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for each task; ours tells of all
     from json import dumps

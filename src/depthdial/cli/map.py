@@ -75,6 +75,9 @@ def make(
     import json as json_
     import sys
 
+    from depthdial.maps.store import need_pyarrow
+
+    need_pyarrow()
     if output is None:
         raise ValueError("where should the map go? give a folder with --output")
     if (prompts is None) == (tasks is None):
@@ -133,10 +136,15 @@ def summary(
     import json as json_
 
     from depthdial.core.whole import write_text
+    from depthdial.maps.keep_figure import need_matplotlib
     from depthdial.maps.plot import draw
+    from depthdial.maps.store import need_pyarrow
     from depthdial.maps.summary import summarise
     from depthdial.maps.table import tables
 
+    need_pyarrow()
+    if output is not None:
+        need_matplotlib("leave --output out")
     found = summarise(map_, view, scope)  # pyright: ignore[reportArgumentType] - it refuses other words
     text = json_.dumps(found.to_json(), indent=1)
     if output is not None:

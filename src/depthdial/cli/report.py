@@ -17,6 +17,11 @@ def report(
     ] = True,
 ) -> None:
     """Compare pre-training runs: held-out loss with intervals over seeds, layers executed, density, speed."""
+    from depthdial.maps.keep_figure import need_matplotlib
+
+    if plots:
+        need_matplotlib("add --no-plots")
+
     import torch
 
     from depthdial.core.whole import write_json, write_text

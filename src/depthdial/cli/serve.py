@@ -43,10 +43,11 @@ def serve(
     """Serve a model: the OpenAI API under /v1, a page at /, figures at /metrics. SIGTERM finishes what is begun."""
     import sys
 
-    try:
-        from depthdial.serve.run import run
-    except ModuleNotFoundError as error:
-        raise ValueError(f"serving needs {error.name}; pip install 'depthdial[serve]'") from None
+    from depthdial.core.extras import need
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        need(package, "serve", "serving")
+    from depthdial.serve.run import run
     from depthdial.serve.settings import EngineSettings, Limits, Settings
 
     engine = EngineSettings(

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,36 @@ _PART = re.compile(r"\.(.+)-[0-9a-f]{8}\.part(\..*)?")
 def whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end of the block; if the block fails it is gone.
 
-    Makes the folder. Two processes that write one path do not disturb each other: the later one is kept. Raises OSError
-    where the folder cannot be written.
+    Makes the folder, and gives the file the mode that the umask gives new files, whatever its writer did. Two processes
+    that write one path do not disturb each other: the later one is kept. Raises OSError where the folder cannot be
+    written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # with the ending that `path` has, which some writers look at
     part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
+        mode = _new(part)
         yield part
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_to_all(folder: Path) -> None:
+    """Give the files of a folder the mode that the umask gives new files: some libraries write for their user alone."""
+    probe = folder / f".{secrets.token_hex(4)}.part"
+    mode = _new(probe)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+def _new(path: Path) -> int:
+    """Make an empty file; its mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def leftovers(folder: Path) -> list[tuple[Path, Path]]:

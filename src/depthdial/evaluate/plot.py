@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import COLOURS, keep_figure
+from depthdial.maps.keep_figure import COLOURS, keep_figure, need_matplotlib
 
 _MARKS = "osD^vPX"
 HIGHEST = 2.0
@@ -20,10 +20,9 @@ def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
     results: the benchmark's JSON (benchmarks/quality.py). The file is there whole or not at all. Raises ValueError when
     matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, subject in enumerate(results["subjects"]):

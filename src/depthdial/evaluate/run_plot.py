@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.evaluate.runs import Run
-from depthdial.maps.keep_figure import COLOURS, keep_figure
+from depthdial.maps.keep_figure import COLOURS, keep_figure, need_matplotlib
 
 SMOOTH = 25
 """Steps over which the training loss is averaged."""
@@ -15,12 +15,9 @@ SMOOTH = 25
 
 def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write loss.png and density.png into `folder`, each whole or not at all. ValueError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "drawing needs matplotlib; install it with: pip install 'depthdial[plots]', or add --no-plots"
-        ) from None
+    need_matplotlib("add --no-plots")
+    from matplotlib.figure import Figure
+
     groups = list(dict.fromkeys(run.group for run in runs))
     look = {group: _look(i) for i, group in enumerate(groups)}
     seen: set[str] = set()

@@ -46,25 +46,28 @@ class Folder:
                 "choose another --output"
             )
         (self.path / PARTS).mkdir(exist_ok=True)
-        held = {_number(file) for file in (self.path / PARTS).glob("part-*.parquet")}
+        held = {_number(file) for file in self.parts}
         if not resume and (held if mine is None else held.intersection(mine)):
             raise ValueError(f"{self.path} holds parts of this map already; pass --resume to go on with it")
         for left, path in leftovers(self.path / PARTS):  # by a killed process; another shard may be at work here
-            if mine is None or _number(path) in mine:
+            number = _number(path)
+            if mine is None or (number is not None and number in mine):
                 left.unlink(missing_ok=True)
 
     @property
     def parts(self) -> list[Path]:
         """The parts that are there, in order."""
-        return sorted((self.path / PARTS).glob("part-*.parquet"))
+        return sorted(file for file in (self.path / PARTS).glob("part-*.parquet") if _number(file) is not None)
 
     def finish(self, card: str) -> None:
         """All parts are there: write the card."""
         write_text(self.path / CARD_FILE, card)
 
 
-def _number(part: Path) -> int:
-    return int(part.stem.removeprefix("part-"))
+def _number(part: Path) -> int | None:
+    """None for a file that is none of ours."""
+    digits = part.stem.removeprefix("part-")
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
 
 
 def told_of(facts: Facts, weights: str, prompts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

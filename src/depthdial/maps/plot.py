@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from depthdial.maps.keep_figure import keep_figure
+from depthdial.maps.keep_figure import keep_figure, label, need_matplotlib
 from depthdial.maps.summary import Cell, Summary
 
 _INK, _POINT, _SOFT = "#1d1f23", "#123570", "#8a8678"
@@ -17,10 +17,9 @@ _RISING = ("position", "surprisal")
 
 def draw(summary: Summary, path: Path) -> None:
     """Write a PNG; it is there whole or not at all. Raises ValueError when matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     tables = _panels(summary)
     count = len(tables) + bool(summary.entropy) + 2 * bool(summary.run_rate)
     rows = -(-count // 3)
@@ -42,7 +41,7 @@ def draw(summary: Summary, path: Path) -> None:
     f = summary.facts
     dial = "as trained" if f.budget is None else f"budget {f.budget:g}"
     figure.suptitle(
-        f"{f.model}, {f.plugin or f.method}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
+        f"{label(f.model)}, {label(f.plugin or f.method)}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts; bars are 95 % intervals over {summary.groups:,} groups of texts",
         fontsize=10,
         color=_INK,
@@ -73,11 +72,11 @@ def _cells(axis: Any, name: str, cells: list[Cell], title: str) -> None:
     means, style = [cell.layers.mean for cell in cells], {"color": _POINT, "capsize": 2, "markersize": 4}
     if name in _RISING:
         axis.errorbar(range(len(cells)), means, yerr=_errors(cells), fmt="o-", linewidth=1, **style)
-        axis.set_xticks(range(len(cells)), [cell.name for cell in cells], rotation=45, ha="right", fontsize=7)
+        axis.set_xticks(range(len(cells)), [label(cell.name) for cell in cells], rotation=45, ha="right", fontsize=7)
         axis.set_ylabel("layers", fontsize=8)
     else:
         axis.errorbar(means, range(len(cells)), xerr=_errors(cells), fmt="o", **style)
-        axis.set_yticks(range(len(cells)), [f"{cell.name}  ({cell.tokens:,})" for cell in cells], fontsize=8)
+        axis.set_yticks(range(len(cells)), [f"{label(cell.name)}  ({cell.tokens:,})" for cell in cells], fontsize=8)
         axis.invert_yaxis()
         axis.margins(y=0.15)
         axis.set_xlabel("layers", fontsize=8)
@@ -98,7 +97,7 @@ def _entropy(axis: Any, summary: Summary) -> None:
     errors = np.nan_to_num(np.array(pairs)).T.clip(min=0)
     style = {"color": _POINT, "capsize": 2, "markersize": 4}
     axis.errorbar([i.mean for _, i in found], range(len(found)), xerr=errors, fmt="o", **style)
-    axis.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
+    axis.set_yticks(range(len(found)), [label(name) for name, _ in found], fontsize=8)
     axis.axvline(0, color=_SOFT, linewidth=0.8)
     axis.invert_yaxis()
     _finish(axis, f"correlation with {summary.facts.asked}'s entropy")
@@ -117,7 +116,7 @@ def _rates(axis: Any, summary: Summary) -> None:
 def _heat(figure: Any, axis: Any, summary: Summary) -> None:
     rates = np.array(list(summary.run_rate_by_task.values()))
     image = axis.imshow(rates, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axis.set_yticks(range(len(rates)), list(summary.run_rate_by_task), fontsize=8)
+    axis.set_yticks(range(len(rates)), [label(name) for name in summary.run_rate_by_task], fontsize=8)
     ticks = range(0, rates.shape[1], max(1, rates.shape[1] // 8))
     axis.set_xticks(ticks, [str(layer + 1) for layer in ticks])
     axis.set_xlabel("layer", fontsize=8)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class Facts:
     def of(
         cls, model: Any, name: str, budget: float | None = None, offset: float | None = None, alternatives: int = 0
     ) -> Facts:
-        """Of a converted model; offset None is where its dial stands. ValueError for a model that is not converted."""
+        """Of a converted model; offset None is where its dial stands. name: as the model was asked for; of a place on
+        this machine the last part is kept. ValueError for a model that is not converted."""
         from depthdial.models.convert import method_of, route_of  # torch, which to read a map takes no part in
 
         route, method = route_of(model), method_of(model)
@@ -71,7 +73,7 @@ class Facts:
         dial = route.offset if offset is None else offset
         plugin = getattr(model, "plugin", None)
         return cls(
-            model=name,
+            model=public_name(name),
             plugin=None if plugin is None else plugin.name,
             parts_sha256=_digest(model),
             method=type(method).__name__,
@@ -92,24 +94,6 @@ class Facts:
     def to_json(self) -> dict[str, Any]:
         """As JSON has it; an infinite offset is null."""
         return {**asdict(self), "offset": self.offset if math.isfinite(self.offset) else None}
-
-    @classmethod
-    def from_json(cls, data: Any, where: str) -> Facts:
-        """Raises ValueError, naming `where`, for another format version and for what are no facts."""
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version is None:
-            raise ValueError(f"{where} is not a depth map; make one with `depthdial map`")
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{where} is a map of format version {version}; this depthdial reads {FORMAT_VERSION}: "
-                "upgrade one of the two, or make the map again"
-            )
-        try:
-            known = {name: data[name] for name in cls.__dataclass_fields__}
-            known["offset"] = math.inf if known["offset"] is None else float(known["offset"])
-            return cls(**{**known, "routed": tuple(known["routed"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{where}: its facts lack {error}; make the map again") from error
 
 
 @dataclass(frozen=True)
@@ -164,6 +148,15 @@ class DepthMap:
     rows: Sequence[Row]
 
 
+def public_name(model: str) -> str:
+    """What a map may say of a model: an id of the hub as it is, of a place on this machine the last part."""
+    if "\\" in model:
+        return PureWindowsPath(model).name
+    place = Path(model).expanduser()
+    local = place.is_absolute() or model.startswith((".", "~")) or place.exists()
+    return place.absolute().name if model and local else model
+
+
 def _digest(model: Any) -> str:
     import torch
 
@@ -214,19 +207,6 @@ def table(found: DepthMap) -> pa.Table:
     return pa.Table.from_pylist([_plain(row) for row in found.rows], schema)
 
 
-def rows_of(found: pa.Table, where: str) -> DepthMap:
-    """The map in an Arrow table. ValueError, naming `where`, for a table that is none, or is one of another version."""
-    raw = (found.schema.metadata or {}).get(KEY)
-    try:
-        data = None if raw is None else json.loads(raw)
-    except ValueError:
-        data = None
-    facts = Facts.from_json(data, where)
-    if missing := [name for name in columns().names if name not in found.column_names]:
-        raise ValueError(f"{where} lacks the columns {', '.join(missing)}; make the map again")
-    return DepthMap(facts, [_row(record, facts) for record in found.to_pylist()])
-
-
 def pack(ran: np.ndarray) -> bytes:
     """bool [T, L] to bits: ceil(L / 8) bytes for each token, bit i (lowest first) is layer i."""
     return np.packbits(ran, axis=1, bitorder="little").tobytes()
@@ -261,34 +241,8 @@ def _plain(row: Row) -> dict[str, Any]:
     }
 
 
-def _row(record: dict[str, Any], facts: Facts) -> Row:
-    def array(name: str, kind: Any) -> Any:
-        return None if record[name] is None else np.array(record[name], kind)
-
-    scores = array("scores", np.float16)
-    return Row(
-        **{name: record[name] for name in ("id", "task", "group", "forced", "pieces", "token_class")},
-        token_ids=array("token_ids", np.int32),
-        generated=array("generated", bool),
-        layers_used=array("layers_used", np.int16),
-        ran=None if record["run_mask"] is None else unpack(record["run_mask"], facts.layers),
-        scores=None if scores is None else scores.reshape(-1, len(facts.routed)),
-        entropy=array("entropy", np.float32),
-        surprisal=array("surprisal", np.float32),
-        alternatives=_nested(record, facts.alternatives),
-    )
-
-
 def _flat(choices: Sequence[Sequence[tuple[str, float]]]) -> tuple[list[str], list[float]]:
     """Without those of the first token, which has none."""
     pairs: Iterable[tuple[str, float]] = (pair for of_token in choices for pair in of_token)
     texts, probabilities = zip(*pairs, strict=True) if any(choices) else ((), ())
     return list(texts), list(probabilities)
-
-
-def _nested(record: dict[str, Any], count: int) -> list[list[tuple[str, float]]] | None:
-    texts, probabilities = record["alternatives"], record["alternative_probs"]
-    if texts is None or not count:
-        return None
-    pairs = [(text, float(p)) for text, p in zip(texts, probabilities, strict=True)]
-    return [[], *(pairs[i : i + count] for i in range(0, len(pairs), count))]

@@ -9,19 +9,26 @@ Every file is there whole or not at all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.extras import need
 from depthdial.core.whole import whole
-from depthdial.maps.schema import FORMAT_VERSION, DepthMap, Row, rows_of, table
+from depthdial.maps.parse import from_text, rows_of
+from depthdial.maps.schema import FORMAT_VERSION, DepthMap, Row, table
 
 RUN_FILE, CARD_FILE, PARTS = "map.json", "README.md", "data"
 
 
+def need_pyarrow() -> None:
+    """ValueError where what reads and writes Parquet is not there: to be asked before work starts."""
+    need("pyarrow", "maps", "a map, which is Parquet,")
+
+
 def write(found: DepthMap, path: str | Path) -> Path:
     """Write one Parquet file; returns its path."""
+    need_pyarrow()
     import pyarrow.parquet as parquet
 
     path = Path(path)
@@ -42,13 +49,15 @@ def read(path: str | Path) -> DepthMap:
 
 def read_parts(path: str | Path) -> Iterator[DepthMap]:
     """A map part by part. Raises ValueError as `read` does, and for parts of different maps."""
+    need_pyarrow()
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     path = Path(path)
     if path.is_dir():
         read_run(path)
-        files = sorted((path / PARTS).glob("[!.]*.parquet"))  # a killed process may have left half a file
+        # a killed process may have left half a file
+        files = sorted(file for file in (path / PARTS).glob("[!.]*.parquet") if file.is_file())
         if not files:
             raise ValueError(f"{path} holds no part of a map yet; finish it with `depthdial map ... --resume`")
     elif path.is_file():
@@ -59,7 +68,7 @@ def read_parts(path: str | Path) -> Iterator[DepthMap]:
     for file in files:
         try:
             found = parquet.read_table(file)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Arrow's
                 raise
             raise ValueError(
@@ -77,7 +86,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder} is not a depth map: it has no {RUN_FILE}")
     try:
-        run = json.loads(file.read_text("utf-8"))
+        run = from_text(file.read_text("utf-8"))
         version = run["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}); make the map again in another folder") from error

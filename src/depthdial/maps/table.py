@@ -7,6 +7,7 @@ import math
 from rich.markup import escape
 from rich.table import Table
 
+from depthdial.core.printable import printable
 from depthdial.maps.bootstrap import Interval
 from depthdial.maps.summary import Summary
 
@@ -18,7 +19,7 @@ def tables(summary: Summary) -> list[Table | str]:
     f = summary.facts
     dial = "as it was trained" if f.budget is None else f"budget {f.budget:g}"
     view = "the pass that wrote them" if summary.view == "wrote" else "the pass that read them"
-    first = (
+    first = printable(
         f"{f.model}, {f.plugin or 'no plug-in'}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts in {summary.groups:,} groups; layers of {view}: {_plus(summary.layers)} of {f.layers}"
     )
@@ -26,12 +27,14 @@ def tables(summary: Summary) -> list[Table | str]:
     for name, cells in summary.tables.items():
         table = _table(name, "tokens", "layers", "95 % interval")
         for cell in cells:
-            table.add_row(escape(cell.name), f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers))
+            table.add_row(
+                escape(printable(cell.name)), f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers)
+            )
         found.append(table)
     if summary.entropy:
         table = _table(f"correlation with {f.asked}'s entropy", "r", "95 % interval")
         for name, r in summary.entropy.items():
-            table.add_row(escape(name), f"{r.mean:.3f}", _ends(r, 3))
+            table.add_row(escape(printable(name)), f"{r.mean:.3f}", _ends(r, 3))
         found.append(table)
     if summary.run_rate:
         table = _table("layer", "runs for", "95 % interval")

@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from depthdial.core.whole import open_to_all
 from depthdial.models.convert import route_of
 from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
@@ -279,6 +280,7 @@ def _save(
             model.save_pretrained(scratch, state_dict=state)
             tokenizer.save_pretrained(scratch)
         (scratch / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+        open_to_all(scratch)
         for file in sorted(scratch.iterdir(), key=lambda path: path.name == RESULTS_FILE):
             os.replace(file, output / file.name)
     finally:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import COLOURS, keep_figure
+from depthdial.core.extras import there
+from depthdial.maps.keep_figure import COLOURS, keep_figure, need_matplotlib
 
 _MARKS = "osD^vPX"
 
 
 def can_draw() -> bool:
     """Is matplotlib there?"""
-    return importlib.util.find_spec("matplotlib") is not None
+    return there("matplotlib")
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: the mean above chance with its interval (left), each task's share of the base (right); whole or not
     at all. Raises ValueError when matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = results["rows"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.extras import there
 from depthdial.evaluate.speed.table import regime_name
-from depthdial.maps.keep_figure import keep_figure
+from depthdial.maps.keep_figure import keep_figure, need_matplotlib
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
 _MARKS = {"our dense": "s", "adaptive": "o", "adaptive, texts vote": "P", "random": "^", "static": "v", "lossless": "D"}
@@ -16,15 +16,14 @@ _MARKS = {"our dense": "s", "adaptive": "o", "adaptive, texts vote": "P", "rando
 
 def can_draw() -> bool:
     """Is matplotlib there?"""
-    return importlib.util.find_spec("matplotlib") is not None
+    return there("matplotlib")
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG, one field for each regime; whole or not at all. ValueError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("drawing needs matplotlib; install it with: pip install 'depthdial[plots]'") from None
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     regimes = list(dict.fromkeys(regime_name(row) for row in results["rows"]))
     figure = Figure(figsize=(3.6 * max(len(regimes), 1), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, max(len(regimes), 1), squeeze=False)[0], regimes, strict=False):
