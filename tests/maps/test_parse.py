@@ -16,11 +16,12 @@ import pytest
 from rich.console import Console
 
 from depthdial.cli import main
+from depthdial.core.names import public_name
 from depthdial.maps.folder import Folder, told_of
 from depthdial.maps.html import page
 from depthdial.maps.parse import from_text, rows_of
 from depthdial.maps.plot import draw
-from depthdial.maps.schema import KEY, DepthMap, public_name, table
+from depthdial.maps.schema import KEY, DepthMap, table
 from depthdial.maps.store import part_file, read, read_run, write
 from depthdial.maps.summary import summarise
 from depthdial.maps.table import tables

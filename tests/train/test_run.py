@@ -52,6 +52,35 @@ def test_a_run_gives_a_plugin_that_loads_and_keeps_its_budget(config, method, tm
     assert [line["step"] for line in lines] == list(range(1, 7)) and {"loss", "cost", "layers"} <= set(lines[0])
 
 
+@pytest.mark.parametrize(("method", "fields"), [("random", {}), ("static", {}), ("static", {"order": [2, 3]})])
+def test_a_method_without_anything_to_train_gets_its_curve(config, method, fields, tmp_path):
+    bare = dataclasses.replace(
+        config, method=method, fields={"adapter_ratio": 0, **fields}, output=str(tmp_path / method), budget=0.9
+    )
+    folder = train(bare)
+    plugin = read(folder)
+    assert set(plugin.curves) == {"text", "generated"} and plugin.recommended == 0.9
+    assert not (folder / "metrics.jsonl").exists() and not list(folder.glob("checkpoint-*"))
+    text = (folder / "README.md").read_text()
+    assert "nothing was trained" in text and "None" not in text.split("## The dial")[0].split("## Training")[1]
+    model, _ = load(config.model, str(folder), dtype="float32", device="cpu")
+    with torch.no_grad():
+        model(TOKENS)
+    assert route_of(model).cost() < 1.0
+    assert read(train(dataclasses.replace(bare, heldout_tokens=128), resume=True)).curves
+
+
+def test_a_card_claims_no_licence_and_tells_the_budgets_that_were_trained(config, tmp_path):
+    """Base and data have licences of their own; what was left to the default is told as it was used."""
+    for name, budget, says in (("held", 0.9, "budgets trained: 0.85 to 0.95"), ("own", None, "trained at no budget")):
+        fields = {} if budget else {"alpha": 0.1}
+        folder = train(dataclasses.replace(config, budget=budget, fields=fields, output=str(tmp_path / name)))
+        text = (folder / "README.md").read_text()
+        assert says in text and "None" not in text.split("## The dial")[0].split("## Training")[1]
+        assert not [line for line in text.splitlines() if line.startswith("license")]
+        assert "apache" not in text.lower() and str(tmp_path) not in text
+
+
 @pytest.mark.parametrize("objective", ["lm", "distill"])
 def test_alpha_trains_without_a_budget(config, objective, tmp_path):
     told = dataclasses.replace(

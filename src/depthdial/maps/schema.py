@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from depthdial.core.names import public_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,15 +147,6 @@ class DepthMap:
 
     facts: Facts
     rows: Sequence[Row]
-
-
-def public_name(model: str) -> str:
-    """What a map may say of a model: an id of the hub as it is, of a place on this machine the last part."""
-    if "\\" in model:
-        return PureWindowsPath(model).name
-    place = Path(model).expanduser()
-    local = place.is_absolute() or model.startswith((".", "~")) or place.exists()
-    return place.absolute().name if model and local else model
 
 
 def _digest(model: Any) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from transformers import PreTrainedModel
 
 from depthdial.core.dial import Curve
+from depthdial.core.names import public_name
 from depthdial.methods import name_of
 from depthdial.models.checkpoint import CARD_FILE, Plugin
 from depthdial.models.convert import method_of
@@ -42,9 +43,9 @@ def files(model: PreTrainedModel, config: Any, name: str, repository: str | None
 
 def card(model: PreTrainedModel, config: Any, name: str, repository: str | None = None) -> str:
     """The model card: what it is, how to run it, and the dial as it was measured. Nothing is claimed beside that."""
-    plugin = getattr(model, "plugin", None)
+    plugin, asked, name = getattr(model, "plugin", None), name, public_name(name)
     method, curves = method_of(model), plugin.curves if isinstance(plugin, Plugin) else {}
-    licence = SHORT_NAMES[name].licence.lower() if name in SHORT_NAMES else None
+    licence = SHORT_NAMES[asked].licence.lower() if asked in SHORT_NAMES else None
     place = repository or "FOLDER"
     lines = ["---", *([f"license: {licence}"] if licence in ("apache-2.0",) else []), f"base_model: {name}"]
     lines += ["library_name: depthdial", "pipeline_tag: text-generation"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from depthdial.methods import name_of
 from depthdial.models.checkpoint import Plugin
 
 
-def card(plugin: Plugin, licence: str = "apache-2.0") -> str:
-    """Markdown with the metadata block that the hub reads. Quality tables are added by whoever evaluates."""
+def card(plugin: Plugin) -> str:
+    """Markdown with the metadata block that the hub reads. Quality tables are added by whoever evaluates, and a licence
+    by whoever publishes: base and data have their own."""
     told = plugin.training
     rows = told.get("rows", {})
     curve = plugin.curves["text"]
@@ -20,8 +24,12 @@ def card(plugin: Plugin, licence: str = "apache-2.0") -> str:
     start = told.get("start_from")
     fit = f"after {told['fit_steps']} steps of fitting adapters layer by layer"
     before = f"from the plug-in {start}" if start else fit
+    training = f"""objective: {told["objective"]}; {told["steps"]} steps of {told["batch"] * told["accumulate"]} rows of
+  {told["length"]} tokens {before}; learning rate {told["lr"]}; seed {told["seed"]}
+- {_budgets(told)}"""
+    if not told["steps"]:
+        training = f"nothing was trained; the dial was measured on rows of {told['length']} tokens; seed {told['seed']}"
     return f"""---
-license: {licence}
 base_model: {told["model"]}
 library_name: depthdial
 tags: [adaptive-depth, layer-skipping, {name_of(plugin.method)}]
@@ -34,9 +42,7 @@ It belongs to a base of type `{plugin.base.model_type}` with weights `{plugin.ba
 form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
 
 ## Training
-- objective: {told["objective"]}; {told["steps"]} steps of {told["batch"] * told["accumulate"]} rows of
-  {told["length"]} tokens {before}; learning rate {told["lr"]}; seed {told["seed"]}
-- budgets trained: {told["lowest"]} to {told["highest"]}, drawn per row
+- {training}
 - data: {data}; sources left out: {dropped}; {rows.get("tokens", 0):,} tokens available; 1 % of the documents held out
 
 ## The dial, measured on held-out rows
@@ -44,3 +50,9 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
 |---|---|---|
 {table}
 """
+
+
+def _budgets(told: Mapping[str, Any]) -> str:
+    if told["lowest"] is None or told["highest"] is None:
+        return "trained at no budget: the method's own loss decides how much is skipped"
+    return f"budgets trained: {told['lowest']:g} to {told['highest']:g}, drawn per row"

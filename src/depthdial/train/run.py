@@ -79,20 +79,25 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     convert(model, method)
     if config.compile:
         compile_pieces(model)
+    learns = any(parameter.requires_grad for parameter in model.parameters())
     if config.start_from is not None:
         _take_over(model, config.start_from)
-    elif not resume:
+    elif learns and not resume:
         errors = fit_adapters(model, _forever(rows, config, model.device), config.fit_steps, config.fit_lr)
         log.info("relative error of the fitted adapters: %s", {k: round(v, 2) for k, v in errors.items()})
-    lesson = Lesson(model, config.objective, control_for(model, config, check_batches), config.compile)
-    run_trainer(lesson, rows, config, resume)
+    control = None
+    if learns:
+        control = control_for(model, config, check_batches)
+        run_trainer(Lesson(model, config.objective, control, config.compile), rows, config, resume)
+    else:
+        log.info("this method has nothing to train here: its dial is measured as it is")
     if not processes.is_main():
         return output
 
-    if lesson.control is not None and config.budget is not None:
-        _centre(model, lesson.control, config.budget)
+    if control is not None and config.budget is not None:
+        _centre(model, control, config.budget)
     cast_parts(model, torch.bfloat16)
-    plugin = Plugin(output.name, method, base, training=_history(config, rows))
+    plugin = Plugin(output.name, method, base, training=_history(config, rows, control, learns))
     save(model, output, plugin)  # the training is safe from here on; --resume measures the dial again
 
     heldout = Heldout(model, check_batches, config.compile)
@@ -161,9 +166,14 @@ def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, flo
     return measure_curve(measure, POINTS)
 
 
-def _history(config: TrainConfig, rows: PackedDataset) -> dict[str, Any]:
-    """What a plug-in tells of its training: names of files, never places on somebody's disk."""
+def _history(config: TrainConfig, rows: PackedDataset, control: BudgetControl | None, learned: bool) -> dict[str, Any]:
+    """What a plug-in tells of its training: names of files, never places on somebody's disk; the budgets that rows were
+    trained at, null where there were none; no steps where nothing was trained."""
     settings = told(config)
+    ends = (None, None) if control is None else (float(control.grid[0]), float(control.grid[-1]))
+    settings["lowest"], settings["highest"] = (end if end is None else round(end, 3) for end in ends)
+    if not learned:
+        settings |= {"steps": 0, "fit_steps": 0}
     for name in ("model", "output", "start_from"):
         settings[name] = (
             Path(settings[name]).name if settings[name] and Path(settings[name]).exists() else settings[name]
