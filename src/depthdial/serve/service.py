@@ -16,7 +16,7 @@ from depthdial.serve.generation import EngineDown, Generation
 from depthdial.serve.metrics import Metrics
 from depthdial.serve.schema import Generating
 from depthdial.serve.settings import Settings
-from depthdial.serve.stream import EventStream, whole
+from depthdial.serve.stream import EventStream, while_listening, whole
 
 
 class Service:
@@ -78,10 +78,13 @@ class Service:
         until = asyncio.get_running_loop().time() + limits.timeout
         try:
             async with asyncio.timeout_at(until):
-                await generation.accepted()
+                listening = await while_listening(request.receive, generation.accepted())
         except BaseException:
             generation.close()
             raise
+        if not listening:
+            generation.close()
+            return Response(status_code=499)  # nobody reads it
         logprobs = order["params"]["logprobs"] is not None
         answer = Answer(kind, self.settings.name, generation, logprobs, detailed, facts)
         if body.stream:

@@ -27,6 +27,7 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.own import is_own
+from depthdial.serve import log_lines
 from depthdial.serve.fit import Unfit, answer_length
 from depthdial.serve.job import Job
 from depthdial.serve.map_queue import MapQueue
@@ -254,7 +255,7 @@ def _tell_loading(wire: Wire, loaded: Event) -> None:
 
 def main() -> None:
     """The process: `python -m depthdial.serve.worker FD`; its first message says what to load."""
-    logging.basicConfig(level=logging.WARNING, format="depthdial engine: %(levelname)s %(message)s")
+    log_lines.start("depthdial engine")
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)  # a terminal sends them to both; the front drains, then hangs up
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
