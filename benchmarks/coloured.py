@@ -54,7 +54,9 @@ def main() -> None:
     told = []
     console.print(ramp.legend())
     for prompt in PROMPTS:
-        (out,) = llm.chat([[{"role": "user", "content": prompt}]], SamplingParams(max_tokens=args.max_tokens))
+        (out,) = llm.chat(
+            [[{"role": "user", "content": prompt}]], SamplingParams(max_tokens=args.max_tokens, temperature=0.0)
+        )
         console.print(f"\n> {prompt}", highlight=False, style="bold")
         answer = Text(tab_size=4)
         for piece in out.samples[0].pieces:

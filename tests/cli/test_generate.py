@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -184,3 +185,15 @@ def test_lossless_text_is_the_bases(options, expected):
     assert set(facts["drafted"]) == set(facts["accepted"]) == {"lookup", "model"}
     told = CliRunner().invoke(app, [*words, *options])
     assert told.stdout.strip() == base.text.strip() and "passes of the base for 11 tokens" in told.stderr
+
+
+def test_what_is_not_asked_for_is_the_models_own(tiny_folder, tiny_plugin, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "drawn")
+    file = tmp_path / "drawn" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_sample": True, "temperature": 0.9, "top_k": 7}))
+    options = ["--model", str(file.parent), "--plugin", str(tiny_plugin), "--dtype", "float32", "--device", "cpu"]
+
+    def text(*more: str) -> str:
+        return json.loads(run("generate", "the quick", *options, "--json", "--seed", "3", *more).stdout)["text"]
+
+    assert text() == text("--temperature", "0.9", "--top-k", "7") != text("--temperature", "0")

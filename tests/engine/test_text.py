@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from depthdial.engine.request import Request, Row
+from depthdial.engine.sampling import SamplingParams
+from depthdial.engine.stops import StopFinder
 from depthdial.engine.text import TextStream
 
 
@@ -97,3 +102,83 @@ def test_ready_pieces_never_change(tiny_tokenizer, text, stops):
     got = "".join(given_out)
     assert text.startswith(got) and not any(stop in got for stop in stops)
     assert bool(ends) == stream.stopped and (got == text or bool(ends))
+
+
+def plainly(text: str, stops: list[str]) -> str:
+    """What is left of a text before the stop string that begins first among those that end first."""
+    for end in range(1, len(text) + 1):
+        if starts := [end - len(stop) for stop in stops if text[:end].endswith(stop)]:
+            return text[: min(starts)]
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text("ab", max_size=40),
+    stops=st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=4),
+)
+def test_stops_that_overlap_themselves_and_others_are_found_character_by_character(text, stops):
+    finder, found, left = StopFinder(stops), None, text
+    for end, character in enumerate(text, 1):
+        found = finder.push(character)
+        if found is not None:
+            left = text[: end - found]
+            break
+        # the end that may begin a stop string, and nothing longer
+        ends = [n for stop in stops for n in range(len(stop)) if text[:end].endswith(stop[:n])]
+        assert finder.open == max(ends)
+    assert left == plainly(text, stops)
+
+
+def work(tokenizer, ids, stops) -> int:
+    """How many calls the stream makes, of Python's functions and of C's: what its work is, whatever the clock says."""
+    stream, calls = TextStream(tokenizer, [], stops), 0
+
+    def count(_frame, event, _argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for token in ids:
+            stream.push(token)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_many_long_stop_strings_cost_about_as_much_as_none(tiny_tokenizer):
+    ids = tiny_tokenizer("the quick brown fox jumps over the lazy dog " * 8)["input_ids"]
+    none = work(tiny_tokenizer, ids, [])
+    unlike = work(tiny_tokenizer, ids, [chr(97 + i) + "~" * 999 for i in range(16)])
+    # what comes nearest to stopping: all of the text begins each of them
+    like = work(
+        tiny_tokenizer, ids, [("the quick brown fox jumps over the lazy dog " * 30)[:999] + chr(i) for i in range(16)]
+    )
+    assert unlike < 6 * none and like < 40 * none
+
+
+def test_a_text_that_nearly_repeats_a_stop_string_costs_no_walk_over_it(tiny_tokenizer):
+    """Each token of `aaaa...` leaves the end open as long as the stop string allows."""
+    short, long = ([*tiny_tokenizer("a")["input_ids"]] * count for count in (500, 2000))
+    stops = ["a" * 400 + "b"]
+    assert work(tiny_tokenizer, long, stops) < 5 * work(tiny_tokenizer, short, stops)
+
+
+def test_a_broken_character_may_be_a_stop_string(tiny_tokenizer):
+    half = tiny_tokenizer("a漢")["input_ids"][:-1]
+    stream = run(tiny_tokenizer, half, stops=["\ufffd"])
+    assert stream.stopped and "".join(stream.pieces) == "a"
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason", "text"), [("\ufffd", "stop", "a"), ("x", "length", "a\ufffd"), ("a", "stop", "")]
+)
+def test_a_text_that_is_cut_says_stop_also_at_its_length(tiny_tokenizer, stop, reason, text):
+    ids = tiny_tokenizer("a漢")["input_ids"][:-1]
+    params = SamplingParams(max_tokens=len(ids), stop=stop)
+    row = Row(Request(None, [5], params, 0, 0.0, len(ids)), 0, tiny_tokenizer)
+    for token in ids:
+        if row.finish_reason is None:
+            row.push(token, frozenset())
+    assert row.finish_reason == reason and "".join(row._text.pieces) == text

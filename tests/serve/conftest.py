@@ -25,12 +25,14 @@ KEY = "opensesame"
 
 @dataclass
 class Served:
-    """Two apps over one engine: `url` is generous, `strict` wants a key and has no time."""
+    """Three apps over one engine: `url` is generous, `strict` wants a key and has no time, `narrow` has eight
+    connections."""
 
     engine: EngineProcess
     loop: asyncio.AbstractEventLoop
     url: str
     strict: str
+    narrow: str
 
     @property
     def name(self) -> str:
@@ -76,13 +78,14 @@ def served(settings: Settings) -> Iterator[Served]:
     async def serve() -> None:
         engine = EngineProcess(settings, Metrics(settings.name))
         await engine.start()
-        limits = replace(settings.limits, timeout=0.4, body_timeout=0.4)
+        limits = replace(settings.limits, timeout=0.4, body_timeout=0.4, header_timeout=0.4)
         strict = replace(settings, limits=limits, api_key=KEY, cors_origins=("https://example.org",))
-        listeners = [bound("127.0.0.1", 0) for _ in range(2)]
+        narrow = replace(settings, limits=replace(settings.limits, max_connections=8))
+        listeners = [bound("127.0.0.1", 0) for _ in range(3)]
         for listener in listeners:
             listener.listen()
         urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
-        for of in (settings, strict):
+        for of in (settings, strict, narrow):
             servers.append(uvicorn.Server(config(make_app(of, engine), of)))
         started.set_result(Served(engine, asyncio.get_running_loop(), *urls))
         await asyncio.gather(*(s.serve(sockets=[at]) for s, at in zip(servers, listeners, strict=True)))

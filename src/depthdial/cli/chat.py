@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthdial.cli.generate import Color, Model, Plugin
+from depthdial.cli.generate import Color, Model, Plugin, Temperature, TopP
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,8 @@ def chat(
     budget: Annotated[float | None, typer.Option(help="True cost relative to dense, up to 1.0.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this probability.")] = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

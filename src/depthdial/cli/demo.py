@@ -62,7 +62,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     print(f"\n> {prompt}\n", flush=True)
     tokens = llm.chat_tokens([{"role": "user", "content": prompt}])
     printer, start, pieces = DepthPrinter(out, ramp), time.perf_counter(), []
-    for piece in llm.stream(tokens, SamplingParams(max_tokens=max_tokens)):
+    for piece in llm.stream(tokens, SamplingParams(max_tokens=max_tokens, temperature=0.0)):
         printer.write(piece.text, piece.depth)
         pieces.append(piece)
     seconds = time.perf_counter() - start
@@ -73,6 +73,6 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     print(f"  {summary(depths, costs, llm.layers, seconds)}")
     flops = f"{mean * dense:.0f} of {dense:.0f} MFLOPs per token ({mean:.1%})"
     print(f"  {flops}; LM head, K and V, routers and adapters are counted")
-    (base,) = llm.generate([tokens], SamplingParams(max_tokens=max_tokens, budget=1.0))
+    (base,) = llm.generate([tokens], SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0))
     same = base.token_ids == [piece.token_id for piece in pieces]
     print(f"  budget 1.0, the untouched model: {'the same text' if same else base.text.strip()}", flush=True)

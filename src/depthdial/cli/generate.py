@@ -24,6 +24,13 @@ Target = Annotated[
     float | None,
     typer.Option("--target-tokens-per-second", help="With --budget auto: move the dial towards this speed."),
 ]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy. [default: the model's own generation_config, or greedy]")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Draw from the likeliest tokens up to this probability. [default: the model's own]"),
+]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
 Lossless = Annotated[
     bool, typer.Option("--lossless", help="The untouched base's own text, token for token; the plug-in only drafts.")
@@ -42,9 +49,11 @@ def generate(
     budget: Budget = None,
     target: Target = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is all.")] = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from this many likeliest tokens; 0 is all. [default: the model's own]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
     stop: Stop = None,
     lossless: Lossless = False,

@@ -18,6 +18,7 @@ from torch import dtype as Dtype
 from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.config import Budget, EngineConfig, EngineOptions
+from depthdial.engine.own_sampling import OwnSampling
 from depthdial.engine.prefix import first_key
 from depthdial.engine.prompt import Message, Plain, Prompt, conversation, conversations, many, one
 from depthdial.engine.request import Piece, Request, RequestOutput, Sample
@@ -83,6 +84,8 @@ class LLM:
         self.context: int = config.max_position_embeddings
         """Most tokens of prompt and continuation together."""
         self._vocabulary: int = config.vocab_size
+        self.sampling = OwnSampling(model.generation_config)
+        """How a text is drawn where a request does not say."""
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self.plugin: Plugin | None = getattr(model, "plugin", None)
@@ -137,8 +140,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue each prompt (text, or token ids: see `prompt.Prompt`); one output per prompt, in the order given.
 
-        params: one for all, or one per prompt; None is greedy. Raises ValueError, before anything runs, for what is no
-        prompt, for one that is empty or longer than the context, and for a budget outside the plug-in's curve.
+        params: one for all, or one per prompt; what they leave out is the model's own (`SamplingParams`). Raises
+        ValueError, before anything runs, for what is no prompt, for one that is empty or longer than the context, and
+        for a budget outside the plug-in's curve.
         """
         requests = self._requests(many(prompts), params)
         with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
@@ -232,7 +236,7 @@ class LLM:
         return [self._request(*row) for row in zip(names, prompts, each, strict=True)]
 
     def _request(self, name: str, prompt: Plain, params: SamplingParams) -> Request:
-        text = prompt if isinstance(prompt, str) else None
+        text, params = prompt if isinstance(prompt, str) else None, self.sampling.fill(params)
         ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else prompt
         if not prompt or not ids:
             raise ValueError(f"{name} is empty; give at least one token")

@@ -224,8 +224,9 @@ class Row:
 
     def end(self, reason: Finish, error: str | None = None) -> None:
         """No token follows."""
-        self.finish_reason, self.error = reason, error
         self._text.close()
+        # what was held back for half a character's sake may have held a stop string
+        self.finish_reason, self.error = "stop" if reason == "length" and self._text.stopped else reason, error
 
     def pieces(self, first: int = 0) -> list[Piece]:
         """The tokens from `first` on whose text is final."""

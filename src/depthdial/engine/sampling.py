@@ -38,11 +38,12 @@ class SamplingParams:
     """
 
     max_tokens: int = 128
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
+    temperature: float | None = None
+    """0 is greedy; None is what the model's own generation_config asks for, which is greedy where it asks for nothing.
+    So are the next two."""
+    top_p: float | None = None
     """Draw from the smallest set of likeliest tokens whose probability reaches this; 1 is all."""
-    top_k: int = 0
+    top_k: int | None = None
     """Draw from this many likeliest tokens; 0 and -1 are all. Applied before `top_p`."""
     seed: int | None = None
     """None draws a fresh one for each request. Seeds are taken modulo 2^64, so that -1 is one like another."""
@@ -70,8 +71,9 @@ class SamplingParams:
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         _whole("max_tokens", self.max_tokens, least=1)
-        _whole("top_k", self.top_k, least=-1)
-        object.__setattr__(self, "top_k", max(self.top_k, 0))
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, least=-1)
+            object.__setattr__(self, "top_k", max(self.top_k, 0))
         _whole("n", self.n, least=1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, least=0)
@@ -80,9 +82,9 @@ class SamplingParams:
         for name in ("ignore_eos", "lossless"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not _finite(self.temperature) or self.temperature < 0:
+        if self.temperature is not None and (not _finite(self.temperature) or self.temperature < 0):
             raise ValueError(f"temperature must be a number of at least 0 (0 is greedy), not {self.temperature!r}")
-        if not _finite(self.top_p) or not 0 < self.top_p <= 1:
+        if self.top_p is not None and (not _finite(self.top_p) or not 0 < self.top_p <= 1):
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
         if self.budget is not None and (not _finite(self.budget) or not 0 < self.budget <= 1):
             raise ValueError(f"budget must be above 0 and at most 1.0 (the untouched base), not {self.budget!r}")
@@ -100,6 +102,11 @@ class SamplingParams:
                 f"lossless text is the untouched base's and has budget 1.0, not {self.budget!r}; "
                 "draft_budget sets what drafts may cost"
             )
+
+    @property
+    def truncation(self) -> tuple[int, float]:
+        """`top_k` and `top_p` as numbers: 0 and 1.0, which are all tokens, where they are None."""
+        return self.top_k or 0, 1.0 if self.top_p is None else self.top_p
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -133,7 +140,7 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]
     tokens = logits.argmax(-1)
     for i, (p, key) in enumerate(zip(params, keys, strict=True)):
         if p.temperature and logits.is_cpu:
-            tokens[i] = draw(logits[i].float().numpy(), p.temperature, p.top_k, p.top_p, key)
+            tokens[i] = draw(logits[i].float().numpy(), p.temperature, *p.truncation, key)
         elif p.temperature:
             tokens[i] = drawn(logits[i], p, key)
     return tokens
@@ -141,10 +148,11 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], keys: Sequence[int]
 
 def drawn(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
     """The token drawn, int64 []. logits: [vocabulary]. What `draw` means, and what a GPU runs."""
-    scores = logits.float() / params.temperature
+    assert params.temperature, "greedy draws nothing"
+    scores, (top_k, top_p) = logits.float() / params.temperature, params.truncation
     best = scores.max()
-    if params.top_k or params.top_p < 1:
-        scores = _truncate(scores, params.top_k or scores.numel(), params.top_p)
+    if top_k or top_p < 1:
+        scores = _truncate(scores, top_k or scores.numel(), top_p)
     # Gumbel's trick: argmax(log p + noise) is distributed as p. A small change of p rarely changes the argmax.
     noisy = scores.double() - (-uniform(key, scores.numel(), scores.device).log()).log()
     return torch.where(best.isfinite(), noisy.argmax(), logits.argmax())

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from depthdial.engine.stops import StopFinder
+
 _CONTEXT = 8  # prompt tokens that stand before the first piece, so that its leading space is kept
 _BROKEN = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
 
@@ -21,13 +23,12 @@ class TextStream:
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()):
         self.pieces: list[str] = []
         self.stopped = False
-        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._tokenizer, self._stops = tokenizer, StopFinder(stops) if stops else None
         # what the wrapper does beside this is not asked for, and takes three times as long, twice a token
         self._fast = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
         self._ids = list(prompt[-_CONTEXT:])
         self._start, self._read = 0, len(self._ids)
-        self._tail = ""  # the end of the text, as long as a stop string may begin in it
-        self._ready = 0
+        self._ready = self._held = 0  # tokens with their final piece; characters of all that are not ready
 
     @property
     def ready(self) -> int:
@@ -45,7 +46,7 @@ class TextStream:
         if not self.stopped:
             rest = self._new_text(flush=True)
             if rest:
-                self.pieces.pop()
+                self.pieces.pop()  # which is empty
                 self._append(rest)
         self._ready = len(self.pieces)
 
@@ -60,24 +61,20 @@ class TextStream:
 
     def _append(self, piece: str) -> None:
         self.pieces.append(piece)
-        if not self._stops:
+        if self._stops is None:
             self._ready = len(self.pieces)
             return
-        text = self._tail + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        cut = self._stops.push(piece)
+        if cut is not None:
             self.stopped = True
-            self._cut(len(text) - min(found))
-            self._ready, self._tail = len(self.pieces), ""
+            self._cut(cut)
+            self._ready = len(self.pieces)
             return
-        open_ = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._tail = text[len(text) - open_ :]
         # tokens that hold any of the open characters must wait; so must those after them
-        count, left = len(self.pieces), open_
-        while left > 0:
-            count -= 1
-            left -= len(self.pieces[count])
-        self._ready = count
+        self._held += len(piece)
+        while self._ready < len(self.pieces) and self._held - len(self.pieces[self._ready]) >= self._stops.open:
+            self._held -= len(self.pieces[self._ready])
+            self._ready += 1
 
     def _cut(self, count: int) -> None:
         """Take the last `count` characters off the pieces."""

@@ -139,7 +139,8 @@ class Mapper:
         open_ = [i for i, prompt in enumerate(prompts) if limit and not prompt.closed]
         if not open_:
             return texts
-        outputs = self.llm.generate([list(texts[i].ids) for i in open_], SamplingParams(max_tokens=limit))
+        greedy = SamplingParams(max_tokens=limit, temperature=0.0)  # a map can be made again
+        outputs = self.llm.generate([list(texts[i].ids) for i in open_], greedy)
         for i, output in zip(open_, outputs, strict=True):
             if output.error is not None:  # half an answer must not be kept as data
                 raise ValueError(f"prompt {texts[i].id!r}: generating failed ({output.error}); go on with --resume")

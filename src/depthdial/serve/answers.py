@@ -121,10 +121,11 @@ class Answer:
             offsets.append(offset)
             offset += len(token.text)
         return {
-            "tokens": [told[0] for told in logprobs],
+            "tokens": [_key(*told[:2]) for told in logprobs],
             "token_logprobs": [told[2] for told in logprobs],
             "top_logprobs": [
-                {_key(*told[:2]): told[2], **{_key(name, data): value for name, data, value in told[3]}}
+                # the token itself comes last: another of the same name must not stand for it
+                {**{_key(name, data): value for name, data, value in told[3]}, _key(*told[:2]): told[2]}
                 for told in logprobs
             ],
             "text_offset": offsets,
@@ -135,13 +136,13 @@ _OPEN = {"logprobs": None, "finish_reason": None}
 
 
 def _key(text: str, data: list[int]) -> str:
-    """A token's name among others: its text, or where it is half a character its bytes, as OpenAI writes them."""
+    """A token's one name: its text, or where it is half a character its bytes, as OpenAI writes them."""
     return text if text.encode() == bytes(data) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _named(text: str, data: list[int], logprob: float, likeliest: list[Any]) -> dict[str, Any]:
-    top = [{"token": name, "logprob": value, "bytes": bytes_} for name, bytes_, value in likeliest]
-    return {"token": text, "logprob": logprob, "bytes": data, "top_logprobs": top}
+    top = [{"token": _key(name, of), "logprob": value, "bytes": of} for name, of, value in likeliest]
+    return {"token": _key(text, data), "logprob": logprob, "bytes": data, "top_logprobs": top}
 
 
 def _depth(tokens: list[Token]) -> dict[str, Any]:

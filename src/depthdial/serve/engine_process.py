@@ -1,11 +1,17 @@
-"""The front's side of the engine: starts its process, starts it again when it dies, and hands out what it says."""
+"""The front's side of the engine: starts its process, and again when it dies or hangs, and hands out what it says.
+
+While it loads the process says every second that it does; later it answers pings between two steps. One that says
+nothing for `Limits.watchdog` seconds is killed, and another started.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from time import monotonic
@@ -19,13 +25,15 @@ log = logging.getLogger(__name__)
 
 PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each new start of an engine that does not stay."""
+PINGS = 1.0
+"""Seconds between two pings."""
 
 
 class EngineProcess:
-    """Starts the engine's process and keeps it running. `start` first, `stop` at the end."""
+    """Starts the engine's process and keeps it running. `start` first, `stop` at the end. clock: seconds."""
 
-    def __init__(self, settings: Settings, metrics: Metrics):
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = monotonic):
+        self.settings, self.metrics, self._clock = settings, metrics, clock
         self.facts: Message | None = None
         """What the engine said of itself; None while there is none."""
         self._ids = count(1)
@@ -33,22 +41,34 @@ class EngineProcess:
         self._maps: dict[int, asyncio.Future[str]] = {}
         self._wire: AsyncWire | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard = 0.0
+        """When the engine last said something."""
 
     @property
     def texts(self) -> int:
         """Texts that are generated or wait."""
         return sum(generation.open for generation in self._open.values())
 
+    @property
+    def places(self) -> int:
+        """Places taken of those that `Limits` gives: a map takes one, too."""
+        return self.texts + len(self._maps)
+
+    @property
+    def stalled(self) -> bool:
+        """Is the engine there, but silent for so long that it may hang?"""
+        return self.facts is not None and self._clock() - self._heard > self.settings.limits.watchdog / 2
+
     async def start(self) -> None:
         """Come back when the engine is ready. ValueError, one line, for what it cannot load."""
         await self._launch()
-        self._keeper = asyncio.create_task(self._keep())
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._watch())]
 
     async def stop(self) -> None:
         """Hang up: the process ends by itself."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._wire is not None:
             self._wire.close()
         if self._process is not None:
@@ -60,23 +80,24 @@ class EngineProcess:
 
     def generate(self, order: Message, choices: int) -> Generation:
         """Send an order (see `Worker`). Raises EngineDown, or Busy where too many texts wait."""
-        wire, limits = self._up(), self.settings.limits
-        if self.texts + choices > self.settings.engine.max_batch + limits.max_queue:
-            raise Busy
+        wire = self._up(choices)
         generation = Generation(next(self._ids), choices, self.forget)
         self._open[generation.id] = generation
-        wire.send({"op": "generate", "id": generation.id, "most": limits.max_tokens, **order})
+        wire.send({"op": "generate", "id": generation.id, **order})
         return generation
 
     async def map(self, order: Message) -> str:
-        """A depth map made by the engine's model; see `map_export`. Raises Refused, Failed or EngineDown."""
-        wire, id = self._up(), next(self._ids)
+        """A depth map made by the engine's model; see `map_export`. To cancel the call cancels the map. Raises Busy,
+        Refused, Failed or EngineDown."""
+        wire, id = self._up(1), next(self._ids)
         future = self._maps[id] = asyncio.get_running_loop().create_future()
         try:
             wire.send({"op": "map", "id": id, **order})
             return await future
         finally:
             del self._maps[id]
+            if not future.done() or future.cancelled():
+                wire.send({"op": "cancel", "id": id})
 
     def forget(self, generation: Generation) -> None:
         """Drop a generation; the engine is told if it still works on it."""
@@ -84,9 +105,32 @@ class EngineProcess:
             self.metrics.cancelled(generation)
             self._wire.send({"op": "cancel", "id": generation.id})
 
-    def _up(self) -> AsyncWire:
+    def look(self) -> None:
+        """Ask the engine for a sign of life; kill one that gave none for too long, so that another is started."""
+        if self.facts is None or self._wire is None or self._process is None:
+            return
+        if (silent := self._clock() - self._heard) > self.settings.limits.watchdog:
+            log.error("the engine's process has said nothing for %.0f seconds; killing it", silent)
+            self._kill()
+        else:
+            self._wire.send({"op": "ping"})
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            self._process.kill()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(PINGS, self.settings.limits.watchdog / 8))
+            self.look()
+
+    def _up(self, places: int) -> AsyncWire:
+        """The wire, for an order that takes so many places."""
         if self.facts is None or self._wire is None:
             raise EngineDown
+        if self.places + places > self.settings.engine.max_batch + self.settings.limits.max_queue:
+            raise Busy
         return self._wire
 
     async def _launch(self) -> None:
@@ -105,12 +149,20 @@ class EngineProcess:
         settings = self.settings
         most = settings.limits.max_prompt_tokens
         wire.send({"engine": asdict(settings.engine), "name": settings.name, "max_prompt_tokens": most})
-        message = await wire.receive()
+        message: Message | None = {"loading": True}
+        while message is not None and "loading" in message:
+            try:
+                message = await asyncio.wait_for(wire.receive(), settings.limits.watchdog)
+            except TimeoutError:
+                self._kill()
+                await self._process.wait()
+                silent = f"the engine's process said nothing for {settings.limits.watchdog:g} seconds while loading"
+                raise ValueError(silent) from None
         if message is None:
             raise ValueError(f"the engine's process ended with code {await self._process.wait()} while loading")
         if "failed" in message:
             raise ValueError(message["failed"])
-        self.facts = message["ready"]
+        self.facts, self._heard = message["ready"], self._clock()
         self.metrics.loaded(message["ready"])
 
     async def _keep(self) -> None:
@@ -123,7 +175,7 @@ class EngineProcess:
                 await self._listen()
             except Exception:  # what it says makes no sense: better another one than a front that hears nothing
                 log.exception("the engine's process is not understood")
-                self._process.kill()
+                self._kill()
             self._lost()
             log.error("the engine's process ended with code %s; starting another", await self._process.wait())
             if monotonic() - began > PAUSES[-1]:
@@ -154,6 +206,7 @@ class EngineProcess:
                 future.set_exception(EngineDown())
 
     def _hear(self, message: Message) -> None:
+        self._heard = self._clock()
         for told in message.get("tokens", ()):
             generation = self._open.get(told[0])
             if generation is not None:
@@ -173,7 +226,7 @@ class EngineProcess:
         if "map" in message:
             self._mapped(message["map"], message["data"])
         if "refused" in message:
-            self._end(message["refused"], Refused(message["why"]))
+            self._end(message["refused"], Refused(message["why"], message.get("param"), message.get("code")))
         if "failed_order" in message:
             self._end(message["failed_order"], Failed())
 

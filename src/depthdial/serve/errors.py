@@ -33,29 +33,28 @@ def answer(status: int, message: str, param: str | None = None, code: str | None
     return JSONResponse(body_of(status, message, param, code), status, headers)
 
 
-def of_exception(error: Exception) -> tuple[int, str, str | None]:
-    """Status, message and code of what the engine's side may raise."""
+def of_exception(error: Exception) -> tuple[int, str, str | None, str | None]:
+    """Status, message, parameter and code of what the engine's side may raise."""
     match error:
         case Refused():
-            return 400, str(error), None
+            return 400, str(error), error.param, error.code
         case Busy():
-            return 429, "too many requests wait; try again in a moment", "queue_full"
+            return 429, "too many requests wait; try again in a moment", None, "queue_full"
         case EngineDown():
-            return 503, "the engine is starting; try again in a moment", "engine_unavailable"
+            return 503, "the engine is starting; try again in a moment", None, "engine_unavailable"
         case TimeoutError():
-            return 504, "the request took longer than this server allows", "timeout"
+            return 504, "the request took longer than this server allows", None, "timeout"
         case Failed():
-            return 500, "the engine failed on this request", "engine_failed"
+            return 500, "the engine failed on this request", None, "engine_failed"
     log.error("a request failed", exc_info=error)
-    return 500, "something went wrong; the server's log says what", None
+    return 500, "something went wrong; the server's log says what", None, None
 
 
 def install(app: FastAPI) -> None:
     """Every error of an app in one shape."""
 
     async def raised(_: Request, error: Exception) -> JSONResponse:
-        status, message, code = of_exception(error)
-        return answer(status, message, code=code)
+        return answer(*of_exception(error))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -63,7 +62,11 @@ def install(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return answer(error.status_code, str(error.detail))
+        response = answer(error.status_code, str(error.detail))
+        for name, value in (error.headers or {}).items():
+            # `Guard` answers HEAD wherever GET is
+            response.headers[name] = "GET, HEAD" if name.lower() == "allow" and value == "GET" else value
+        return response
 
     for kind in (Refused, Busy, EngineDown, Failed, TimeoutError, Exception):
         app.add_exception_handler(kind, raised)
@@ -76,16 +79,13 @@ def said(errors: Sequence[Any]) -> tuple[str, str | None]:
     first = errors[0]
     if first["type"] == "json_invalid":
         return "the body is not valid JSON", None
-    place = [part for part in first["loc"] if part != "body"]
-    path = [str(part) for part in place if isinstance(part, int) or str(part).isidentifier()]
-    # behind a field that may be one of several types pydantic names the type it tried
-    path = path[:1] if any("[" in str(part) for part in place) or len(place) > 4 else path
+    path = ".".join(str(part) for part in first["loc"][1:])[:100] or first.get("ctx", {}).get("param")
     text = str(first["msg"]).removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     if first["type"] == "extra_forbidden":
-        return f"unknown field {'.'.join(path)[:100]!r}; this server knows no such thing", ".".join(path)[:100]
-    if not path:
-        if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        return f"unknown field {path!r}; this server knows no such thing", path
+    if path is None:
+        if first["type"] in ("missing", "model_attributes_type"):
             return "the body must be a JSON object, sent as application/json", None
         return text, None
-    return f"{'.'.join(path)}: {text}", ".".join(path)
+    return f"{path}: {'it must be given' if first['type'] == 'missing' else text}", path

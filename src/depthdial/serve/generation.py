@@ -15,7 +15,12 @@ class EngineDown(Exception):
 
 
 class Refused(Exception):
-    """The engine does not take this order; the message says why and is meant for the one who asked."""
+    """The engine does not take this order; the message says why and is meant for the one who asked. param, code: of the
+    OpenAI API's errors."""
+
+    def __init__(self, why: str, param: str | None = None, code: str | None = None):
+        super().__init__(why)
+        self.param, self.code = param, code
 
 
 class Failed(Exception):

@@ -1,12 +1,14 @@
-"""What every request passes first: its size and the time it takes to arrive, the API key, and headers for browsers.
+"""What every request passes first: its size, its kind and the time it takes, the API key, and headers for browsers.
 
-Plain ASGI around the app, so that nothing of a body that is too large or too slow is ever parsed.
+Plain ASGI around the app, so that nothing of a body that is too large or too slow is ever parsed. HEAD is answered
+wherever GET is. `Door` looks after connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +18,10 @@ from depthdial.serve.errors import answer
 from depthdial.serve.metrics import Metrics
 from depthdial.serve.settings import Settings
 
+log = logging.getLogger(__name__)
+
+GRACE = 15.0
+"""Seconds beyond `Limits.timeout` in which a slow client may still read its answer."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,6 +35,20 @@ HEADERS = {
 
 class TooLarge(Exception):
     """The body has more bytes than the server takes."""
+
+
+def unreadable(headers: Headers) -> str | None:
+    """Why a body of these headers is not read; None where it is."""
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        return f"the body has the content encoding {coding[:50]!r}; send it as it is"
+    kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))
+    if kind and not re.fullmatch(r"application/([^/]+\+)?json", kind):
+        return f"the body is {kind[:50]!r}; send JSON, as application/json"
+    charset = next((part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")), "")
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        return f"the body is in {charset[:50]!r}; send UTF-8"
+    return None
 
 
 class Guard:
@@ -52,6 +72,8 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
+        if scope["method"] == "HEAD":  # the server leaves the body out, since it knows the scope as it came
+            scope = {**scope, "method": "GET"}
         if not self._may(scope["path"], headers):
             response = answer(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
             await response(scope, receive, dressed)
@@ -71,6 +93,9 @@ class Guard:
             return
         if body is None:
             return
+        if scope["method"] == "POST" and scope["path"].startswith("/v1") and (why := unreadable(headers)):
+            await answer(415, why)(scope, receive, dressed)
+            return
         given = False
 
         async def replay() -> Message:
@@ -80,7 +105,11 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, dressed)
+        try:
+            async with asyncio.timeout(self.settings.limits.timeout + GRACE):
+                await self.app(scope, replay, dressed)
+        except TimeoutError:  # the app's own limit is shorter: what is left is a client that does not read
+            log.info("a client does not read its answer; its connection was cut")
 
     def _may(self, path: str, headers: Headers) -> bool:
         key = self.settings.api_key

@@ -5,37 +5,56 @@ from __future__ import annotations
 import base64
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from depthdial.engine.llm import LLM
 from depthdial.maps.html import page
 from depthdial.maps.record import Recorder
 from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import write
-from depthdial.maps.texts import conversation
+from depthdial.maps.texts import Text, conversation
+from depthdial.serve.fit import Unfit
+from depthdial.serve.map_queue import Stages
 
 MOST = 2048
 """Tokens of a conversation that are mapped at most: everybody else waits meanwhile."""
 
 
-def export(llm: LLM, name: str, int8: bool, order: dict[str, Any]) -> str:
-    """A page or a Parquet file, in base64. order: messages, budget (None is the engine's), format and title.
+class MapOrder(NamedTuple):
+    """A map that can be made: budget (None is the engine's), format, title, and the conversation as tokens."""
 
-    Raises ValueError for what cannot be mapped.
-    """
+    text: Text
+    budget: float | None
+    format: str
+    title: str | None
+
+
+def checked(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, Any]) -> MapOrder:
+    """What is to be mapped. Raises ValueError for what cannot be, with the OpenAI API's code where it is too long."""
     if int8:
         raise ValueError("a server with int8 weights draws no maps: it keeps no model that could be run on its own")
-    budget = llm.budget if order["budget"] is None else order["budget"]
+    try:
+        llm.offset_of(order["budget"])
+    except ValueError as error:
+        raise Unfit(str(error), "budget") from None
     text = conversation(llm.tokenizer, order["messages"], id="chat")
-    most = min(MOST, llm.context)
+    most = min(MOST, llm.context, longest_prompt or MOST)
     if len(text.ids) > most:
-        raise ValueError(f"the conversation has {len(text.ids)} tokens; a map of up to {most} is drawn here")
+        why = f"the maximum context length of a map is {most} tokens here, and the conversation has {len(text.ids)}"
+        raise Unfit(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
+    return MapOrder(text, order["budget"], order["format"], order["title"])
+
+
+def export(llm: LLM, name: str, order: MapOrder) -> Stages:
+    """A page or a Parquet file, in base64: first the passes, then the file."""
+    budget = llm.budget if order.budget is None else order.budget
     recorder = Recorder(
         llm.model, llm.tokenizer, offset=llm.offset_of(budget), name=name, budget=budget, scores=True, alternatives=3
     )
-    made = DepthMap(recorder.facts, recorder.rows([text]))
-    if order["format"] == "html":
-        data = page([made], title=order["title"] or "Depth of a conversation").encode()
+    made = DepthMap(recorder.facts, recorder.rows([order.text]))
+    yield
+    if order.format == "html":
+        data = page([made], title=order.title or "Depth of a conversation").encode()
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "map.parquet"

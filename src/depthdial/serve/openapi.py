@@ -42,6 +42,7 @@ _SAID = {
     404: "no such model",
     408: "the request did not arrive in time",
     413: "the request is too large",
+    415: "the request is no plain JSON",
     429: "too many requests wait; see Retry-After",
     503: "the engine is starting; see Retry-After",
     504: "the answer took too long",
@@ -69,7 +70,7 @@ HEALTH: dict[int | str, dict[str, Any]] = {
 TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Text.", "content": {"text/plain": {}}}}
 MAP: dict[int | str, dict[str, Any]] = {
     200: {"description": "A page, or a Parquet file.", "content": {"text/html": {}, "application/octet-stream": {}}},
-    **_errors(400, 401, 408, 413, 429, 503, 504),
+    **_errors(*_SAID),
 }
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import signal
 import socket
 
 import uvicorn
 from fastapi import FastAPI
 
+from depthdial.serve import log_lines
 from depthdial.serve.app import make_app
+from depthdial.serve.door import Doors, open_files
 from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.metrics import Metrics
 from depthdial.serve.settings import Settings
@@ -23,7 +24,7 @@ def run(settings: Settings, host: str, port: int, say=print) -> None:
     port: 0 takes any that is free. say: gets the line that tells where. Raises ValueError for what cannot be loaded
     and OSError for a port that is taken, both before anything is served.
     """
-    logging.basicConfig(level=logging.WARNING, format="depthdial: %(levelname)s %(message)s")
+    log_lines.start("depthdial")
     with bound(host, port) as listener:
         asyncio.run(_serve(settings, listener, host, say))
 
@@ -45,8 +46,12 @@ def bound(host: str, port: int) -> socket.socket:
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn runs the app: quiet, with limits, and long enough in stopping for the longest answer."""
+    doors = Doors(settings.limits, open_files())
     return uvicorn.Config(
         app,
+        http=doors.protocol,  # type: ignore[arg-type]  # a factory does, too
+        ws="none",
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -54,7 +59,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(settings.limits.timeout) + 10,
         h11_max_incomplete_event_size=65536,
-        backlog=2048,
+        backlog=doors.backlog,
     )
 
 

@@ -1,36 +1,23 @@
-"""What a request may say. Types are strict, unknown fields are refused, and so is what the engine cannot do."""
+"""What a request may say. Types are strict, unknown fields are refused, and so is what the engine cannot do.
+
+A field that is null is one that is left out. Where a field may have several types its own check comes first, so that
+what is wrong is said of the client's own field, and not of a type that was tried. Messages are in `schema_messages`.
+"""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Text = Annotated[str, Field(min_length=1, max_length=1000)]
+from depthdial.serve.schema_base import Body, Ignored, Strict, no_tools, unsupported, wrong
+from depthdial.serve.schema_messages import ChatMessage
+
 TokenId = Annotated[int, Field(ge=0)]
-MOST_CHOICES = 64
-
-
-class Strict(BaseModel):
-    """No silent conversion, no unknown field."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Body(Strict):
-    """A whole request."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, data: Any) -> Any:
-        if not isinstance(data, dict):  # no JSON object: another type of content, whose refusal is pydantic's
-            return data
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, RecursionError):  # JSON can write half a surrogate pair, and no end of brackets
-            raise ValueError("the body has text that is no Unicode, or is nested too deeply") from None
-        return data
+MOST_CHOICES = 128
+MOST_STOPS, LONGEST_STOP = 16, 1000
+DEFAULT_LENGTH = 16
+"""Tokens of a completion that names no length, if the server gives so many."""
 
 
 class StreamOptions(Strict):
@@ -45,12 +32,12 @@ class Generating(Body):
     would have to change the answer."""
 
     model: str = Field(max_length=1000)
-    temperature: float | None = Field(None, ge=0, le=2, description="1 where it is not given; 0 is greedy.")
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="Left out: the model's own; 0 is greedy.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Left out: the model's own; 0 is greedy.")
     top_k: int | None = Field(None, ge=-1, description="Draw from this many likeliest tokens; 0 and -1 are all.")
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Equal seeds give equal answers.")
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: str | list[str] | None = Field(None, description="Up to 16 texts of up to 1000 characters.")
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -61,80 +48,88 @@ class Generating(Body):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    user: Ignored = None
+    metadata: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, value: Any) -> Any:
+        many = [value] if isinstance(value, str) else value
+        if not isinstance(many, list) or any(not isinstance(stop, str) for stop in many):
+            raise ValueError("give a text, or a list of texts")
+        if len(many) > MOST_STOPS:
+            raise ValueError(f"up to {MOST_STOPS} stop strings are taken, not {len(many)}")
+        if "" in many:
+            raise ValueError("a stop string is empty; leave it out")
+        if any(len(stop) > LONGEST_STOP for stop in many):
+            raise ValueError(f"a stop string may have up to {LONGEST_STOP} characters")
+        return value
 
     @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
     @classmethod
     def _neutral(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("this server does not support it; leave it out")
-        return value
+        return unsupported(any(value.values()) if isinstance(value, dict) else value, value)
 
     @model_validator(mode="after")
     def _agree(self) -> Generating:
         if self.lossless and self.budget not in (None, 1.0):
-            raise ValueError("lossless text is the untouched base's; leave budget out")
+            raise wrong("budget", "lossless text is the untouched base's; leave budget out")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options need stream")
+            raise wrong("stream_options", "they need stream: true")
         return self
 
 
 class CompletionRequest(Generating):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(description="Text or tokens, one or many.")
-    max_tokens: int | None = Field(None, ge=1, le=2**31, description="16 where it is not given.")
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
+        None, description="Text or tokens, one or many. Left out: a text from its beginning."
+    )
+    max_tokens: int | None = Field(None, ge=0, le=2**31, description="Left out: 16, or what the server gives.")
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("it is empty; give at least one token")
+            inner = [token for one in value for token in (one if isinstance(one, list) else [one])]
+            if all(isinstance(token, int) and not isinstance(token, bool) for token in inner):
+                if bad := [token for token in inner if token < 0]:
+                    raise ValueError(f"{bad[0]} is no token; tokens are whole numbers from 0")
+                if len({isinstance(one, list) for one in value}) == 1:
+                    return value
+            if all(isinstance(one, str) for one in value):
+                return value
+        elif isinstance(value, str):
+            return value
+        raise ValueError("give a text, a list of texts, a list of tokens (whole numbers), or a list of such lists")
+
     @field_validator("echo", "suffix")
     @classmethod
-    def _unsupported(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("this server does not support it; leave it out")
-        return value
+    def _absent(cls, value: Any) -> Any:
+        return unsupported(value, value)
 
     @model_validator(mode="after")
     def _all_are_given_out(self) -> CompletionRequest:
         if self.best_of not in (None, 1) and self.best_of != (self.n or 1):
-            raise ValueError("best_of: this server gives out every text it generates; leave it out")
+            raise wrong("best_of", "this server gives out every text it generates; leave it out")
         return self
 
     @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One entry per prompt."""
+    def prompts(self) -> list[Any]:
+        """One entry per prompt: a text, tokens, or None for a text from its beginning."""
         prompt: Any = self.prompt
-        return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Strict):
-    """One turn. What an answer's message carries beside its content is taken back as long as it says nothing."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 class PlainFormat(Strict):
@@ -145,34 +140,54 @@ class ChatRequest(Generating):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
-    max_tokens: int | None = Field(None, ge=1, le=2**31, description="Until the answer ends where it is not given.")
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31, description="The newer name of max_tokens.")
+    max_tokens: int | None = Field(None, ge=0, le=2**31, description="Left out: until the answer ends.")
+    max_completion_tokens: int | None = Field(None, ge=0, le=2**31, description="The newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: PlainFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    tool_choice: Any | None = None
+    function_call: Any | None = None
+    parallel_tool_calls: Ignored = None
     modalities: list[Literal["text"]] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _no_tools(cls, value: list[Any] | None) -> list[Any] | None:
+        return no_tools(value)
+
+    @field_validator("tool_choice", "function_call")
+    @classmethod
+    def _no_choice(cls, value: Any) -> Any:
+        return None if value in ("none", "auto") else no_tools(value)
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _absent(cls, value: bool | None) -> bool | None:
+        return unsupported(value, value)
+
+    @field_validator("add_generation_prompt")
+    @classmethod
+    def _always(cls, value: bool | None) -> bool | None:
+        return unsupported(value is False, value)
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs need logprobs: true")
+            raise wrong("top_logprobs", "they need logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens are two names of one thing; give one")
+            raise wrong("max_tokens", "it and max_completion_tokens are two names of one thing; give one")
         return self
-
-
-class MapTurn(Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class MapRequest(Body):
     """POST /v1/depth/map"""
 
-    messages: Annotated[list[MapTurn], Field(min_length=1, max_length=2048)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    model: str | None = Field(None, max_length=1000)
     format: Literal["html", "parquet"] = "html"
     budget: float | None = Field(None, gt=0, le=1)
     title: str | None = Field(None, max_length=200)

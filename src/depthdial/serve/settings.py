@@ -37,14 +37,23 @@ class Limits:
     timeout: float = 600.0
     """Seconds from a request's arrival to the end of its answer."""
     body_timeout: float = 30.0
-    """Seconds a client may take to send its request."""
+    """Seconds a client may take to send its request's body, once its headers are there."""
+    header_timeout: float = 10.0
+    """Seconds a client may take from connecting, or from a request's first byte, to the end of its headers."""
+    max_connections: int = 1024
+    """Connections at a time, as far as the process may open files. One more ends the oldest whose request is not there
+    yet, or is itself ended."""
+    watchdog: float = 60.0
+    """Seconds of silence after which the engine's process is taken for hung, and replaced. A single pass must not take
+    longer."""
 
     def __post_init__(self):
-        for name, least in (("max_queue", 0), ("max_body", 1), ("max_tokens", 1), ("max_prompt_tokens", 1)):
+        for name, least in (("max_queue", 0), ("max_body", 1), ("max_tokens", 1), ("max_prompt_tokens", 1),
+                            ("max_connections", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        for name in ("timeout", "body_timeout"):
+        for name in ("timeout", "body_timeout", "header_timeout", "watchdog"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
 

@@ -30,7 +30,7 @@ async def whole(request: Request, generation: Generation, answer: Answer, until:
 
     try:
         async with asyncio.timeout_at(until):
-            if not await _while_listening(request.receive, collect()):
+            if not await while_listening(request.receive, collect()):
                 return Response(status_code=499)  # nobody reads it
         return JSONResponse(answer.whole())
     finally:
@@ -51,7 +51,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout_at(self.until + GRACE):
-                await _while_listening(receive, self._write(send))
+                await while_listening(receive, self._write(send))
         except TimeoutError:
             log.info("a client reads too slowly; its stream was cut")
         finally:
@@ -62,13 +62,14 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": _event(told), "more_body": True})
 
         answer = self.answer
+        unknown = {"usage": None} if self.usage else {}  # as OpenAI's chunks have it until the last
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async with asyncio.timeout_at(self.until):
                 for chunk in answer.first():
-                    await event(chunk)
+                    await event(chunk | unknown)
                 async for part in self.generation:
-                    await event(answer.chunk(part))
+                    await event(answer.chunk(part) | unknown)
             if self.usage:
                 await event(answer.last())
             await event("[DONE]")
@@ -82,8 +83,7 @@ class EventStream(Response):
 
 
 def _told(error: Exception) -> dict:
-    status, message, code = of_exception(error)
-    return body_of(status, message, code=code)
+    return body_of(*of_exception(error))
 
 
 def _event(told: dict | str) -> bytes:
@@ -91,7 +91,7 @@ def _event(told: dict | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-async def _while_listening(receive: Receive, work: Coroutine[None, None, None]) -> bool:
+async def while_listening(receive: Receive, work: Coroutine[None, None, None]) -> bool:
     """Do the work unless the client hangs up first; was it done? What the work raises is raised."""
 
     async def gone() -> None:

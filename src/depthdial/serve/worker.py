@@ -2,7 +2,7 @@
 
 Started by `engine_process`, with one end of a socket pair. A second thread reads and tokenizes, so that a long prompt
 does not hold up texts that are being generated; all else happens in one thread, between two steps. It ends when the
-front does. This file is *not* about HTTP.
+front does, and with exit code `LOST` when its device does: the front starts another. This file is *not* about HTTP.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.engine.request import Request, Row
+from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
+from depthdial.models.own import is_own
+from depthdial.serve import log_lines
+from depthdial.serve.fit import Unfit, answer_length
+from depthdial.serve.job import Job
+from depthdial.serve.map_queue import MapQueue
+from depthdial.serve.prompts import tokenized
 from depthdial.serve.token_names import TokenNames
 from depthdial.serve.wire import Message, Wire
 
@@ -32,68 +39,32 @@ log = logging.getLogger(__name__)
 
 TELL_SECONDS = 0.25
 """How often the engine's counts are told while it works."""
+LOST = 70
+"""Exit code of a process whose device answers no more."""
 
 
-class Job:
-    """One order to generate: its prompts, and how much of each text has been told."""
-
-    def __init__(self, id: int, requests: list[Request], names: TokenNames, detailed: bool):
-        self.id, self.requests, self._names, self._detailed = id, requests, names, detailed
-        self.rows: list[Row] = [row for request in requests for row in request.rows]
-        """In the order of the choices they become."""
-        self._told = [0] * len(self.rows)
-        self._ended = [False] * len(self.rows)
-
-    @property
-    def done(self) -> bool:
-        return all(request.done for request in self.requests)
-
-    def news(self) -> list[list[Any]]:
-        """What is new: [job, choice, tokens, log-probabilities or null, finish reason or null]."""
-        found = []
-        for choice, row in enumerate(self.rows):
-            first, finish = self._told[choice], row.finish_reason
-            pieces = row.pieces(first)
-            if not pieces and (finish is None or self._ended[choice]):
-                continue
-            self._told[choice] += len(pieces)
-            self._ended[choice] = finish is not None
-            tokens = [[p.text, p.token_id, p.depth, round(p.cost, 5), p.layers.hex()] for p in pieces]
-            logprobs = None
-            if row.request.params.logprobs is not None:
-                logprobs = [
-                    self._named(p.token_id, of)
-                    for p, of in zip(pieces, row.logprobs[first : self._told[choice]], strict=True)
-                ]
-            found.append([self.id, choice, tokens, logprobs, finish])
-        return found
-
-    def _named(self, token: int, logprobs: dict[int, float]) -> list[Any]:
-        """[text, bytes, log-probability, [the likeliest, each as text, bytes, log-probability]]."""
-        likeliest = sorted(logprobs.items(), key=lambda told: -told[1])[: self.requests[0].params.logprobs]
-        return [
-            *self._names.of(token),
-            _number(logprobs[token]),
-            [[*self._names.of(i), _number(value)] for i, value in likeliest],
-        ]
-
-    def end(self) -> Message:
-        """What is known of the prompts once all is done."""
-        message: Message = {"done": self.id, "cached": sum(request.cached_tokens for request in self.requests)}
-        if self._detailed:
-            outputs = [request.output() for request in self.requests]
-            message["prompts"] = [
-                {"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs if out.prompt_depths
-            ]
-        return message
+class DeviceLost(Exception):
+    """A device error that stays: every later pass would fail, too."""
 
 
 class Worker:
-    """Runs an `LLM` for whoever is at the other end of the wire. name, int8: of the model and its weights, for maps."""
+    """Runs an `LLM` for whoever is at the other end of the wire. name, int8: of the model and its weights, for maps.
+    probe: raises where the device is lost; clock: seconds."""
 
-    def __init__(self, llm: LLM, wire: Wire, name: str, max_prompt_tokens: int | None, int8: bool = False):
+    def __init__(
+        self,
+        llm: LLM,
+        wire: Wire,
+        name: str,
+        max_prompt_tokens: int | None,
+        int8: bool = False,
+        probe: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.llm, self.wire, self.name = llm, wire, name
         self._most, self._int8 = max_prompt_tokens, int8
+        self._probe, self._clock = probe or self._ask_device, clock
+        self._maps = MapQueue(clock)
         self._orders: SimpleQueue[Message | None] = SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._of: dict[Request, Job] = {}
@@ -112,56 +83,70 @@ class Worker:
             "floor": None if curve is None else round(math.ceil(curve.floor * 1000) / 1000, 3),
             "plugin": None if llm.plugin is None else llm.plugin.name,
             "chat": bool(llm.tokenizer.chat_template),
+            "own": is_own(llm.model) and llm.plugin is None,
+            "sampling": {name: getattr(llm.sampling.params, name) for name in ("temperature", "top_p", "top_k")},
             "pid": os.getpid(),
         }
 
     def run(self) -> None:
-        """Work until the front is gone."""
+        """Work until the front is gone. Raises DeviceLost, once all who wait for it are told."""
         Thread(target=self._read, name="orders", daemon=True).start()
+        queue = self.llm.engine.scheduler
         while True:
             try:
-                order = self._orders.get(block=self.llm.engine.scheduler.idle)
+                order = self._orders.get(block=queue.idle and not self._maps)
                 if order is None:
                     return
                 self._take(order)
                 continue  # all that was ordered before the next step
             except Empty:
                 pass
-            touched = self.llm.engine.step()
-            self._tell({self._of[row.request] for row in touched if row.request in self._of})
+            if not queue.idle:
+                self._step()
+            if self._maps.due(queue.idle) and (ended := self._maps.run()) is not None:
+                self._mapped(*ended)
+
+    def _step(self) -> None:
+        touched = self.llm.engine.step()
+        self._tell({self._of[row.request] for row in touched if row.request in self._of})
+        if any(row.finish_reason == "error" for row in touched):
+            self._look_after_device()
+
+    def _look_after_device(self) -> None:
+        """A pass failed. Some errors of a device stay until its process ends; those of one request do not."""
+        try:
+            self._probe()
+        except Exception as error:
+            raise DeviceLost(" ".join(str(error).split())) from error
+
+    def _ask_device(self) -> None:
+        device = self.llm.engine.batch.cache.k.device
+        assert torch.ones(8, device=device).sum().item() == 8
 
     def _read(self) -> None:
         while (order := self.wire.receive()) is not None:
             try:
-                if "prompts" in order or "messages" in order:
-                    order["ids"] = self._tokenized(order)
+                if order["op"] == "map":
+                    order["map"] = self._checked_map(order)
+                elif order["op"] == "generate":
+                    order["ids"] = tokenized(self.llm, order)
             except Exception as error:
                 self._refuse(order["id"], error)
                 continue
             self._orders.put(order)
         self._orders.put(None)
 
-    def _tokenized(self, order: Message) -> list[Sequence[int]]:
-        llm = self.llm
-        if "messages" in order:
-            many: list[Sequence[int]] = [llm.chat_tokens(order["messages"])]
-        else:
-            many = [
-                llm.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else prompt
-                for prompt in order["prompts"]
-            ]
-        for ids in many:
-            if self._most is not None and len(ids) > self._most:
-                raise ValueError(f"the prompt has {len(ids)} tokens; this server takes {self._most} at most")
-        return many
-
     def _take(self, order: Message) -> None:
         if order["op"] == "cancel":
             self._cancel(order["id"])
             return
         try:
-            if order["op"] == "map":
-                self.wire.send({"map": order["id"], "data": self._map(order)})
+            if order["op"] == "ping":
+                self.wire.send({"alive": True})
+            elif order["op"] == "map":
+                from depthdial.serve.map_export import export
+
+                self._maps.add(order["id"], export(self.llm, self.name, order["map"]))
             else:
                 self._submit(order)
         except Exception as error:
@@ -170,23 +155,35 @@ class Worker:
     def _submit(self, order: Message) -> None:
         llm, requests = self.llm, []
         params = dict(order["params"])
-        asked = params.pop("max_tokens")
+        asked, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
+        context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
+        try:
+            llm.offset_of(params["budget"])
+        except ValueError as error:
+            raise Unfit(str(error), "budget") from None
         try:
             for ids in order["ids"]:
-                # where the request names no length, the room that is left is long enough
-                room = min(llm.context, llm.engine.scheduler.cache.pages * PAGE) - len(ids)
-                limit = asked if asked is not None else max(1, min(order["most"], room))
-                requests.append(llm.submit(list(ids), SamplingParams(max_tokens=limit, **params)))
-        except Exception:
+                if not ids:
+                    raise Unfit("the prompt is empty; give at least one token", field)
+                limit = answer_length(len(ids), asked, order["most"], context, self._most, field)
+                requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
+        except Exception as error:
             for request in requests:
                 llm.cancel(request)
+            if isinstance(error, ValueError) and not isinstance(error, Unfit):
+                raise Unfit(str(error), field) from None
             raise
         job = self._jobs[order["id"]] = Job(order["id"], requests, self._names, order["detailed"])
         self._of |= dict.fromkeys(requests, job)
         counts = [len(request.token_ids) for request in requests]
         self.wire.send({"accepted": job.id, "prompt_tokens": sum(counts), "counts": self._counts()})
+        if asked == 0:  # nothing is to be generated, but the prompt was looked at
+            for request in requests:
+                llm.cancel(request)
+            self._tell({job})
 
     def _cancel(self, id: int) -> None:
+        self._maps.cancel(id)
         if (job := self._jobs.pop(id, None)) is None:
             return
         for request in job.requests:
@@ -225,45 +222,65 @@ class Worker:
             "budget": self.llm.budget,
         }
 
-    def _map(self, order: Message) -> str:
-        from depthdial.serve.map_export import export  # pyarrow and templates, for those who ask
+    def _checked_map(self, order: Message) -> Any:
+        from depthdial.serve.map_export import checked  # pyarrow and templates, for those who ask
 
-        return export(self.llm, self.name, self._int8, order)
+        return checked(self.llm, self._int8, self._most, order)
+
+    def _mapped(self, id: int, result: str | Exception) -> None:
+        if isinstance(result, Exception):
+            self._refuse(id, result)
+            self._look_after_device()
+        else:
+            self.wire.send({"map": id, "data": result})
 
     def _refuse(self, id: int, error: Exception) -> None:
         """Say no; only what is meant for users is told, the rest goes to the log."""
         if isinstance(error, TemplateError):  # how a chat template says that it does not know a role or an order
             error = ValueError(f"the model's chat template refuses these messages: {error}")
         if isinstance(error, ValueError):
-            self.wire.send({"refused": id, "why": " ".join(str(error).split())})
+            told = {"param": error.param, "code": error.code} if isinstance(error, Unfit) else {}
+            self.wire.send({"refused": id, "why": " ".join(str(error).split()), **told})
             return
         log.error("an order failed", exc_info=error)
         self.wire.send({"failed_order": id})
 
 
-def _number(value: float) -> float | None:
-    """JSON has neither nan nor inf; the OpenAI API writes -9999.0 for what is impossible."""
-    return None if math.isnan(value) else max(value, -9999.0)
+def _tell_loading(wire: Wire, loaded: Event) -> None:
+    """Say every second that loading goes on."""
+    with contextlib.suppress(OSError):  # the front is gone
+        while not loaded.wait(1.0):
+            wire.send({"loading": True})
 
 
 def main() -> None:
     """The process: `python -m depthdial.serve.worker FD`; its first message says what to load."""
-    logging.basicConfig(level=logging.WARNING, format="depthdial engine: %(levelname)s %(message)s")
+    log_lines.start("depthdial engine")
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)  # a terminal sends them to both; the front drains, then hangs up
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     order = wire.receive()
     if order is None:
         return
+    loaded = Event()
+    Thread(target=_tell_loading, args=(wire, loaded), name="loading", daemon=True).start()
     try:
         llm = LLM(**order["engine"])
         worker = Worker(llm, wire, order["name"], order["max_prompt_tokens"], order["engine"]["weights"] == "int8")
     except (ValueError, OSError) as error:
         wire.send({"failed": " ".join(str(error).split()) or type(error).__name__})
         return
+    finally:
+        loaded.set()
     wire.send({"ready": worker.facts()})
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the front is gone, and with it all who asked
+    try:
         worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the front is gone, and with it all who asked
+    except DeviceLost as error:
+        log.error("the device answers no more, so this process ends: %s", error)
+        sys.stderr.flush()
+        os._exit(LOST)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def generated_curve(
     vars(model).update(plugin=dataclasses.replace(plugin, curves={"text": text}))
     llm = LLM.of(model, tokenizer, budget=1.0)
     prompts = _prompts(llm, records, max(1, tokens // TOKENS))
-    params = SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=seed)
+    params = SamplingParams(max_tokens=TOKENS, temperature=1.0, top_p=1.0, top_k=0, seed=seed)
     points, tries = [], _apart(text)
     with Progress("calibrating generation", len(tries)) as progress:
         for offset, cost in tries:

@@ -1,0 +1,38 @@
+"""Whether a prompt and its answer fit: the one rule for lengths. Prompt and max_tokens together must fit into the
+context; what does not is refused, as the OpenAI API does, and never cut."""
+
+from __future__ import annotations
+
+
+class Unfit(ValueError):
+    """An order that cannot be taken; param, code: of the OpenAI API's errors."""
+
+    def __init__(self, why: str, param: str | None = None, code: str | None = None):
+        super().__init__(why)
+        self.param, self.code = param, code
+
+
+def answer_length(
+    prompt: int, asked: int | None, default: int, context: int, longest_prompt: int | None, field: str
+) -> int:
+    """Most tokens of the answer to a prompt of so many tokens.
+
+    asked: the request's own max_tokens; default: where it names none, then cut to what is left. context: of the model,
+    or of the cache if that is smaller; longest_prompt: that this server takes; field: that the prompt came in. Raises
+    Unfit with the code that clients shorten by.
+    """
+    if longest_prompt is not None and prompt > longest_prompt:
+        raise Unfit(
+            f"this server's maximum context length for prompts is {longest_prompt} tokens, and the prompt has "
+            f"{prompt}; shorten it",
+            field,
+            "context_length_exceeded",
+        )
+    if prompt + max(1, asked or 0) > context:
+        if prompt >= context:
+            why = f"the prompt has {prompt} and leaves none to generate; shorten it"
+        else:
+            parts = f"{prompt} in the prompt and {asked} in max_tokens"
+            why = f"the request has {prompt + (asked or 1)}: {parts}; lower either"
+        raise Unfit(f"the maximum context length here is {context} tokens, and {why}", field, "context_length_exceeded")
+    return asked if asked is not None else min(default, context - prompt)

@@ -1,0 +1,70 @@
+"""One order to generate, as the worker follows it: what is new in its texts, and how it ended."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from depthdial.engine.request import Request, Row
+from depthdial.serve.token_names import TokenNames
+from depthdial.serve.wire import Message
+
+
+class Job:
+    """One order to generate: its prompts, and how much of each text has been told."""
+
+    def __init__(self, id: int, requests: list[Request], names: TokenNames, detailed: bool):
+        self.id, self.requests, self._names, self._detailed = id, requests, names, detailed
+        self.rows: list[Row] = [row for request in requests for row in request.rows]
+        """In the order of the choices they become."""
+        self._told = [0] * len(self.rows)
+        self._ended = [False] * len(self.rows)
+
+    @property
+    def done(self) -> bool:
+        return all(request.done for request in self.requests)
+
+    def news(self) -> list[list[Any]]:
+        """What is new: [job, choice, tokens, log-probabilities or null, finish reason or null]."""
+        found = []
+        for choice, row in enumerate(self.rows):
+            first, finish = self._told[choice], row.finish_reason
+            pieces = row.pieces(first)
+            if not pieces and (finish is None or self._ended[choice]):
+                continue
+            self._told[choice] += len(pieces)
+            self._ended[choice] = finish is not None
+            tokens = [[p.text, p.token_id, p.depth, round(p.cost, 5), p.layers.hex()] for p in pieces]
+            logprobs = None
+            if row.request.params.logprobs is not None:
+                logprobs = [
+                    self._named(p.token_id, of)
+                    for p, of in zip(pieces, row.logprobs[first : self._told[choice]], strict=True)
+                ]
+            # one that was to have no tokens has them all
+            found.append([self.id, choice, tokens, logprobs, "length" if finish == "cancelled" else finish])
+        return found
+
+    def _named(self, token: int, logprobs: dict[int, float]) -> list[Any]:
+        """[text, bytes, log-probability, [the likeliest, each as text, bytes, log-probability]]."""
+        likeliest = sorted(logprobs.items(), key=lambda told: -told[1])[: self.requests[0].params.logprobs]
+        return [
+            *self._names.of(token),
+            _number(logprobs[token]),
+            [[*self._names.of(i), _number(value)] for i, value in likeliest],
+        ]
+
+    def end(self) -> Message:
+        """What is known of the prompts once all is done."""
+        message: Message = {"done": self.id, "cached": sum(request.cached_tokens for request in self.requests)}
+        if self._detailed:
+            outputs = [request.output() for request in self.requests]
+            message["prompts"] = [
+                {"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs if out.prompt_depths
+            ]
+        return message
+
+
+def _number(value: float) -> float | None:
+    """JSON has neither nan nor inf; the OpenAI API writes -9999.0 for what is impossible."""
+    return None if math.isnan(value) else max(value, -9999.0)
