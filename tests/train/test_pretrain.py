@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,36 @@ def test_an_interrupted_run_resumes_bit_for_bit(config, gather: Any, optimizer: 
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
     one, other = (weights(tmp_path / name) for name in ("whole", "torn"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 20_000, 40_000])
+def test_a_full_disk_is_one_line_and_can_be_begun_again(config, size: int, tmp_path: Path, room):
+    """In the settings, the tokenizer, the weights or the optimizer's state: their writers fail in ways of their own."""
+    small = told(config, tmp_path, shards=None)
+    with room(size), pytest.raises(OSError, match=r"free some space for .* and start again") as caught:
+        pretrain(small)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "checkpoints").glob("*"))
+    pretrain(small)
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_a_run_goes_on_from_the_older_checkpoint_where_the_newest_is_damaged(config, tmp_path: Path):
+    pretrain(told(config, tmp_path))
+    before = weights(tmp_path)
+    file = tmp_path / "checkpoints" / "checkpoint-6" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    pretrain(told(config, tmp_path), resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_folder_of_another_model_is_left_alone(config, tiny_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "my-model"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"my-model holds .* --output"):
+        pretrain(told(config, folder))
+    with pytest.raises(ValueError, match=r"my-model holds .* --shards"):
+        pretrain(told(config, tmp_path / "run", shards=str(folder)))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_finished_run_can_be_measured_and_saved_again(config, tmp_path: Path):

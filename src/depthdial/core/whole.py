@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as Rust has it: safetensors, tokenizers
+_TORCH = re.compile(r"PytorchStreamWriter failed|inline_container\.cc")
 _PART = re.compile(r"\.(.+)-[0-9a-f]{8}\.part(\..*)?")
 
 
@@ -27,9 +31,42 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield part
+        sync(part)
         os.replace(part, path)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """A file, or the names in a folder, onto the disk: a name must not outlive its bytes when the machine stops."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def disk_errors(remedy: Callable[[], str]) -> Iterator[None]:
+    """OSError, in one line with what to do, where the disk refuses to take more. The writers of other libraries have
+    error types of their own for it, and the number of the system's error stands in their text, if anywhere.
+
+    remedy: asked when it is needed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            number = error.errno if error.errno in _REFUSED else None
+        else:
+            known = _SYSTEM.search(str(error))
+            number = int(known[1]) if known else (errno.EIO if _TORCH.search(str(error)) else None)
+        if number is None:
+            raise
+        said = "the disk is full or refuses" if number == errno.EIO else os.strerror(number)
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        raise OSError(f"{said}{place}; {remedy()}") from error
 
 
 def leftovers(folder: Path) -> list[tuple[Path, Path]]:
