@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from depthdial.core.whole import leftovers, whole, write_json, write_text
+from depthdial.core.whole import disk_errors, leftovers, whole, write_json, write_new, write_text
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -63,3 +65,22 @@ def test_what_killed_processes_left_is_told_with_the_path_it_was_for(tmp_path):
         part.write_text("half")  # as it stays where nobody tidies up
         half[part] = tmp_path / name
     assert dict(leftovers(tmp_path)) == half
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_writers_of_a_new_file_one_is_the_first(tmp_path, monkeypatch, links: bool):
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "deep" / "claim.json"
+    assert write_new(path, "first") and not write_new(path, "second")
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_real_full_disk_is_one_line_that_says_what_to_do():
+    with pytest.raises(OSError, match=r"^No space left on device; clear it$"), disk_errors(lambda: "clear it"):
+        Path("/dev/full").write_text("x" * 100)
+    with pytest.raises(FileNotFoundError, match="nowhere"), disk_errors(lambda: "clear it"):
+        Path("nowhere").read_text()

@@ -50,12 +50,15 @@ def bench(
     import json
     import sys
 
+    from depthdial.core.lock import check_replaceable
     from depthdial.evaluate.speed.bench import bench as measure
     from depthdial.evaluate.speed.options import Options
     from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
 
     if output is not None and output.suffix != ".json":
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
+    if output is not None:
+        check_replaceable(output, '"what": "speed"', output.with_suffix(".png"))
     options = Options(
         model=model,
         plugin=None if plugin == "none" else plugin,

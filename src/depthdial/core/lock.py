@@ -42,3 +42,12 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if path.name not in own and not path.name.startswith("."))
+
+
+def check_replaceable(path: Path, mark: str, *beside: Path) -> None:
+    """ValueError unless `path` is free, or a file that holds the text `mark`, by which a verb knows what it wrote
+    itself; where it is free, the files that are written beside it must be free, too."""
+    if path.is_file() and mark in path.read_text("utf-8", errors="replace"):
+        return
+    if there := [file for file in (path, *beside) if file.exists()]:
+        raise ValueError(f"{there[0]} exists, and this command did not write it; choose another --output")

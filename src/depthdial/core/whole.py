@@ -82,6 +82,27 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, "utf-8")
 
 
+def write_new(path: Path, text: str) -> bool:
+    """UTF-8; False, and nothing is changed, where `path` is there already: of several processes one is the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        part.write_text(text, "utf-8")
+        sync(part)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """As `plain` has it, indented."""
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
