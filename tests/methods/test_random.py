@@ -1,4 +1,4 @@
-"""Random skipping: its rate is met, its draws belong to (seed, layer, position, token or sample) and to nothing else."""
+"""Random skipping: its rate is met, its draws belong to (seed, layer, position, token or row) and to nothing else."""
 
 from __future__ import annotations
 

@@ -69,6 +69,9 @@ class Method(ABC):
     budgeted: ClassVar[Mapping[str, object]] = {}
     """Fields that trained best where a budget is held (docs/log.md): what `depthdial train` sets unless told otherwise.
     The fields' own defaults are the paper's."""
+    example: ClassVar[Mapping[str, object]] = {}
+    """Fields with which it skips some tokens and keeps others on a model of 6 layers: the laws run it with them, and
+    refuse a method that skips nothing there, as they would say nothing of it."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Random(Method):
     units = ("attn", "mlp")
     kv = "project"
     reads_input = False
+    example: ClassVar[Mapping[str, object]] = {"first": 2, "adapter_ratio": 4, "rate": 0.6}
 
     first: int | None = None
     """First routed layer; None is the upper half."""
