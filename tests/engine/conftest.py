@@ -13,14 +13,7 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request, RequestOutput
 from depthdial.engine.sampling import SamplingParams
-from depthdial.methods import method_named
-
-FIELDS: dict[str, dict[str, Any]] = {
-    "flexidepth": {"first": 2, "adapter_ratio": 4, "router_ratio": 4, "start": 0.0},
-    "random": {"first": 2, "adapter_ratio": 4, "rate": 0.6},
-    "static": {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4},
-}
-"""Fields that suit a model of 6 layers; a method that is not here is tested as it comes."""
+from depthdial.methods import METHODS, method_named
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +21,7 @@ def made(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Callab
     """`made(method, family, **engine)`: an LLM over a tiny random model with random parts."""
 
     def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None, **engine: Any) -> LLM:
-        chosen = method_named(method, {**FIELDS.get(method, {}), **(fields or {})})
+        chosen = method_named(method, {**METHODS[method].example, **(fields or {})})
         return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **engine)
 
     return make

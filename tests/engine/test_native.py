@@ -22,8 +22,9 @@ from depthdial.methods import METHODS, method_named
 from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
 
-TILED = {"flexidepth": {"first": 2, "start": 0.0}, "skiplayer": {}, "random": {"first": 2, "rate": 0.6}, "dense": {}}
-"""Methods for passes in tiles, and their fields."""
+TILED = [name for name, method in METHODS.items() if method.kv != "evict"]
+"""Methods for passes in tiles, which ask for the fields' own widths."""
+NARROW = ("adapter_ratio", "router_ratio")
 
 
 def native(llm: LLM) -> NativeRunner:
@@ -91,7 +92,10 @@ def test_large_passes_of_whole_tiles_run_natively(tiny_model, tiny_tokenizer, ad
     """The same decisions where a method looks at places; a router's may differ where its logit is close to the cut."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
     base = tiny_model("llama", **sizes).bfloat16()
-    llm = LLM.of(adapted(base, method_named(method, TILED[method])), tiny_tokenizer)
+    fields = {name: value for name, value in METHODS[method].example.items() if name not in NARROW}
+    llm = LLM.of(adapted(base, method_named(method, fields)), tiny_tokenizer)
+    if not fused(llm):
+        return
     runner, found = native(llm), []
     for run in (runner.run, runner.plain.run):
         long, short, third = rows(llm, asked, method)

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.engine.conftest import FIELDS
 
 from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
@@ -101,7 +100,7 @@ def test_the_batch_is_where_the_cache_is(made):
 def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny_model, tiny_tokenizer, adapted, room):
     """Sizes are whole tiles: where there is AMX, these are native passes whose logits share their memory."""
     base = tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=32).bfloat16()
-    llm = LLM.of(adapted(base, method_named("static", FIELDS["static"])), tiny_tokenizer)
+    llm = LLM.of(adapted(base, method_named("static", dict(METHODS["static"].example))), tiny_tokenizer)
     seen: dict[int, list[torch.Tensor]] = {}
     texts = [list(range(3, 60)), [9] * 40, list(range(200, 100, -1))]
     reader = Reader(llm.engine, llm.tokenizer, room)

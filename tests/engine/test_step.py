@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.llm import LLM
 from depthdial.engine.native import NativeRunner
 from depthdial.methods import METHODS
@@ -108,6 +110,44 @@ def test_pages_run_out_and_rows_are_computed_again(made, asked, finish, agrees):
         assert len(output.token_ids) == 50
     assert llm.stats.preemptions > 0, "four rows of two pages each do not fit into four pages"
     clean(llm)
+
+
+def test_a_lost_device_fails_all_and_says_so_ever_after(made, asked, monkeypatch):
+    """An error that does not stick fails its pass alone; one that does, everybody: whoever waits must not wait."""
+
+    def fails(batch):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    for lost in (False, True):
+        llm = made(max_batch=2)
+        requests = [asked(llm, ids) for ids in prompts(60, 61, 62, 50)]
+        for request in requests:
+            llm.engine.submit(request, llm.tokenizer)
+        monkeypatch.setattr("depthdial.engine.step.alive", lambda device, lost=lost: not lost)
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine.runner, "run", fails)
+            touched = llm.engine.step()
+        ended = [row for request in requests for row in request.rows if row.error]
+        assert set(touched) == set(ended) and len(ended) == (4 if lost else len(touched)) and touched
+        if lost:
+            assert "cpu answers no more" in ended[-1].error and "device-side assert" in ended[-1].error
+            for again in (llm.engine.step, lambda llm=llm, ask=requests[0]: llm.engine.submit(ask, llm.tokenizer)):
+                with pytest.raises(DeviceLost, match="start again"):
+                    again()
+            assert llm.engine.scheduler.idle
+        else:
+            assert llm.engine.lost is None and llm.engine.step()
+
+
+def test_a_device_is_alive_while_numbers_can_be_made_on_it(monkeypatch):
+    assert alive(torch.device("cpu"))
+    assert not alive(torch.device("cuda")) or torch.cuda.is_available()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("of another kind")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    assert alive(torch.device("cuda"))
 
 
 def test_what_can_never_fit_is_refused_at_once(made, asked):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthdial.evaluate.run_plot import _look, draw_runs
-from depthdial.evaluate.runs import compare, half_width, read_runs, table
+from depthdial.evaluate.runs import compare, half_width, read_runs, student, table
 
 
 def run(folder: Path, loss: float, seed: int = 0, method: str = "dense", **more: object) -> Path:
@@ -31,6 +31,22 @@ def run(folder: Path, loss: float, seed: int = 0, method: str = "dense", **more:
     return folder
 
 
+TABLE = {
+    1: 12.706205, 2: 4.302653, 3: 3.182446, 4: 2.776445, 5: 2.570582, 9: 2.262157, 10: 2.228139, 11: 2.200985,
+    12: 2.178813, 20: 2.085963, 29: 2.045230, 30: 2.042272, 60: 2.000298, 100: 1.983972, 101: 1.983731, 1000: 1.962339,
+}  # fmt: skip
+"""Quantiles as tables print them, by degrees of freedom."""
+
+
+def test_the_quantile_is_students_at_any_number_of_runs():
+    assert {freedom: student(freedom) for freedom in TABLE} == pytest.approx(TABLE, abs=2e-6)
+    falling = [student(freedom) for freedom in range(1, 60)]
+    assert falling == sorted(falling, reverse=True), "never a step down to the normal's 1.96"
+    assert student(3, 0.99) == pytest.approx(5.840909, abs=1e-5)
+    values = [float(i % 5) for i in range(12)]
+    assert half_width(values) == pytest.approx(2.200985 * statistics.stdev(values) / 12**0.5)
+
+
 def test_groups_are_means_and_differences_are_paired_by_seed(tmp_path: Path):
     for seed, (dense, skip) in enumerate([(4.0, 3.9), (4.2, 4.0), (4.4, 4.3)]):
         run(tmp_path / f"dense-seed{seed}", dense, seed)
@@ -41,7 +57,7 @@ def test_groups_are_means_and_differences_are_paired_by_seed(tmp_path: Path):
     skip = groups["skip"]
     assert skip["loss"] == pytest.approx(statistics.fmean([3.9, 4.0, 4.3]))
     assert skip["difference"] == pytest.approx(-0.4 / 3)
-    assert skip["difference_half_width"] == pytest.approx(4.303 * statistics.stdev([-0.1, -0.2, -0.1]) / 3**0.5)
+    assert skip["difference_half_width"] == pytest.approx(4.302653 * statistics.stdev([-0.1, -0.2, -0.1]) / 3**0.5)
     assert skip["difference_half_width"] < skip["loss_half_width"], "pairs tell more than groups"
     assert skip["macs_per_token"] == 1e6
     assert groups["lone"]["difference"] == pytest.approx(1.0) and groups["lone"]["difference_half_width"] is None

@@ -32,32 +32,22 @@ from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
 from depthdial.train.lesson import Lesson, row_keys
 
-SMALL = {"first": 2, "adapter_ratio": 4}
-LEARNED = {**SMALL, "router_ratio": 4, "start": 0.0}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "flexidepth": {
-        "soft": LEARNED,
-        "hard": {**LEARNED, "weights": "hard"},
-        "scaled": {**LEARNED, "gate_gradient": "soft_scale", "router_order": "tanh_norm"},
+        "hard": {"weights": "hard"},
+        "scaled": {"gate_gradient": "soft_scale", "router_order": "tanh_norm"},
     },
     "skiplayer": {
-        "layers": {},
         "modules": {"units": ("attn", "mlp"), "first": 2},
         "mlps": {"units": ("mlp",), "first": 2},
     },
-    "mixture_of_depths": {
-        "raw": {"every": 1, "capacity": 0.4, "predictor_ratio": 4},
-        "sigmoid": {"every": 2, "capacity": 0.4, "predictor_ratio": 4, "weights": "sigmoid"},
-    },
-    "random": {"adapters": {**SMALL, "rate": 0.6}, "bare": {"rate": 0.4, "adapter_ratio": 0}},
-    "static": {
-        "adapters": {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4},
-        "bare": {"order": (0, 5), "count": 1, "adapter_ratio": 0},
-    },
+    "mixture_of_depths": {"sigmoid": {"every": 2, "weights": "sigmoid"}},
+    "random": {"bare": {"rate": 0.4, "adapter_ratio": 0, "first": None}},
+    "static": {"bare": {"order": (0, 5), "count": 1, "adapter_ratio": 0}},
 }
-"""Fields that suit a model of 6 layers, by method and variant; a method that is not here is tested as it comes."""
-PLAIN, ODD = "llama", "gemma3_text"
-"""The first variant of a method meets every family; the others the plainest one and the one with most norms."""
+"""Fields beside a method's own example, by variant. A method need not be here: all are tested by their examples."""
+EXAMPLE, PLAIN, ODD = "example", "llama", "gemma3_text"
+"""A method's example meets every family; the variants the plainest one and the one with most norms."""
 
 
 def cases(which: Callable[[Method], bool] = lambda _: True) -> list[Any]:
@@ -65,10 +55,16 @@ def cases(which: Callable[[Method], bool] = lambda _: True) -> list[Any]:
     return [
         pytest.param((family, method, fields), id=f"{method}-{variant}-{family}")
         for method in METHODS
-        for i, (variant, fields) in enumerate(VARIANTS.get(method, {"default": {}}).items())
+        for variant, fields in variants(method).items()
         for family in FAMILIES
-        if (not i or family in (PLAIN, ODD)) and which(method_named(method, fields))
+        if (variant == EXAMPLE or family in (PLAIN, ODD)) and which(method_named(method, fields))
     ]
+
+
+def variants(method: str) -> dict[str, dict[str, Any]]:
+    """A method's fields, by name of the variant."""
+    example = dict(METHODS[method].example)
+    return {EXAMPLE: example, **{name: {**example, **fields} for name, fields in VARIANTS.get(method, {}).items()}}
 
 
 def has_parts(method: Method) -> bool:
@@ -134,13 +130,30 @@ def differing(model: Any, ids: Tensor, offset: float | Tensor, pads: list[int]) 
     )
 
 
+def decides(case: Case) -> bool:
+    """Is there anything to decide? A method without sites is the base, and one that skips nothing says so."""
+    return bool(routed(case.model)) and case.model.method.skips
+
+
 def test_the_laws_are_tested_where_tokens_differ(case: Case) -> None:
+    """A method that never skips, or never runs, would keep every law below."""
     forward(case.model, tokens())
-    keep = torch.stack([keep for site, keep in case.keeps.items()]) if case.keeps else torch.ones(1)
-    if case.name in VARIANTS:
-        assert 0.1 < keep.float().mean() < 0.9, "some tokens must be skipped and some kept"
-    if case.name in ("flexidepth", "skiplayer", "random"):
-        assert all(0 < kept.float().mean() < 1 for kept in keep), "at each layer"
+    assert set(case.keeps) == set(routed(case.model)), "every site decides"
+    if not decides(case):
+        assert all(keep.all() for keep in case.keeps.values()), "skips = False is a promise"
+        assert case.model.method.skips is False or case.name == "dense", "nothing is routed: it is the base"
+        return
+    keep = torch.stack(list(case.keeps.values()))
+    assert 0.1 < keep.float().mean() < 0.9, "some must be skipped and some kept; give the method an `example` with both"
+    assert case.model.route.cost() != 1.0
+    if case.model.method.grain != "static":
+        assert all(0 < kept.float().mean() < 1 for kept in keep), "at each site"
+
+
+def test_the_laws_would_see_a_method_that_never_skips(tiny_model: Callable, adapted: Callable) -> None:
+    model: Any = adapted(tiny_model("llama"), method_named("random", {**METHODS["random"].example, "rate": 1 - 1e-9}))
+    with pytest.raises(AssertionError, match="give the method an `example`"):
+        test_the_laws_are_tested_where_tokens_differ(Case("random", None, model))
 
 
 @pytest.mark.parametrize("offset", [math.inf, 1e9, torch.tensor([math.inf, 1e9, math.inf])], ids=["inf", "1e9", "rows"])
@@ -242,7 +255,7 @@ def written(unit: Routed, kv: str) -> int:
 def test_3_the_floor_is_the_cost_of_skipping_everything(case: Case) -> None:
     forward(case.model, tokens(), -1e9)
     cost = case.model.route.token_cost()
-    if case.name in VARIANTS:  # unknown methods need not have a dial
+    if decides(case):
         assert not any(keep.any() for keep in case.keeps.values())
         torch.testing.assert_close(cost, torch.full_like(cost, case.model.route.ledger.floor), rtol=1e-6, atol=0)
 
@@ -296,7 +309,7 @@ def test_6_frozen_means_frozen(case: Case, packed: Callable) -> None:
     lesson(**packed())
     for site, keep in case.keeps.items():
         mine = [name for name in before if name.startswith(f"layers.{site.layer}.{site.unit}.")]
-        if case.name in VARIANTS and not keep.all():  # an adapter that nobody used has nothing to learn
+        if decides(case) and not keep.all():  # an adapter that nobody used has nothing to learn
             after = parts_of(case.model)
             assert all(not torch.equal(before[name], after[name]) for name in mine)
 
@@ -385,6 +398,16 @@ def test_11_a_gate_says_what_the_method_says(case: Case) -> None:
         assert (bypass is None) == (gate.adapter is None)
         assert last == "layer" or method.bypass(parts["attn"], x, Site(layer, "attn")) is None
         assert gate.adapter is None or torch.equal(bypass, gate.adapter(x))
+
+
+@of_cases(lambda method: not method.reads_input)
+def test_11_all_layers_at_once_are_what_each_layer_says(case: Case) -> None:
+    route, method = case.model.route, case.model.method
+    forward(case.model, tokens(), torch.tensor([0.0, -1.0, 1.0]))
+    first = {site.layer: site for site in sorted(case.keeps, reverse=True) if site.unit != "mlp"}
+    found = method.keeps(sorted(first), route)
+    if found is not None:
+        assert torch.equal(found, torch.stack([case.keeps[first[layer]] for layer in sorted(first)]))
 
 
 @of_cases(lambda method: not method.reads_input)

@@ -1,4 +1,4 @@
-"""Random skipping: its rate is met, its draws belong to (seed, layer, sample, position) and to nothing else."""
+"""Random skipping: its rate is met, its draws belong to (seed, layer, position, token or row) and to nothing else."""
 
 from __future__ import annotations
 
@@ -61,6 +61,36 @@ def test_a_row_draws_the_same_alone_and_in_company():
     for i in range(3):
         assert torch.equal(keep(method, sample=samples[i : i + 1]), together[i : i + 1])
     assert torch.equal(keep(method, rows=3), keep(method).expand(3, -1)), "in inference rows have no key"
+
+
+def tokens(rows: int) -> Tensor:
+    return torch.randint(50_000, (rows, POSITIONS.shape[1]), generator=torch.Generator().manual_seed(rows))
+
+
+def of_text(ids: Tensor, places: Tensor, layer: int = 0) -> Tensor:
+    """bool [B, T] for texts at inference."""
+    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), positions=places, tokens=ids)
+    return Random(rate=0.5).decide({}, torch.zeros(*ids.shape, 1), Site(layer, "attn"), route).keep
+
+
+def test_other_texts_draw_other_coins_and_pieces_of_one_the_same():
+    ids = tokens(3)
+    found = of_text(ids, POSITIONS)
+    for i in range(3):
+        assert close(found[i], 0.5, 20_000)
+        for other in found[:i]:
+            assert close(found[i] == other, 0.5, 20_000), "an interval over texts sees the coins, too"
+    assert torch.equal(found[1:2, 700:], of_text(ids[1:2, 700:], POSITIONS[:, 700:])), "however a text is cut"
+    prefix = torch.cat([ids[:1, :500], ids[1:2, 500:]], 1)
+    assert torch.equal(of_text(prefix, POSITIONS)[:, :500], found[:1, :500]), "K and V of one beginning can be shared"
+
+
+def test_all_layers_at_once_are_what_each_layer_says():
+    method, ids = Random(rate=0.6), tokens(2)[:, :50]
+    for offset in (0.3, torch.tensor([-1.0, math.inf])):
+        route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * 4, head=1), offset, positions=POSITIONS[:, :50], tokens=ids)
+        each = [method.decide({}, torch.zeros(2, 50, 1), Site(i, "attn"), route).keep for i in (1, 3)]
+        assert torch.equal(method.keeps([1, 3], route), torch.stack(each))
 
 
 def test_lowering_the_dial_only_takes_away():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -261,6 +263,54 @@ def test_saving_over_an_old_plugin_replaces_it(plugin: Path, tiny_model: Callabl
     assert read(plugin).method == model.method and read(plugin).curves == {}
     assert set(load_file(plugin / PARTS_FILE)) == set(parts_of(model))
     assert [path.name for path in plugin.parent.iterdir()] == ["plugin"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["of today", "of before parts had a sha256"])
+@pytest.mark.parametrize("moves", range(5))
+def test_a_kill_between_files_leaves_the_old_plugin_or_the_new_one(
+    plugin: Path, tiny_model: Callable, monkeypatch, moves: int, before: bool
+):
+    if not before:
+        edit(plugin, lambda data: data.pop("parts_sha256"))
+    changed: Any = attach(tiny_model("llama"), plugin)
+    for tensor in parts_of(changed).values():
+        tensor += 1
+    old, new = logits(attach(tiny_model("llama"), plugin)), logits(changed)
+    changed.plugin = dataclasses.replace(changed.plugin, name="new")
+    if (child := os.fork()) == 0:
+        left, replace = iter(range(moves)), os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if next(left, None) is not None else os._exit(9))
+        save(changed, plugin, card="# new\n")
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert killed == (moves < 4), "each of the moves is one test"
+    there = attach(tiny_model("llama"), plugin)
+    is_new = read(plugin).name == "new"
+    assert is_new == (moves >= 2) and torch.equal(logits(there), new if is_new else old)
+    save(changed, plugin, card="# newer\n")
+    assert torch.equal(logits(attach(tiny_model("llama"), plugin)), new)
+    assert sorted(file.name for file in plugin.iterdir()) == ["README.md", METHOD_FILE, PARTS_FILE]
+
+
+def test_parts_of_another_save_are_refused(base: Any, plugin: Path, tiny_model: Callable, tmp_path: Path):
+    """A copy that was cut short, or of two plug-ins of one shape: each file is whole, together they are neither."""
+    changed: Any = attach(tiny_model("llama"), plugin)
+    for tensor in parts_of(changed).values():
+        tensor += 1
+    shutil.copy(save(changed, tmp_path / "other") / PARTS_FILE, plugin / PARTS_FILE)
+    assert "was written with" in refusal(base, plugin)
+    edit(plugin, lambda data: data.pop("parts_sha256"))  # as older plug-ins are
+    assert torch.equal(logits(attach(base, plugin)), logits(changed))
+
+
+def test_a_folder_of_something_else_is_left_alone(base: Any, adaptive: Callable, tmp_path: Path):
+    (tmp_path / "README.md").write_text("of a model")
+    with pytest.raises(ValueError, match=r"holds a README\.md that is not a plug-in's"):
+        save(adaptive(base), tmp_path, card="# card\n")
+    assert (tmp_path / "README.md").read_text() == "of a model" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "README.md").rename(tmp_path / "notes.md")
+    save(base, tmp_path, card="# card\n")
+    assert read(tmp_path).method == base.method and (tmp_path / "notes.md").exists()
 
 
 def test_a_file_in_the_way_is_refused(base: Any, adaptive: Callable, tmp_path: Path):

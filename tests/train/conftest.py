@@ -1,5 +1,9 @@
 """A tokenizer without downloads: one token a byte, and ChatML with a system message of its own, as SmolLM2 has it."""
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -30,3 +34,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     made.chat_template = CHATML
     return made
+
+
+@pytest.fixture
+def room() -> Callable[[int], AbstractContextManager[None]]:
+    """`room(n)`: a disk that takes no more than n bytes of any file, for the length of the block."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from depthdial.methods import METHODS
 from depthdial.train import callbacks, next_token
 from depthdial.train.pretrain import _held_out, pretrain
-from depthdial.train.pretrain_config import PretrainConfig
+from depthdial.train.pretrain_config import DENSITY_FIELDS, PretrainConfig
 from depthdial.train.rows import Rows
 from depthdial.train.shards import Index, read_index
 
-BY_METHOD = {"skiplayer": 0.5, "mixture_of_depths": 0.5, "random": 0.5, "highway": None, "dense": None}
+
+def density_of(method: str) -> float | None:
+    """A half, for a method that has one."""
+    return 0.5 if set(DENSITY_FIELDS) & {field.name for field in dataclasses.fields(METHODS[method])} else None  # pyright: ignore
+
+
+def from_scratch(method: str) -> bool:
+    try:
+        PretrainConfig(data=("a",), output="", size="", method=method).asked_method()
+    except ValueError:
+        return False
+    return True
+
+
+BY_METHOD = {method: density_of(method) for method in METHODS if from_scratch(method)}
+"""All methods that a model can be trained with from its first step, and their densities."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +73,7 @@ def test_a_run_gives_a_model_that_opens_and_says_what_it_executes(config, method
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.1, "it learns"
     assert [line["step"] for line in metrics(tmp_path) if "heldout_loss" in line] == [2, 4]
     assert len(results["density_per_layer"]) == 2 and results["tokens"] == 6 * 16 * 16
-    if method in ("dense", "highway"):
+    if not METHODS[method].skips or method == "dense":
         assert results["density"] == 1 and results["layers"] == 2 and results["cost"] >= 1
     else:
         assert 0.1 < results["density"] < 0.95 and results["cost"] < 1.1 and results["target"] in (0.5, None)
@@ -96,6 +112,36 @@ def test_an_interrupted_run_resumes_bit_for_bit(config, gather: Any, optimizer: 
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
     one, other = (weights(tmp_path / name) for name in ("whole", "torn"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 20_000, 40_000])
+def test_a_full_disk_is_one_line_and_can_be_begun_again(config, size: int, tmp_path: Path, room):
+    """In the settings, the tokenizer, the weights or the optimizer's state: their writers fail in ways of their own."""
+    small = told(config, tmp_path, shards=None)
+    with room(size), pytest.raises(OSError, match=r"free some space for .* and start again") as caught:
+        pretrain(small)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "checkpoints").glob("*"))
+    pretrain(small)
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_a_run_goes_on_from_the_older_checkpoint_where_the_newest_is_damaged(config, tmp_path: Path):
+    pretrain(told(config, tmp_path))
+    before = weights(tmp_path)
+    file = tmp_path / "checkpoints" / "checkpoint-6" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    pretrain(told(config, tmp_path), resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_folder_of_another_model_is_left_alone(config, tiny_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "my-model"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"my-model holds .* --output"):
+        pretrain(told(config, folder))
+    with pytest.raises(ValueError, match=r"my-model holds .* --shards"):
+        pretrain(told(config, tmp_path / "run", shards=str(folder)))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_finished_run_can_be_measured_and_saved_again(config, tmp_path: Path):
@@ -231,4 +277,4 @@ def test_bad_settings_say_what_to_do_and_leave_no_model(config, change: dict[str
 
 
 def test_every_method_is_named_in_the_table_of_this_test():
-    assert set(BY_METHOD) == set(METHODS) - {"static", "flexidepth"}
+    assert set(BY_METHOD) >= set(METHODS) - {"static", "flexidepth"} and BY_METHOD["random"] == 0.5

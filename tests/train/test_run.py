@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from depthdial.methods import METHODS
 from depthdial.models import load
@@ -15,6 +17,7 @@ from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
 from depthdial.models.convert import route_of
 from depthdial.train import callbacks as loop
 from depthdial.train import run
+from depthdial.train.checkpoints import damage
 from depthdial.train.config import TrainConfig
 from depthdial.train.run import train
 
@@ -113,6 +116,39 @@ def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeyp
     a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (whole, again))
     for (name, one), other in zip(parts(a).items(), parts(b).values(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"])
+def test_a_run_goes_on_from_the_older_checkpoint_where_the_newest_is_damaged(config, name, tmp_path, caplog):
+    told = dataclasses.replace(config, output=str(tmp_path / "run"), generated_tokens=0)
+    before = load_file(train(told) / PARTS_FILE)
+    file = tmp_path / "run" / "checkpoints" / "checkpoint-6" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    after = load_file(train(told, resume=True) / PARTS_FILE)
+    assert f"checkpoint-6 is damaged ({name} has" in caplog.text
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    assert damage(file.parent) is None, "and is there again"
+
+
+def test_a_full_disk_is_one_line_and_can_be_resumed(config, tmp_path, room):
+    whole, torn = (dataclasses.replace(config, output=str(tmp_path / n), generated_tokens=0) for n in ("whole", "torn"))
+    before = load_file(train(whole) / PARTS_FILE)
+    with room(10_000), pytest.raises(OSError, match=r"free some space .* no checkpoint was written yet"):
+        train(torn)
+    step_end = loop.Report.on_step_end
+
+    def fill(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    with room(1_000_000), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Report, "on_step_end", fill)
+        with pytest.raises(OSError, match=r"--resume: checkpoint-3 is good") as caught:
+            train(torn)
+    assert "\n" not in str(caught.value)
+    after = load_file(train(torn, resume=True) / PARTS_FILE)
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
 def test_a_run_may_start_from_a_plugin(config, tmp_path):

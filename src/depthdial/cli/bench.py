@@ -53,6 +53,7 @@ def bench(
     import json
     import sys
 
+    from depthdial.core.lock import check_replaceable
     from depthdial.evaluate.speed.bench import bench as measure
     from depthdial.evaluate.speed.options import Options
     from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
@@ -62,6 +63,8 @@ def bench(
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
     usual = ("1", "512", 32, 3) if quick else ("1,4,16,64", "512,2048", 64, 5)
     lengths = {"prefill": prefill, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    if output is not None:
+        check_replaceable(output, '"what": "speed"', output.with_suffix(".png"))
     options = Options(
         model=model,
         plugin=None if plugin == "none" else plugin,

@@ -36,12 +36,13 @@ def export(
     from json import dumps
 
     from depthdial.models import hub, load
+    from depthdial.models.export import check_free, own_config
     from depthdial.models.export import export as write
-    from depthdial.models.export import own_config
     from depthdial.serve.vllm.shape import Shape
 
     if push_to is not None and format != "hf":
         raise ValueError("--push-to needs --format hf: the hub's readers look for the card")
+    check_free(output)
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints while loading
         opened, tokenizer = load(model, None if plugin == "none" else plugin, budget, dtype, "cpu", allow_other_weights)
         config = own_config(opened, budget)

@@ -135,6 +135,7 @@ def summary(
     """Say where depth goes: by task, place, token class, repetition, surprisal, side of "=", layer; with intervals."""
     import json as json_
 
+    from depthdial.core.lock import check_replaceable
     from depthdial.core.whole import write_text
     from depthdial.maps.keep_figure import need_matplotlib
     from depthdial.maps.plot import draw
@@ -145,6 +146,8 @@ def summary(
     need_pyarrow()
     if output is not None:
         need_matplotlib("leave --output out")
+    if output is not None:
+        check_replaceable(output / "summary.json", '"run_rate_by_task"', output / "summary.png")
     found = summarise(map_, view, scope)  # pyright: ignore[reportArgumentType] - it refuses other words
     text = json_.dumps(found.to_json(), indent=1)
     if output is not None:
@@ -170,13 +173,15 @@ def html(
     limit: Annotated[int, typer.Option(help="Most texts on the page, evenly over the tasks.")] = 60,
 ) -> None:
     """Draw one self-contained page: tokens coloured by layers used, or two maps of the same prompts side by side."""
+    from depthdial.core.lock import check_replaceable
     from depthdial.core.whole import write_text
-    from depthdial.maps.html import page
+    from depthdial.maps.html import MARK, page
     from depthdial.maps.store import read
 
-    maps = [read(path) for path in (map_, other) if path is not None]
     if output.is_dir() or not output.parent.is_dir():
         raise ValueError(f"{output} cannot be a page: name a file in a folder that is there")
+    check_replaceable(output, MARK)
+    maps = [read(path) for path in (map_, other) if path is not None]
     drawn = page(maps, title, limit)
     write_text(output, drawn)
     print(f"{output}: {drawn.count('<article ')} texts, {output.stat().st_size / 1e6:.1f} MB")

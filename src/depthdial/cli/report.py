@@ -24,17 +24,21 @@ def report(
 
     import torch
 
+    from depthdial.core.lock import check_replaceable
     from depthdial.core.whole import write_json, write_text
     from depthdial.evaluate.run_plot import draw_runs
     from depthdial.evaluate.runs import compare, read_runs, table
     from depthdial.evaluate.speed.machine import facts
 
+    what = "pre-training runs compared"
+    own = [output / name for name in ("report.json", "report.md", "loss.png", "density.png")]
+    check_replaceable(own[0], f'"what": "{what}"', *own[1:])
     found = read_runs(runs)
     groups = compare(found, baseline)
     output.mkdir(parents=True, exist_ok=True)
     text = table(groups, baseline)
     told = {
-        "what": "pre-training runs compared",
+        "what": what,
         **facts(torch.device("cpu")),  # of the report: runs may come from several machines
         "baseline": baseline,
         "groups": groups,

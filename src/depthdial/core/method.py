@@ -65,10 +65,13 @@ class Method(ABC):
     grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
     """The finest thing a decision may depend on; lets an executor use a plain `if` instead of a gather."""
     reads_input: ClassVar[bool] = True
-    """False: `decide` looks at places and layers only, so an executor may ask for all layers before a pass."""
+    """False: `decide` looks at tokens, places and layers only, so an executor may ask for all layers before a pass."""
     budgeted: ClassVar[Mapping[str, object]] = {}
     """Fields that trained best where a budget is held (docs/log.md): what `depthdial train` sets unless told otherwise.
     The fields' own defaults are the paper's."""
+    example: ClassVar[Mapping[str, object]] = {}
+    """Fields with which it skips some tokens and keeps others on a model of 6 layers: the laws run it with them, and
+    refuse a method that skips nothing there, as they would say nothing of it."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
 
@@ -83,6 +86,11 @@ class Method(ABC):
     @abstractmethod
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         """The decision for each token. x: the unit's (normed) input [B, T, d]."""
+
+    def keeps(self, layers: Sequence[int], route: Route) -> Tensor | None:
+        """`keep` of what `decide` says at the first unit of each of `layers`, bool [layers, B, T], for a method that
+        does not read its input; None: `decide` must be asked layer by layer."""
+        return None
 
     def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
         """What a skipped token gets instead of the unit's update, [B, T, d]; None is nothing (identity)."""

@@ -29,6 +29,8 @@ class Route:
     decisions: dict[Site, Decision] = field(default_factory=dict)
     positions: Tensor | None = None
     """int64 [B or 1, T]: place of each token in its document."""
+    tokens: Tensor | None = None
+    """int64 [B, T]: the ids that the pass reads; None where it was given embeddings instead."""
     mask: Tensor | None = None
     """bool [B, T]: True at real tokens; None when nothing is padded."""
     sample: Tensor | None = None
@@ -49,10 +51,13 @@ class Route:
         """True when no decision is to be made at all: the whole batch runs the untouched base."""
         return not isinstance(self.offset, Tensor) and self.offset == math.inf
 
-    def begin(self, shape: tuple[int, int], mask: Tensor | None, device: torch.device | None = None) -> None:
+    def begin(
+        self, shape: tuple[int, int], mask: Tensor | None, device: torch.device | None = None,
+        tokens: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Forget the last pass; called once at the start of each forward of the model."""
         self.decisions.clear()
-        self.shape, self.mask, self.device = shape, mask, device
+        self.shape, self.mask, self.device, self.tokens = shape, mask, device, tokens
         self.positions = None
 
     def shifted(self, logit: Tensor) -> Tensor:

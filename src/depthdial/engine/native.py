@@ -26,7 +26,6 @@ from depthdial.engine.stats import Stats
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.tensors import (
     MAX_TOKENS,
-    PAGE,
     AdapterTensors,
     LayerTensors,
     ModelTensors,
@@ -37,7 +36,7 @@ from depthdial.models.block import Spine
 SIXTEEN = 16
 """Tokens that a thread of a large native pass takes at least."""
 REMEMBERED = 4096
-"""Decisions kept for methods that look at places only, in blocks of a page of tokens."""
+"""Places of the dial whose decisions are remembered."""
 
 
 class _Buffers(NamedTuple):
@@ -186,36 +185,40 @@ class Costs:
 
 
 class GivenTable:
-    """The decisions of a method that looks at places only, asked for a page of places at a time and remembered."""
+    """The decisions of a method that does not look at a layer's input: asked for before a pass, for all layers."""
 
     def __init__(self, plain: TorchRunner):
-        self._method, self._ledger, self._parts = plain.method, plain.ledger, plain.parts
-        self._known: dict[tuple[float, int], np.ndarray] = {}
+        self._method, self._ledger = plain.method, plain.ledger
+        self._parts = [(site, parts) for site, parts in sorted(plain.parts.items()) if site.unit != "mlp"]
+        self._known: dict[float, np.ndarray] = {}
 
     def fill(self, into: np.ndarray, batch: Batch) -> None:
         """into: uint8 [L, N], 1 where the layer runs."""
-        for i, (place, offset) in enumerate(zip(batch.positions.tolist(), batch.offsets.tolist(), strict=True)):
-            into[:, i] = self._block(offset, place // PAGE)[:, place % PAGE]
-
-    def _block(self, offset: float, index: int) -> np.ndarray:
-        """uint8 [L, PAGE]"""
-        if self._method.grain == "static":
-            index = 0
-        if (offset, index) not in self._known:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            self._known[offset, index] = self._ask(offset, index)
-        return self._known[offset, index]
+        offsets = batch.offsets.cpu()
+        if self._method.grain != "static":
+            into[:] = self._ask(offsets, batch.positions.cpu(), batch.ids.cpu())
+            return
+        for i, offset in enumerate(offsets.tolist()):  # what depends on nothing else is remembered
+            if offset not in self._known:
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                one = torch.zeros(1, dtype=torch.int64)
+                self._known[offset] = self._ask(offsets[i : i + 1], one, one)[:, 0]
+            into[:, i] = self._known[offset]
 
     @torch.no_grad()
-    def _ask(self, offset: float, index: int) -> np.ndarray:
-        route = Route(self._ledger, torch.tensor([offset]))
-        route.begin((1, PAGE), None)
-        route.positions = torch.arange(index * PAGE, (index + 1) * PAGE)[None]
-        x, keep = torch.zeros(1, PAGE, 1), torch.ones(len(self._ledger.layers), PAGE, dtype=torch.uint8)
-        for site in sorted(self._parts):
-            if site.unit != "mlp":
-                keep[site.layer] = self._method.decide(self._parts[site], x, site, route).keep[0]
+    def _ask(self, offsets: Tensor, positions: Tensor, ids: Tensor) -> np.ndarray:
+        """uint8 [L, N]. offsets: fp32 [N]; positions, ids: int [N]."""
+        route, shape = Route(self._ledger, offsets), (len(ids), 1)
+        route.begin(shape, None, tokens=ids[:, None])
+        route.positions = positions[:, None].long()
+        x, keep = torch.zeros(*shape, 1), torch.ones(len(self._ledger.layers), len(ids), dtype=torch.uint8)
+        layers = [site.layer for site, _ in self._parts]
+        if (found := self._method.keeps(layers, route)) is not None:
+            keep[layers] = found[..., 0].to(torch.uint8)
+            return keep.numpy()
+        for site, parts in self._parts:
+            keep[site.layer] = self._method.decide(parts, x, site, route).keep[:, 0]
         return keep.numpy()
 
 

@@ -83,7 +83,7 @@ class TorchRunner:
         """One pass. Writes K and V into the cache; the caller owns the places."""
         spine, stats, count = self.spine, self.stats, batch.size
         route = Route(self.ledger, batch.offsets, vote=batch.vote)
-        route.begin((count, 1), None)
+        route.begin((count, 1), None, batch.ids.device, batch.ids[:, None])
         route.positions = batch.positions[:, None].long()
         x = look_up(batch.ids, spine.embed, batch.cache.shape.dtype)
         if spine.embed_scale != 1.0:

@@ -19,6 +19,7 @@ from torch import Tensor
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
+from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
 from depthdial.engine.sampling import choose, logprobs_of
@@ -49,11 +50,15 @@ class Engine:
         """Drafts for rows in lossless mode."""
         self.dial: Dial | None = None
         """What moves the budget of requests that leave it to the engine."""
+        self.lost: str | None = None
+        """Why the device is lost, once it is: all requests have failed, and whoever runs the engine starts another
+        process."""
         self._lock = RLock()
 
     def submit(self, request: Request, tokenizer: Any) -> None:
-        """Queue a request; it gets its rows. ValueError if it could never fit into the cache."""
+        """Queue a request; it gets its rows. ValueError if it could never fit into the cache, DeviceLost after that."""
         with self._lock:
+            self._check()
             self.scheduler.check(len(request.token_ids) + request.limit)
             request.rows = [Row(request, i, tokenizer) for i in range(request.params.n)]
             for row in request.rows:
@@ -67,12 +72,15 @@ class Engine:
                     self._end(row, "cancelled")
 
     def step(self) -> list[Row]:
-        """One round; the rows that got a token or failed."""
+        """One round; the rows that got a token or failed. Raises DeviceLost in every round after the one in which the
+        device was lost, which failed all rows."""
         with self._lock:
+            self._check()
             slices = self.scheduler.schedule()
             touched: list[Row] = []
             for part in self._passes(self._drafted(slices, touched)):
-                touched += self._pass(part)
+                if self.lost is None:
+                    touched += self._pass(part)
             if self.dial is not None:
                 self._turn(self.dial, touched)
             return touched
@@ -228,7 +236,18 @@ class Engine:
         log.exception("a pass over %d rows failed", len(slices))
         for part in slices:
             self._end(part.row, "error", f"the pass of this request failed: {type(error).__name__}: {said}")
-        return [part.row for part in slices]
+        failed = [part.row for part in slices]
+        if not alive(device := self.batch.cache.k.device):
+            self.lost = f"{device} answers no more after {type(error).__name__}: {said}; start again"
+            others = [*self.scheduler.running, *self.scheduler.waiting]
+            for row in others:
+                self._end(row, "error", self.lost)
+            failed += others
+        return failed
+
+    def _check(self) -> None:
+        if self.lost is not None:
+            raise DeviceLost(self.lost)
 
     def _end(self, row: Row, reason: Any, error: str | None = None) -> None:
         self.scheduler.remove(row)

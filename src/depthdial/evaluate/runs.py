@@ -12,8 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 RESULTS, METRICS = "results.json", "metrics.jsonl"
-# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them, the normal's
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NEEDED = (
     "loss",
     "density",
@@ -99,9 +97,31 @@ def half_width(values: Sequence[float]) -> float | None:
     """Half the width of the mean's 95 % interval (Student's t); None for fewer than two values."""
     if len(values) < 2:
         return None
-    freedom = len(values) - 1
-    quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
-    return quantile * stdev(values) / math.sqrt(len(values))
+    return student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def student(freedom: int, share: float = 0.95) -> float:
+    """The two-sided quantile of Student's t: its absolute value stays below this with probability `share`. By bisection
+    of Abramowitz and Stegun 26.7.3 and 26.7.4, which are sums of `freedom` / 2 terms."""
+
+    def inside(t: float) -> float:
+        sine, square = t / math.sqrt(freedom + t * t), freedom / (freedom + t * t)
+        odd = freedom % 2
+        term = total = math.sqrt(square) if odd else 1.0
+        if freedom == 1:
+            total = 0.0
+        for k in range(2 + odd, freedom - 1, 2):
+            term *= square * (k - 1) / k
+            total += term
+        return (math.atan(t / math.sqrt(freedom)) + sine * total) * 2 / math.pi if odd else sine * total
+
+    low, high = 0.0, 1.0
+    while inside(high) < share:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < share else (low, middle)
+    return (low + high) / 2
 
 
 def table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:

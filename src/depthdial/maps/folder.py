@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.whole import leftovers, write_text
+from depthdial.core.whole import leftovers, write_new, write_text
 from depthdial.maps.schema import FORMAT_VERSION, Facts
 from depthdial.maps.store import CARD_FILE, PARTS, RUN_FILE, read_run
 
@@ -25,8 +25,8 @@ class Folder:
             return
         if self.path.exists() and (not self.path.is_dir() or self._used()):
             raise ValueError(f"{path} exists and is no map; choose another --output")
-        write_text(self.path / RUN_FILE, json.dumps({"format_version": FORMAT_VERSION, **self.told}, indent=1) + "\n")
-        self._go_on(resume, mine)  # another shard may have claimed it at the same moment
+        write_new(self.path / RUN_FILE, json.dumps({"format_version": FORMAT_VERSION, **self.told}, indent=1) + "\n")
+        self._go_on(resume, mine)  # another shard, or another map, may have claimed it at the same moment
 
     def _used(self) -> bool:
         """Is there more than what a process leaves that is killed while it claims the folder?"""

@@ -20,6 +20,8 @@ import numpy as np
 from depthdial.maps.schema import DepthMap, Facts, Row, pack
 from depthdial.maps.terminal import CONTROLS, Ramp
 
+MARK = 'aria-label="Colours: layers used by a token"'
+"""By this a page is told from other files."""
 LIMIT = 60
 """Texts of a page, where not told otherwise."""
 

@@ -37,6 +37,7 @@ class FlexiDepth(Method):
     units = ("attn", "mlp")
     kv = "project"
     budgeted: ClassVar[Mapping[str, object]] = {"weights": "hard", "gate_gradient": "sampled", "start": 0.0}
+    example: ClassVar[Mapping[str, object]] = {"first": 2, "adapter_ratio": 4, "router_ratio": 4, "start": 0.0}
 
     first: int | None = None
     """First routed layer; None is the upper half, as in the paper."""

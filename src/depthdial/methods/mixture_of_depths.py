@@ -14,9 +14,9 @@ foresee from x_i alone whether the token is picked (binary cross-entropy), and d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class MixtureOfDepths(Method):
 
     kv = "evict"
     frozen = False
+    example: ClassVar[Mapping[str, object]] = {"every": 1, "capacity": 0.4, "predictor_ratio": 4}
 
     capacity: float = 0.125
     """C, the share of a sequence's tokens that run a routed layer."""

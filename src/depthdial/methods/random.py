@@ -1,7 +1,8 @@
 """Random skipping at a given rate: the baseline that shows whether a router has learned anything.
 
-Whether a layer runs is drawn from (seed, layer, position), in training also from a key of the row, never from the
-batch: a row draws the same alone and in company. Adapters train under this route like a router's do under its own.
+Whether a layer runs is drawn from (seed, layer, position, token), in training from a key of the row instead of the
+token, never from the batch: a row draws the same alone and in company, and two texts share a coin only where both have
+the same token at the same place. Adapters train under this route like a router's do under its own.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision, Site
-from depthdial.core.draws import drawn
+from depthdial.core.draws import drawn, drawn_for_layers
 from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter
 from depthdial.core.method import Dims, Method, Parts, span
@@ -28,6 +30,7 @@ class Random(Method):
     units = ("attn", "mlp")
     kv = "project"
     reads_input = False
+    example: ClassVar[Mapping[str, object]] = {"first": 2, "adapter_ratio": 4, "rate": 0.6}
 
     first: int | None = None
     """First routed layer; None is the upper half."""
@@ -58,9 +61,18 @@ class Random(Method):
         if site.unit == "mlp":
             return route.decisions[site._replace(unit="attn")]
         draw = drawn(self.seed, site, x, route)
-        rate = torch.full(draw.shape, math.log(self.rate / (1 - self.rate)), device=x.device)
-        score = route.shifted(rate).sigmoid()
+        score = self._score(draw, route)
         return Decision.hard(draw < score, score)
+
+    def keeps(self, layers: Sequence[int], route: Route) -> Tensor:
+        draw = drawn_for_layers(self.seed, layers, route)
+        return draw < self._score(draw[0], route)
+
+    def _score(self, like: Tensor, route: Route) -> Tensor:
+        """The dial's share of tokens that run, fp32 [B, T]."""
+        return route.shifted(
+            torch.full(like.shape, math.log(self.rate / (1 - self.rate)), device=like.device)
+        ).sigmoid()
 
     @property
     def target(self) -> float:

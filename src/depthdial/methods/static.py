@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class Static(Method):
     kv = "none"
     grain = "static"
     reads_input = False
+    example: ClassVar[Mapping[str, object]] = {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4}
 
     order: tuple[int, ...] = ()
     """Layers in the order in which they are dropped; filled by `calibrate`."""

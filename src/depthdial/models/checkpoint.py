@@ -7,6 +7,7 @@ are named layer.unit.part.parameter, for example `layers.16.attn.router.enc.weig
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -22,12 +23,15 @@ from transformers import PreTrainedModel
 
 from depthdial.core.dial import Curve
 from depthdial.core.method import Method
+from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
 from depthdial.models.convert import convert, method_of, revert, routed
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 
 FORMAT_VERSION = 1
 METHOD_FILE, PARTS_FILE, CARD_FILE = "method.json", "parts.safetensors", "README.md"
+NEXT_FILE = f".{PARTS_FILE}.next"
+"""Parts on their way over older ones: they count once method.json names their sha256."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
 
     plugin: its metadata; by default that of the model's loaded plug-in, or fresh metadata without a curve. Tensors are
     saved in bf16 if the loaded parts are exact in it, else in fp32. Returns the folder. Raises ValueError for a model
-    without a method, OSError when the disk refuses.
+    without a method and for a folder whose files are not a plug-in's, OSError when the disk refuses.
     """
     method, path = method_of(model), Path(path)
     if plugin is None:
@@ -76,7 +80,8 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         save_file(tensors, scratch / PARTS_FILE, metadata={"format": "pt"})
-        (scratch / METHOD_FILE).write_text(json.dumps(plugin.to_json(), indent=1) + "\n")
+        told = {**plugin.to_json(), "parts_sha256": _sha256(scratch / PARTS_FILE)}
+        (scratch / METHOD_FILE).write_text(json.dumps(told, indent=1) + "\n")
         if card is not None:
             (scratch / CARD_FILE).write_text(card)
         scratch.chmod(0o755)
@@ -129,7 +134,7 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     Raises ValueError when the plug-in belongs to a base of another configuration, or to other weights of the same one
     (unless allowed: a LoRA-tuned base, say), or when its tensors are corrupt, missing, of the wrong shape or too many.
     """
-    plugin, file = read(path), Path(path) / PARTS_FILE
+    plugin, file = read(path), parts_file(path)
     plugin.base.check(fingerprint(model), str(path), allow_other_weights)
     if not file.is_file():
         raise ValueError(f"{path} is incomplete: it has no {PARTS_FILE}; get the plug-in again")
@@ -140,11 +145,22 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     convert(model, plugin.method)
     try:
         _fill(parts_of(model), tensors, str(file))
+        _check_of_one_save(Path(path), file)
     except ValueError:
         revert(model)  # a refused plug-in leaves the base as it was
         raise
     vars(model).update(plugin=plugin)
     return model
+
+
+def parts_file(path: str | Path) -> Path:
+    """The file of tensors that belongs to the method.json of a plug-in's folder; it need not be there.
+
+    A process that is killed while it saves over an older plug-in may leave the new parts under the name they had on
+    their way.
+    """
+    file, coming = Path(path) / PARTS_FILE, Path(path) / NEXT_FILE
+    return coming if coming.is_file() and _sha256(coming) == _told_sha256(Path(path)) else file
 
 
 def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -179,14 +195,49 @@ def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
 
 
 def _swap(scratch: Path, path: Path) -> None:
-    """Put the finished folder in place; the old one, if any, goes only once the new one is there."""
+    """Put the finished folder in place. Over an older plug-in method.json is what decides: until it is replaced the old
+    parts belong to it, from then on the new ones, which are there already."""
+    for file in scratch.iterdir():
+        sync(file)
     if not path.exists():
         os.replace(scratch, path)
+        sync(path.parent)
         return
     if not path.is_dir():
         raise ValueError(f"{path} is a file; choose a folder for the plug-in")
+    taken = sorted(file.name for file in scratch.iterdir() if (path / file.name).exists())
+    if taken and not (path / METHOD_FILE).is_file():
+        raise ValueError(f"{path} holds a {taken[0]} that is not a plug-in's; choose another folder for the plug-in")
+    try:
+        os.replace(scratch / PARTS_FILE, path / NEXT_FILE)
+        sync(path)
+        os.replace(scratch / METHOD_FILE, path / METHOD_FILE)
+    except OSError:
+        (path / NEXT_FILE).unlink(missing_ok=True)
+        raise
+    sync(path)
+    os.replace(path / NEXT_FILE, path / PARTS_FILE)
     for file in scratch.iterdir():
         os.replace(file, path / file.name)
+    sync(path)
+
+
+def _told_sha256(path: Path) -> str | None:
+    """That of the parts, as method.json has it; None in plug-ins of before it was written there."""
+    return json.loads((path / METHOD_FILE).read_text()).get("parts_sha256")
+
+
+def _check_of_one_save(path: Path, file: Path) -> None:
+    """ValueError for parts that another save wrote, or that were damaged later."""
+    if _told_sha256(path) not in (None, _sha256(file)):
+        raise ValueError(
+            f"{file} is not the file that {METHOD_FILE} was written with (its sha256 differs); get the plug-in again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cast_parts(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -197,7 +197,7 @@ def _begin(route: Route, whole: bool):
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             mask = mask[:, -shape[1] :].bool()
-        route.begin(shape, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, like.device)
+        route.begin(shape, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, like.device, tokens)
 
     return hook
 

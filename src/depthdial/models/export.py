@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.dial import Curve
+from depthdial.core.whole import disk_errors, sync
 from depthdial.methods import name_of
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.convert import method_of
@@ -44,26 +45,32 @@ def export(
     plug-in cannot keep, a family without a type of its own, or a folder that holds something.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; choose another one")
+    check_free(folder)
     config = own_config(model, budget)
     if auto_map:
         config.auto_map = dict(auto_map)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with quiet():
+        with quiet(), disk_errors(lambda: f"free some space for {folder} and export again"):
             _whole(model, config).save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-        for name, text in (files or {}).items():
-            (scratch / name).write_text(text)
+            for name, text in (files or {}).items():
+                (scratch / name).write_text(text)
         scratch.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
+        for file in scratch.iterdir():
+            sync(file)
+        check_free(folder)  # another process may have been faster
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def check_free(folder: Path) -> None:
+    """ValueError for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; choose another one")
 
 
 def own_config(model: PreTrainedModel, budget: float | None = None) -> Any:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from depthdial.core.whole import write_text
 from depthdial.train import processes
-from depthdial.train.checkpoints import last_checkpoint
+from depthdial.train.checkpoints import last_checkpoint, seal
 from depthdial.train.progress import Progress
 
 Figures = dict[str, Any]
@@ -85,8 +85,17 @@ class Report(TrainerCallback):
         """Forget the steps that a resumed run does again."""
         if not self.file.is_file():
             return
-        lines = [line for line in self.file.read_text().splitlines() if _step(line) <= step]
+        lines = [line for line in self.file.read_text(errors="replace").splitlines() if _step(line) <= step]
         write_text(self.file, "".join(f"{line}\n" for line in lines))
+
+
+class Seal(TrainerCallback):
+    """Seals each checkpoint once every process has written its part of it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes.wait()
+        if processes.is_main():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class StopCleanly(TrainerCallback):
@@ -135,6 +144,12 @@ def _local(value: Tensor) -> Tensor:
 
 def _plain(value: Tensor) -> float | list[float]:
     return float(value) if value.ndim == 0 else [round(x, 6) for x in value.tolist()]
+
+
+def read_metrics(file: Path) -> list[Figures]:
+    """The lines of metrics.jsonl; one that was cut off counts as not there."""
+    lines = file.read_text(errors="replace").splitlines()
+    return [json.loads(line) for line in lines if _step(line) < math.inf]
 
 
 def _step(line: str) -> float:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
-import shutil
-import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +13,33 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import default_collate
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from depthdial.core.whole import open_to_all
+from depthdial.core.method import Method
 from depthdial.models.convert import route_of
 from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
-from depthdial.train.callbacks import Report, StopCleanly
+from depthdial.train.callbacks import Report, Seal, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
 from depthdial.train.machine import compile_pieces, keep_memory, one_device
 from depthdial.train.next_token import NextToken, Steps
 from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
+from depthdial.train.results import run_figures, samples_of, save_model
 from depthdial.train.rows import Rows
-from depthdial.train.settings import check_output, told, write_settings
+from depthdial.train.settings import CHECKPOINTS, claimed, settings_in, told, write_settings
 from depthdial.train.sharding import shard_on_cpu, sharding
 from depthdial.train.shards import make_shards
 from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, utilisation
 
 log = logging.getLogger(__name__)
-SETTINGS_FILE, RESULTS_FILE = "pretrain.json", "results.json"
+SETTINGS_FILE = "pretrain.json"
 FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "data", "gather", "compile")
 """Settings that a resumed run may change. The shards know their data; gathering stays as the run began it."""
-LAST = 50
-"""Steps over which the training loss of the results is averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +62,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     method, spec = config.asked_method(), Spec.parse(config.size)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     processes.start(on_cpu)
-    output = check_output(config, resume, SETTINGS_FILE, FREE)
-    processes.wait()  # nobody writes before everybody has looked
+    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
+        return _pretrain(config, method, spec, on_cpu, output, resume)
+
+
+def _pretrain(config: PretrainConfig, method: Method, spec: Spec, on_cpu: bool, output: Path, resume: bool) -> Figures:
+    """`pretrain`, once the folder is this run's."""
     keep_memory()
     places = Path(config.shards) if config.shards else output / "shards"
     index, tokenizer = make_shards(config.data, places, config.tokenizer, config.heldout)
@@ -105,8 +104,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     if undo is not None:
         undo()
     if processes.is_main():
-        results = {**figures, **_summary(model, config, output, machine), "gather": gathers}
-        _save(model, tokenizer, state, results, output)
+        results = {**figures, **run_figures(model, config, output, machine.rate), "gather": gathers}
+        save_model(model, tokenizer, state, results, output)
         return results
     return figures
 
@@ -128,7 +127,7 @@ def _train(
 ) -> Trainer | None:  # fmt: skip
     """Train in place; None if a checkpoint of the last step is there already."""
     output = Path(config.output)
-    folder = output / "checkpoints"
+    folder = output / CHECKPOINTS
     checkpoint = to_resume(folder, resume)
     if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
         model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied weights are there once
@@ -150,6 +149,7 @@ def _train(
             Steps(lesson),
             Report(lesson, output, speed),
             Evaluate(model, held, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output),
+            Seal(),
             stop,
         ],
         optimizers=(optimizer_for(model, config), None),
@@ -198,7 +198,7 @@ def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dic
 
 def _same(output: Path, begun: dict[str, Any]) -> None:
     """ValueError where a run was begun on other tokens or in another precision."""
-    before = json.loads((output / SETTINGS_FILE).read_text())
+    before = settings_in(output / SETTINGS_FILE)
     names = {"tokenizer_sha": "with another tokenizer", "bf16": "in another precision (give its --dtype)"}
     for name, now in begun.items():
         if before.get(name, now) != now:
@@ -232,7 +232,7 @@ def _gathered(
     as the first one did."""
     wanted = config.gather
     if resume:
-        wanted = json.loads((output / SETTINGS_FILE).read_text())["gather"]
+        wanted = settings_in(output / SETTINGS_FILE).get("gather", wanted)
     if wanted == "off" or (wanted == "auto" and not routed_layers(model)):
         return None
     if wanted == "on":
@@ -240,48 +240,3 @@ def _gathered(
     batch, _ = processes.share(config.batch, config.accumulate)
     ids = torch.stack([rows[i % len(rows)]["input_ids"] for i in range(batch)]).to(machine.device)
     return gather(model) if processes.agreed(gather_pays(model, ids, machine.bf16), machine.device) else None
-
-
-def _summary(model: PreTrainedModel, config: PretrainConfig, output: Path, machine: Machine) -> Figures:
-    """What metrics.jsonl says of the run as a whole, and the model's sizes."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    route = route_of(model)
-    return {
-        "train_loss": statistics.fmean(line["loss"] for line in steps[-LAST:]),
-        "target": getattr(model.method, "target", None),
-        "steps": config.steps,
-        "tokens": config.steps * config.rows_a_step * config.length,
-        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in steps),
-        "mfu": statistics.median(line["mfu"] for line in steps),
-        "seconds": sum(samples_of(line["tokens"], config.length) / line["tokens_per_second"] for line in steps),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "macs_per_token": route.ledger.dense,
-        "method": config.method,
-        "size": config.size,
-        "seed": config.seed,
-        "processes": processes.world(),
-        "matmul_rate": machine.rate,
-    }
-
-
-def samples_of(tokens: float, length: int) -> float:
-    """Tokens that were run, from those that were predicted: the first of a row follows nothing."""
-    return tokens / (length - 1) * length
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Any, results: Figures, output: Path
-) -> None:
-    """The model's folder, whole or not at all; results.json comes last and says that it is there."""
-    scratch = Path(tempfile.mkdtemp(prefix=".model-", dir=output))
-    try:
-        with quiet():
-            model.save_pretrained(scratch, state_dict=state)
-            tokenizer.save_pretrained(scratch)
-        (scratch / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
-        open_to_all(scratch)
-        for file in sorted(scratch.iterdir(), key=lambda path: path.name == RESULTS_FILE):
-            os.replace(file, output / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -20,7 +20,7 @@ from depthdial.core.method import Method
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
 from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps
-from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, parts_of, save
+from depthdial.models.checkpoint import Plugin, attach, cast_parts, parts_file, parts_of, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
@@ -35,7 +35,7 @@ from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.pack import PackedDataset, prepare
 from depthdial.train.progress import Progress
-from depthdial.train.settings import check_output, told, write_settings
+from depthdial.train.settings import claimed, told, write_settings
 from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,12 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     processes.start(on_cpu)
-    output = check_output(config, resume, SETTINGS_FILE, FREE)
-    processes.wait()  # nobody writes before everybody has looked
+    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows",)) as output:
+        return _train(config, asked, on_cpu, output, resume)
+
+
+def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resume: bool) -> Path:
+    """`train`, once the folder is this run's."""
     keep_memory()
     # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
     model, tokenizer = load_base(
@@ -209,7 +213,7 @@ def _seeded(seed: int) -> torch.Generator:
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
     """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in."""
-    own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
+    own, given = parts_of(model), load_file(parts_file(folder))
     lacking = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
     if lacking:
         raise ValueError(

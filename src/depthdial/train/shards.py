@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from depthdial.core.whole import write_json
+from depthdial.core.lock import foreign
+from depthdial.core.whole import whole, write_json
 from depthdial.train.data import Record, files_of, holdout, read
 from depthdial.train.encode import encode_all, separator_token
 from depthdial.train.progress import Progress
@@ -82,6 +82,8 @@ def make_shards(
     """
     paths = files_of(files)
     sums = tuple(_sha256(path) for path in paths)
+    if read_index(folder) is None and (strange := foreign(folder, (TOKENIZER_FOLDER,))):
+        raise ValueError(f"{folder} holds {strange[0]} and no shards; choose an empty or new folder for --shards")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         index, spoken = _begin(paths, sums, folder, tokenizer, heldout)
@@ -107,7 +109,7 @@ def read_index(folder: Path) -> Index | None:
         shards = tuple(Shard(**shard) for shard in told.pop("shards"))
         return Index(**{**told, "files": tuple(told["files"])}, shards=shards)
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{file} is not an index of shards; remove {folder} or choose another --shards") from None
+        raise ValueError(f"{file} is not an index of shards; choose another folder for --shards") from None
 
 
 def _begin(
@@ -150,9 +152,13 @@ def _write(path: Path, sha256: str, number: int, folder: Path, index: Index, spo
     """One data file's tokens. The separator ends a document, also where its text goes on on the other side."""
     records = read(path)
     out: dict[Side, Path] = {side: shard_path(folder, number, side) for side in ("train", "heldout")}
-    parts: dict[Side, Path] = {side: file.with_suffix(".part") for side, file in out.items()}
     counts: dict[Side, int] = {"train": 0, "heldout": 0}
-    with parts["train"].open("wb") as train, parts["heldout"].open("wb") as held:
+    with (
+        whole(out["train"]) as ours,
+        whole(out["heldout"]) as theirs,
+        ours.open("wb") as train,
+        theirs.open("wb") as held,  # closed before they take their places
+    ):
         writers: dict[Side, BinaryIO] = {"train": train, "heldout": held}
         last: Side = "train"
         open_end = False
@@ -161,8 +167,6 @@ def _write(path: Path, sha256: str, number: int, folder: Path, index: Index, spo
                 counts[last] += _append(writers[last], np.array([index.separator]), index)
             counts[side] += _append(writers[side], ids, index)
             last, open_end = side, not ends
-    for side, part in parts.items():
-        os.replace(part, out[side])
     return Shard(path.name, sha256, len(records), counts["train"], counts["heldout"])
 
 

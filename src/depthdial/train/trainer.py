@@ -19,11 +19,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.layers import Router
 from depthdial.train import processes
-from depthdial.train.callbacks import Report, StopCleanly
+from depthdial.train.callbacks import Report, Seal, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import one_device
+from depthdial.train.settings import CHECKPOINTS
 
 
 class Hold(TrainerCallback):
@@ -44,7 +45,7 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
     one. Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
-    folder = output / "checkpoints"
+    folder = output / CHECKPOINTS
     checkpoint = to_resume(folder, resume)
     if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
         lesson.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
@@ -77,7 +78,7 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         args=one_device(arguments),
         train_dataset=rows,
         data_collator=default_data_collator,
-        callbacks=[Hold(lesson), Report(lesson, output), stop],
+        callbacks=[Hold(lesson), Report(lesson, output), Seal(), stop],
         optimizers=(optimizer_for(lesson, config), None),
     )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json

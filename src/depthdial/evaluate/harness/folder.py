@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.whole import leftovers, write_json
+from depthdial.core.lock import foreign
+from depthdial.core.whole import write_json
 from depthdial.evaluate.harness.items import Record
 from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.subjects import Row
@@ -32,17 +33,10 @@ class Folder:
         """What the results that were there tell of each subject."""
         if path is None:
             return
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--output {path} is a file; give a folder")
+        check(path, resume)
         file = path / RUN
         if file.is_file():
-            if not resume:
-                raise ValueError(
-                    f"{path} holds a run already; pass --resume to go on with it, or choose another --output"
-                )
             identity = _grown(_read(file), identity, path)
-        elif path.is_dir() and set(path.iterdir()) - {part for part, _ in leftovers(path)}:
-            raise ValueError(f"{path} is not empty and holds no evaluation; choose another --output")
         held = path / RESULTS
         self.subjects = _read(held)["subjects"] if held.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +58,17 @@ class Folder:
 
     def _record(self, row: Row, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"
+
+
+def check(path: Path, resume: bool) -> None:
+    """ValueError where no run may begin in the folder `path`, or go on if `resume`, as far as can be seen from it."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output {path} is a file; give a folder")
+    if (path / RUN).is_file():
+        if not resume:
+            raise ValueError(f"{path} holds a run already; pass --resume to go on with it, or choose another --output")
+    elif foreign(path, ()):  # hidden files are what killed processes leave, and the lock
+        raise ValueError(f"{path} is not empty and holds no evaluation; choose another --output")
 
 
 def _read(file: Path) -> Any:

@@ -11,11 +11,12 @@ from typing import Any
 
 import lm_eval
 
-from depthdial.core.whole import plain, write_json
+from depthdial.core.lock import locked
+from depthdial.core.whole import disk_errors, plain, write_json
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder
+from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder, check
 from depthdial.evaluate.harness.items import Record, measure
 from depthdial.evaluate.harness.lm import DepthLM
 from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, Subject, identity, rows_of, subjects
@@ -68,6 +69,14 @@ class Options:
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
     """Measure all rows; gives what results.json holds. Raises ValueError, one line, for everything a user can mend."""
+    if options.output is None:
+        return _run(options, report)
+    check(options.output, options.resume)
+    with locked(options.output), disk_errors(lambda: "free some space and repeat the command with --resume"):
+        return _run(options, report)
+
+
+def _run(options: Options, report: Report) -> dict[str, Any]:
     data = None if options.data_dir is None else DataFolder(options.data_dir, _first(options.limit))
     baselines = {name: identity(path) for name, path in options.baselines.items()}
     report("tasks", 0, 0)

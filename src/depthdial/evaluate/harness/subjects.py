@@ -17,7 +17,7 @@ from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.lm import Dial
 from depthdial.methods import Static, name_of
 from depthdial.models import load, load_base
-from depthdial.models.checkpoint import METHOD_FILE, PARTS_FILE, read
+from depthdial.models.checkpoint import METHOD_FILE, parts_file, read
 from depthdial.models.convert import convert, method_of, route_of
 from depthdial.models.dial import offset_for
 
@@ -168,9 +168,8 @@ def identity(path: str | Path) -> str:
     """A hash of a plug-in's folder. ValueError where it is none."""
     read(path)
     digest = hashlib.sha256()
-    for name in (METHOD_FILE, PARTS_FILE):
-        file = Path(path) / name
+    for file in (Path(path) / METHOD_FILE, parts_file(path)):
         if not file.is_file():
-            raise ValueError(f"{path} is incomplete: it has no {name}; get the plug-in again")
+            raise ValueError(f"{path} is incomplete: it has no {file.name}; get the plug-in again")
         digest.update(file.read_bytes())
     return digest.hexdigest()
