@@ -20,11 +20,10 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-from jinja2 import TemplateError
-
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request, Row
 from depthdial.kernels.tensors import PAGE
+from depthdial.models.chat import TemplateRefused
 from depthdial.serve.token_names import TokenNames
 from depthdial.serve.wire import Message, Wire
 
@@ -232,8 +231,8 @@ class Worker:
 
     def _refuse(self, id: int, error: Exception) -> None:
         """Say no; only what is meant for users is told, the rest goes to the log."""
-        if isinstance(error, TemplateError):  # how a chat template says that it does not know a role or an order
-            error = ValueError(f"the model's chat template refuses these messages: {error}")
+        if isinstance(error, TemplateRefused):  # how a chat template says that it does not know a role or an order
+            error = ValueError(f"the model's chat template refuses these messages: {error.reason}")
         if isinstance(error, ValueError):
             self.wire.send({"refused": id, "why": " ".join(str(error).split())})
             return
