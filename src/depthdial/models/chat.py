@@ -26,8 +26,8 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 Message = dict[str, Any]
 SIGNS, NAMES = range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
 """Private characters, which no template and no tokenizer knows: for signs of a message, and for control tokens."""
-SPEAKERS = ("system", "user", "human", "assistant", "bot", "model", "tool", "turn")
-"""What the name of a mark holds where it is an added token without the flag of a special one."""
+SPEAKERS = re.compile("system|user|human|assistant|bot|model|turn", re.IGNORECASE)
+"""What the name of a mark of turns holds; it may be an added token without the flag of a special one."""
 ANSWERS = ("assistant", "model")
 """Roles whose contents a model wrote: `<think>` and its like are tokens there, as they were when it wrote them."""
 KEPT = ("role", "type")
@@ -146,8 +146,9 @@ class ChatTemplate:
 
     @cached_property
     def _spoken(self) -> re.Pattern[str]:
-        """What a model's own text may hold, as a group: marks without the flag of a special token."""
-        return re.compile(f"({_either([t.content for t in self.added.values() if not t.special])})")
+        """What a model's own text may hold, as a group: marks that are neither special tokens nor begin turns."""
+        own = [t.content for t in self.added.values() if not t.special and not SPEAKERS.search(t.content)]
+        return re.compile(f"({_either(own)})")
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
@@ -190,7 +191,7 @@ def _is_mark(content: str, source: str) -> bool:
     """Is an added token without the flag of a special one a mark of this template?"""
     if json.dumps(content, ensure_ascii=False)[1:-1] in source:
         return True
-    return not (content[0].isalnum() or content[-1].isalnum()) and any(s in content.lower() for s in SPEAKERS)
+    return not (content[0].isalnum() or content[-1].isalnum()) and SPEAKERS.search(content) is not None
 
 
 def _either(texts: list[str]) -> str:
