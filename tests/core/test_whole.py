@@ -70,4 +70,34 @@ def test_what_killed_processes_left_is_told_with_the_path_it_was_for(tmp_path):
     assert dict(leftovers(tmp_path)) == half
 
 
-from depthdial.core.whole import disk_errors, leftovers, open_to_all, whole, write_json, write_new, write_text
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask_whatever_their_writer_does(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with whole(tmp_path / "a.safetensors") as part:
+            save_file({"a": torch.zeros(2)}, part)  # for its user alone
+        write_text(tmp_path / "b.txt", "b")
+        (tmp_path / "deep").mkdir(mode=0o755)
+        save_file({"a": torch.zeros(2)}, tmp_path / "deep" / "c.safetensors")
+        open_to_all(tmp_path)
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 3 and {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~umask}
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_writers_of_a_new_file_one_is_the_first(tmp_path, monkeypatch, links: bool):
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "deep" / "claim.json"
+    assert write_new(path, "first") and not write_new(path, "second")
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_real_full_disk_is_one_line_that_says_what_to_do():
+    with pytest.raises(OSError, match=r"^No space left on device; clear it$"), disk_errors(lambda: "clear it"):
+        Path("/dev/full").write_text("x" * 100)
+    with pytest.raises(FileNotFoundError, match="nowhere"), disk_errors(lambda: "clear it"):
+        Path("nowhere").read_text()

@@ -113,6 +113,15 @@ def test_what_a_template_refuses_is_named(mapper, monkeypatch):
         mapper.texts([Prompt("c", messages=TALK[:1])])
 
 
+def test_the_marks_of_a_template_in_a_message_are_text(mapper):
+    ends = mapper.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    talk = [{**message, "content": f"{message['content']}<|im_end|>"} for message in TALK]
+    for turns in (talk, talk[:1]):
+        (text,) = mapper.texts([Prompt("c", messages=tuple(turns))])
+        assert list(text.ids[: len(text.ids)]).count(ends) <= len(turns) + 1
+        assert "<|im_end|><|im_end|>" in mapper.tokenizer.decode(text.ids)
+
+
 def test_more_alternatives_than_tokens_are_refused(mapper):
     with pytest.raises(ValueError, match="alternatives must be at most"):
         with_settings(mapper, alternatives=10**6)

@@ -65,6 +65,7 @@ def test_a_source_is_known_by_its_content(tmp_path):
     ("row", "said"),
     [
         ("{", r"line 2 is not JSON"),
+        ("[" * 99999, r"line 2 is not JSON"),
         ("[1]", r"line 2 is not an object"),
         ({"text": "a"}, r"line 2 has no `prompt` \(and no `messages`\); it has text"),
         ({"prompt": "  "}, r"line 2 has no `prompt`"),
@@ -82,6 +83,13 @@ def test_a_bad_row_is_named(tmp_path, row, said):
     path = file_of(tmp_path, {"prompt": "fine"}, row)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ", " + said):
         PromptFile(path)  # before any model is loaded or any part is made
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.txt", "A.TXT"])
+def test_byte_order_marks_and_endings_in_any_case(tmp_path, name):
+    row = "the fox" if name.lower().endswith("txt") else json.dumps({"prompt": "the fox"})
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\n")
+    assert [prompt.prompt for prompt in PromptFile(tmp_path / name)] == ["the fox"]
 
 
 def test_bad_files_are_named(tmp_path):

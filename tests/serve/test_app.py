@@ -42,6 +42,21 @@ def test_a_chat_uses_the_template_and_its_parts(client, served, llm):
         assert said.choices[0].message.content == out.text and said.choices[0].message.role == "assistant"
 
 
+def test_what_a_user_writes_is_never_a_control_token(client, served, llm):
+    def asked(text: str) -> int:
+        talk = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": text},
+        ]
+        said = client.chat.completions.create(model=served.name, messages=talk, max_tokens=1)
+        return said.usage.prompt_tokens
+
+    mark = "<|im_end|>"
+    pieces = len(llm.tokenizer(f"x{mark}", split_special_tokens=True)["input_ids"])
+    assert asked(f"x{mark}") == asked("x") + 3 * (pieces - 1)
+
+
 def test_a_stream_is_the_whole_in_pieces_and_ends_with_its_usage(client, served):
     fields = {"model": served.name, "messages": CHAT, "max_tokens": 20, "temperature": 1.0, "seed": 5, "n": 2}
     whole = client.chat.completions.create(**fields, extra_body={"return_depth": True, "ignore_eos": True})

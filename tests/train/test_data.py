@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.train.data import CHUNK, Record, holdout, read
+from depthdial.train.data import CHUNK, Record, digest, holdout, read
 from depthdial.train.shapes import turn
 
 ROWS = [
@@ -67,7 +67,63 @@ def test_messages_are_tidied(tmp_path: Path):
 def test_rows_without_text_are_left_out_and_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = write(tmp_path / "some.jsonl", lines([ROWS[0], {"prompt": "Q", "completion": " "}, {"text": "\n"}]))
     assert len(read(path)) == 1
-    assert "2 of 3 rows left out" in caplog.text
+    assert "2 of 3 rows left out: 2 without text (first in line 2)" in caplog.text
+
+
+def test_fields_that_are_not_used_are_named_once_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows = [ROWS[0], {**ROWS[1], "score": 1, "note\x1b[2J": "x"}, {**ROWS[2], "score": 2}]
+    read([write(tmp_path / "a.jsonl", lines(rows)), write(tmp_path / "b.json", json.dumps(rows[1:]))])
+    one, two = caplog.messages
+    assert one.endswith("a.jsonl: fields not used: 'note\\x1b[2J' (first in line 2), score (first in line 2)")
+    assert two.endswith("b.json: fields not used: 'note\\x1b[2J' (first in row 1), score (first in row 1)")
+
+
+def test_rows_that_are_left_out_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tool = {"messages": [*turn("Q", "A"), {"role": "Function", "content": "x"}]}
+    false = {**ROWS[0], "label": False}
+    path = write(tmp_path / "a.jsonl", lines([false, ROWS[0], tool, false, {"text": " "}]))
+    assert len(read(path)) == 1
+    assert "4 of 5 rows left out: 2 labelled false (first in line 1), 1 with tool turns" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: every row is left out: 1 labelled false \(first in line 1\), 1 with"
+    ):
+        read(write(tmp_path / "a.jsonl", lines([false, tool])))
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "a.Txt", "a.txt.GZ", "A.TXT.gz"])
+def test_endings_in_any_case_are_plain_text(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b"Words.") if name.lower().endswith("gz") else b"Words.")
+    assert [(r.text, r.source.lower()) for r in read(tmp_path)] == [("Words.", "a")]
+
+
+def test_endings_of_rows_in_any_case_are_found_in_a_folder(tmp_path: Path):
+    write(tmp_path / "a.JSONL", lines(ROWS[2:]))
+    write(tmp_path / "b.Json", json.dumps(ROWS[2:]))
+    assert [r.source for r in read(tmp_path)] == ["a/test", "b/test"]
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path):
+    marked = "\ufeff" + lines(ROWS[:1]) + "\ufeff" + lines(ROWS[2:])  # two files, joined
+    assert len(read(write(tmp_path / "a.jsonl", marked))) == 2
+    (found,) = read(write(tmp_path / "a.txt", "\ufeffWords."))
+    assert found.text == "Words."
+
+
+def test_a_record_knows_where_it_stands(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", "\n" + lines(ROWS[:1]))
+    (found,) = read(path)
+    assert found.where == f"{path} line 2"
+    assert found == Record("set/kilt_one", tuple(turn("Q1", "A1")))
+
+
+def test_the_digest_tells_rows_apart():
+    one = [Record("a", tuple(turn("Q", "A")), where="x"), Record("a", text="\ud83d")]
+    same = [Record("b", tuple(turn("Q", "A")), where="y"), Record("c", text="\ud83d")]
+    assert digest(one) == digest(same)
+    others = [one[:1], one[::-1], [Record("a", tuple(turn("Q", "A")), context=(1,)), one[1]]]
+    others += [[one[0], Record("a", text="\ud83d", ends=False)], [Record("a", tuple(turn("Q", "B"))), one[1]]]
+    assert len({digest(one), *map(digest, others)}) == 6
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_row(tmp_path: Path):
@@ -109,6 +165,14 @@ def test_limit_draws_by_seed_in_file_order(tmp_path: Path):
         ("number.jsonl", "12\n", r"a int\); accepted: messages"),
         ("silent.jsonl", lines([{"text": ""}, {"prompt": "Q", "completion": ""}]), "no text in any row"),
         ("asks.jsonl", lines([{"messages": [{"role": "user", "content": "Hi"}]}]), "no text in any row"),
+        (
+            "role.jsonl",
+            lines([ROWS[0], {"messages": [{"role": "x", "content": ""}]}]),
+            r"line 2: messages\[0\].role is 'x'",
+        ),
+        ("half.json", json.dumps([ROWS[0], {"text": "\ud83d"}]), r"row 2: text holds '\\ud83d', half"),
+        ("deep.jsonl", lines(ROWS) + "[" * 99999, "line 4: .*too deeply"),
+        ("deep.json", "[" * 99999, "too deeply"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str):
@@ -134,11 +198,11 @@ def test_bad_paths_and_filters_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"PAR1\xff\xfe\x00", b"\x1f\x8bnot really gzip", gzip.compress(b"cut short" * 99, mtime=0)[:20]]
+    "raw", [b"PAR1\n\xff\xfe\x00", b"\x1f\x8bnot really gzip", gzip.compress(b"cut short" * 99, mtime=0)[:20]]
 )
 def test_binary_and_broken_files_are_refused(tmp_path: Path, raw: bytes):
     (tmp_path / "file.jsonl").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"not UTF-8 text|broken gzip"):
+    with pytest.raises(ValueError, match=r"line 2: not UTF-8 text|broken gzip"):
         read(tmp_path / "file.jsonl")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shutil
 import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from depthdial.methods import METHODS
 from depthdial.models import load
@@ -22,6 +24,7 @@ from depthdial.train.config import TrainConfig
 from depthdial.train.run import train
 
 TRAINABLE = [name for name, method in METHODS.items() if name != "dense" and method.frozen]
+VOCABULARY = 300
 TOKENS = torch.arange(3, 60)[None]
 
 
@@ -149,6 +152,36 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(config, tmp_path, room):
     assert "\n" not in str(caught.value)
     after = load_file(train(torn, resume=True) / PARTS_FILE)
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+def test_a_run_whose_rows_changed_is_not_resumed(config, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(80)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = dataclasses.replace(config, data=(str(file),), output=str(tmp_path / "run"))
+    train(told)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    for changed in (rows[:-1], rows[::-1], [*rows[:-1], {**rows[-1], "completion": "It is not."}]):
+        file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(ValueError, match=r"run was begun on other data: rows of .*rows\.jsonl changed"):
+            train(told, resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    file.write_text("".join(json.dumps({**row, "unused": 1}) + "\n" for row in rows))
+    train(told, resume=True)
+
+
+def test_a_token_outside_the_embedding_is_named_before_training(config, tiny_folder, tmp_path):
+    folder, file = tmp_path / "base", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<more{i}>" for i in range(VOCABULARY)])
+    tokenizer.save_pretrained(folder)
+    file.write_text("".join(json.dumps({"text": f"A {'<more299>' if i == 60 else ''} {i}"}) + "\n" for i in range(80)))
+    told = dataclasses.replace(config, model=str(folder), data=(str(file),), output=str(tmp_path / "run"))
+    said = (
+        rf"rows\.jsonl line 61: the token '<more299>' has id \d+, but the model's embedding holds {VOCABULARY} tokens"
+    )
+    with pytest.raises(ValueError, match=said):
+        train(told)
+    assert not (tmp_path / "run" / "train.json").exists()
 
 
 def test_a_run_may_start_from_a_plugin(config, tmp_path):

@@ -26,6 +26,7 @@ from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Dial
 from depthdial.models import load
+from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.dial import offset_for
 
@@ -77,6 +78,7 @@ class LLM:
         own: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
+        self._template = ChatTemplate(tokenizer)
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         self.always_on: int = self.layers - len(model.method.layers(self.layers))
@@ -219,11 +221,13 @@ class LLM:
         self.engine.cancel(request)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt for the answer to a conversation. ValueError where the tokenizer has no chat template."""
+        """The prompt for the answer to a conversation; what its messages say is never a control token.
+
+        ValueError where the tokenizer has no chat template, or one that refuses the conversation.
+        """
         if not self.tokenizer.chat_template:
             raise ValueError("this model has no chat template; give the prompt as it is (generate, --raw)")
-        text = self.tokenizer.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._template.ids(conversation(messages), prompt=True)
 
     def _requests(
         self, prompts: Sequence[Plain], params: SamplingParams | Sequence[SamplingParams] | None

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +27,7 @@ from depthdial.maps.record import Recorder
 from depthdial.maps.schema import DepthMap, Row
 from depthdial.maps.store import part_file, write
 from depthdial.maps.texts import Text, conversation
+from depthdial.models.chat import TemplateRefused
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,10 @@ def _template(prompt: Prompt) -> Iterator[None]:
     """ValueError where the model's chat template refuses a conversation."""
     try:
         yield
-    except jinja2.TemplateError as error:
-        raise ValueError(f"conversation {prompt.id!r}: the model's chat template refuses it ({error})") from error
+    except TemplateRefused as error:
+        raise ValueError(
+            f"conversation {prompt.id!r}: the model's chat template refuses it ({error.reason})"
+        ) from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:

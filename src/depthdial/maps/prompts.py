@@ -54,7 +54,7 @@ class PromptFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if self.path.suffix not in SUFFIXES:
+        if self.path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: prompts are read from {' or '.join(SUFFIXES)} files; name one of these")
         if not self.path.is_file():
             raise ValueError(f"{path}: no such file of prompts; check the path")
@@ -81,7 +81,7 @@ class PromptFile:
         return self._counted[1]
 
     def __iter__(self) -> Iterator[Prompt]:
-        with self.path.open(encoding="utf-8", newline="\n") as file:
+        with self.path.open(encoding="utf-8-sig", newline="\n") as file:  # a byte order mark is no part of a prompt
             try:
                 for number, line in enumerate(file, 1):
                     if line.strip():
@@ -91,11 +91,11 @@ class PromptFile:
 
     def _prompt(self, line: str, number: int) -> Prompt:
         where, fallback = f"{self.path}, line {number}", f"{self.path.stem}-{number}"
-        if self.path.suffix == ".txt":
+        if self.path.suffix.lower() == ".txt":
             return Prompt(fallback, line.rstrip("\r\n"), self.path.stem)
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({error}); give one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not an object; give one with `prompt` or `messages`")

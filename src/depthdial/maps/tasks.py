@@ -89,7 +89,7 @@ class Tasks:
 def read_text(path: str | Path) -> str:
     """A file of passages. Raises ValueError for one that is not UTF-8, OSError for one that cannot be read."""
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 

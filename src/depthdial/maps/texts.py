@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from depthdial.maps.chat_marks import ChatMarks
+from depthdial.models.chat import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,6 @@ def conversation(
         raise ValueError("this model has no chat template; give its texts as they are")
     if not messages:
         raise ValueError(f"conversation {id!r} has no messages")
-    text = str(tokenizer.apply_chat_template(list(messages), tokenize=False))
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(ids, list)
+    ids = ChatTemplate(tokenizer).ids(messages)
     _, answer = ChatMarks(tokenizer).find(ids)
     return Text(ids, [place is not None for place in answer], id, task, forced=True)

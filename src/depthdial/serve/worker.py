@@ -21,11 +21,11 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
+from depthdial.models.chat import TemplateRefused
 from depthdial.models.own import is_own
 from depthdial.serve import log_lines
 from depthdial.serve.fit import Unfit, answer_length
@@ -236,8 +236,8 @@ class Worker:
 
     def _refuse(self, id: int, error: Exception) -> None:
         """Say no; only what is meant for users is told, the rest goes to the log."""
-        if isinstance(error, TemplateError):  # how a chat template says that it does not know a role or an order
-            error = ValueError(f"the model's chat template refuses these messages: {error}")
+        if isinstance(error, TemplateRefused):  # how a chat template says that it does not know a role or an order
+            error = ValueError(f"the model's chat template refuses these messages: {error.reason}")
         if isinstance(error, ValueError):
             told = {"param": error.param, "code": error.code} if isinstance(error, Unfit) else {}
             self.wire.send({"refused": id, "why": " ".join(str(error).split()), **told})

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from depthdial.models.chat import ChatTemplate, Mask, TemplateRefused, Tokens
 from depthdial.train.data import Record
-from depthdial.train.shapes import Message
+from depthdial.train.messages import Message
 
 Targets = Literal["assistant", "all"]
 Span = tuple[int, int]
@@ -57,6 +57,7 @@ class Renderer:
         if targets not in ("assistant", "all"):
             raise ValueError(f"targets is {targets!r}; choose 'assistant' or 'all'")
         self.tokenizer, self.targets = tokenizer, targets
+        self.template = ChatTemplate(tokenizer)
         self.frames: dict[tuple[str, ...], list[str] | None] = {}
         marks = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         # The end mark of an answer: a special token with nothing but white space before it; empty where there is none.
@@ -68,39 +69,47 @@ class Renderer:
             return Rendered(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
         bare = self.tokenizer.chat_template is None
         try:
-            text, spans = self._plain(record.messages) if bare else self._chat(record.messages)
-        except TemplateError as error:
-            raise ValueError(f"source {record.source}: the chat template refuses a conversation ({error})") from None
+            text, spans = self._plain(record) if bare else self._chat(record)
+        except TemplateRefused as error:
+            raise ValueError(f"{_place(record)}: {error}") from None
         if spans is None:
             raise ValueError(
-                f"source {record.source}: the chat template rewrites a conversation as it grows, so answers cannot be "
+                f"{_place(record)}: the chat template rewrites a conversation as it grows, so answers cannot be "
                 "told from questions; train on all tokens (targets='all') or give single-turn rows"
             )
         return Rendered(text, spans, bare)
 
-    def _plain(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(messages)]
-        return self._fill(messages, [*heads, ""])
+    def tokens(self, record: Record, rendered: Rendered, mask: Mask) -> tuple[Tokens, Rendered]:
+        """Tokens of a conversation whose contents may hold control tokens, as text, and what they are tokens of."""
+        masked = self(replace(record, messages=tuple(mask.messages)))
+        tokens, own = self.template.tokens(rendered.text, masked.text, mask)
+        return tokens, masked if own else rendered
 
-    def _chat(self, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
-        whole = self._template(messages)
+    def _plain(self, record: Record) -> tuple[str, list[Span]]:
+        heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(record.messages)]
+        return self._fill(record, record.messages, [*heads, ""])
+
+    def _chat(self, record: Record) -> tuple[str, list[Span] | None]:
+        messages = record.messages
+        whole = self.template.text(messages)
         roles = tuple(m["role"] for m in messages)
         if roles not in self.frames:
             self.frames[roles] = self._frame(roles)
-        frame = self.frames[roles]
-        text, spans = self._fill(messages, frame) if frame else ("", [])
-        if text == whole:
-            return whole, spans
+        if frame := self.frames[roles]:
+            trimmed = [{**m, "content": m["content"].strip()} for m in messages]  # as many templates do
+            for filling in (messages, trimmed):
+                text, spans = self._fill(record, filling, frame)
+                if text == whole:
+                    return whole, spans
         # contents that the template edits are not to be found in its text: all of it is learnt, marks included
-        return whole, self._prefixes(messages, whole) if self.targets == "assistant" else [(0, len(whole))]
-
-    def _template(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+        if self.targets == "all" and not record.context:
+            return whole, [(0, len(whole))]
+        return whole, self._prefixes(record, whole)
 
     def _frame(self, roles: Sequence[str]) -> list[str] | None:
         """What the template writes before, between and after the contents: len(roles) + 1 strings."""
         holes = [f"\ue000{i}\ue001" for i in range(len(roles))]  # private-use characters: no template knows them
-        rest, frame = self._template([{"role": r, "content": h} for r, h in zip(roles, holes, strict=True)]), []
+        rest, frame = self.template.text([{"role": r, "content": h} for r, h in zip(roles, holes, strict=True)]), []
         for hole in holes:
             before, found, rest = rest.partition(hole)
             if not found:
@@ -108,21 +117,22 @@ class Renderer:
             frame.append(before)
         return [*frame, rest]
 
-    def _fill(self, messages: Sequence[Message], frame: Sequence[str]) -> tuple[str, list[Span]]:
+    def _fill(self, record: Record, messages: Sequence[Message], frame: Sequence[str]) -> tuple[str, list[Span]]:
         text, spans = frame[0], []
-        for message, after in zip(messages, frame[1:], strict=True):
+        for number, (message, after) in enumerate(zip(messages, frame[1:], strict=True)):
             start, text = len(text), text + message["content"] + after
             answer = message["role"] == "assistant"
-            if answer or self.targets == "all":
+            if (answer or self.targets == "all") and number not in record.context:
                 end = self.end.match(after) if answer else None
                 spans.append((start, start + len(message["content"]) + (end.end() if end else 0)))
         return text, spans
 
-    def _prefixes(self, messages: Sequence[Message], whole: str) -> list[Span] | None:
-        spans = []
+    def _prefixes(self, record: Record, whole: str) -> list[Span] | None:
+        spans, messages = [], record.messages
         for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                head, grown = self._template(messages[:i], prompt=True), self._template(messages[: i + 1]).rstrip()
+            if message["role"] == "assistant" and i not in record.context:
+                head = self.template.text(messages[:i], prompt=True)
+                grown = self.template.text(messages[: i + 1]).rstrip()
                 if not (whole.startswith(grown) and grown.startswith(head)):
                     return None
                 spans.append((len(head), len(grown)))
@@ -152,13 +162,15 @@ def encode_all(
     *,
     separator: int | None = None,
     targets: Targets = "assistant",
+    vocabulary: int | None = None,
 ) -> Iterator[Encoded]:
-    """Tokenise records in order, `BATCH` at a time.
+    """Tokenise records in order, `BATCH` at a time. What a message says is never a control token.
 
     Targets are the assistant's tokens with their end mark (with "all", the user's tokens too) and all tokens of a
     plain text. Plain text, and conversations of a tokenizer without chat template, get the tokenizer's bos
-    if it adds one by itself, and `separator` at the end (default: `separator_token`). Raises ValueError for a tokenizer
-    without offsets or a template that cannot be followed.
+    if it adds one by itself, and `separator` at the end (default: `separator_token`). vocabulary: rows of the model's
+    embedding. Raises ValueError for a tokenizer without offsets, a template that cannot be followed, or a token that is
+    not in the embedding.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -167,21 +179,28 @@ def encode_all(
     end = separator_token(tokenizer) if separator is None else separator
     begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id][:1]
     render, source = Renderer(tokenizer, targets), iter(records)
-    while batch := [render(record) for record in islice(source, BATCH)]:
+    while batch := list(islice(source, BATCH)):
+        texts = [render(record) for record in batch]
         tokens = tokenizer(
-            [r.text for r in batch],
+            [r.text for r in texts],
             add_special_tokens=False,  # a chat template writes its own
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,
         )
-        for rendered, ids, offsets in zip(batch, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        for record, rendered, (ids, offsets) in zip(batch, texts, pairs, strict=True):
+            if (mask := render.template.mask(record.messages)) is not None:
+                (ids, offsets), rendered = render.tokens(record, rendered, mask)
             target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendered.spans)
             before, after = (begin, [end] if rendered.ends else []) if rendered.bare else ([], [])
-            yield Encoded(
+            found = Encoded(
                 np.array([*before, *ids, *after], np.int32),
                 np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
             )
+            if vocabulary is not None:
+                _check(found.input_ids, vocabulary, tokenizer, _place(record))
+            yield found
 
 
 def encode(
@@ -193,6 +212,20 @@ def encode(
 ) -> Encoded:
     """`encode_all` for one record."""
     return next(encode_all([record], tokenizer, separator=separator, targets=targets))
+
+
+def _place(record: Record) -> str:
+    return record.where or f"source {record.source}"
+
+
+def _check(ids: np.ndarray, vocabulary: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """ValueError for a token that the model's embedding does not hold."""
+    if len(ids) and (largest := int(ids.max())) >= vocabulary:
+        name = cast(str, tokenizer.convert_ids_to_tokens(largest))
+        raise ValueError(
+            f"{where}: the token {name!r} has id {largest}, but the model's embedding holds {vocabulary} tokens; take "
+            "the tokenizer that the model was saved with, or resize the embedding"
+        )
 
 
 def _overlap(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:

@@ -21,11 +21,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.whole import whole
-from depthdial.train.data import Record
+from depthdial.train.data import Record, digest
 from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
 
 IGNORED = -100  # the label that Hugging Face losses leave out
-FORMAT = 1  # of the cache: raise it when the same options give other rows
+FORMAT = 2  # of the cache: raise it when the same options give other rows
 SHOWN_FROM = 5000  # records; fewer are tokenised before a progress bar could be read
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,7 @@ def prepare(
     separator: int | None = None,
     targets: Targets = "assistant",
     cache_dir: str | Path | None = None,
+    vocabulary: int | None = None,
 ) -> PackedDataset:
     """Tokenise and pack `records` (see `encode_all`, `pack`); with `cache_dir`, keep the rows there for the next time.
 
@@ -143,14 +144,15 @@ def prepare(
     """
     end = separator_token(tokenizer) if separator is None else separator
     pad = end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
-    options = [FORMAT, length, seed, end, targets, pad]
+    options = [FORMAT, length, seed, end, targets, pad, vocabulary]
     path = Path(cache_dir) / f"{_key(records, tokenizer, options)}.npz" if cache_dir is not None else None
     if path is not None and path.exists():
         try:
             return PackedDataset.load(path)
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile):
             log.warning("%s: unreadable cache file; made again", path)
-    packed = pack(encode_all(_watched(records), tokenizer, separator=end, targets=targets), length, seed, pad)
+    encoded = encode_all(_watched(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary)
+    packed = pack(encoded, length, seed, pad)
     if path is not None:
         try:
             packed.save(path)
@@ -193,8 +195,7 @@ def _identity(
     yield json.dumps(options)
     yield tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     yield json.dumps([tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token])
-    for record in records:
-        yield json.dumps([record.messages, record.text, record.ends])
+    yield digest(records)
 
 
 def _watched(records: Sequence[Record]) -> Iterable[Record]:

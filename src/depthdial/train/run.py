@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
 from depthdial.train.config import TrainConfig
-from depthdial.train.data import holdout, read
+from depthdial.train.data import digest, holdout, read
 from depthdial.train.fit import fit_adapters
 from depthdial.train.generated import generated_curve
 from depthdial.train.lesson import Lesson
@@ -64,19 +65,24 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resume: bool) -> Path:
     """`train`, once the folder is this run's."""
     keep_memory()
+    every = read(config.data, drop=config.drop_sources)
+    begun = {"records": digest(every)}
+    if resume:
+        _same_records(output, begun["records"], config)
     # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
     model, tokenizer = load_base(
         config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
     )
-    records, held = holdout(read(config.data, drop=config.drop_sources), 0.01, config.seed)
+    records, held = holdout(every, 0.01, config.seed)
+    vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"
-    cache = output / "rows"
-    rows = prepare(records, tokenizer, config.length, seed=config.seed, targets=targets, cache_dir=cache)
-    checks = prepare(held or records[:8], tokenizer, config.length, seed=config.seed, targets="all", cache_dir=cache)
+    options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
+    rows = prepare(records, tokenizer, config.length, targets=targets, **options)
+    checks = prepare(held or records[:8], tokenizer, config.length, targets="all", **options)
     log.info("%s", rows.stats)
     check_batches = list(_batches(checks, config, model.device))
 
-    write_settings(output, told(config), SETTINGS_FILE)
+    write_settings(output, {**told(config), **begun}, SETTINGS_FILE)
     base = fingerprint(model)
     method = choose(model, asked, check_batches[:2])
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
@@ -116,6 +122,15 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         written = generated_curve(fresh, tokenizer, held or records[:8], config.generated_tokens, config.seed)
         save(model, output, dataclasses.replace(plugin, curves={"text": curve, "generated": written}), card(plugin))
     return output
+
+
+def _same_records(output: Path, now: str, config: TrainConfig) -> None:
+    """ValueError where a run was begun on other rows than these."""
+    if json.loads((output / SETTINGS_FILE).read_text()).get("records", now) != now:
+        raise ValueError(
+            f"{output} was begun on other data: rows of {', '.join(config.data)} changed since; resume with the same "
+            "rows, or choose another --output"
+        )
 
 
 def choose(model: PreTrainedModel, method: Method, batches: list[Batch]) -> Method:

@@ -1,130 +1,209 @@
 """The row shapes a data file may have, each as one small function (`SHAPES`); not the reading of files, see `data`.
 
-An adapter takes one JSON object and returns a conversation, a plain text, or None when the row is not of its shape. The
-first shape that fits wins, so the more specific ones (more fields) stand first. A new shape is one function and one
-line in `SHAPES`.
+An adapter takes the fields of one JSON object and returns a conversation, a plain text, or None when the row is not of
+its shape. The first shape that fits wins, so the more specific ones (more fields) stand first. A new shape is one
+function and one line in `SHAPES`. What a row holds beside its shape and `beside` knows (history, a system message, a
+label) is not used, and `fit` says so.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Message = dict[str, str]
+from depthdial.train.messages import LeftOut, Talk, conversation, text_of, tidy, turn, whole
+
 Row = dict[str, Any]
-Content = list[Message] | str | None
+Content = Talk | str | None
 
-# Names of speakers in ShareGPT dumps, as chat templates call them.
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-
-def turn(user: str, assistant: str) -> list[Message]:
-    """One question and one answer as a conversation."""
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+TALKS = ("messages", "conversations", "conversation")
+SYSTEMS = ("system", "system_prompt", "system_message")
+NAMES_OF_ROWS = ("source", "split")
+"""Fields that tell where a row is from: `data` reads them."""
+EMPTY = (None, "", [], {})
+# GSM8K's own notation: what its calculator was told, and the last line.
+CALCULATOR, LAST_LINE = r"<<[-+*/().,\d\s=%$]*>>", r"\n####[ \t]*([-+$]?\d[\d,.]*%?)\s*$"
+SHORT = 40
+"""Characters of an answer that can stand in a sentence."""
 
 
-def messages(row: Row) -> Content:
-    match row:
-        case {"messages": [*found]}:
-            kept = [{"role": m["role"], "content": m["content"]} for m in found if _is_message(m, "role", "content")]
-            return kept if len(kept) == len(found) else None
+class Fields:
+    """The fields of one row that hold something, and which of them were read."""
+
+    def __init__(self, row: Row):
+        self.row, self.used = row, set[str]()
+
+    def get(self, *names: str, kind: type | tuple[type, ...] = str) -> Any:
+        """The first of these fields that is of that kind, None where none is."""
+        for name in names:
+            if name in self.row and isinstance(value := self.row[name], kind):
+                self.used.add(name)
+                return whole(value, name) if isinstance(value, str) else value
+        return None
+
+    def talk(self, *names: str, role: str | None = None) -> Talk | None:
+        """The first of these fields that is a list of messages; with `role`, also one that is a text by that role."""
+        for name in names:
+            value = self.get(name, kind=(list, str) if role else list)
+            if isinstance(value, list):
+                return conversation(value, name)
+            if value is not None:
+                return Talk([{"role": str(role), "content": value}])
+        return None
 
 
-def sharegpt(row: Row) -> Content:
-    match row:
-        case {"conversations": [*found]}:
-            known = [m for m in found if _is_message(m, "from", "value") and m["from"] in SPEAKERS]
-            return (
-                [{"role": SPEAKERS[m["from"]], "content": m["value"]} for m in known]
-                if len(known) == len(found)
-                else None
-            )
+class Fit(NamedTuple):
+    """What a row is, and its fields that nothing is made of."""
+
+    content: Talk | str
+    unused: frozenset[str]
 
 
-def chain_of_thought(row: Row) -> Content:
-    """FLAN's chain-of-thought rows: the reasoning, then the answer in a sentence."""
-    match row:
-        case {"prompt": str(prompt), "rationale": str(rationale), "answer": str(answer)}:
-            reason, answer = rationale.strip(), answer.strip().rstrip(".")
-            gap = " " if reason.endswith((".", "!", "?")) else "\n"
-            return turn(prompt, f"{reason}{gap}The answer is {answer}.".strip() if answer else reason)
+def messages(row: Fields) -> Content:
+    return row.talk(*TALKS)
 
 
-def instruction(row: Row) -> Content:
-    match row:
-        case {"instruction": str(task), "output": str(answer)} | {"instruction": str(task), "response": str(answer)}:
-            given = row.get("input") or ""
-            return turn(f"{task.strip()}\n\n{given.strip()}", answer) if isinstance(given, str) else None
+def chain_of_thought(row: Fields) -> Content:
+    """FLAN's chain-of-thought rows: the reasoning, then the answer, in a sentence where it is a few words."""
+    prompt, rationale, answer = row.get("prompt"), row.get("rationale"), row.get("answer")
+    if prompt is None or rationale is None or answer is None:
+        return None
+    reason, answer = tidy(rationale), tidy(answer)
+    if len(answer) > SHORT or "\n" in answer:
+        return Talk(turn(_asked(row, prompt), f"{reason}\n\n{answer}"))
+    answer = answer.rstrip(".")
+    gap = " " if reason.endswith((".", "!", "?")) else "\n"
+    return Talk(turn(_asked(row, prompt), f"{reason}{gap}The answer is {answer}.".strip() if answer else reason))
 
 
-def completion(row: Row) -> Content:
-    match row:
-        case {"prompt": str(prompt), "completion": str(answer)} | {"prompt": str(prompt), "response": str(answer)}:
-            return turn(prompt, answer)
+def instruction(row: Fields) -> Content:
+    task, answer = row.get("instruction"), row.get("output", "response")
+    if task is None or answer is None:
+        return None
+    return Talk(turn(_joined(task, row.get("input"), row.get("context")), answer))
 
 
-def question(row: Row) -> Content:
-    """GSM8K: calculator marks `<<48/2=24>>` removed, the last line `#### 72` turned into a sentence."""
-    match row:
-        case {"question": str(asked), "answer": str(answer)}:
-            spoken = re.sub(r"\n?####\s*(.+?)\s*$", r"\nThe answer is \1.", re.sub(r"<<[^<>]*>>", "", answer))
-            return turn(asked, spoken)
+def completion(row: Fields) -> Content:
+    """A prompt and what follows it: texts, or lists of messages of which the second is to be learnt."""
+    asked = row.talk("prompt", role="user")
+    answer = asked and row.talk("completion", "response", role="assistant")
+    if not asked or not answer:
+        return None
+    if isinstance(row.row["prompt"], str):
+        asked.messages[0]["content"] = _asked(row, row.row["prompt"])
+    else:
+        asked.context = set(range(len(asked.messages)))
+    return asked + answer
 
 
-def command(row: Row) -> Content:
+def question(row: Fields) -> Content:
+    asked, answer = row.get("question"), row.get("answer", "response")
+    return None if asked is None or answer is None else Talk(turn(_asked(row, asked), _spoken(answer)))
+
+
+def command(row: Fields) -> Content:
     """tldr pages: what a command does, then its examples as a list."""
-    match row:
-        case {"command": str(name), "description": str(about), "examples": [*found]}:
-            if not all(_is_message(e, "task", "command") for e in found):
-                return None
-            lines = [f"- {e['task'].strip()}:\n  `{e['command'].strip()}`" for e in found]
-            return turn(f"How do I use the `{name.strip()}` command?", "\n".join([f"{about.strip()}\n", *lines]))
+    name, about, examples = row.get("command"), row.get("description"), row.get("examples", kind=list)
+    if name is None or about is None or examples is None:
+        return None
+    if not all(
+        isinstance(e, dict) and isinstance(e.get("task"), str) and isinstance(e.get("command"), str) for e in examples
+    ):
+        return None
+    lines = [f"- {e['task'].strip()}:\n  `{e['command'].strip()}`" for e in examples]
+    shown = whole("\n".join([f"{about.strip()}\n", *lines]), "examples")
+    return Talk(turn(f"How do I use the `{name.strip()}` command?", shown))
 
 
-def task_and_code(row: Row) -> Content:
-    """MBPP: the task in words, and the program."""
-    match row:
-        case {"text": str(task), "code": str(code)}:
-            return turn(task, code)
+def task_and_code(row: Fields) -> Content:
+    """MBPP, known by its tests: the task in words, and the program. (`code` beside `text` alone may be a language.)"""
+    task, code = row.get("text"), row.get("code")
+    known = any(name in row.row for name in ("test_list", "task_id"))
+    return Talk(turn(task, code)) if known and task is not None and code is not None else None
 
 
-def plain(row: Row) -> Content:
-    match row:
-        case {"text": str(text)}:
-            return text
-
-
-def _is_message(value: object, who: str, what: str) -> bool:
-    return isinstance(value, dict) and isinstance(value.get(who), str) and isinstance(value.get(what), str)
+def plain(row: Fields) -> Content:
+    return row.get("text")
 
 
 class Shape(NamedTuple):
     """A row shape: the fields, as error messages show them, and its adapter."""
 
     fields: str
-    adapt: Callable[[Row], Content]
+    adapt: Callable[[Fields], Content]
 
 
 SHAPES = (
-    Shape("messages [{role, content}]", messages),
-    Shape("conversations [{from, value}]", sharegpt),
+    Shape("messages|conversations [{role|from, content|value}]", messages),
     Shape("prompt + rationale + answer", chain_of_thought),
-    Shape("instruction (+ input) + output|response", instruction),
-    Shape("prompt + completion|response", completion),
-    Shape("question + answer", question),
+    Shape("instruction (+ input, context) + output|response", instruction),
+    Shape("prompt (+ context) + completion|response", completion),
+    Shape("question (+ context) + answer|response", question),
     Shape("command + description + examples [{task, command}]", command),
-    Shape("text + code", task_and_code),
+    Shape("text + code + test_list|task_id", task_and_code),
     Shape("text", plain),
 )
 
 
-def fit(row: Row) -> Content:
-    """The conversation or text of `row` under the first shape that fits, or None when none does."""
-    return next((found for shape in SHAPES if (found := shape.adapt(row)) is not None), None)
+def fit(row: Row) -> Fit | None:
+    """The conversation or text of `row` under the first shape that fits, or None when none does.
+
+    A field that holds nothing is as good as left out, unless no shape fits without it. Raises ValueError, naming the
+    field, for one that breaks the row's shape; LeftOut for a row that is not to be learnt from.
+    """
+    full = {name: value for name, value in row.items() if value not in EMPTY}
+    for fields in (full, {**row, **dict.fromkeys((name for name in row if row[name] is None), "")}):
+        for shape in SHAPES:
+            read = Fields(fields)
+            content = shape.adapt(read)
+            if content is not None:
+                talk = beside(read, content) if isinstance(content, Talk) else content
+                for name in NAMES_OF_ROWS:
+                    read.get(name)
+                unused = {name for name in full if name not in read.used}
+                return Fit(talk, frozenset(unused | (talk.unused if isinstance(talk, Talk) else set())))
+    return None
+
+
+def beside(row: Fields, talk: Talk) -> Talk:
+    """The conversation with what other fields of its row say of it: earlier turns, a system message, a false label."""
+    if row.get("label", kind=bool) is False:
+        raise LeftOut("labelled false")
+    if (earlier := row.get("history", kind=list)) is not None:
+        talk = _history(earlier) + talk
+    if not any(message["role"] == "system" for message in talk.messages) and (system := row.get(*SYSTEMS)) is not None:
+        talk = Talk([{"role": "system", "content": system}]) + talk
+    return talk
+
+
+def _history(earlier: list[Any]) -> Talk:
+    """Earlier turns: pairs of question and answer, or messages."""
+    if all(isinstance(one, dict) for one in earlier):
+        return conversation(earlier, "history")
+    talk = Talk()
+    for number, pair in enumerate(earlier):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"history[{number}] is no pair of question and answer; give [[question, answer], ...]")
+        asked, answer = (text_of(text, f"history[{number}][{i}]") for i, text in enumerate(pair))
+        talk += Talk(turn(asked, answer))
+    return talk
+
+
+def _spoken(answer: str) -> str:
+    """GSM8K's answers without the calculator's marks `<<48/2=24>>`, their last line `#### 72` as a sentence; any other
+    answer as it is. They are known by that line, with a number that was calculated above it."""
+    last = re.search(LAST_LINE, answer)
+    if last is None:
+        return answer
+    above = answer[: last.start()]
+    known = re.search(CALCULATOR, above) or re.sub(r"\D", "", last[1]) in re.sub(r"[,\s]", "", above)
+    return f"{re.sub(CALCULATOR, '', above)}\nThe answer is {last[1]}." if known else answer
+
+
+def _asked(row: Fields, prompt: str) -> str:
+    """A question, after the text that it is about."""
+    context = row.get("context")
+    return prompt if context is None else _joined(context, prompt)
+
+
+def _joined(*texts: str | None) -> str:
+    return "\n\n".join(text for text in map(tidy, filter(None, texts)) if text)

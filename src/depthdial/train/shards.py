@@ -174,7 +174,9 @@ def _encoded(
     records: list[Record], index: Index, spoken: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Side, np.ndarray, bool]]:
     held = {id(record) for record in holdout(records, index.heldout)[1]}
-    encoded = encode_all(records, spoken, separator=index.separator, targets="all")
+    encoded = encode_all(
+        records, spoken, separator=index.separator, targets="all", vocabulary=index.vocabulary
+    )  # the files have no room for a larger number
     for record, document in zip(records, encoded, strict=True):
         ends = record.ends or bool(record.messages)
         ids = document.input_ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import datasets
 import pytest
 
@@ -94,6 +96,8 @@ def test_a_file_that_is_cut_off(tmp_path, write_rows, piqa):
         (b"[1]\n", "line 1: lacks the column 'goal'; it has list"),
         (b"\n", "has no rows"),
         (b"\xff\xfe\n", "corrupt"),
+        (b'{"goal": 1, "sol1": ' + b"[" * 99999, "line 1 cannot be read"),
+        (b'{"goal": 1, "sol1": ' + b"9" * 9999 + b"}", "line 1 cannot be read"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path, content, says):
@@ -101,6 +105,13 @@ def test_a_file_that_is_wrong(tmp_path, content, says):
     with pytest.raises(ValueError, match=says) as caught:
         checked(tmp_path / "piqa_val.jsonl", ("goal", "sol1"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["piqa_val.jsonl", "piqa_val.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    content = b'\xef\xbb\xbf{"goal": "a"}\n{"goal": "b"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert checked(tmp_path / name, ("goal",)) == [{"goal": "a"}, {"goal": "b"}]
 
 
 def test_a_parquet_file_that_is_none(tmp_path):

@@ -22,6 +22,8 @@ Row = dict[str, Any]
 SUBFOLDERS = ("", "eval", "text", "train")
 ENDINGS = (".jsonl.gz", ".jsonl", ".parquet")
 EVALUATED = ("validation", "test")
+ENCODING = "utf-8-sig"
+"""A byte order mark, which some programs write first, is no part of the text."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,16 @@ def _raw(file: Path) -> Iterator[tuple[str, Any]]:
         if file.suffix == ".parquet":
             yield from ((f"row {i}", row) for i, row in enumerate(parquet.read_table(file).to_pylist(), 1))
             return
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(file, "rt", encoding=ENCODING) if file.suffix == ".gz" else file.open(encoding=ENCODING) as lines
+        ):
             for i, line in enumerate(lines, 1):
                 if line.strip():
                     try:
                         yield f"line {i}", json.loads(line)
                     except json.JSONDecodeError as error:
                         raise ValueError(f"{file}, line {i} is not JSON ({error}); is the file cut off?") from error
+                    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+                        raise ValueError(f"{file}, line {i} cannot be read ({error}); mend the row") from error
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
         raise ValueError(f"{file} is cut off or corrupt ({error}); get it again") from error
