@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from depthdial.models.gguf import Source, dequantised, file_sha256, progress, quiet
+from depthdial.models.gguf import Source, dequantised, parts_sha256, progress, quiet
 from depthdial.models.short_names import SHORT_NAMES, weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -113,7 +113,7 @@ def _from_gguf(path: Path) -> Path:
             raise ValueError(f"model {path}: not a GGUF file; give a .gguf file, or the folder that holds config.json")
     large = path.stat().st_size > LARGE_FILE
     with progress(f"{path.name}: looking for it in the cache") if large else contextlib.nullcontext():
-        sha256 = file_sha256(path)
+        sha256 = parts_sha256(path)
     return dequantised(path.name, sha256, lambda scratch: Source(path.absolute()))
 
 
