@@ -159,7 +159,7 @@ def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
     [
         ({"density": 0.0}, "density must lie between 0 and 1, not 0.0"),
         ({"density": 1.5}, "density must lie"),
-        ({"density": float("nan")}, "density must lie"),
+        ({"density": float("nan")}, "density of method .* is a number, not nan"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"noise": 1.5}, "noise is a share"),
         ({"alpha": -1}, "alpha must not be below 0"),

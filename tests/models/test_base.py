@@ -104,7 +104,7 @@ def test_a_path_that_does_not_exist_is_not_taken_to_the_hub(name: str, monkeypat
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
     path = tmp_path / "weights.gguf"
-    path.write_text("version https://git-lfs.github.com/spec/v1")
+    path.write_text("PK and other things")
     assert "not a GGUF file" in _refusal(str(path))
 
 

@@ -102,7 +102,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _left(cache: Path) -> list[str]:
     """What is in the cache beside locks."""
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in cache.glob("*") if path.suffix != ".lock")
 
 
 # ---------------------------------------------------------------- what is read

@@ -265,7 +265,7 @@ def test_compiled_pieces_train_the_same(config, change: dict[str, Any], tmp_path
         ({"density": 0.5, "fields": {"density": 0.25}}, "density is given twice"),
         ({"fields": {"detach": "False"}}, "detach of method 'skiplayer' is true or false, not 'False'"),
         ({"fields": {"alpha": "x"}}, "alpha of method 'skiplayer' is a number"),
-        ({"fields": {"but": 3}}, "cannot be made of these fields"),
+        ({"fields": {"but": 3}}, "but of method 'skiplayer' is a list, each a whole number, not 3"),
         ({"method": "flexidepth"}, "adapts a trained model"),
     ],
     ids=str,

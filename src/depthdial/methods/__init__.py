@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import math
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from depthdial.core.method import Method
 from depthdial.methods.dense import Dense
@@ -30,28 +31,49 @@ def method_named(name: str, fields: dict[str, Any] | None = None) -> Method:
     """A method from its name and JSON fields. Raises ValueError for an unknown name or field, or a value
     of the wrong kind."""
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}")
-    known = {f.name: f.default for f in dataclasses.fields(METHODS[name])}  # pyright: ignore[reportArgumentType]
-    if unknown := set(fields or {}) - set(known):
-        raise ValueError(
-            f"method {name!r} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"unknown method {name[:80]!r}; choose one of {', '.join(METHODS)}")
+    known = {f.name for f in dataclasses.fields(METHODS[name])}  # pyright: ignore[reportArgumentType]
+    if unknown := set(fields or {}) - known:
+        odd = ", ".join(ascii(field)[1:-1] for field in sorted(unknown))[:200]  # which may come from a file
+        raise ValueError(f"method {name!r} has no field {odd}; it has {', '.join(sorted(known))}")
+    kinds = get_type_hints(METHODS[name])
     for field, value in (fields or {}).items():
-        if value is not None and (wanted := _wanted(known[field])) and not wanted[1](value):
-            raise ValueError(f"{field} of method {name!r} is {wanted[0]}, not {value!r}")
+        if not _fits(value, kinds[field]):
+            raise ValueError(f"{field} of method {name!r} is {_words(kinds[field])}, not {repr(value)[:80]}")
     try:
         return METHODS[name](**(fields or {}))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"method {name!r} cannot be made of these fields: {error}") from None
 
 
-def _wanted(default: Any) -> tuple[str, Callable[[Any], bool]] | None:
-    """What a field must be, by its default, in words and as a check; None where that says nothing."""
-    if isinstance(default, bool):
-        return "true or false", lambda value: isinstance(value, bool)
-    if isinstance(default, int | float):
-        return "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    return None
+def _fits(value: Any, kind: Any) -> bool:
+    """Is a value from JSON of a field's declared type? A list may stand for a tuple, a whole number for a float."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str)  # which one, the method itself says
+    if origin is tuple:
+        if isinstance(value, str):  # on the command line one text stands for a list of it
+            return inner[0] is str
+        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    """A field's declared type for a user."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is tuple:
+        return f"a list, each {_words(inner[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}[kind]
 
 
 def name_of(method: Method) -> str:

@@ -5,6 +5,7 @@ path). Nothing here knows of routes or plug-ins, and whether the family can be c
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -24,7 +25,16 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from depthdial.models.gguf import Source, dequantised, file_sha256, progress, quiet
+from depthdial.models.folder import (
+    check_finite,
+    check_folder,
+    notes_of_folder,
+    notes_of_model,
+    pointer_of,
+    without_adapters,
+)
+from depthdial.models.foreign import shown
+from depthdial.models.gguf import Source, dequantised, parts_sha256, progress, quiet
 from depthdial.models.short_names import SHORT_NAMES, weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -98,7 +108,7 @@ def _resolve(name: str) -> Place:
         return Place(str(folder), local=True, cached=True)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        _check_folder(Path(path))
+        check_folder(Path(path))
         return Place(path, local=True)
     if os.path.isfile(path):
         return Place(str(_from_gguf(Path(path))), local=True, cached=True)
@@ -108,23 +118,15 @@ def _resolve(name: str) -> Place:
 
 
 def _from_gguf(path: Path) -> Path:
+    if (instead := pointer_of(path)) is not None:
+        raise ValueError(f"model {path}: {instead}")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"model {path}: not a GGUF file; give a .gguf file, or the folder that holds config.json")
     large = path.stat().st_size > LARGE_FILE
     with progress(f"{path.name}: looking for it in the cache") if large else contextlib.nullcontext():
-        sha256 = file_sha256(path)
+        sha256 = parts_sha256(path)
     return dequantised(path.name, sha256, lambda scratch: Source(path.absolute()))
-
-
-def _check_folder(path: Path) -> None:
-    """Say plainly what is missing, before transformers says it at length."""
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model {path}: the folder has no config.json; give a folder written by save_pretrained")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise ValueError(f"model {path}: the folder has no weights (*.safetensors); save or download it again")
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ValueError(f"model {path}: the folder has no tokenizer; save one there with tokenizer.save_pretrained")
 
 
 def _on_hub(name: str) -> bool:
@@ -144,7 +146,8 @@ def _on_hub(name: str) -> bool:
         raise _unknown(name, "the hub has no such model, or it is private: then log in with `hf auth login`") from exc
     except EntryNotFoundError as exc:
         raise ValueError(
-            f"model {name}: its hub page has no config.json; if it holds .gguf files, download one"
+            f"model {name}: its hub page has no config.json; if it holds .gguf files, download one; "
+            "if it holds a LoRA adapter, merge that into its base first"
         ) from exc
     except OfflineModeIsEnabled:
         return False
@@ -166,14 +169,14 @@ def _open(
     remedy = f"remove {place.where} and try again" if place.cached else "save or download it again"
     # trust_remote_code=False: refuse code from the hub, without asking on the terminal
     common = {"local_files_only": place.local, "trust_remote_code": False}
-    with _announced(name, place):
+    with _announced(name, place), without_adapters(place.where) as where:
         with _one_line(name, place, "config", remedy):
-            AutoConfig.from_pretrained(place.where, **common)
+            AutoConfig.from_pretrained(where, **common)
         with _one_line(name, place, "tokenizer", remedy):
-            tokenizer = AutoTokenizer.from_pretrained(place.where, **common)
+            tokenizer = AutoTokenizer.from_pretrained(where, **common)
         with _one_line(name, place, "model", remedy):
             opened: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its type does not say
-                place.where,
+                where,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 output_loading_info=True,
@@ -186,11 +189,18 @@ def _open(
     if wrong:
         said = f"{len(wrong)} of the tensors that config.json asks for are missing or of another shape"
         raise ValueError(f"model {name}: {said} ({wrong[0]} for one); {remedy}")
+    check_finite(f"model {name}", model.named_parameters())
     if extra := sorted(report["unexpected_keys"]):
-        print(
-            f"model {name}: {len(extra)} tensors are not part of it and are left out ({extra[0]} ...)", file=sys.stderr
-        )
+        _say(f"model {name}: {len(extra)} tensors are not part of it and are left out ({shown(extra[0])} ...)")
+    for note in [*(notes_of_folder(Path(place.where)) if place.local else []), *notes_of_model(model, tokenizer)]:
+        _say(f"model {name}: {note}")
     return model, tokenizer
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once: a run may open its base several times."""
+    print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -214,7 +224,7 @@ def _one_line(name: str, place: Place, what: str, remedy: str) -> Iterator[None]
     except Exception as exc:
         if place.local and not os.path.isdir(place.where):
             raise _unknown(name, "the hub cannot be reached, and its local cache has no such model") from exc
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
+        lines = [shown(line.strip(), 400) for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         # a ValueError of transformers: not damaged, but made or asked for in a way that is not supported
         damaged = not isinstance(exc, (ValueError, ImportError)) or isinstance(exc, json.JSONDecodeError)

@@ -97,7 +97,10 @@ def _check(config: PretrainedConfig) -> None:
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
     rope: Any = config.rope_parameters
     for entry in [rope] if "rope_type" in rope else list(rope.values()):
-        if (kind := entry["rope_type"]) not in _FIXED_ROPES:
+        kind = entry["rope_type"]
+        if kind == "longrope" and entry["short_factor"] == entry["long_factor"]:
+            continue  # the same at all lengths: how a file says a factor for each pair
+        if kind not in _FIXED_ROPES:
             raise ValueError(f"rope type {kind!r} changes with the length of the text and is not supported yet")
 
 

@@ -27,6 +27,10 @@ from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
 from depthdial.models.convert import convert, method_of, revert, routed
 from depthdial.models.fingerprint import Fingerprint, fingerprint
+from depthdial.models.folder import check_finite, pointer_of
+from depthdial.models.foreign import shown
+from depthdial.models.modes import readable
+from depthdial.models.plugin_json import check_curves, check_plugin, read_json
 
 FORMAT_VERSION = 1
 METHOD_FILE, PARTS_FILE, CARD_FILE = "method.json", "parts.safetensors", "README.md"
@@ -84,7 +88,7 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
         (scratch / METHOD_FILE).write_text(json.dumps(told, indent=1) + "\n")
         if card is not None:
             (scratch / CARD_FILE).write_text(card)
-        scratch.chmod(0o755)
+        readable(scratch)
         _swap(scratch, path)
     except SafetensorError as error:  # how the writer reports a full disk
         raise OSError(f"could not write the plug-in to {path}: {error}") from error
@@ -99,31 +103,24 @@ def read(path: str | Path) -> Plugin:
     file = path / METHOD_FILE
     if not file.is_file():
         raise ValueError(f"{path} is not a plug-in: it has no {METHOD_FILE}")
+    data = read_json(file)
     try:
-        data = json.loads(file.read_text())
-        version = data["format_version"]
-        if version != FORMAT_VERSION:
+        if (version := data.get("format_version")) is None:
+            raise ValueError("format_version is missing")
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise ValueError(
-                f"{file} has format version {version}; this depthdial reads {FORMAT_VERSION}: upgrade one of the two"
+                f"format version {shown(version)}; this depthdial reads {FORMAT_VERSION}: upgrade one of the two"
             )
+        check_plugin(data)
+        fields = dict(data["method"])
         return Plugin(
             name=data["name"],
-            method=_method(data["method"], file),
+            method=method_named(fields.pop("name"), fields),
             base=Fingerprint(**data["base"]),
             curves=curves_from(data["curves"]),
             recommended=data["recommended_budget"],
             training=data["training"],
         )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); get the plug-in again") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} lacks or misnames a field ({error}); get the plug-in again") from error
-
-
-def _method(told: dict[str, Any], file: Path) -> Method:
-    fields = {**told}
-    try:
-        return method_named(fields.pop("name"), fields)
     except ValueError as error:
         raise ValueError(f"{file}: {error}; get the plug-in again") from None
 
@@ -138,10 +135,12 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     plugin.base.check(fingerprint(model), str(path), allow_other_weights)
     if not file.is_file():
         raise ValueError(f"{path} is incomplete: it has no {PARTS_FILE}; get the plug-in again")
+    if (instead := pointer_of(file)) is not None:
+        raise ValueError(f"{file} is {instead}")
     try:
         tensors = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is corrupt ({error}); get the plug-in again") from error
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:  # as torch has it
+        raise ValueError(f"{file} is corrupt ({shown(error, 200)}); get the plug-in again") from error
     convert(model, plugin.method)
     try:
         _fill(parts_of(model), tensors, str(file))
@@ -173,7 +172,8 @@ def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
-    """Curves by kind of token from their JSON. Raises ValueError, TypeError or AttributeError for anything else."""
+    """Curves by kind of token from their JSON. Raises ValueError for anything else."""
+    check_curves(data)
 
     def curve(fields: dict[str, Any]) -> Curve:
         told: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
@@ -186,7 +186,10 @@ def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
     if missing := sorted(own.keys() - given.keys()):
         raise ValueError(f"{where} lacks {len(missing)} tensors ({missing[0]}, ...); get the plug-in again")
     if extra := sorted(given.keys() - own.keys()):
-        raise ValueError(f"{where} has {len(extra)} tensors its method does not know ({extra[0]}, ...)")
+        raise ValueError(f"{where} has {len(extra)} tensors its method does not know ({shown(extra[0])}, ...)")
+    if odd := [name for name in own if not given[name].is_floating_point() or given[name].element_size() < 2]:
+        raise ValueError(f"{where}: {odd[0]} is of {given[odd[0]].dtype}, no type of weights; get the plug-in again")
+    check_finite(where, ((name, given[name]) for name in own))
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != given[name].shape:

@@ -7,34 +7,34 @@ exact, and it is keyed by the sha256 of the GGUF file, so that a renamed copy is
 import contextlib
 import errno
 import hashlib
-import io
-import mmap
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import transformers
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RECIPE = 1  # raise it when the folder written here changes: older ones are then made again
+from depthdial.models.foreign import shown
+from depthdial.models.gguf_file import Unsupported, parts_of_gguf, read_gguf
+from depthdial.models.gguf_keys import Keys
+from depthdial.models.gguf_model import architecture_of, config_of, model_of
+from depthdial.models.gguf_tokenizer import tokenizer_of
+from depthdial.models.modes import readable
 
-# transformers (5.23) splits text for these vocabularies as GPT-2 does, but they cut each digit off first: without that
-# "\n\n1." becomes tokens that the model never saw there in training (16 nats worse on a list of five lines).
-SINGLE_DIGIT_VOCABULARIES = frozenset({"smollm", "starcoder", "refact", "codeshell"})
+RECIPE = 2  # raise it when the folder written here changes: older ones are then made again
+NOTES = "notes.txt"
+"""Beside the weights: what of the file is not used, a line each, said whenever the model is loaded."""
 
 
 class Source(NamedTuple):
-    """A GGUF file to convert, and the licence texts that must travel with its weights."""
+    """A GGUF file to convert (any part of one that is split), and the licence texts that travel with its weights."""
 
     gguf: Path
     notices: tuple[Path, ...] = ()
@@ -74,10 +74,12 @@ def dequantised(label: str, sha256: str, source: Callable[[Path], Source]) -> Pa
     `source` is called only then, with an empty scratch folder that is removed afterwards. One process works at a time;
     the folder appears whole, by a rename, or not at all.
 
-    Raises ValueError if the file cannot be read as a model, OSError if the cache cannot be written.
+    What of the file is not used is said on stderr. Raises ValueError if the file cannot be read as a model, OSError if
+    the cache cannot be written.
     """
     folder = cached_folder(sha256)
     if folder.is_dir():
+        _say_notes(label, folder)
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,14 @@ def dequantised(label: str, sha256: str, source: Callable[[Path], Source]) -> Pa
             f"{label}: cannot write the cache {folder.parent}: {reason}; free some space there "
             "or set DEPTHDIAL_CACHE to another folder"
         ) from exc
+    _say_notes(label, folder)
     return folder
+
+
+def _say_notes(label: str, folder: Path) -> None:
+    if (folder / NOTES).is_file():
+        for line in (folder / NOTES).read_text(encoding="utf-8").splitlines():
+            print(f"{label}: this GGUF file {line}", file=sys.stderr)
 
 
 def _build(label: str, folder: Path, source: Callable[[Path], Source]) -> None:
@@ -129,13 +138,15 @@ def _convert(label: str, gguf: Path, folder: Path) -> None:
     line = f"{label}: de-quantising to float32 in {cache_root()}, once (a model of 135M takes half a minute)"
     with progress(line) as bars:
         bars.add_task("converting", total=None)
-        # the GGUF loader of transformers draws a bar that no setting turns off
-        with _parsing(label), quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model, tokenizer = _read(gguf)
+        with _parsing(label), quiet():
+            model, tokenizer, notes = _read(gguf)
         require_space(folder.parent, sum(weight.nbytes for weight in model.parameters()))
         with quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        if notes:
+            (folder / NOTES).write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+        readable(folder)
 
 
 @contextlib.contextmanager
@@ -143,10 +154,12 @@ def _parsing(label: str) -> Iterator[None]:
     """Turn whatever a parser of foreign files raises into one line: the file is not what it should be."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
+    except Unsupported as exc:
+        raise ValueError(f"{label}: this GGUF file cannot be used: {exc}") from exc
     except Exception as exc:
-        reason = str(exc).strip().splitlines() or [type(exc).__name__]
+        reason = [shown(line, 300) for line in str(exc).strip().splitlines()] or [type(exc).__name__]
         raise ValueError(
             f"{label}: this GGUF file cannot be read as a model ({reason[0]}); download or export it again"
         ) from exc
@@ -158,44 +171,31 @@ def require_space(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"No space left on device, {size / 1e6:.0f} MB are needed")
 
 
-def _read(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
-    opened: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its type does not say
-        **place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), output_loading_info=True
-    )
-    packed, report = opened
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    if report["missing_keys"]:
-        raise ValueError(f"tensors are missing: {', '.join(sorted(report['missing_keys'])[:3])} ...")
-    # What was read calls itself quantised and refuses to be saved: move its tensors to a plain model of its config.
-    settings = packed.config.to_dict()
-    for key in ("quantization_config", "_model_name_or_path"):
-        settings.pop(key, None)
-    with torch.device("meta"):
-        model = type(packed)(type(packed.config).from_dict(settings))
-    model.load_state_dict(packed.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = packed.generation_config
-    tokenizer.model_max_length = packed.config.max_position_embeddings  # a GGUF tokenizer knows none: it says 1e30
-    for role in ("bos", "eos", "pad"):  # transformers 5.17 takes the first for the second and leaves out the third
-        if isinstance(index := settings.get(f"{role}_token_id"), int):
-            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
-    if _vocabulary(gguf) in SINGLE_DIGIT_VOCABULARIES:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    return model, tokenizer
+def _read(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Model, tokenizer, and what of the file is not used. The cheap things come first, the weights last."""
+    contents = read_gguf(parts_of_gguf(gguf))
+    keys = Keys(contents.metadata)
+    architecture_of(keys)
+    words = tokenizer_of(keys, keys.whole("context_length"))
+    config = config_of(keys, contents, len(words.tokenizer))
+    unread = keys.unread()
+    for role, index in words.special.items():
+        setattr(config, role, index)
+    model, strange = model_of(keys, contents, config)
+    if len(words.ends) > 1:
+        model.generation_config.eos_token_id = words.ends
+    notes = [f"holds the tensor {shown(name)}, which is no part of the model and is left out" for name in strange]
+    notes += [f"has the key {shown(key)}, which is not used" for key in unread]
+    return model, words.tokenizer, [*words.notes, *notes]
 
 
-def _vocabulary(gguf: Path) -> str:
-    """The file's `tokenizer.ggml.pre`, or "". (A full parse of the metadata, as gguf.GGUFReader does it, takes 3 s.)"""
-    key = b"tokenizer.ggml.pre" + struct.pack("<I", 8)  # 8: the type of a string, which is its length and its bytes
-    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = data.find(key)
-        if start < 0:
-            return ""
-        (length,) = struct.unpack_from("<Q", data, start + len(key))
-        return data[start + len(key) + 8 : start + len(key) + 8 + length].decode()
+def parts_sha256(path: Path) -> str:
+    """The sha256 of a file, or, where it is one of several parts of a model, of those of all parts in order."""
+    with _parsing(path.name):
+        files = parts_of_gguf(path)
+    if len(files) == 1:
+        return file_sha256(path)
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
 @contextlib.contextmanager
