@@ -59,8 +59,6 @@ def _routed(model: Any, config: PretrainedConfig) -> None:
     convert(model, method, frozen=False)
     vars(model).update(plugin=plugin_from(config))
     set_budget(model, None if model.plugin is None else config.budget)
-    if "layer" in method.units:  # what is sharded or placed as one piece: the router reads the layer's own norm
-        model._no_split_modules = ["Routed"]
 
 
 class DepthdialLlamaConfig(LlamaConfig):
