@@ -192,4 +192,4 @@ def _weight(linear: nn.Module, device: torch.device) -> Tensor:
         raise ValueError(f"a {type(linear).__name__} in a router cannot be folded; merge or remove the adapter first")
     if plain(linear):
         return linear.weight.float()
-    return linear(torch.eye(linear.in_features, dtype=linear.weight.dtype, device=device)).float().T
+    return linear(torch.eye(linear.in_features, dtype=linear.weight.dtype, device=device)).float().T.contiguous()

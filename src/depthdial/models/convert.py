@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +17,9 @@ from depthdial.core.routed import Routed
 from depthdial.models.evict import Evicting
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
+from depthdial.models.offloaded import device_of
 from depthdial.models.opening import Opening, Placing, head_work
+from depthdial.models.saving import Saving
 
 
 def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) -> PreTrainedModel:
@@ -81,6 +82,7 @@ class Conversion:
         self._starting = (model, decoder)
         for each in self._starting:
             vars(each)["_init_weights"] = Fresh(each)
+        vars(model)["save_pretrained"] = Saving(model)
 
     def add(self, site: Site, parts: dict[str, nn.Module]) -> None:
         """Route one unit."""
@@ -103,6 +105,7 @@ class Conversion:
             each.remove()
         for each in self._starting:
             del vars(each)["_init_weights"]
+        del vars(self._starting[0])["save_pretrained"]
         for weight in self._trainable:
             weight.requires_grad_()
 
@@ -162,22 +165,13 @@ def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
 
 
-def device_of(layer: nn.Module) -> torch.device:
-    """Where a layer's input is, and so its parts: where its weights are, or are brought when it runs (accelerate)."""
-    for module in layer.modules():
-        hook = getattr(module, "_hf_hook", None)
-        if (device := getattr(hook, "execution_device", None)) is not None:
-            return torch.device(device)
-    return next(layer.parameters()).device
-
-
-_WRAPPED = re.compile(r"(\.unit)+(?=\.)")
+WRAPPED = re.compile(r"(\.unit)+(?=\.)")
 
 
 def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A hook before a state is loaded: names of versions that put a wrapper around each unit become those of now."""
-    for name in [name for name in state if name.startswith(prefix) and _WRAPPED.search(name)]:
-        state[_WRAPPED.sub("", name)] = state.pop(name)
+    for name in [name for name in state if name.startswith(prefix) and WRAPPED.search(name)]:
+        state[WRAPPED.sub("", name)] = state.pop(name)
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:

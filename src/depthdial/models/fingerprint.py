@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.models.convert import base_weights
 from depthdial.models.families import family_of
+from depthdial.models.offloaded import brought
 
 FIELDS = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -63,7 +64,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(base_weights(model).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        raw = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
+        raw = brought(model, name, tensor).detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
         digest.update(raw.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
