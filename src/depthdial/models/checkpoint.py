@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from depthdial.core.decision import Site
 from depthdial.core.dial import Curve
 from depthdial.core.method import Method
 from depthdial.methods import method_named, name_of
 from depthdial.models.convert import convert, method_of, revert, routed
 from depthdial.models.fingerprint import Fingerprint, fingerprint
+from depthdial.models.offloaded import brought
 
 FORMAT_VERSION = 1
 METHOD_FILE, PARTS_FILE, CARD_FILE = "method.json", "parts.safetensors", "README.md"
@@ -71,7 +73,11 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
     if plugin is None:
         loaded = getattr(model, "plugin", None)
         plugin = loaded if isinstance(loaded, Plugin) else Plugin(path.name, method, fingerprint(model))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts_of(model).items()}
+    tensors = {
+        f"{_start(site)}{name}": brought(unit.parts, name, tensor).detach().cpu().contiguous()
+        for site, unit in sorted(routed(model).items())
+        for name, tensor in unit.parts.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -150,10 +156,14 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
 def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """All tensors of a converted model's parts under their names on disk; the tensors themselves, not copies."""
     return {
-        f"layers.{site.layer}.{site.unit}.{name}": tensor
+        f"{_start(site)}{name}": tensor
         for site, unit in sorted(routed(model).items())
         for name, tensor in unit.parts.state_dict().items()
     }
+
+
+def _start(site: Site) -> str:
+    return f"layers.{site.layer}.{site.unit}."
 
 
 def curves_from(data: dict[str, Any]) -> dict[str, Curve]:

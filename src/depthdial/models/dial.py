@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.dial import Curve
 from depthdial.core.route import Route
@@ -31,7 +31,7 @@ def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text"
     plugin = getattr(model, "plugin", None)
     if budget is None:
         if not isinstance(plugin, Plugin) or plugin.recommended is None:
-            return getattr(model.config, "offset", None) or 0.0
+            return _saved(model.config)
         budget = plugin.recommended
     return offset_of(plugin, budget, kind)
 
@@ -50,6 +50,11 @@ def set_budget(model: PreTrainedModel, budget: float | None, kind: Kind = "text"
     if budget is None and isinstance(plugin, Plugin):
         budget = plugin.recommended
     vars(model)["turned"] = Turned(budget, offset)
+
+
+def _saved(config: PretrainedConfig) -> float:
+    """Where the dial of a saved model stood that had no budget, or all of it; 0 for any other model."""
+    return math.inf if getattr(config, "budget", None) == 1.0 else getattr(config, "offset", None) or 0.0
 
 
 def _curve(plugin: Plugin | None, kind: Kind, budget: float) -> Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate.utils import align_module_device
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
 
@@ -14,11 +14,10 @@ def brought(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
         return tensor
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
+    if not has_offloaded_params(module):
+        raise ValueError(f"{name} holds no values (it is on the meta device); load the model's weights first")
     with align_module_device(module, torch.device("cpu")):
-        found = getattr(module, leaf)
-        if found.device.type == "meta":
-            raise ValueError(f"{name} holds no values (it is on the meta device); load the model's weights first")
-        return found.detach().clone()
+        return getattr(module, leaf).detach().clone()
 
 
 def device_of(layer: nn.Module) -> torch.device:

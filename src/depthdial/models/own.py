@@ -58,7 +58,7 @@ def _routed(model: Any, config: PretrainedConfig) -> None:
     method = method_from(config)
     convert(model, method, frozen=False)
     vars(model).update(plugin=plugin_from(config))
-    set_budget(model, config.budget if model.plugin is not None or config.budget == 1.0 else None)
+    set_budget(model, None if model.plugin is None else config.budget)
 
 
 class DepthdialLlamaConfig(LlamaConfig):

@@ -94,7 +94,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
     lesson = NextToken(model, config.seed, config.compile)
     uses_cache = model.config.use_cache
     trainer = _train(model, lesson, rows, held, config, machine, resume)
-    model.config.use_cache = uses_cache  # a Trainer switches it off, and in config.json, too: for generation it is wanted
+    model.config.use_cache = uses_cache  # a Trainer switches it off, also in config.json
     lesson.close()
     figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
     if not math.isfinite(figures["loss"]):
