@@ -53,7 +53,7 @@ def routed(method: Method, unit: nn.Module | None = None, kind: str = "attn") ->
 @pytest.mark.parametrize(("kind", "base"), [("attn", 0.0), ("mlp", 0.0), ("layer", 1.0)])
 @pytest.mark.parametrize("gift", [None, 3.0])
 def test_the_formula(kind: str, base: float, gift: float | None):
-    out = routed(Fixed(0.5, 0.25, gift), kind=kind)(X)
+    out = routed(Fixed(0.5, 0.25, gift), kind=kind).unit(X)
     kept = base * X + 0.5 * (10 * X - base * X)
     passed = base * X + 0.25 * (gift or 0.0) * X
     torch.testing.assert_close(out, torch.where(KEEP[..., None], kept, passed))
@@ -61,7 +61,7 @@ def test_the_formula(kind: str, base: float, gift: float | None):
 
 @pytest.mark.parametrize("kind", ["attn", "layer"])
 def test_exact_at_zero_and_one(kind: str):
-    out = routed(Fixed(), kind=kind)(X)
+    out = routed(Fixed(), kind=kind).unit(X)
     assert torch.equal(out[KEEP], (X * 10)[KEEP])
     assert torch.equal(out[~KEEP], X[~KEEP] if kind == "layer" else torch.zeros_like(X[~KEEP]))
 
@@ -69,14 +69,14 @@ def test_exact_at_zero_and_one(kind: str):
 def test_arguments_pass_through_and_positions_reach_the_route():
     unit = routed(Fixed())
     positions = torch.arange(3)[None]
-    out = unit(hidden_states=X, scale=2.0, position_ids=positions, past_key_values="cache")
+    out = unit.unit(hidden_states=X, scale=2.0, position_ids=positions, past_key_values="cache")
     assert torch.equal(out[KEEP], (X * 2)[KEEP])
     assert unit.unit.others == {"past_key_values": "cache"}
     assert unit.route.positions is positions
 
 
 def test_a_tuple_keeps_its_tail():
-    out, *tail = routed(Fixed(), Pair())(X)
+    out, *tail = routed(Fixed(), Pair()).unit(X)
     assert torch.equal(out[KEEP], (X * 10)[KEEP]) and not out[~KEEP].any()
     assert tail == ["weights", None]
 
@@ -88,7 +88,7 @@ def test_the_untouched_base_makes_no_decision():
 
     unit = routed(Never(), Pair())
     unit.route.offset = math.inf
-    out, *tail = unit(X)
+    out, *tail = unit.unit(X)
     assert torch.equal(out, X * 10) and tail == ["weights", None]
     (decision,) = unit.route.decisions.values()
     assert decision.keep.all() and decision.run.all() and not decision.skip.any()
@@ -112,7 +112,7 @@ def test_a_whole_layer_decides_on_its_own_norm():
 
     layer = LayerWork(1, 1, 1, 1, 1)
     unit = Routed(Layer(), Sign(), Site(0, "layer"), {}, Route(Ledger((layer,), head=1)), "norm")
-    out = unit(X)
+    out = unit.unit(X)
     z = unit.unit.get_submodule("norm")(X)
     assert torch.equal(seen[0], z)
     torch.testing.assert_close(out, torch.where(KEEP[..., None], X * 10, X + z))
@@ -126,15 +126,15 @@ def test_the_decision_stands_before_the_unit_runs():
 
     unit = routed(Fixed(), Asking())
     route = unit.route
-    unit(X)
+    unit.unit(X)
 
 
 def test_a_second_run_replaces_the_decision():
     unit = routed(Fixed())
-    unit(X)
-    unit(X)
+    unit.unit(X)
+    unit.unit(X)
     assert list(unit.route.decisions) == [Site(0, "attn")]
 
 
 def test_bf16_stays_bf16():
-    assert routed(Fixed(0.5, 0.25, 3.0))(X.bfloat16()).dtype == torch.bfloat16
+    assert routed(Fixed(0.5, 0.25, 3.0)).unit(X.bfloat16()).dtype == torch.bfloat16

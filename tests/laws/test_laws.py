@@ -210,7 +210,7 @@ def noise(model: Any, keeps: dict[Any, Tensor]) -> Iterator[dict[Any, int]]:
     with ExitStack() as stack:
         for site, keep in keeps.items():
             wrapped = routed(model)[site]
-            stack.callback(wrapped.unit.register_forward_hook(unit(site, keep)).remove)
+            stack.callback(wrapped.unit.register_forward_hook(unit(site, keep), prepend=True).remove)
             for part in wrapped.parts.values():
                 if isinstance(part, Part) and part.runs_for == "skipped":
                     stack.callback(part.register_forward_hook(at(keep)).remove)
@@ -243,7 +243,11 @@ def test_3_what_is_skipped_costs_nothing(case: Case) -> None:
 
 def linear(module: nn.Module) -> int:
     """Multiply-accumulates per token, from nothing but the shapes of weights."""
-    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(
+        m.in_features * m.out_features
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Linear) and not name.startswith("parts.")
+    )
 
 
 def written(unit: Routed, kv: str) -> int:

@@ -85,7 +85,7 @@ def gate(z: Tensor, p: Callable[[str], Tensor], method: FlexiDepth, offset: Tens
 
 def by_hand(model: Any, parts: dict[str, Tensor], ids: Tensor, offset: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Logits [B, T, V] and gates [routed layers, B, T] of the method's equations; autograd does the rest."""
-    weights = {name.replace(".unit.", "."): t for name, t in model.named_parameters() if ".parts." not in name}
+    weights = {name: t for name, t in model.named_parameters() if ".parts." not in name}
     method = model.method
     x, gates = weights["model.embed_tokens.weight"][ids], []
     for i in range(DEPTH):
@@ -185,7 +185,7 @@ def site_gradient(method: FlexiDepth) -> Tensor:
     attn = Routed(Constant(A), method, Site(0, "attn"), {"router": ConstantPart(logit)}, route)
     feed = Routed(Constant(F), method, Site(0, "mlp"), {"adapter": ConstantPart(B)}, route)
     x = torch.zeros(2, 3, 7)
-    ((attn(x) * C).sum() + (feed(x) * D).sum()).backward()
+    ((attn.unit(x) * C).sum() + (feed.unit(x) * D).sum()).backward()
     assert logit.grad is not None
     return logit.grad
 

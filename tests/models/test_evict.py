@@ -15,7 +15,6 @@ from depthdial.core.decision import Decision
 from depthdial.core.method import Method
 from depthdial.methods import MixtureOfDepths
 from depthdial.models.convert import convert, revert
-from depthdial.models.evict import Evicting
 from depthdial.models.families import FAMILIES
 
 IDS = torch.randint(3, 300, (3, 14), generator=torch.Generator().manual_seed(0))
@@ -109,12 +108,13 @@ def test_generate_and_padding(tiny_model: Callable, adapted: Callable):
     assert torch.equal(model(text[:, :-1], use_cache=False).logits[0, 13:].argmax(-1), text[0, 14:])
 
 
-def test_wrappers_are_looked_through_and_undone(tiny_model: Callable, adapted: Callable):
+def test_hooks_are_undone(tiny_model: Callable, adapted: Callable):
     base = tiny_model("llama")
     names = list(base.state_dict())
     model: Any = adapted(base, METHOD)
-    assert sum(isinstance(m, Evicting) for m in model.modules()) == 6
+    assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 1 + 2 * 6, "the pass, and each layer's two"
     assert list(revert(model).state_dict()) == names
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
 def test_what_cannot_leave_keys_out_is_refused(tiny_model: Callable):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from depthdial.methods import Highway, MixtureOfDepths, Random, SkipLayer
 from depthdial.models.convert import convert, routed
-from depthdial.models.gathered import GatheredLayer, gather
+from depthdial.models.gathered import GatheredLayer, gather, gathered
 
 METHODS = {
     "skiplayer": SkipLayer(density=0.5),
@@ -35,7 +35,7 @@ def make(tiny_model: Callable) -> Callable[..., Any]:
 
 
 def layers(model: Any) -> list[GatheredLayer]:
-    return [m for m in model.modules() if isinstance(m, GatheredLayer)]
+    return [found for unit in routed(model).values() if (found := gathered(unit.unit)) is not None]
 
 
 def run(model: Any, ids: Tensor, training: bool, **kwargs: Any) -> Tensor:
@@ -87,7 +87,7 @@ def test_gradients_are_the_references_but_for_the_term_that_needs_what_was_skipp
     def gradients(mute: bool) -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
         if mute:  # the reference without <dy, F(x) - x> at skipped tokens: F's output there is x itself
-            hooks = [u.unit.register_forward_hook(still(u)) for u in routed(model).values()]
+            hooks = [u.unit.register_forward_hook(still(u), prepend=True) for u in routed(model).values()]
         logits = run(model, ids, True)
         extra = model.method.loss(model.route)
         loss = logits.square().mean() + (0.0 if extra is None else extra.mean())

@@ -44,6 +44,9 @@ def bench(
     ] = False,
     dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
     device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    allow_other_weights: Annotated[
+        bool, Given("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
     seed: Annotated[int, Given(help="Of the random rows.")] = 0,
     json_: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
     output: Annotated[Path | None, Given(help="Keep the JSON here, and a picture beside it.")] = None,
@@ -86,6 +89,7 @@ def bench(
         text=None if text is None else read_text(text),
         dtype=dtype,
         device=device,
+        allow_other_weights=allow_other_weights,
         seed=seed,
     )
     # whatever a library prints must not get between the results

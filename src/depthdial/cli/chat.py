@@ -35,6 +35,9 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
+    ] = False,
     color: Color = None,
 ) -> None:
     """Talk to a chat model, and see how many layers each token used. /help lists what else can be said."""
@@ -51,7 +54,7 @@ def chat(
     params = SamplingParams(max_new_tokens, temperature, top_p, seed=seed, budget=budget)
     out = console(color)
     print(f"depthdial: loading {model} ...", file=sys.stderr, flush=True)
-    llm = LLM(model, None if plugin == "none" else plugin, None, dtype, device)
+    llm = LLM(model, None if plugin == "none" else plugin, None, dtype, device, allow_other_weights)
     llm.offset_of(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
     talk = Talk(llm, out, Ramp(llm.always_on, llm.layers), params, system)

@@ -91,6 +91,7 @@ def token_cost(
 ) -> Tensor:  # fmt: skip
     """True cost of each token relative to dense, float [B, T]. Rows at offset `inf` run the base: exactly 1.
 
+    offset: one number, or one per row, float [B] or [B, 1].
     device: of the result where no decision was made; else it is theirs.
     """
     if decisions:
@@ -100,14 +101,14 @@ def token_cost(
         work += ledger.always.get(site, 0)
         work -= (~decision.keep) * float(ledger.saved(site))
     full = torch.as_tensor(offset, device=device) == math.inf
-    return torch.where(full[:, None] if full.ndim else full, 1.0, (work / ledger.dense).float())
+    return torch.where(full[:, None] if full.ndim == 1 else full, 1.0, (work / ledger.dense).float())
 
 
 def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
     """Multiply-accumulates of attention over the context, int64 [B, T]; an upper bound where skipped tokens leave no
     key (kv "evict").
 
-    keep: bool [L, B, T], as `Route.keep()`; positions: int64 [B, T], 0 for the first token of its document.
+    keep: bool [L, B, T], as `Route.keep("attn")`; positions: int64 [B, T], 0 for the first token of its document.
     """
     return sum(
         (keep[i] * _context(layer, positions) * layer.attend for i, layer in enumerate(ledger.layers)),

@@ -1,4 +1,8 @@
-"""The small networks that methods share. Each says when it runs (`runs_for`) and what it costs (`macs`)."""
+"""The small networks that methods share. Each says when it runs (`runs_for`) and what it costs (`macs`).
+
+Their layers may be others than they were made with: with a LoRA, quantised, or with weights that a hook brings when
+they are called. Those are called as modules; only a plain layer's weight is read directly.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def plain(module: nn.Module) -> bool:
+    """Is it torch's own linear layer or norm, so that its weight alone says what it does? Not one with hooks, with a
+    forward of another's, or with a weight of another tensor type."""
+    return (
+        type(module) in (nn.Linear, nn.RMSNorm)
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
+
+
 class Part(nn.Module, ABC):
     """A trainable piece beside a frozen unit. Weights may be kept in fp32 while activations are bf16."""
 
@@ -19,6 +37,10 @@ class Part(nn.Module, ABC):
     @abstractmethod
     def macs(self) -> int:
         """Multiply-accumulates per token, folded as far as inference allows."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Set all weights to fresh ones, as the constructor does."""
 
 
 class Router(Part):
@@ -34,36 +56,51 @@ class Router(Part):
         super().__init__()
         if order not in ("norm_tanh", "tanh_norm"):
             raise ValueError(f"unknown router order {order!r}; choose norm_tanh (released code) or tanh_norm (paper)")
-        self.order = order
+        self.order, self.start = order, float(start)
         rank = max(1, dim // ratio)
         self.enc = nn.Linear(dim, rank, bias=False)
         self.norm = nn.RMSNorm(rank, eps=eps)
         self.dec = nn.Linear(rank, dim, bias=False)
         self.head = nn.Linear(dim, 1, bias=False)
-        self.bias = nn.Parameter(torch.full((), float(start)))
+        self.bias = nn.Parameter(torch.full((), self.start))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        dim, rank = self.enc.in_features, self.enc.out_features
         nn.init.normal_(self.enc.weight, std=dim**-0.5)
         nn.init.normal_(self.dec.weight, std=rank**-0.5)
         # logits start about 1 apart: closer together, one step of training flips most decisions (docs/log.md)
         nn.init.normal_(self.head.weight, std=1.6 * dim**-0.5)
+        nn.init.ones_(self.norm.weight)
+        nn.init.constant_(self.bias, self.start)
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
-        code = F.linear(x, self.enc.weight.to(x.dtype)).float()
-        scale = self.norm.weight.float()
-        if self.order == "norm_tanh":
-            code = F.rms_norm(code, scale.shape, scale, self.norm.eps).tanh()
+        code = _product(self.enc, x).float()
+        code = self._normed(code).tanh() if self.order == "norm_tanh" else self._normed(code.tanh())
+        if folded is None and not (_linear(self.dec) and _linear(self.head)):
+            logit = _product(self.head, _product(self.dec, code))
         else:
-            code = F.rms_norm(code.tanh(), scale.shape, scale, self.norm.eps)
-        return F.linear(code, self.folded if folded is None else folded).squeeze(-1) + self.bias.float()
+            logit = F.linear(code, self._folded(code.device) if folded is None else folded)
+        return logit.squeeze(-1) + self.bias.float()
+
+    def _normed(self, code: Tensor) -> Tensor:
+        if not plain(self.norm):
+            return self.norm(code).float()
+        scale = self.norm.weight.float()
+        return F.rms_norm(code, scale.shape, scale, self.norm.eps)
 
     @property
     def folded(self) -> Tensor:
-        """fp32 [1, rank]: head and dec as one map."""
-        return self.head.weight.float() @ self.dec.weight.float()
+        """fp32 [1, rank]: head and dec as one map. ValueError where one of them is no longer a linear layer alone."""
+        return self._folded(self.bias.device)
+
+    def _folded(self, device: torch.device) -> Tensor:
+        return _weight(self.head, device) @ _weight(self.dec, device)
 
     @property
     def macs(self) -> int:
-        return self.enc.weight.numel() + self.enc.out_features
+        return self.enc.in_features * self.enc.out_features + self.enc.out_features
 
 
 class LinearRouter(Part):
@@ -77,16 +114,27 @@ class LinearRouter(Part):
     def __init__(self, dim: int, classes: int = 2):
         super().__init__()
         self.head = nn.Linear(dim, classes, bias=False)
-        nn.init.normal_(self.head.weight, std=dim**-0.5)  # logits about 1 apart where the input is normed
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # logits about 1 apart where the input is normed
+        nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5)
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
-        return (x.float() * (self.folded if folded is None else folded)).sum(-1)
+        x = x.float()
+        if folded is None and not _linear(self.head):
+            logits = _product(self.head, x)
+            return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+        return (x * (self._folded(x.device) if folded is None else folded)).sum(-1)
 
     @property
     def folded(self) -> Tensor:
-        """fp32 [d]: what the input is multiplied with."""
-        weight = self.head.weight.float()
+        """fp32 [d]: what the input is multiplied with. ValueError where `head` is no longer a linear layer alone."""
+        return self._folded(self.head.weight.device)
+
+    def _folded(self, device: torch.device) -> Tensor:
+        weight = _weight(self.head, device)
         return weight[0] - weight[1] if len(weight) == 2 else weight[0]
 
     @property
@@ -104,15 +152,44 @@ class Adapter(Part):
         self.gate = nn.Linear(dim, width, bias=False)
         self.up = nn.Linear(dim, width, bias=False)
         self.down = nn.Linear(width, dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        dim = self.gate.in_features
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
         nn.init.normal_(self.up.weight, std=dim**-0.5)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, d] -> [B, T, d]."""
-        gate, up, down = (w.weight.to(x.dtype) for w in (self.gate, self.up, self.down))
-        return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+        return _product(self.down, F.silu(_product(self.gate, x)) * _product(self.up, x))
 
     @property
     def macs(self) -> int:
-        return 3 * self.gate.weight.numel()
+        return 3 * self.gate.in_features * self.gate.out_features
+
+
+def _linear(module: nn.Module) -> bool:
+    """Is it torch's linear layer, if with hooks? Then `_weight` is all of it."""
+    return type(module) is nn.Linear
+
+
+def _product(linear: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output in x's dtype: in it where the layer is plain, else in that of the layer's own weights."""
+    if plain(linear):
+        assert isinstance(linear.weight, Tensor)
+        return F.linear(x, linear.weight.to(x.dtype))
+    # quantised layers have no parameter and take fp32
+    own = next((weight.dtype for weight in linear.parameters() if weight.is_floating_point()), torch.float32)
+    return linear(x.to(own)).to(x.dtype)
+
+
+def _weight(linear: nn.Module, device: torch.device) -> Tensor:
+    """fp32 [out, in] of torch's linear layer; of one with hooks exactly what it multiplies with. ValueError for others.
+
+    device: where the layer's input is."""
+    if not isinstance(linear, nn.Linear) or not _linear(linear):
+        raise ValueError(f"a {type(linear).__name__} in a router cannot be folded; merge or remove the adapter first")
+    if plain(linear):
+        return linear.weight.float()
+    return linear(torch.eye(linear.in_features, dtype=linear.weight.dtype, device=device)).float().T.contiguous()

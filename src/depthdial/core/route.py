@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from depthdial.core.cost import Ledger, token_cost
 from depthdial.core.decision import Decision, Site
@@ -16,13 +21,15 @@ from depthdial.core.decision import Decision, Site
 class Route:
     """Every decision of the last forward pass, and what a decision may need to know.
 
-    One route belongs to one converted model (`model.route`). Decisions are stored by site, so recomputation
-    (gradient checkpointing) cannot record one twice.
+    One route belongs to one converted model (`model.route`), and each pass overwrites it: threads that share a model
+    share its route, too, and must take turns. A copy of the model, pickled or deep, has a route of its own. Decisions
+    are stored by site, so recomputation (gradient checkpointing) cannot record one twice.
     """
 
     ledger: Ledger
     offset: float | Tensor = 0.0
-    """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base."""
+    """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base. Where
+    a batch holds each row several times, side by side, as `generate` with beams makes it, each time has its offset."""
     training: bool = False
     progress: float = 0.0
     """How far training is, 0 to 1: a method may leave less to chance towards its end."""
@@ -45,6 +52,10 @@ class Route:
     """(B, T) of the last forward pass."""
     device: torch.device | None = None
     """Of its tokens."""
+    learns: bool = False
+    """Did the last forward pass begin with gradients?"""
+    blind: bool = False
+    """Were its decisions made without them all the same?"""
 
     @property
     def dense(self) -> bool:
@@ -59,11 +70,37 @@ class Route:
         self.decisions.clear()
         self.shape, self.mask, self.device, self.tokens = shape, mask, device, tokens
         self.positions = None
+        self.learns, self.blind = torch.is_grad_enabled(), False
+
+    def record(self, site: Site, decision: Decision) -> None:
+        """Keep what was decided at a site. Warns where a reentrant checkpoint hides decisions from a loss on them."""
+        self.decisions[site] = decision
+        if self.learns and not torch.is_grad_enabled() and not self.blind:
+            self.blind = True
+            warnings.warn(
+                "gradient checkpointing with use_reentrant=True: a loss on the route gives routers no gradient; pass "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}",
+                stacklevel=2,
+            )
+
+    def offsets(self, rows: int) -> float | Tensor:
+        """The dial for a pass of so many rows: a number, or float [rows, 1].
+
+        ValueError where `offset` has another number of rows and not each of them the same number of times.
+        """
+        offset = self.offset
+        if not isinstance(offset, Tensor) or not offset.ndim:
+            return offset
+        if offset.ndim > 1 or not len(offset) or rows % len(offset):
+            raise ValueError(
+                f"route.offset has shape {list(offset.shape)}, the batch {rows} rows; give one number, or one per row"
+            )
+        return offset.repeat_interleave(rows // len(offset))[:, None]
 
     def shifted(self, logit: Tensor) -> Tensor:
         """The gate's logit [B, T] with the dial's offset added (README, "What the budget means"), in fp32."""
-        offset = self.offset
-        return logit.float() + (offset.to(logit.device)[:, None] if isinstance(offset, Tensor) else offset)
+        offset = self.offsets(len(logit))
+        return logit.float() + (offset.to(logit.device) if isinstance(offset, Tensor) else offset)
 
     def voted(self, site: Site, decision: Decision) -> Decision:
         """What the rows decide together (grain "step"), where `vote` is set; else the decision as it is.
@@ -78,8 +115,9 @@ class Route:
             raise ValueError("rows vote by their routers' scores, and this method gives none; decide per token")
         score = decision.score
         voters = torch.ones_like(decision.keep) if self.mask is None else self.mask.to(score.device)
-        if isinstance(self.offset, Tensor):
-            voters = voters & (self.offset.to(score.device) != math.inf)[:, None]
+        offset = self.offsets(len(score))
+        if isinstance(offset, Tensor):
+            voters = voters & (offset.to(score.device) != math.inf)
         mean = (score * voters).sum(0) / voters.sum(0).clamp(min=1)
         return Decision.hard(torch.where(voters, mean > self.vote, decision.keep), score)
 
@@ -97,13 +135,16 @@ class Route:
         density = self.density
         return torch.stack([density[site] for site in sorted(self.decisions) if site.unit == unit])
 
-    def keep(self) -> Tensor:
-        """bool [L, B, T]: which layers ran for each token; a layer counts when any of its units ran."""
+    def keep(self, unit: str | None = None) -> Tensor:
+        """bool [L, B, T]: which layers ran for each token; a layer counts when any of its units ran, one that is never
+        skipped included. unit: "attn" or "mlp": where that unit ran.
+
+        ValueError where no forward pass has left its decisions.
+        """
+        self._ran()
         ran = torch.ones(len(self.ledger.layers), *self.shape, dtype=torch.bool)
-        routed = {site.layer for site in self.decisions}
-        for layer in routed:
-            units = [d.keep for site, d in self.decisions.items() if site.layer == layer]
-            ran[layer] = torch.stack(units).any(0).cpu()
+        for layer in {site.layer for site in self.decisions}:
+            ran[layer] = layer_keep(self.decisions, layer, unit).cpu()
         return ran
 
     @property
@@ -112,12 +153,45 @@ class Route:
         return self.keep().sum(0)
 
     def token_cost(self) -> Tensor:
-        """float [B, T]: true cost of each token, relative to dense (see `core.cost`)."""
-        return token_cost(self.ledger, self.decisions, self.offset, self.shape, self.device)
+        """float [B, T]: true cost of each token, relative to dense (see `core.cost`). ValueError as `keep`."""
+        self._ran()
+        return token_cost(self.ledger, self.decisions, self.offsets(self.shape[0]), self.shape, self.device)
 
     def cost(self) -> float:
-        """Mean true cost of the last forward pass over its real tokens; 1.0 is the untouched base."""
+        """Mean true cost of the last forward pass over its real tokens; 1.0 is the untouched base.
+
+        ValueError where there are none, and as `keep`.
+        """
         cost = self.token_cost()
         if self.mask is not None:
             cost = cost[self.mask.to(cost.device)]
+        if not cost.numel():
+            raise ValueError("the last forward pass had no real token (its attention mask hides all): no cost to give")
         return float(cost.mean())
+
+    def _ran(self) -> None:
+        traced = any(isinstance(size, torch.SymInt) for size in self.shape) or any(
+            isinstance(made.keep, FakeTensor) for made in self.decisions.values()
+        )
+        if traced or not math.prod(self.shape):
+            raise ValueError("this route holds no forward pass (or one that was only traced); run the model first")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: decisions without their graphs, which belong to the original's pass."""
+        return {**vars(self), "decisions": {site: _detached(made) for site, made in self.decisions.items()}}
+
+
+def layer_keep(decisions: Mapping[Site, Decision], layer: int, unit: str | None = None) -> Tensor:
+    """bool [B, T]: did the layer run, or one of its units? The layer must have decisions. One of its two units that has
+    none always runs."""
+    made = {site.unit: decision.keep for site, decision in decisions.items() if site.layer == layer}
+    if "layer" in made:
+        return made["layer"]
+    always = torch.ones_like(next(iter(made.values())))
+    attn, mlp = made.get("attn", always), made.get("mlp", always)
+    return attn | mlp if unit is None else {"attn": attn, "mlp": mlp}[unit]
+
+
+def _detached(decision: Decision) -> Decision:
+    fields = {name: value if value is None else value.detach() for name, value in vars(decision).items()}
+    return dataclasses.replace(decision, **fields)

@@ -17,6 +17,7 @@ from torch import Tensor
 from depthdial.core.cost import Ledger
 from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter, LinearRouter, Router
+from depthdial.core.layers import plain as plain_layer
 from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.engine.batch import Batch, Passed
@@ -251,6 +252,9 @@ def _gate(method: Method, parts: Mapping[str, Any], layer: int) -> Gate:
         raise ValueError("the method gives no gate that could be fused (Method.gate)")
     if "layer" in parts and (gate.weights == "soft" or gate.adapter is not None):
         raise ValueError("the kernels weigh and replace the MLP of a layer, not the layer as a whole")
+    parts_read = [part for part in (gate.router, gate.adapter) if part is not None]
+    if not all(plain_layer(layer) for part in parts_read for layer in part.children()):
+        raise ValueError("its routers or adapters hold a LoRA or another foreign layer; merge it (merge_and_unload)")
     return gate
 
 

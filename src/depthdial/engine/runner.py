@@ -16,7 +16,7 @@ from depthdial.core.cost import token_cost
 from depthdial.core.decision import Decision, Site
 from depthdial.core.layers import Part
 from depthdial.core.method import Method
-from depthdial.core.route import Route
+from depthdial.core.route import Route, layer_keep
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
@@ -94,9 +94,8 @@ class TorchRunner:
         for index, block in enumerate(spine.blocks):
             run = self._whole if Site(index, "layer") in self.parts else self._halves
             x = run(x, index, block, batch, route)
-            made = [d.keep[:, 0] for site, d in route.decisions.items() if site.layer == index]
-            if made:
-                ran[index] = torch.stack(made).any(0)
+            if any(site.layer == index for site in route.decisions):
+                ran[index] = layer_keep(route.decisions, index)[:, 0]
         stats.passes += 1
         stats.tokens += count
         stats.layers_run += int(ran.any(1).sum())

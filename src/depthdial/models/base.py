@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from depthdial.models.fingerprint import cast_from, weights_hash
 from depthdial.models.folder import (
     check_finite,
     check_folder,
@@ -65,11 +66,25 @@ def load_base(
     the cache cannot be written.
     """
     kind, target = _dtype(dtype), _device(device)
-    model, tokenizer = _open(name, _resolve(name), kind, attn_implementation)
+    half = kind is torch.float16  # its range is smaller than that of what models are saved in
+    model, tokenizer = _open(name, _resolve(name), "auto" if half else kind, attn_implementation)
+    if half:
+        _halve(model, name)
     limit = model.config.get_text_config().to_dict().get("max_position_embeddings")
     if limit and tokenizer.model_max_length > NO_LENGTH:
         tokenizer.model_max_length = limit
     return model.to(target).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _halve(model: PreTrainedModel, name: str) -> None:
+    """Cast to float16. The model stays, for plug-ins, the base that it was before. ValueError where it does not fit."""
+    before = model.dtype, weights_hash(model)
+    model.to(torch.float16)  # pyright: ignore[reportArgumentType]
+    lost = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if lost:
+        raise ValueError(f"model {name}: {lost[0]} does not fit the range of float16; use bfloat16 or float32")
+    if before[0] is not torch.float16:
+        cast_from(model, before[1])
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from depthdial.core.layers import plain
 from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
-from depthdial.models.convert import WithNorm, head_of, layers_of, unwrapped
+from depthdial.models.convert import head_of, layers_of
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 
@@ -72,7 +73,7 @@ class Spine:
 
 
 def spine_of(model: PreTrainedModel) -> Spine:
-    """The spine of a causal LM of a known family, converted or not; what routing wraps around it is looked through.
+    """The spine of a causal LM of a known family, converted or not.
 
     Raises ValueError, naming the feature, for a model that computes in a way the engine does not know.
     """
@@ -87,7 +88,7 @@ def spine_of(model: PreTrainedModel) -> Spine:
         norm=_norm(decoder.get_submodule("norm"), config, family),
         head=head_of(model).get_parameter("weight"),
         softcap=getattr(config, "final_logit_softcapping", None),
-        blocks=tuple(_block(unwrapped(layer), i, family, config) for i, layer in enumerate(layers_of(model))),
+        blocks=tuple(_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))),
         ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
     )
 
@@ -105,8 +106,7 @@ def _check(config: PretrainedConfig) -> None:
 
 
 def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> Block:
-    attn, after_attn = _unit(layer, family.attn, family.after_attn)
-    mlp, after_mlp = _unit(layer, family.mlp, family.after_mlp)
+    attn, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
     projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     q, k, v, o, gate, up, down = (
         Linear(child.weight, child.bias)
@@ -124,8 +124,8 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
         q, k, v, o, gate, up, down,
         before_attn=_norm(layer.get_submodule(family.before_attn), config, family),
         before_mlp=_norm(layer.get_submodule(family.before_mlp), config, family),
-        after_attn=None if after_attn is None else _norm(after_attn, config, family),
-        after_mlp=None if after_mlp is None else _norm(after_mlp, config, family),
+        after_attn=norm(layer, family.after_attn),
+        after_mlp=norm(layer, family.after_mlp),
         q_norm=norm(attn, "q_norm" if family.head_norms else None),
         k_norm=norm(attn, "k_norm" if family.head_norms else None),
         heads=projections[0].out_features // head_dim,
@@ -138,17 +138,13 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
     )  # fmt: skip
 
 
-def _unit(layer: nn.Module, name: str, after: str | None) -> tuple[nn.Module, nn.Module | None]:
-    """A layer's attention or MLP and the norm behind it, whether or not they are wrapped."""
-    unit = unwrapped(layer.get_submodule(name))
-    if isinstance(unit, WithNorm):
-        return unit.unit, unit.norm
-    return unit, None if after is None else layer.get_submodule(after)
-
-
 def _child(of: nn.Module, name: str) -> nn.Linear:
     child = of.get_submodule(name)
-    assert isinstance(child, nn.Linear)
+    if not isinstance(child, nn.Linear) or not plain(child):
+        raise ValueError(
+            f"{name} is a {type(child).__name__} that the engine cannot read (a LoRA, quantised or offloaded layer); "
+            "merge the adapter (merge_and_unload), load the weights whole, or call model.generate"
+        )
     return child
 
 

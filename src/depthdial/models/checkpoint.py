@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from depthdial.core.decision import Site
 from depthdial.core.dial import Curve
 from depthdial.core.method import Method
 from depthdial.core.whole import sync
@@ -30,6 +31,7 @@ from depthdial.models.fingerprint import Fingerprint, fingerprint
 from depthdial.models.folder import check_finite, pointer_of
 from depthdial.models.foreign import shown
 from depthdial.models.modes import readable
+from depthdial.models.offloaded import brought
 from depthdial.models.plugin_json import check_curves, check_plugin, read_json
 
 FORMAT_VERSION = 1
@@ -79,7 +81,11 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
     if plugin is None:
         loaded = getattr(model, "plugin", None)
         plugin = loaded if isinstance(loaded, Plugin) else Plugin(path.name, method, fingerprint(model))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts_of(model).items()}
+    tensors = {
+        f"{_start(site)}{name}": brought(unit.parts, name, tensor).detach().cpu().contiguous()
+        for site, unit in sorted(routed(model).items())
+        for name, tensor in unit.parts.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -165,10 +171,14 @@ def parts_file(path: str | Path) -> Path:
 def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """All tensors of a converted model's parts under their names on disk; the tensors themselves, not copies."""
     return {
-        f"layers.{site.layer}.{site.unit}.{name}": tensor
+        f"{_start(site)}{name}": tensor
         for site, unit in sorted(routed(model).items())
         for name, tensor in unit.parts.state_dict().items()
     }
+
+
+def _start(site: Site) -> str:
+    return f"layers.{site.layer}.{site.unit}."
 
 
 def curves_from(data: dict[str, Any]) -> dict[str, Curve]:

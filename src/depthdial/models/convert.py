@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from depthdial.core.cost import Ledger
@@ -16,18 +17,9 @@ from depthdial.core.routed import Routed
 from depthdial.models.evict import Evicting
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
-
-
-class WithNorm(nn.Module):
-    """A unit and the norm that follows it, as one unit."""
-
-    def __init__(self, unit: nn.Module, norm: nn.Module):
-        super().__init__()
-        self.unit, self.norm = unit, norm
-
-    def forward(self, *args: Tensor, **kwargs: Any) -> Any:
-        out = self.unit(*args, **kwargs)
-        return (self.norm(out[0]), *out[1:]) if isinstance(out, tuple) else self.norm(out)
+from depthdial.models.offloaded import device_of
+from depthdial.models.opening import Opening, Placing, head_work
+from depthdial.models.saving import Saving
 
 
 def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) -> PreTrainedModel:
@@ -51,48 +43,84 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     dims = family.dims(model.config)
     parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
     route = Route(_ledger(model, method, parts))
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    conversion = Conversion(model, method, route)
     if method.frozen if frozen is None else frozen:
         model.requires_grad_(False)
     for site, made in parts.items():
-        layer = layers[site.layer]
-        device = next(layer.parameters()).device
-        made = {name: part.to(device) for name, part in made.items()}
-        _wrap(layers, family, site, method, made, route)
-    hooks = [model.get_decoder().register_forward_pre_hook(_begin(route, "layer" in method.units), with_kwargs=True)]
-    if parts and set(method.units) == {"mlp"}:  # which is not told where its tokens stand
-        first = layers[min(routed_layers)]
-        hooks.append(first.register_forward_pre_hook(_placed(route), with_kwargs=True))
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        for weight in trainable:
-            weight.requires_grad_()
-
-    vars(model).update(route=route, method=method, plugin=None, undo=undo)  # plain attributes, no modules
+        device = device_of(layers[site.layer])
+        conversion.add(site, {name: part.to(device) for name, part in made.items()})
+    # plain attributes, no modules
+    vars(model).update(route=route, method=method, plugin=None, conversion=conversion)
     return model
 
 
 def revert(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
-    family = family_of(model.config)
-    layers = layers_of(model)
-    for site, unit in routed(model).items():
-        inner = unwrapped(unit)
-        if site.unit == "layer":
-            layers[site.layer] = inner
-            continue
-        name, after = _names(family, site.unit)
-        layer = layers[site.layer]
-        if isinstance(inner, WithNorm):
-            assert after is not None
-            layer.set_submodule(after, inner.norm)
-            inner = inner.unit
-        layer.set_submodule(name, inner)
-    model.undo()  # pyright: ignore[reportCallIssue]
-    del model.route, model.method, model.plugin, model.undo
+    conversion = model.conversion
+    assert isinstance(conversion, Conversion)
+    conversion.remove()
+    del model.route, model.method, model.plugin, model.conversion
     return model
+
+
+class Conversion:
+    """What `convert` adds to a model, so that it can be taken away again; it is copied and pickled with the model."""
+
+    def __init__(self, model: PreTrainedModel, method: Method, route: Route):
+        self.sites: dict[Site, Routed] = {}
+        self._family, self._method, self._route = family_of(model.config), method, route
+        self._layers = layers_of(model)
+        self._evicting: list[Evicting] = []
+        self._trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        decoder = model.get_decoder()
+        self._hooks = [
+            decoder.register_forward_pre_hook(
+                Opening(route, model.config, "layer" in method.units), prepend=True, with_kwargs=True
+            ),
+            decoder.register_load_state_dict_pre_hook(stock_names),
+        ]
+        self._starting = (model, decoder)
+        for each in self._starting:
+            vars(each)["_init_weights"] = Fresh(each)
+        vars(model)["save_pretrained"] = Saving(model)
+
+    def add(self, site: Site, parts: dict[str, nn.Module]) -> None:
+        """Route one unit."""
+        family, layer, route = self._family, self._layers[site.layer], self._route
+        if site.unit == "layer":
+            unit, norm, outlet = layer, family.before_attn, None
+        else:
+            name, after = _names(family, site.unit)
+            unit, norm = layer.get_submodule(name), None
+            outlet = None if after is None else layer.get_submodule(after)
+        if not self.sites and self._method.units == ("mlp",):  # which is not told where its tokens stand
+            self._hooks.append(layer.register_forward_pre_hook(Placing(route), with_kwargs=True))
+        self.sites[site] = Routed(unit, self._method, site, parts, route, norm, outlet)
+        if self._method.kv == "evict" and site.unit != "mlp":
+            self._evicting.append(Evicting(unit, site, route))
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for each in (*self._evicting, *self.sites.values(), *self._hooks):
+            each.remove()
+        for each in self._starting:
+            del vars(each)["_init_weights"]
+        del vars(self._starting[0])["save_pretrained"]
+        for weight in self._trainable:
+            weight.requires_grad_()
+
+
+class Fresh:
+    """A model's `_init_weights`, which knows our parts, too."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, module: nn.Module) -> None:
+        if isinstance(module, Part):
+            module.reset_parameters()
+        else:
+            type(self.model)._init_weights(self.model, module)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -100,13 +128,6 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     layers = model.get_decoder().layers
     assert isinstance(layers, nn.ModuleList)
     return layers
-
-
-def unwrapped(unit: nn.Module) -> nn.Module:
-    """A unit without the wrappers that routing puts around it; a norm that was moved into it stays."""
-    while isinstance(unit, Routed | Evicting):
-        unit = unit.unit
-    return unit
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
@@ -133,80 +154,28 @@ def method_of(model: PreTrainedModel) -> Method:
 
 
 def routed(model: PreTrainedModel) -> dict[Site, Routed]:
-    """All routed units of a converted model, by site."""
-    return {m.site: m for m in model.modules() if isinstance(m, Routed)}
+    """All routed units of a converted model, by site; none of another."""
+    conversion = getattr(model, "conversion", None)
+    return dict(conversion.sites) if isinstance(conversion, Conversion) else {}
 
 
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    after: dict[str, str | None] = {}
-    for path, unit in model.named_modules():
-        if isinstance(unit, Routed):
-            layer, _, name = path.rpartition(".")
-            inner, wrapper = f"{path}.unit.", unit.unit
-            if isinstance(wrapper, Evicting):
-                inner, wrapper = f"{inner}unit.", wrapper.unit
-            if isinstance(wrapper, WithNorm):
-                after[f"{inner}norm."] = f"{layer}.{_names(family_of(model.config), unit.site.unit)[1]}."
-                inner = f"{inner}unit."
-            after |= {f"{path}.parts.": None, inner: f"{layer}.{name}."}
-    found = {}
-    for name, weight in model.named_parameters():
-        start = next((start for start in after if name.startswith(start)), "")
-        if (stock := after.get(start, "")) is not None:
-            found[stock + name.removeprefix(start)] = weight
-    return found
+    parts = {id(part) for unit in routed(model).values() for part in unit.parts.parameters()}
+    return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
 
 
-def _wrap(
-    layers: nn.ModuleList, family: Family, site: Site, method: Method, parts: dict[str, nn.Module], route: Route
-) -> None:
-    """Put a routed unit where the model keeps its plain one; a norm that follows the unit moves into it."""
-    layer = layers[site.layer]
-    if site.unit == "layer":
-        unit, norm = layer, family.before_attn
-        if method.kv == "evict":
-            unit, norm = Evicting(layer, site, route), f"unit.{norm}"
-        layers[site.layer] = Routed(unit, method, site, parts, route, norm)
-        return
-    name, after = _names(family, site.unit)
-    inner = layer.get_submodule(name)
-    if after is not None:
-        inner = WithNorm(inner, layer.get_submodule(after))
-        layer.set_submodule(after, nn.Identity())
-    if method.kv == "evict" and site.unit == "attn":
-        inner = Evicting(inner, site, route)
-    layer.set_submodule(name, Routed(inner, method, site, parts, route))
+WRAPPED = re.compile(r"(\.unit)+(?=\.)")
+
+
+def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A hook before a state is loaded: names of versions that put a wrapper around each unit become those of now."""
+    for name in [name for name in state if name.startswith(prefix) and WRAPPED.search(name)]:
+        state[WRAPPED.sub("", name)] = state.pop(name)
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:
     return {"attn": (family.attn, family.after_attn), "mlp": (family.mlp, family.after_mlp)}[unit]
-
-
-def _begin(route: Route, whole: bool):
-    """whole: are whole layers routed?"""
-
-    def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if whole and kwargs.get("output_hidden_states"):
-            raise ValueError(
-                "hidden states are recorded inside a layer, before its skip; hook model.get_decoder().layers instead"
-            )
-        tokens = args[0] if args else kwargs.get("input_ids")
-        like = kwargs["inputs_embeds"] if tokens is None else tokens
-        shape = (like.shape[0], like.shape[1])
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            mask = mask[:, -shape[1] :].bool()
-        route.begin(shape, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, like.device, tokens)
-
-    return hook
-
-
-def _placed(route: Route):
-    def hook(_module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        route.positions = kwargs["position_ids"]
-
-    return hook
 
 
 def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, nn.Module]]) -> Ledger:
@@ -219,7 +188,7 @@ def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, 
             book[site] = book.get(site, 0) + part.macs
     return Ledger(
         layers=tuple(family.work(layer, config, i) for i, layer in enumerate(layers_of(model))),
-        head=sum(weight.numel() for name, weight in head_of(model).named_parameters() if name == "weight"),
+        head=head_work(config),
         projects_kv=method.kv == "project",
         always=always,
         skipped=skipped,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.dial import Curve
 from depthdial.core.route import Route
@@ -14,16 +14,24 @@ from depthdial.models.checkpoint import Plugin
 Kind = Literal["text", "generated"]
 
 
+class Turned(NamedTuple):
+    """What the dial was last set to by a budget: `save_pretrained` keeps it."""
+
+    budget: float | None
+    offset: float
+
+
 def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:
     """The logit offset for a requested mean true cost of `kind` tokens ("text": prompts and scored text).
 
-    None asks for the plug-in's recommended budget, or for its trained form (offset 0) if it recommends none; 1.0 is the
-    untouched base. Raises ValueError for a budget outside the curve, or for one below 1.0 without a plug-in.
+    None asks for the plug-in's recommended budget, or for its trained form (offset 0, or where a saved model's dial
+    stood) if it recommends none; 1.0 is the untouched base. Raises ValueError for a budget outside the curve, or for
+    one below 1.0 without a plug-in.
     """
     plugin = getattr(model, "plugin", None)
     if budget is None:
         if not isinstance(plugin, Plugin) or plugin.recommended is None:
-            return 0.0
+            return _saved(model.config)
         budget = plugin.recommended
     return offset_of(plugin, budget, kind)
 
@@ -35,9 +43,18 @@ def offset_of(plugin: Plugin | None, budget: float, kind: Kind = "text") -> floa
 
 def set_budget(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> None:
     """Turn the dial of a converted model; see `offset_for`."""
-    route = model.route
+    route, offset = model.route, offset_for(model, budget, kind)
     assert isinstance(route, Route)
-    route.offset = offset_for(model, budget, kind)
+    route.offset = offset
+    plugin = getattr(model, "plugin", None)
+    if budget is None and isinstance(plugin, Plugin):
+        budget = plugin.recommended
+    vars(model)["turned"] = Turned(budget, offset)
+
+
+def _saved(config: PretrainedConfig) -> float:
+    """Where the dial of a saved model stood that had no budget, or all of it; 0 for any other model."""
+    return math.inf if getattr(config, "budget", None) == 1.0 else getattr(config, "offset", None) or 0.0
 
 
 def _curve(plugin: Plugin | None, kind: Kind, budget: float) -> Curve:

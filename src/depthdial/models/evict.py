@@ -1,4 +1,4 @@
-"""Skipped tokens leave no key at a layer (kv "evict"): a wrapper that hides them from the layer's attention.
+"""Skipped tokens leave no key at a layer (kv "evict"): hooks that hide them from the layer's attention.
 
 Which keys of earlier passes are hidden is remembered where a cache is cut, sorted and shared together with them: in the
 cache itself, as keys and values that are zero throughout. No real key is. Positions stay as they are.
@@ -16,28 +16,40 @@ from depthdial.core.decision import Site
 from depthdial.core.route import Route
 
 
-class Evicting(nn.Module):
-    """A decoder layer, or its attention, in which no token sees the keys of tokens that skip it.
+class Evicting:
+    """Hooks on a decoder layer, or its attention, in which no token then sees the keys of tokens that skip it.
 
-    The decision of this pass must stand in `route` before the layer is called. Works with the masks of Hugging Face's
-    "sdpa" and "eager" attention and with growing caches; raises ValueError for others.
+    The decision of this pass must stand in `route` before these hooks run: register them after those that make it.
+    Works with the masks of Hugging Face's "sdpa" and "eager" attention and with growing caches; raises ValueError for
+    others.
     """
 
     def __init__(self, unit: nn.Module, site: Site, route: Route):
-        super().__init__()
-        self.unit, self.site, self.route = unit, site, route
+        self.site, self.route = site, route
+        self._hooks = (
+            unit.register_forward_pre_hook(self._hide, with_kwargs=True),
+            unit.register_forward_hook(self._blank, with_kwargs=True),
+        )
 
-    def forward(self, *args: Tensor, **kwargs: Any) -> Any:
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hide(
+        self, _unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         keep = self.route.decisions[self.site].keep
         cached = _layer_of(kwargs.get("past_key_values"), self.site.layer)
         gone = torch.cat([_evicted(cached, keep), ~keep], dim=1)  # [B, S], of all keys of this pass
-        if gone.any():  # without a hole, the layer is called as ever: keep-all is the base bit for bit
-            like = args[0] if args else kwargs["hidden_states"]
-            kwargs["attention_mask"] = _without(kwargs.get("attention_mask"), gone, like)
-        out = self.unit(*args, **kwargs)
+        if not gone.any():  # without a hole, the layer is called as ever: keep-all is the base bit for bit
+            return None
+        like = args[0] if args else kwargs["hidden_states"]
+        return args, {**kwargs, "attention_mask": _without(kwargs.get("attention_mask"), gone, like)}
+
+    def _blank(self, _unit: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> None:
+        keep = self.route.decisions[self.site].keep
         if not keep.all():
             _evict(_layer_of(kwargs.get("past_key_values"), self.site.layer), keep)
-        return out
 
 
 def _layer_of(cache: Any, index: int) -> DynamicLayer | None:

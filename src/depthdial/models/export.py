@@ -6,7 +6,6 @@ transformers refuses it by its type.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,18 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthdial.core.dial import Curve
 from depthdial.core.whole import disk_errors, sync
-from depthdial.methods import name_of
+from depthdial.models import saving
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import method_of
 from depthdial.models.dial import offset_for
-from depthdial.models.families import OWN
 from depthdial.models.gguf import quiet
-from depthdial.models.own import TYPES, is_own
 
 CONFIG_FILE = "config.json"
 
@@ -53,7 +47,8 @@ def export(
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with quiet(), disk_errors(lambda: f"free some space for {folder} and export again"):
-            _whole(model, config).save_pretrained(scratch)
+            whole = saving.as_own(model, config)
+            type(whole).save_pretrained(whole, scratch)
             tokenizer.save_pretrained(scratch)
             for name, text in (files or {}).items():
                 (scratch / name).write_text(text)
@@ -76,36 +71,9 @@ def check_free(folder: Path) -> None:
 def own_config(model: PreTrainedModel, budget: float | None = None) -> Any:
     """The configuration of the model as one of our types, its dial at `budget`. Raises ValueError as `export`."""
     plugin = getattr(model, "plugin", None)
-    plugin = plugin if isinstance(plugin, Plugin) else None
     offset_for(model, budget)  # refuses a budget that cannot be kept
-    kind = model.config.model_type.removeprefix(OWN)
-    if kind not in TYPES:
-        raise ValueError(f"models of type {kind!r} cannot be exported yet; known: {', '.join(TYPES)}")
-    method = method_of(model)
-    fields = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "dtype")}
-    kept = {
-        "method": {"name": name_of(method), **dataclasses.asdict(method)},  # pyright: ignore[reportArgumentType]
-        "budget": budget if budget is not None or plugin is None else plugin.recommended,
-        "curves": None if plugin is None else {of: _curve(curve) for of, curve in plugin.curves.items()},
-        "base": None if plugin is None else dataclasses.asdict(plugin.base),
-        "architectures": [TYPES[kind][1].__name__],
-        "dtype": model.dtype,
-    }
-    return TYPES[kind][0](**{**fields, **kept})
-
-
-def _curve(curve: Curve) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(curve).items()}
-
-
-def _whole(model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """The model as one of our types: the very same tensors."""
-    if is_own(model):
-        model.config = config
-        return model
-    with torch.device("meta"):
-        whole = TYPES[config.model_type.removeprefix(OWN)][1](config)
-    whole.load_state_dict(model.state_dict(), strict=True, assign=True)
-    whole.tie_weights()
-    whole.generation_config = model.generation_config
-    return whole
+    config = saving.own_config(model)
+    if budget is None:
+        budget = plugin.recommended if isinstance(plugin, Plugin) else config.budget
+    config.update({"budget": budget, "offset": None if budget is not None else config.offset})
+    return config

@@ -1,7 +1,7 @@
 """Which base a plug-in belongs to: a hash of the configuration that matters, and one of the weights.
 
 Weights are hashed as bf16, whatever they are loaded as, so that a model de-quantised once and loaded in fp32 or bf16 is
-the same base.
+the same base. Rounded to fp16 first they would be others: whoever does so says what they were (`cast_from`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.models.convert import base_weights
 from depthdial.models.families import family_of
+from depthdial.models.offloaded import brought
 
 FIELDS = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "rope_parameters", "hidden_act",
     "tie_word_embeddings", "sliding_window", "layer_types",
 )  # fmt: skip
+
+
+_CAST = "weights_cast_from"
+"""A model's plain attribute: the hash of its weights after a cast, and the one before."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,23 @@ def config_hash(config: PretrainedConfig) -> str:
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """sha256 over the names, shapes and bf16 bytes of the base's weights, without the parts of a plug-in."""
+    """sha256 over the names, shapes and bf16 bytes of the base's weights, without the parts of a plug-in; of those that
+    they were cast from, if that is known and they have not changed since."""
+    found = _hash(model)
+    cast, before = getattr(model, _CAST, (None, ""))
+    return before if found == cast else found
+
+
+def cast_from(model: PreTrainedModel, before: str) -> None:
+    """Note that the model's weights, as they are now, were rounded from those of the hash `before`."""
+    vars(model)[_CAST] = (_hash(model), before)
+
+
+def _hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(base_weights(model).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        raw = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
+        raw = brought(model, name, tensor).detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
         digest.update(raw.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 

@@ -1,11 +1,11 @@
 """Run a routed layer for the tokens that run it only, with gradients: training at the speed of the layers executed.
 
-Stands where a whole Llama layer stands, inside `Routed`, which decides before it runs its unit. K and V are projected
-for every token; queries, attention rows, the output projection and the MLP are computed for kept tokens, and a skipped
-token comes out as it went in. Forward it equals the layer in `Routed`, whatever the decision. Backward it differs in
-one term: where a method's `run` has a gradient at skipped tokens (SkipLayer's straight-through estimator), it is
-<dy, F(x) - x>, and F(x) is what is not computed here; it is left out. Kept tokens and the method's own loss train the
-router then, as they do in mixtures of experts.
+Is the forward of a whole Llama layer, between the hooks of `Routed`, which decide before the layer runs. K and V are
+projected for every token; queries, attention rows, the output projection and the MLP are computed for kept tokens, and
+a skipped token comes out as it went in. Forward it equals the layer in `Routed`, whatever the decision. Backward it
+differs in one term: where a method's `run` has a gradient at skipped tokens (SkipLayer's straight-through estimator),
+it is <dy, F(x) - x>, and F(x) is what is not computed here; it is left out. Kept tokens and the method's own loss train
+the router then, as they do in mixtures of experts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from transformers.models.llama.modeling_llama import (
 from depthdial.core.decision import Site
 from depthdial.core.route import Route
 from depthdial.models.convert import route_of, routed
-from depthdial.models.evict import Evicting
 
 SIZES = 32
 """How many numbers of rows there are; a 64th of all tokens, on average, is run for nothing."""
@@ -49,15 +48,11 @@ class _Taken(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, rows, grad), None
 
 
-class GatheredLayer(nn.Module):
+class GatheredLayer:
     """A Llama layer's own modules, run for the tokens that the route keeps at `site`."""
 
     def __init__(self, layer: LlamaDecoderLayer, site: Site, route: Route):
-        super().__init__()
-        for name, child in layer.named_children():  # the layer's own names, so that checkpoints do not change
-            self.add_module(name, child)
-        self._layer = (layer,)  # for its types; hidden from the module tree
-        self.site, self.route = site, route
+        self.layer, self.site, self.route = layer, site, route
         self.ran = 0
         """Tokens of the last pass that ran the layer."""
 
@@ -73,7 +68,7 @@ class GatheredLayer(nn.Module):
     ) -> Tensor:
         """hidden_states: [B, T, d] -> [B, T, d]; attention_mask: [B or 1, 1, T, K], bool or added to scores."""
         assert position_embeddings is not None
-        (layer,), x = self._layer, hidden_states
+        layer, x = self.layer, hidden_states
         attn: LlamaAttention = layer.self_attn
         picked = _picked(self.route.decisions[self.site].keep)
         self.ran = int(picked.real.sum())
@@ -90,7 +85,7 @@ class GatheredLayer(nn.Module):
 
     def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: [B, T, d]; cos, sin: [B, T, hd] -> normed x, and K and V of all tokens, [B, kv heads, T, hd]."""
-        (layer,) = self._layer
+        layer = self.layer
         attn, heads = layer.self_attn, (*x.shape[:2], -1, layer.self_attn.head_dim)
         z = layer.input_layernorm(x)
         k = _turned(attn.k_proj(z).view(heads), cos[:, :, None], sin[:, :, None]).transpose(1, 2)
@@ -101,7 +96,7 @@ class GatheredLayer(nn.Module):
         picked: Picked, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """The layer's output, [B, T, d]: of kept tokens, and x of the others. mask: [B, 1, T, K]."""
-        (layer,), flat = self._layer, x.flatten(0, 1)
+        layer, flat = self.layer, x.flatten(0, 1)
         attn, (rows, real, slots, places) = layer.self_attn, picked
         batch, columns = places.shape
         q = attn.q_proj(_Taken.apply(z.flatten(0, 1), rows)).unflatten(-1, (-1, attn.head_dim))
@@ -129,20 +124,25 @@ def gather(model: PreTrainedModel) -> Callable[[], None]:
     sites = routed(model)
     if not sites or not model.method.skips:  # type: ignore[union-attr]
         raise ValueError("nothing is skipped in this model, so there is nothing to gather; leave --gather off")
-    before: list[tuple[nn.Module, nn.Module]] = []
+    layers: dict[Site, LlamaDecoderLayer] = {}
     for site, unit in sites.items():
-        holder = unit.unit if isinstance(unit.unit, Evicting) else unit
-        layer = holder.unit
-        if not isinstance(layer, LlamaDecoderLayer):
+        if site.unit != "layer" or not isinstance(unit.unit, LlamaDecoderLayer):
             raise ValueError("only whole layers of Llama models can be gathered in training; leave --gather off")
-        before.append((holder, layer))
-        holder.unit = GatheredLayer(layer, site, route_of(model))
+        layers[site] = unit.unit
+    for site, layer in layers.items():
+        vars(layer)["forward"] = GatheredLayer(layer, site, route_of(model)).forward
 
     def undo() -> None:
-        for holder, layer in before:
-            holder.unit = layer
+        for layer in layers.values():
+            del vars(layer)["forward"]
 
     return undo
+
+
+def gathered(layer: nn.Module) -> GatheredLayer | None:
+    """What runs a layer for its kept tokens only; None where it runs as ever."""
+    owner = getattr(vars(layer).get("forward"), "__self__", None)
+    return owner if isinstance(owner, GatheredLayer) else None
 
 
 class Picked(NamedTuple):

@@ -27,7 +27,7 @@ from transformers import (
 from depthdial.core.method import Method
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin, curves_from
-from depthdial.models.convert import convert
+from depthdial.models.convert import WRAPPED, convert
 from depthdial.models.dial import set_budget
 from depthdial.models.families import OWN
 from depthdial.models.fingerprint import Fingerprint
@@ -59,8 +59,6 @@ def _routed(model: Any, config: PretrainedConfig) -> None:
     convert(model, method, frozen=False)
     vars(model).update(plugin=plugin_from(config))
     set_budget(model, None if model.plugin is None else config.budget)
-    if "layer" in method.units:  # what is sharded or placed as one piece: the router reads the layer's own norm
-        model._no_split_modules = ["Routed"]
 
 
 class DepthdialLlamaConfig(LlamaConfig):
@@ -70,7 +68,9 @@ class DepthdialLlamaConfig(LlamaConfig):
 
     method: dict | None = None
     budget: float | None = None
-    """True cost relative to dense that the dial is set to; None is the trained form."""
+    """True cost relative to dense that the dial is set to; None is the trained form, or `offset`."""
+    offset: float | None = None
+    """Logit offset of the dial, where it stands between budgets."""
     curves: dict | None = None
     """The plug-in's measured curves, as in its method.json."""
     base: dict | None = None
@@ -84,6 +84,7 @@ class DepthdialMistralConfig(MistralConfig):
 
     method: dict | None = None
     budget: float | None = None
+    offset: float | None = None
     curves: dict | None = None
     base: dict | None = None
 
@@ -95,6 +96,7 @@ class DepthdialQwen2Config(Qwen2Config):
 
     method: dict | None = None
     budget: float | None = None
+    offset: float | None = None
     curves: dict | None = None
     base: dict | None = None
 
@@ -106,48 +108,59 @@ class DepthdialQwen3Config(Qwen3Config):
 
     method: dict | None = None
     budget: float | None = None
+    offset: float | None = None
     curves: dict | None = None
     base: dict | None = None
 
 
-class DepthdialLlama(LlamaForCausalLM):
+class _Opened(PreTrainedModel):
+    """What our types have in common."""
+
+    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012 - as transformers has it
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As that of transformers. Also opens folders of earlier versions, whose names had a wrapper at each unit."""
+        opened: Any = super().from_pretrained(*args, **{"key_mapping": {WRAPPED.pattern: ""}, **kwargs})
+        model = opened[0] if isinstance(opened, tuple) else opened
+        model._weight_conversions = None  # or saving would put the wrappers back
+        return opened
+
+
+class DepthdialLlama(_Opened, LlamaForCausalLM):
     """A Llama converted as it is made, everything trainable: `route` and `method` as `convert` leaves them."""
 
     config_class = DepthdialLlamaConfig
-    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012 - as transformers has it
 
     def __init__(self, config: DepthdialLlamaConfig):
         super().__init__(config)
         _routed(self, config)
 
 
-class DepthdialMistral(MistralForCausalLM):
+class DepthdialMistral(_Opened, MistralForCausalLM):
     """The same for Mistral."""
 
     config_class = DepthdialMistralConfig
-    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
 
     def __init__(self, config: DepthdialMistralConfig):
         super().__init__(config)
         _routed(self, config)
 
 
-class DepthdialQwen2(Qwen2ForCausalLM):
+class DepthdialQwen2(_Opened, Qwen2ForCausalLM):
     """The same for Qwen2."""
 
     config_class = DepthdialQwen2Config
-    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
 
     def __init__(self, config: DepthdialQwen2Config):
         super().__init__(config)
         _routed(self, config)
 
 
-class DepthdialQwen3(Qwen3ForCausalLM):
+class DepthdialQwen3(_Opened, Qwen3ForCausalLM):
     """The same for Qwen3."""
 
     config_class = DepthdialQwen3Config
-    _keep_in_fp32_modules_strict = {"parts"}  # noqa: RUF012
 
     def __init__(self, config: DepthdialQwen3Config):
         super().__init__(config)

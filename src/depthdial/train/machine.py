@@ -7,14 +7,12 @@ import logging
 import sys
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from depthdial.core.layers import Part
-from depthdial.core.routed import Routed, mixed
-from depthdial.models.convert import layers_of
-from depthdial.models.evict import Evicting
-from depthdial.models.gathered import GatheredLayer
+from depthdial.core.routed import mixed
+from depthdial.models.convert import layers_of, routed
+from depthdial.models.gathered import gathered
 
 log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
@@ -45,21 +43,22 @@ def compile_pieces(model: PreTrainedModel) -> None:
     ones. Each kind of piece is compiled once for all layers; the decisions stay plain Python.
     """
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    for layer in layers_of(model):
-        units = [m for m in layer.modules() if isinstance(m, Routed)]
-        if not units:
+    units = routed(model)
+    for index, layer in enumerate(layers_of(model)):
+        mine = [unit for site, unit in units.items() if site.layer == index]
+        if not mine:
             layer.compile(dynamic=False)
             continue
-        for child in () if isinstance(layer, Routed) else layer.children():
-            if not isinstance(child, Routed | nn.Identity):
+        inside = {unit.unit for unit in mine}
+        for child in () if layer in inside else layer.children():
+            if child not in inside:
                 child.compile(dynamic=False)
-        for unit in units:
-            inner = unit.unit.unit if isinstance(unit.unit, Evicting) else unit.unit
-            if isinstance(inner, GatheredLayer):
+        for unit in mine:
+            if (inner := gathered(unit.unit)) is not None:
                 for name in inner.PIECES:  # numbers of rows vary: torch makes kernels for any once it has seen two
                     setattr(inner, name, torch.compile(getattr(inner, name)))
-            else:
-                inner.compile(dynamic=False)
+            else:  # its forward alone: the hooks around it decide
+                unit.unit.forward = torch.compile(unit.unit.forward, dynamic=False)
             unit.mix = torch.compile(mixed, dynamic=False)
             for part in unit.parts.values():
                 assert isinstance(part, Part)

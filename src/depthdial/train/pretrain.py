@@ -92,7 +92,9 @@ def _pretrain(config: PretrainConfig, method: Method, spec: Spec, on_cpu: bool, 
     if config.compile:
         compile_pieces(model)
     lesson = NextToken(model, config.seed, config.compile)
+    uses_cache = model.config.use_cache
     trainer = _train(model, lesson, rows, held, config, machine, resume)
+    model.config.use_cache = uses_cache  # a Trainer switches it off, also in config.json
     lesson.close()
     figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
     if not math.isfinite(figures["loss"]):

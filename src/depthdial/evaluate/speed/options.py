@@ -42,6 +42,8 @@ class Options:
     text: str | None = None
     """What the prompts are taken from; None: passages that come with the benchmark."""
     dtype: str = "bfloat16"
+    allow_other_weights: bool = False
+    """Use the plug-in on other weights of the same shape."""
     device: str = "auto"
     seed: int = 0
     unasked: frozenset[str] = frozenset()

@@ -129,4 +129,4 @@ def _offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         budget = config.budget if told is None else float(told)
     except ValueError:
         raise ValueError(f"{BUDGET}={told!r} is no number up to 1.0") from None
-    return 0.0 if budget is None else offset_of(plugin_from(config), budget)
+    return (config.offset or 0.0) if budget is None else offset_of(plugin_from(config), budget)

@@ -1,0 +1,102 @@
+"""What `save_pretrained` of a converted model writes: the model as one of our types (`own`), so that it opens again.
+
+Hugging Face's Trainer, trl and `push_to_hub` save by it, too. The stock type would open without routers. This file is
+*not* about plug-ins (`checkpoint`) or all that the hub wants (`export`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from depthdial.core.method import Method
+from depthdial.core.route import Route
+from depthdial.methods import name_of
+from depthdial.models.families import OWN
+from depthdial.models.offloaded import brought
+
+_MOVING = ("budget", "offset", "auto_map")
+"""What may change in a model that is of one of our types already."""
+
+
+class Saving:
+    """A converted model's `save_pretrained`."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`. Raises ValueError for a family without a type of ours, and for a dial
+        that stands at an offset per row."""
+        model = self.model
+        if getattr(model, "_hf_peft_config_loaded", False):  # then only the adapters are written
+            type(model).save_pretrained(model, save_directory, **kwargs)
+            return
+        whole = as_own(model, own_config(model), weights=kwargs.get("state_dict") is None)
+        type(whole).save_pretrained(whole, save_directory, **kwargs)
+
+
+def own_config(model: PreTrainedModel) -> Any:
+    """The configuration of a converted model as one of our types, with its dial as it stands now."""
+    kind = model.config.model_type.removeprefix(OWN)
+    if f"{OWN}{kind}" not in CONFIG_MAPPING:
+        known = ", ".join(name.removeprefix(OWN) for name in CONFIG_MAPPING if name.startswith(OWN))
+        raise ValueError(
+            f"models of type {kind!r} cannot be exported yet; known: {known}; depthdial.save writes the plug-in alone"
+        )
+    made = CONFIG_MAPPING[f"{OWN}{kind}"]
+    kind_of: Any = MODEL_FOR_CAUSAL_LM_MAPPING[made]
+    plugin: Any = model.plugin
+    method = model.method
+    assert isinstance(method, Method) and dataclasses.is_dataclass(method)
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "dtype")}
+    known = None if plugin is None else plugin.to_json()
+    budget, offset = _dial(model)
+    kept = {
+        "method": {"name": name_of(method), **dataclasses.asdict(method)},
+        "budget": budget,
+        "offset": offset,
+        "curves": None if known is None else known["curves"],
+        "base": None if known is None else known["base"],
+        "architectures": [kind_of.__name__],
+        "dtype": model.dtype,
+    }
+    return made(**{**fields, **kept})
+
+
+def as_own(model: PreTrainedModel, config: Any, weights: bool = True) -> PreTrainedModel:
+    """The model as the type of `config`: the very same tensors, where they are at hand. weights: or without values, for
+    a state that comes from elsewhere (sharded training)."""
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if type(model) is kind:
+        model.config.update({name: value for name, value in config.to_dict().items() if name in _MOVING})
+        return model
+    with torch.device("meta"):
+        whole = kind(config)
+    if weights:
+        state = {name: brought(model, name, tensor) for name, tensor in model.state_dict().items()}
+        whole.load_state_dict(state, strict=True, assign=True)
+    whole = whole if weights else whole.to(model.dtype)
+    whole.tie_weights()
+    whole.generation_config = model.generation_config
+    return whole
+
+
+def _dial(model: PreTrainedModel) -> tuple[float | None, float | None]:
+    """Budget and offset for the configuration: an offset only where no budget stands for it."""
+    route, turned = model.route, getattr(model, "turned", None)
+    assert isinstance(route, Route)
+    offset = route.offset
+    if isinstance(offset, torch.Tensor) and offset.ndim:
+        raise ValueError("the dial stands at an offset per row, which no folder can hold; set route.offset to a number")
+    offset = float(offset)
+    if turned is not None and turned.offset == offset:
+        return turned.budget, None
+    if offset == math.inf:
+        return 1.0, None
+    return None, offset or None
