@@ -28,6 +28,10 @@ from depthdial.engine.speculate import Draft, Speculator, accepted
 log = logging.getLogger(__name__)
 
 
+BROKEN = -1
+"""In the place of a token: its logits are not finite, so that none can be chosen."""
+
+
 class Dial(NamedTuple):
     """A budget that moves, and the offset for it."""
 
@@ -49,11 +53,12 @@ class Engine:
         """Drafts for rows in lossless mode."""
         self.dial: Dial | None = None
         """What moves the budget of requests that leave it to the engine."""
-        self._lock = RLock()
+        self.lock = RLock()
+        """Held by whoever drives the runner or the cache; calls of this class take it themselves."""
 
     def submit(self, request: Request, tokenizer: Any) -> None:
         """Queue a request; it gets its rows. ValueError if it could never fit into the cache."""
-        with self._lock:
+        with self.lock:
             self.scheduler.check(len(request.token_ids) + request.limit)
             request.rows = [Row(request, i, tokenizer) for i in range(request.params.n)]
             for row in request.rows:
@@ -61,14 +66,14 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """End what is not done of a request and give its pages back; the tokens it has so far stay."""
-        with self._lock:
+        with self.lock:
             for row in request.rows:
                 if row.finish_reason is None:
                     self._end(row, "cancelled")
 
     def step(self) -> list[Row]:
         """One round; the rows that got a token or failed."""
-        with self._lock:
+        with self.lock:
             slices = self.scheduler.schedule()
             touched: list[Row] = []
             for part in self._passes(self._drafted(slices, touched)):
@@ -83,8 +88,9 @@ class Engine:
         dial.auto.stepped(len(costs), sum(costs) / max(1, len(costs)), len(queue.waiting), queue.max_batch)
         offset = dial.offset_of(dial.auto.budget)
         for row in (*queue.running, *queue.waiting):
-            if row.request.moving:
-                row.request.offset, row.request.target = offset, dial.auto.budget
+            request = row.request
+            if request.moving and not (request.steady and request.begun):
+                request.offset, request.target = offset, dial.auto.budget
         if queue.idle:
             dial.auto.rest()
 
@@ -197,6 +203,9 @@ class Engine:
         row.note(part.start, depths, costs)
         before = len(row.token_ids)
         for i, token in enumerate(drawn):
+            if token == BROKEN:
+                self._end(row, "error", "its logits are not finite; look for nan in the weights of base and plug-in")
+                break
             row.layers.append(b"" if ran is None else ran[:, i].tobytes())
             row.push(token, self.ends)
             if row.finish_reason is not None:
@@ -205,6 +214,8 @@ class Engine:
             self.speculator.stats.round(len(row.token_ids) - before)
         if len(row.logprobs) > len(row.token_ids):
             del row.logprobs[len(row.token_ids) :]
+        if row.slot is None:  # it broke: what it left in the cache is no prefix for anybody
+            return
         self.scheduler.ran(part)
         if row.finish_reason is not None:
             self.scheduler.remove(row)
@@ -217,7 +228,11 @@ class Engine:
             (part.row, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)
         ]
         params = [row.request.params for row, _ in places]
-        tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        finite = logits.isfinite().all(-1)
+        if not finite.all():
+            logits = logits.where(finite[:, None], 0)
+        tokens = choose(logits, params, [row.draw(place) for row, place in places])
+        tokens = tokens.where(finite.to(tokens.device), BROKEN).tolist()
         for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
             if p.logprobs is not None:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
