@@ -29,8 +29,9 @@ def poison(cache: Cache) -> None:
 
     def shrunk(slot: int, length: int) -> None:
         shrink(slot, length)
-        if length % PAGE and not cache.prefixes.holds(last := cache._held[slot][length // PAGE]):
-            spoil(last, length % PAGE)
+        held = cache._held[slot]
+        if length % PAGE and length // PAGE < len(held) and not cache.prefixes.holds(held[-1]):
+            spoil(held[-1], length % PAGE)
 
     for page in range(cache.pages):
         spoil(page)

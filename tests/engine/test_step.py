@@ -294,7 +294,7 @@ def test_what_is_not_finite_stays_with_its_own_text(tiny_model, tiny_tokenizer, 
             beside = [asked(llm, ids, logprobs=0) for ids in (long, short, other)]
             outputs = finish(llm, [submitted(llm, request) for request in (first, *beside)])
             assert outputs[0].finish_reason == "error" and not outputs[0].token_ids
-            assert outputs[0].error == "its logits are not finite; look for nan in the weights of base and plug-in"
+            assert "logits for this text are not finite" in (outputs[0].error or "")
             healthy = outputs[1:]
             assert all(output.finish_reason == "length" for output in healthy)
             if dtype == "float32":

@@ -120,8 +120,8 @@ class Request:
     """The dial's logit offset for this request."""
     limit: int
     """Most tokens to generate: `max_tokens`, or what the context leaves."""
-    key: bytes = b""
-    """Of what its K and V depend on beside the tokens and the offset (see `chain_start`)."""
+    facts: bytes = b""
+    """What its K and V depend on beside the tokens and the offset (see `key`)."""
     draft_offset: float = math.inf
     """Lossless: the dial's offset for drafts; `inf` drafts from the text alone."""
     draft_cost: float = 1.0
@@ -148,9 +148,9 @@ class Request:
         return any(row.slot is not None or row.ran_depths for row in self.rows)
 
     @property
-    def chain_start(self) -> bytes:
+    def key(self) -> bytes:
         """The start of the hash chain of its pages (see `prefix`)."""
-        return first_key(self.key, "moving" if self.moving and not self.steady else self.offset)
+        return first_key(self.facts, "moving" if self.moving and not self.steady else self.offset)
 
     def output(self) -> RequestOutput:
         """What came of it. All its rows must be done."""
@@ -213,7 +213,7 @@ class Row:
 
     def chain(self) -> list[bytes]:
         """The keys of its pages that could come from the cache: at least its last token must run."""
-        keys, before = [], self.request.chain_start
+        keys, before = [], self.request.key
         for first in range(0, (self.length - 1) // PAGE * PAGE, PAGE):
             before = next_key(before, self.tokens[first : first + PAGE])
             keys.append(before)

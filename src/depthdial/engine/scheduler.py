@@ -195,7 +195,7 @@ class Scheduler:
         while (len(row.keys) + 1) * PAGE <= end:
             first = len(row.keys) * PAGE
             places = slice(first, first + PAGE)
-            row.keys.append(next_key(row.keys[-1] if row.keys else row.request.chain_start, row.tokens[places]))
+            row.keys.append(next_key(row.keys[-1] if row.keys else row.request.key, row.tokens[places]))
             depths, costs = row.ran_depths[places], row.ran_costs[places]
             self.cache.save(row.slot, first // PAGE, row.keys[-1], depths, costs)
         if part.draft:

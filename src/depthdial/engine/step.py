@@ -28,8 +28,10 @@ from depthdial.engine.speculate import Draft, Speculator, accepted
 log = logging.getLogger(__name__)
 
 
-BROKEN = -1
-"""In the place of a token: its logits are not finite, so that none can be chosen."""
+NOT_FINITE = (
+    "the model's logits for this text are not finite (NaN or infinite), so no next token can be chosen; "
+    "look for such values in the weights of the model or of the plug-in, or in this text's tokens' embeddings"
+)
 
 
 class Dial(NamedTuple):
@@ -145,7 +147,8 @@ class Engine:
                 token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
             else:
                 token = int(row.argmax())
-            made.append((token, float(1 / np.exp(row - row[token]).sum()), cost))
+            finite = np.isfinite(row.max())  # else the base's own logits will say what becomes of the row
+            made.append((token, float(1 / np.exp(row - row[token]).sum()) if finite else 0.0, cost))
         prices.note("draft", len(parts), prices.clock() - begun)
         return made
 
@@ -203,8 +206,8 @@ class Engine:
         row.note(part.start, depths, costs)
         before = len(row.token_ids)
         for i, token in enumerate(drawn):
-            if token == BROKEN:
-                self._end(row, "error", "its logits are not finite; look for nan in the weights of base and plug-in")
+            if token < 0:
+                self._end(row, "error", NOT_FINITE)
                 break
             row.layers.append(b"" if ran is None else ran[:, i].tobytes())
             row.push(token, self.ends)
@@ -228,13 +231,12 @@ class Engine:
             (part.row, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)
         ]
         params = [row.request.params for row, _ in places]
-        finite = logits.isfinite().all(-1)
-        if not finite.all():
-            logits = logits.where(finite[:, None], 0)
-        tokens = choose(logits, params, [row.draw(place) for row, place in places])
-        tokens = tokens.where(finite.to(tokens.device), BROKEN).tolist()
+        tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        likeliest = logits.amax(-1)  # nan where any logit is
+        if not likeliest.isfinite().all():
+            tokens = [t if finite else -1 for t, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)]
         for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
-            if p.logprobs is not None:
+            if p.logprobs is not None and tokens[i] >= 0:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
 
