@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from depthdial.core.decision import Decision, Site
 from depthdial.core.route import Route
 from depthdial.engine.request import Row
-from depthdial.engine.sampling import choose
+from depthdial.engine.sampling import SamplingParams, choose
 
 GATE = {torch.float32: 1e-4, torch.bfloat16: 0.12}
 """How far a gate, in (0, 1), may be from its cut to count as a tie."""
@@ -59,11 +60,12 @@ def check(ran: Ran) -> Counter[str]:
     assert all(row.error is None for row in rows), [row.error for row in rows]
     _work(ran)
     rows = [row for row in rows if row.ran_depths]
+    kind = str(case.dtype).removeprefix("torch.")
     counts: Counter[str] = Counter({"computed otherwise again": len(ran.changed)})
     if not rows:
         return counts
     logits, off, depths, costs, ties = _reference(ran, rows)
-    counts["gates at the cut"] = ties
+    counts[f"{kind} gates at the cut"] = ties
     if case.dtype == torch.float32:
         assert not ran.changed, "in fp32 what runs again runs as before"
     for b, row in enumerate(rows):
@@ -71,13 +73,14 @@ def check(ran: Ran) -> Counter[str]:
             continue
         length = len(row.ran_depths)
         counts["texts"] += 1
-        counts["tokens compared"] += len(row.token_ids)
+        counts[f"{kind} places compared"] += length
+        counts[f"{kind} tokens compared"] += len(row.token_ids)
         assert row.ran_depths == depths[b, :length].tolist(), f"depths of row {b}"
         if not row.request.params.lossless:
             torch.testing.assert_close(torch.tensor(row.ran_costs), costs[b, :length], rtol=1e-5, atol=1e-6)
         else:
             assert all(0 < cost < math.inf for cost in row.ran_costs)
-        counts["ties of tokens"] += _tokens(row, logits[b], off[b].tolist())
+        counts[f"{kind} ties of tokens"] += _tokens(row, logits[b], off[b].tolist())
         if row.finish_reason in ("length", "stop"):
             ended = row.token_ids[-1] in llm.ends and not row.request.params.ignore_eos
             assert (row.finish_reason == "stop") == ended
@@ -117,14 +120,13 @@ def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:
         place = start + i
         own, off = logits[place - 1], close[place - 1]
         if (first := int(choose(own[None], [params], [row.draw(place)]))) != token:
-            moved = own.clone()
-            moved[token] += off
-            for _ in range(RIVALS):
-                if (rival := int(choose(moved[None], [params], [row.draw(place)]))) == token:
-                    break
-                moved[rival] = own[rival] - off
-            else:
-                raise AssertionError(f"token {i} is {token}, and the reference's {first}; off by {off}")
+            # a nucleus is wider or narrower, too, where all its logits are off
+            widths = [1.0] if params.top_p == 1 else [1.0, math.exp(-2 * off), math.exp(2 * off)]
+            near = any(
+                _wins(token, own, off, replace(params, top_p=min(1.0, params.top_p * width)), row.draw(place))
+                for width in widths
+            )
+            assert near, f"token {i} is {token}, and the reference's {first}; off by {off}"
             ties += 1
         if params.logprobs is not None:
             right = own.log_softmax(-1)
@@ -133,6 +135,17 @@ def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:
                     f"logprob of {id} at token {i} is {logprob}, and the reference's {float(right[id])} +- {2 * off}"
                 )
     return ties
+
+
+def _wins(token: int, logits: Tensor, off: float, params: SamplingParams, key: int) -> bool:
+    """Is a token the one drawn, where its logit and those of a few that stand in its way are off?"""
+    moved = logits.clone()
+    moved[token] += off
+    for _ in range(RIVALS):
+        if (rival := int(choose(moved[None], [params], [key]))) == token:
+            return True
+        moved[rival] = logits[rival] - off
+    return False
 
 
 def _work(ran: Ran) -> None:

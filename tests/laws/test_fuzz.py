@@ -47,10 +47,12 @@ def assert_not_vacuous(counts: Counter[str]) -> None:
         "drawn", "greedy", "bfloat16", "native tokens", "torch tokens",
     ):  # fmt: skip
         assert counts[what] > 0, f"no case had: {what}"
-    assert counts["skipped"] > 1000 and counts["tokens compared"] > 20 * counts["cases"]
+    assert counts["skipped"] > 1000 and counts["float32 tokens compared"] > 20 * counts["cases"]
     # what rounding decides is rare, or it would hide what is wrong
-    assert counts["gates at the cut"] + counts["ties of tokens"] < 0.02 * counts["tokens compared"]
-    assert counts["computed otherwise again"] < 0.02 * counts["texts"]
+    for kind, gates, tokens in (("float32", 1e-4, 1e-3), ("bfloat16", 0.02, 0.1)):
+        assert counts[f"{kind} gates at the cut"] <= 1 + gates * counts[f"{kind} places compared"]
+        assert counts[f"{kind} ties of tokens"] <= 1 + tokens * counts[f"{kind} tokens compared"]
+    assert counts["computed otherwise again"] <= 1 + 0.02 * counts["texts"]
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
