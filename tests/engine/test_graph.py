@@ -55,6 +55,8 @@ def test_texts_equal_the_reference(graphed, asked, finish, agrees, method: str, 
     stats = llm.engine.runner.stats
     noted = sum(sum(row.ran_depths) for request in requests for row in request.rows)
     assert stats.rows_run == noted and stats.native_tokens == stats.tokens
+    # static layers leave no K and V for those that do not run them, as their price says
+    assert stats.kv_rows.tolist() == (stats.rows if method == "static" else stats.rows * 0 + stats.tokens).tolist()
 
 
 def test_bytes_follow_the_route(graphed, asked, finish):

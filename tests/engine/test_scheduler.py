@@ -121,7 +121,7 @@ def test_an_equal_beginning_is_read_once_at_the_same_setting():
     to.remove(again)
     assert run(to) == [(exact, 0, PAGE)], "the last token always runs: it gives the logits"
     (elsewhere,) = add(to, 100)
-    elsewhere.request.key = b"another offset"
+    elsewhere.request.offset = 0.5
     assert (elsewhere, 0, 100) in run(to)
 
 

@@ -11,11 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engine.conftest import FIELDS
+from tests.engine.poison import poison
 
 from depthdial.engine.device import DeviceLost, alive
-from depthdial.engine.llm import LLM
+from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.native import NativeRunner
-from depthdial.methods import METHODS
+from depthdial.engine.reading import Reader
+from depthdial.engine.score import Scorer, Text
+from depthdial.engine.trial import break_even
+from depthdial.methods import METHODS, method_named
 from depthdial.models.families import FAMILIES
 
 
@@ -277,3 +282,70 @@ def test_a_conversation_goes_on_from_the_cache(made, asked, finish, agrees):
     llm.engine.submit(second, llm.tokenizer)
     agrees(llm, second, finish(llm, [second])[0])
     assert second.cached_tokens == 64
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_whoever_drives_the_engine_holds_its_lock(made, monkeypatch, tmp_path, native: bool):
+    """Scoring, reading and timing use the cache and the runner, too: a request that comes meanwhile waits."""
+    llm = made(max_batch=4)
+    engine, cache = llm.engine, llm.engine.scheduler.cache
+    if not native:
+        engine.runner = engine.runner.plain
+    calls: set[str] = set()
+
+    def guarded(of: Any, name: str) -> None:
+        inner = getattr(of, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            assert engine.lock._is_owned(), f"{name} without the lock"
+            calls.add(name)
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, call)
+
+    for of, names in ((engine.runner, ["run"]), (cache, ["open", "close", "fork", "grow", "shrink", "save"])):
+        for name in names:
+            guarded(of, name)
+    long, short = prompts(70, 5)
+    llm.generate([long, short], SamplingParams(max_tokens=4, n=2, temperature=1.0))
+    list(llm.stream(short, SamplingParams(max_tokens=3, lossless=True)))
+    Scorer(engine, llm.tokenizer).score([[Text(long, 60), Text([*long[:65], 3], 64)]], 0.0)
+    Reader(engine, llm.tokenizer, 64).read([long, short], 0.0)
+    break_even(engine, llm.model, llm.tokenizer, [0.0], tmp_path)
+    assert calls >= {"run", "open", "close", "fork", "grow", "save"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_not_finite_stays_with_its_own_text(tiny_model, tiny_tokenizer, adapted, asked, finish, dtype):
+    """A token whose embedding is nan: its request ends with an error, others beside it and after it do not notice."""
+    base = tiny_model("llama").to(getattr(torch, dtype))
+    bad = 7
+    llm = LLM.of(adapted(base, method_named("flexidepth", FIELDS["flexidepth"])), tiny_tokenizer, cache_tokens=64 * 9)
+    poison(llm.engine.scheduler.cache)
+    (long, short, other) = ([i for i in ids if i != bad] for ids in prompts(90, 12, 13))
+    expected = [finish(llm, [submitted(llm, asked(llm, ids))])[0].token_ids for ids in (long, short, other)]
+    with torch.no_grad():
+        llm.model.get_input_embeddings().weight[bad] = math.nan
+    broken = [*long[:80], bad, *long[80:]]
+    for drawn in ({"temperature": 1.0}, {"logprobs": 1}):
+        for offset in (0.0, math.inf):
+            first = asked(llm, broken, offset, **drawn)
+            beside = [asked(llm, ids, logprobs=0) for ids in (long, short, other)]
+            outputs = finish(llm, [submitted(llm, request) for request in (first, *beside)])
+            assert outputs[0].finish_reason == "error" and not outputs[0].token_ids
+            assert "logits for this text are not finite" in (outputs[0].error or "")
+            healthy = outputs[1:]
+            assert all(output.finish_reason == "length" for output in healthy)
+            if dtype == "float32":
+                assert [output.token_ids for output in healthy] == expected
+    clean(llm)
+    after = finish(llm, [submitted(llm, asked(llm, ids)) for ids in (long, short, other)])
+    if dtype == "float32":
+        assert [output.token_ids for output in after] == expected, "pages of a broken text serve others"
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Scorer(llm.engine, llm.tokenizer).score([[Text(broken, 85)]], 0.0)
+
+
+def submitted(llm: LLM, request: Any) -> Any:
+    llm.engine.submit(request, llm.tokenizer)
+    return request

@@ -1,7 +1,8 @@
 """Attention of some tokens of a pass over the pages of their sequences, in torch.
 
 Rows that decode go in one call, padded to the longest; the rest row by row, a block of queries at a time, so that few
-keys are read which none of the block may see.
+keys are read which none of the block may see. What a token may not see cannot reach it, whatever is there: pages have
+had other holders, and a text may hold a token whose K and V are not finite.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def _singles(
     k, v = (cache[pages].transpose(1, 2).flatten(2, 3) for cache in (k_cache, v_cache))  # [n, kv_heads, S, hd]
     place = torch.arange(low * PAGE, low * PAGE + k.shape[2], device=q.device)
     seen = _seen(place, positions[:, None], block)[:, None, None]
+    # the table names pages of others behind a row's own; a mask alone multiplies by 0, which does not erase a nan
+    k, v = (part.masked_fill_(~seen.transpose(2, 3), 0) for part in (k, v))
     grouped = q.view(n, block.kv_heads, -1, block.head_dim)
     found = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=block.scale)
     out.copy_(found.reshape(q.shape))
@@ -96,11 +99,18 @@ def _block(
     count = last + 1 - low * PAGE
     k, v = (cache[pages].transpose(0, 1).flatten(1, 2)[None, :, :count] for cache in (k_cache, v_cache))
     seen = _seen(torch.arange(low * PAGE, last + 1, device=q.device), positions[:, None], block)
+    broken = None
+    if not (k.sum() + v.sum()).isfinite():
+        bad = ~(k.isfinite() & v.isfinite()).all(-1).all(1)[0]
+        k, v = (part.masked_fill(bad[:, None], 0) for part in (k, v))
+        broken = (seen & bad).any(1)
     # queries that share a head of K and V stand under one another, so that it is not repeated
     group = block.heads // block.kv_heads
     grouped = q.view(n, block.kv_heads, group, block.head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
     found = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen.repeat(group, 1), scale=block.scale)
     out.copy_(found[0].unflatten(1, (group, n)).permute(2, 0, 1, 3).flatten(1, 2))
+    if broken is not None:
+        out[broken] = torch.nan
     return pages.numel() * PAGE
 
 

@@ -2,7 +2,9 @@
 
 With a target in tokens per second and text, the budget falls while texts come slower than that and rises while they
 come faster. Without one it falls as texts wait for a place in the batch. It moves while texts are being generated, so
-that a text's cost is known only afterwards. This file is *not* about what a budget means (`core.dial`).
+that a text's cost is known only afterwards, and the text itself depends on the load and on the clock: it is not
+reproducible. Where a method leaves no K and V for what it skips, a text keeps the budget that it begins with. This file
+is *not* about what a budget means (`core.dial`).
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class GraphRunner:
         stats.passes += 1
         stats.tokens += n
         stats.native_tokens += n
-        stats.kv_rows += n
+        stats.kv_rows += np.where(self._weights.sparse_kv, rows, n)
         for counted in (stats.rows, stats.attn_rows, stats.mlp_rows):
             counted += rows
         stats.adapter_rows += skips * self._weights.has_adapter
@@ -197,9 +197,10 @@ class WeightBytes:
 
     def __init__(self, model: ModelTensors):
         self.always, self.router, self.kept, self.skipped = (np.zeros(len(model.layers), np.int64) for _ in range(4))
+        self.sparse_kv = np.array([layer.sparse_kv for layer in model.layers])
         for i, layer in enumerate(model.layers):
-            self.always[i] = _bytes(layer.k.weight, layer.v.weight)
-            self.kept[i] = _bytes(*(getattr(layer, n).weight for n in ("q", "o", "gate", "up", "down")))
+            (self.kept if layer.sparse_kv else self.always)[i] = _bytes(layer.k.weight, layer.v.weight)
+            self.kept[i] += _bytes(*(getattr(layer, n).weight for n in ("q", "o", "gate", "up", "down")))
             self.router[i] = 0 if layer.router is None else _bytes(layer.router.enc)
             self.skipped[i] = 0 if layer.adapter is None else _bytes(*layer.adapter)
         self.has_adapter = self.skipped > 0

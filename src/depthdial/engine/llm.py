@@ -38,7 +38,7 @@ class LLM:
 
     model: short name, hub id, folder or GGUF file. plugin: "default" (the one shipped for this model), None (the bare
     base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one, "auto" moves it with
-    the load or towards `target_tokens_per_second`.
+    the load or towards `target_tokens_per_second`, so that a text is not reproducible, with a seed either.
 
     engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself;
     with grain="step" a text depends on those it is generated with. Raises ValueError or OSError, one line, for what
@@ -122,7 +122,8 @@ class LLM:
     @property
     def stats(self) -> Stats:
         """What ran so far, counted where it ran."""
-        return self.engine.runner.stats
+        with self.engine.lock:  # a runner sums up when it is asked
+            return self.engine.runner.stats
 
     def _recommended(self) -> float | None:
         if self.always_on == self.layers:
@@ -203,8 +204,8 @@ class LLM:
         row, given = request.rows[0], 0
         try:
             while True:
-                done = request.done
-                pieces = row.pieces(given)
+                with self.engine.lock:  # another thread may be stepping
+                    done, pieces = request.done, row.pieces(given)
                 given += len(pieces)
                 yield from pieces
                 if done:
@@ -262,10 +263,10 @@ class LLM:
             offset, target = self.offset_of(params.budget), self.budget if params.budget is None else params.budget
             if self.options.grain == "step" and target is None:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
-            moving = self.auto is not None and params.budget is None
-            key = first_key(self.model.method, plugin, "moving" if moving else offset, self.options.grain)
-            return Request(text, ids, params, seed, offset, limit, key, target=target, moving=moving)
-        key = first_key(self.model.method, plugin, math.inf, "lossless")
+            moving, steady = self.auto is not None and params.budget is None, self.model.method.kv != "project"
+            key = first_key(self.model.method, plugin, self.options.grain)
+            return Request(text, ids, params, seed, offset, limit, key, target=target, moving=moving, steady=steady)
+        key = first_key(self.model.method, plugin, "lossless")
         draft = self.budget if params.draft_budget is None else params.draft_budget
         offset = self.offset_of(draft)
         return Request(text, ids, params, seed, math.inf, limit, key, offset, 1.0 if draft is None else draft)

@@ -240,7 +240,8 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
             gate = _gate(plain.method, routed[i], i)
             router = None if gate.router is None else _router(gate.router, gate, spine.norm.weight.dtype)
             adapter = None if gate.adapter is None else _adapter(gate.adapter, spine.norm.weight.dtype)
-        layers.append(LayerTensors(**vars(block), router=router, adapter=adapter))
+        sparse = i in routed and plain.method.kv == "none"
+        layers.append(LayerTensors(**vars(block), router=router, adapter=adapter, sparse_kv=sparse))
     return ModelTensors(
         spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap
     )

@@ -29,7 +29,10 @@ Look = Callable[[int, int, Tensor], None]
 
 
 class Reader:
-    """Reads with an engine that is idle meanwhile. tokenizer: that of the model; pass_tokens: most of one pass."""
+    """Reads with an engine that is idle meanwhile; whoever submits a request then waits.
+
+    tokenizer: that of the model; pass_tokens: most of one pass.
+    """
 
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int):
         self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
@@ -53,7 +56,11 @@ class Reader:
 
         Raises ValueError, before anything runs, for a text that does not fit (`fits`); assertion: the engine is idle.
         """
-        assert self.engine.scheduler.idle, "somebody is generating"
+        with self.engine.lock:
+            assert self.engine.scheduler.idle, "somebody is generating"
+            return self._read(texts, offset, look)
+
+    def _read(self, texts: Sequence[Sequence[int]], offset: float, look: Look | None) -> list[np.ndarray]:
         if bad := [len(text) for text in texts if not self.fits(len(text))]:
             raise ValueError(
                 f"a text of {bad[0]} tokens cannot be read: there is room for 1 to {self._most}; raise cache_tokens"

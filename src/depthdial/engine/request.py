@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from depthdial.engine.prefix import next_key
+from depthdial.engine.prefix import first_key, next_key
 from depthdial.engine.sampling import SamplingParams, draw_key
 from depthdial.engine.text import TextStream
 from depthdial.kernels.tensors import PAGE
@@ -120,8 +120,8 @@ class Request:
     """The dial's logit offset for this request."""
     limit: int
     """Most tokens to generate: `max_tokens`, or what the context leaves."""
-    key: bytes = b""
-    """The start of the hash chain of its pages (see `prefix`)."""
+    facts: bytes = b""
+    """What its K and V depend on beside the tokens and the offset (see `key`)."""
     draft_offset: float = math.inf
     """Lossless: the dial's offset for drafts; `inf` drafts from the text alone."""
     draft_cost: float = 1.0
@@ -130,6 +130,9 @@ class Request:
     """True cost that generated tokens should have on the mean; None where nobody says."""
     moving: bool = False
     """Does `offset` follow the engine's own dial (`auto`)?"""
+    steady: bool = False
+    """Does it stay where it is once a row has begun? Where skipped tokens leave no K and V, tokens that come after a
+    layer is back would read what nobody wrote."""
     cached_tokens: int = 0
     """Prompt tokens that an equal beginning had left in the cache."""
     rows: list[Row] = field(default_factory=list)
@@ -138,6 +141,16 @@ class Request:
     @property
     def done(self) -> bool:
         return all(row.finish_reason is not None for row in self.rows)
+
+    @property
+    def begun(self) -> bool:
+        """Has any of its rows run, or is about to?"""
+        return any(row.slot is not None or row.ran_depths for row in self.rows)
+
+    @property
+    def key(self) -> bytes:
+        """The start of the hash chain of its pages (see `prefix`)."""
+        return first_key(self.facts, "moving" if self.moving and not self.steady else self.offset)
 
     def output(self) -> RequestOutput:
         """What came of it. All its rows must be done."""

@@ -76,7 +76,8 @@ class _Span:
 
 
 class Scorer:
-    """Scores texts with an engine that is idle meanwhile. tokenizer: that of the model."""
+    """Scores texts with an engine that is idle meanwhile; whoever submits a request then waits. tokenizer: that of the
+    model."""
 
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int = PASS):
         self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
@@ -105,9 +106,14 @@ class Scorer:
     def score(self, groups: Sequence[Sequence[Text]], offset: float) -> list[list[Score]]:
         """The score of each text of each group. offset: the dial's logit offset, `inf` is the untouched base.
 
-        Raises ValueError where a group cannot fit into the cache; assertion: the engine is idle.
+        Raises ValueError where a group cannot fit into the cache, and for logits that are not finite; assertion: the
+        engine is idle.
         """
-        assert self.engine.scheduler.idle, "somebody is generating"
+        with self.engine.lock:
+            assert self.engine.scheduler.idle, "somebody is generating"
+            return self._scores(groups, offset)
+
+    def _scores(self, groups: Sequence[Sequence[Text]], offset: float) -> list[list[Score]]:
         found = [[Score() for _ in group] for group in groups]
         waiting: deque[_Span] = deque()
         rows: list[Row] = []
@@ -188,6 +194,8 @@ class Scorer:
         if logits is not None:
             logits = logits.float()
             likeliest, normal = logits.argmax(-1), logits.logsumexp(-1)
+            if not normal.isfinite().all():
+                raise ValueError("a text cannot be scored: its logits are not finite; look for nan in the weights")
         for part, span in parts:
             _note(span.of[0], part.start, passed.depths[at : at + part.count], passed.costs[at : at + part.count])
             at, first = at + part.count, part.start + part.count - part.asked

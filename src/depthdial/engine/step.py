@@ -29,6 +29,12 @@ from depthdial.engine.speculate import Draft, Speculator, accepted
 log = logging.getLogger(__name__)
 
 
+NOT_FINITE = (
+    "the model's logits for this text are not finite (NaN or infinite), so no next token can be chosen; "
+    "look for such values in the weights of the model or of the plug-in, or in this text's tokens' embeddings"
+)
+
+
 class Dial(NamedTuple):
     """A budget that moves, and the offset for it."""
 
@@ -53,11 +59,12 @@ class Engine:
         self.lost: str | None = None
         """Why the device is lost, once it is: all requests have failed, and whoever runs the engine starts another
         process."""
-        self._lock = RLock()
+        self.lock = RLock()
+        """Held by whoever drives the runner or the cache; calls of this class take it themselves."""
 
     def submit(self, request: Request, tokenizer: Any) -> None:
         """Queue a request; it gets its rows. ValueError if it could never fit into the cache, DeviceLost after that."""
-        with self._lock:
+        with self.lock:
             self._check()
             self.scheduler.check(len(request.token_ids) + request.limit)
             request.rows = [Row(request, i, tokenizer) for i in range(request.params.n)]
@@ -66,7 +73,7 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """End what is not done of a request and give its pages back; the tokens it has so far stay."""
-        with self._lock:
+        with self.lock:
             for row in request.rows:
                 if row.finish_reason is None:
                     self._end(row, "cancelled")
@@ -74,7 +81,7 @@ class Engine:
     def step(self) -> list[Row]:
         """One round; the rows that got a token or failed. Raises DeviceLost in every round after the one in which the
         device was lost, which failed all rows."""
-        with self._lock:
+        with self.lock:
             self._check()
             slices = self.scheduler.schedule()
             touched: list[Row] = []
@@ -91,8 +98,9 @@ class Engine:
         dial.auto.stepped(len(costs), sum(costs) / max(1, len(costs)), len(queue.waiting), queue.max_batch)
         offset = dial.offset_of(dial.auto.budget)
         for row in (*queue.running, *queue.waiting):
-            if row.request.moving:
-                row.request.offset, row.request.target = offset, dial.auto.budget
+            request = row.request
+            if request.moving and not (request.steady and request.begun):
+                request.offset, request.target = offset, dial.auto.budget
         if queue.idle:
             dial.auto.rest()
 
@@ -147,7 +155,8 @@ class Engine:
                 token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
             else:
                 token = int(row.argmax())
-            made.append((token, float(1 / np.exp(row - row[token]).sum()), cost))
+            finite = np.isfinite(row.max())  # else the base's own logits will say what becomes of the row
+            made.append((token, float(1 / np.exp(row - row[token]).sum()) if finite else 0.0, cost))
         prices.note("draft", len(parts), prices.clock() - begun)
         return made
 
@@ -205,6 +214,9 @@ class Engine:
         row.note(part.start, depths, costs)
         before = len(row.token_ids)
         for i, token in enumerate(drawn):
+            if token < 0:
+                self._end(row, "error", NOT_FINITE)
+                break
             row.layers.append(b"" if ran is None else ran[:, i].tobytes())
             row.push(token, self.ends)
             if row.finish_reason is not None:
@@ -213,6 +225,8 @@ class Engine:
             self.speculator.stats.round(len(row.token_ids) - before)
         if len(row.logprobs) > len(row.token_ids):
             del row.logprobs[len(row.token_ids) :]
+        if row.slot is None:  # it broke: what it left in the cache is no prefix for anybody
+            return
         self.scheduler.ran(part)
         if row.finish_reason is not None:
             self.scheduler.remove(row)
@@ -226,8 +240,11 @@ class Engine:
         ]
         params = [row.request.params for row, _ in places]
         tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        likeliest = logits.amax(-1)  # nan where any logit is
+        if not likeliest.isfinite().all():
+            tokens = [t if finite else -1 for t, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)]
         for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
-            if p.logprobs is not None:
+            if p.logprobs is not None and tokens[i] >= 0:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
 

@@ -34,9 +34,10 @@ def break_even(engine: Engine, model: Any, tokenizer: Any, offsets: Sequence[flo
     top = 1 + sum(ledger.always.values()) / ledger.dense
     rows = [count for count in ROWS if count <= engine.scheduler.max_batch]
     key = _key(engine, model, rows, offsets)
-    engine.runner.break_even = None  # measured without
-    found = cached(key, folder, lambda: measure(Trials(engine, tokenizer), key, ledger.floor, top, offsets, rows))
-    engine.runner.break_even = found
+    with engine.lock:
+        engine.runner.break_even = None  # measured without
+        found = cached(key, folder, lambda: measure(Trials(engine, tokenizer), key, ledger.floor, top, offsets, rows))
+        engine.runner.break_even = found
     return found
 
 

@@ -219,9 +219,11 @@ def forward_pass(
         decisions.append(decided)
         caches = k_cache[index], v_cache[index]
         angles = model.ropes[layer.rope]
-        k = _heads(z, layer.k, layer.kv_heads, layer.k_norm, positions, angles)
-        write_kv(*caches, k, _heads(z, layer.v, layer.kv_heads), page_table, sequences, positions)
         kept = decided.keep.nonzero().flatten()
+        writes = kept if layer.sparse_kv else torch.arange(len(z), device=z.device)
+        k = _heads(z[writes], layer.k, layer.kv_heads, layer.k_norm, positions[writes], angles)
+        v = _heads(z[writes], layer.v, layer.kv_heads)
+        write_kv(*caches, k, v, page_table, sequences[writes], positions[writes])
         skipped = (~decided.keep).nonzero().flatten()
         x = x.clone()
         if kept.numel():

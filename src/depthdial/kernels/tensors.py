@@ -96,6 +96,8 @@ class LayerTensors(NamedTuple):
     after_mlp: Norm | None = None
     router: RouterTensors | None = None
     adapter: AdapterTensors | None = None
+    sparse_kv: bool = False
+    """K and V are written for the tokens that run the layer, and for no other."""
 
 
 class Rope(NamedTuple):

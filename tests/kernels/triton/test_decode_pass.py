@@ -114,6 +114,19 @@ def test_no_weight_of_what_does_not_run_is_read(offset, tiny_tensors, run):
     assert work[1] == work[2] == (runs if offset > 0 else rests)
 
 
+def test_k_and_v_that_nobody_asks_for_are_neither_projected_nor_written(tiny_tensors, run, device):
+    model = tiny_tensors(routed=())
+    model = model._replace(layers=tuple(layer._replace(sparse_kv=True) for layer in model.layers))
+    given = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8, device=device)
+    for part in (model.layers[2].k, model.layers[2].v):  # no row runs this layer
+        assert isinstance(part.weight, torch.Tensor)
+        part.weight.fill_(float("nan"))
+    made, wanted, mine, theirs = run(model, TOKENS, [0.0, 0.4, 0.1, -0.4], given=given, tiles=SMALL)
+    torch.testing.assert_close(made.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    for got, want in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_int8_weights_are_refused(tiny_tensors, run):
     model = tiny_tensors()
     head = Int8(torch.zeros(50, 32, dtype=torch.int8), torch.ones(50))

@@ -77,3 +77,19 @@ def test_unrouted_pass_is_the_base(tiny_tensors, filled, device):
     made, logits, wanted, *_ = _run(model, filled, device, routed=False, offsets=offsets)
     assert made.keep.all()
     torch.testing.assert_close(logits, wanted.logits[[16, 22]], rtol=1e-4, atol=1e-4)
+
+
+def test_k_and_v_that_nobody_asks_for_are_neither_projected_nor_written(tiny_tensors, filled, device, monkeypatch):
+    monkeypatch.setattr(prefill_pass, "ROUND", 8)
+    model = tiny_tensors(routed=())
+    model = model._replace(layers=tuple(layer._replace(sparse_kv=True) for layer in model.layers))
+    given = torch.zeros(3, len(TOKENS), dtype=torch.uint8, device=device)
+    given[0], given[1, ::2] = 1, 1
+    for part in (model.layers[2].k, model.layers[2].v):  # no row runs this layer
+        assert isinstance(part.weight, torch.Tensor)
+        part.weight.fill_(float("nan"))
+    offsets = torch.zeros(len(TOKENS), device=device)
+    _, logits, wanted, mine, theirs = _run(model, filled, device, given, offsets=offsets)
+    torch.testing.assert_close(logits, wanted.logits[[16, 22]], rtol=1e-4, atol=1e-4)
+    for got, want in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

@@ -91,15 +91,25 @@ class DecodePass:
         x, fold = self._input(layer.before_attn)
         q, k, v = (self._map(name, getattr(layer, name)) for name in "qkv")
         code = self._code(layer)
-        maps = (q, k, v) if not chooses else (k, v) if code is None else (k, v, code)
+        late = chooses and layer.sparse_kv  # decided first, then projected for those who run
+        own = () if code is None else (code,)
+        maps = (q, k, v) if not chooses else own if late else (k, v, *own)
         small = sum(m.weight.shape[0] for m in maps) < 4096
-        linear(x, maps, live, self.tiles.narrow if small else self.tiles.linear, fold, work=self._count(index, "kv"))
+        if maps:
+            linear(
+                x, maps, live, self.tiles.narrow if small else self.tiles.linear, fold, work=self._count(index, "kv")
+            )
         cos, sin = self._angles.cos[layer.rope], self._angles.sin[layer.rope]
         caches = self.k_cache[index], self.v_cache[index]
         choice = self._choice(index, layer, None if code is None else code.out) if chooses else None
-        route(k.out, v.out, layer.k_norm, cos, sin, *caches, self.place, choice)
-        if chooses:
-            linear(x, (q,), kept, self.tiles.linear, fold, work=self._count(index, "q"))
+        if late:
+            route(None, None, layer.k_norm, cos, sin, *caches, self.place, choice)
+            linear(x, (q, k, v), kept, self.tiles.linear, fold, work=self._count(index, "q"))
+            route(k.out, v.out, layer.k_norm, cos, sin, *caches, self.place._replace(live=kept), None)
+        else:
+            route(k.out, v.out, layer.k_norm, cos, sin, *caches, self.place, choice)
+            if chooses:
+                linear(x, (q,), kept, self.tiles.linear, fold, work=self._count(index, "q"))
         out = self._buffer("attended", q.out.shape[1])
         queries = Queries(q.out, layer.q_norm, cos, sin, layer.scale, layer.window)
         attend(queries, *caches, self.place, kept, out, self._parts, self._count(index, "pages"))
@@ -182,7 +192,8 @@ class DecodePass:
 
 
 WORK = ("kv", "q", "pages", "o", "gate_up", "down", "adapter_up", "adapter_down")
-"""What is counted in each layer: tiles of products (`kv`: with q where the layer always runs), and pages read."""
+"""What is counted in each layer: tiles of products (`kv`: with q where the layer always runs; `q`: with k and v where
+those who skip write none), and pages read."""
 
 
 def refuse_int8(model: ModelTensors) -> None:

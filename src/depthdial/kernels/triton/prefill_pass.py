@@ -84,7 +84,8 @@ class PrefillPass:
         choice = self._choice(index, layer, z)
         cos, sin = self._angles.cos[layer.rope], self._angles.sin[layer.rope]
         caches = self.k_cache[index], self.v_cache[index]
-        k, v = _apply(layer.k, z), _apply(layer.v, z)
+        late = choice is not None and layer.sparse_kv  # decided first, then projected for those who run
+        k, v = (None, None) if late else (_apply(layer.k, z), _apply(layer.v, z))
         route(k, v, layer.k_norm, cos, sin, *caches, self.place, choice)
         if choice is None:
             x.copy_(self._kept(layer, x, z, self.place, cos, sin, *caches, self.starts, None))
@@ -95,6 +96,10 @@ class PrefillPass:
             before = F.pad(choice.keep.cumsum(0, dtype=torch.int32), (1, 0))
             bounds = before[self.starts.long()].contiguous()
             place = self.place._replace(sequences=self.place.sequences[kept], positions=self.place.positions[kept])
+            if late:
+                k, v = _apply(layer.k, z[kept]), _apply(layer.v, z[kept])
+                those = place._replace(live=Rows(choice.into.kept.count))
+                route(k, v, layer.k_norm, cos[kept], sin[kept], *caches, those, None)
             weight = self._run[kept] if layer.router is not None and layer.router.soft else None
             y = self._kept(layer, x[kept], z[kept], place, cos[kept], sin[kept], *caches, bounds, weight)
             x.index_copy_(0, kept[:count], y[:count])

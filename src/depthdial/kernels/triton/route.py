@@ -111,7 +111,7 @@ def _vote(vote, offsets, score, keep, rows, live, BLOCK: tl.constexpr):
 def _route(
     live, k, v, k_norm, k_eps, cos, sin, k_cache, v_cache, page_table, sequences, positions, pages_per_sequence,
     code, folded, router_norm, bias, cut, eps, offsets, given, vote, keep, score, run, skip,
-    kept, kept_count, skipped, skipped_count, arrived,
+    kept, kept_count, skipped, skipped_count, arrived, index,
     KV_HEADS: tl.constexpr, HALF: tl.constexpr, PLUS_ONE: tl.constexpr, PAGE: tl.constexpr,
     HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
     RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, NORM_FIRST: tl.constexpr, SOFT: tl.constexpr,
@@ -121,10 +121,12 @@ def _route(
     rows = tl.num_programs(0)
     tokens = tl.load(live)
     if row < tokens:
-        write_row(
-            row, k, v, k_norm, k_eps, cos, sin, k_cache, v_cache, page_table, sequences, positions, pages_per_sequence,
-            KV_HEADS, HALF, PLUS_ONE, PAGE, HEADS_BLOCK, HALF_BLOCK,
-        )  # fmt: skip
+        if k is not None:
+            at = row if index is None else tl.load(index + row)
+            write_row(
+                at, k, v, k_norm, k_eps, cos, sin, k_cache, v_cache, page_table, sequences, positions,
+                pages_per_sequence, KV_HEADS, HALF, PLUS_ONE, PAGE, HEADS_BLOCK, HALF_BLOCK,
+            )  # fmt: skip
         if keep is not None:
             _decide(row, code, folded, router_norm, bias, cut, eps, offsets, given, keep, score, run, skip,
                     RANK, RANK_BLOCK, NORM_FIRST, SOFT)  # fmt: skip
@@ -139,8 +141,8 @@ def _route(
 
 
 def route(
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     k_norm: Norm | None,
     cos: Tensor,
     sin: Tensor,
@@ -151,10 +153,12 @@ def route(
 ) -> None:
     """Writes K (normed, rotated) and V of every live row into the pages of one layer; makes and lists its decision.
 
-    k, v: T [N, kv_heads * hd]; cos, sin: T [N, hd / 2]; caches: T [pages, kv_heads, PAGE, hd]. choice: None where every
-    live row runs the layer.
+    k, v: T [N, kv_heads * hd], None where they are not to be written (yet); cos, sin: T [N, hd / 2]; caches: T [pages,
+    kv_heads, PAGE, hd]. choice: None where every live row runs the layer, or its decision was made before; live rows
+    may be a list then.
     """
-    rows, (kv_heads, head_dim) = k.shape[0], (k_cache.shape[1], k_cache.shape[3])
+    assert choice is None or place.live.index is None
+    rows, (kv_heads, head_dim) = len(place.positions), (k_cache.shape[1], k_cache.shape[3])
     router = None if choice is None else choice.router
     rank = 1 if router is None else router.folded.numel()
     table = place.page_table
@@ -163,6 +167,7 @@ def route(
         *(cos, sin, k_cache, v_cache, table, place.sequences, place.positions, table.stride(0)),
         *((None,) * 6 if router is None or choice is None else _router_arguments(router, choice.code)),
         *((None,) * 12 if choice is None else _choice_arguments(choice)),
+        place.live.index,
         KV_HEADS=kv_heads,
         HALF=head_dim // 2,
         PLUS_ONE=k_norm is not None and k_norm.plus_one,

@@ -1,0 +1,161 @@
+"""What a random case of the engine must have given: what one dense pass of the reference over each text says.
+
+The reference is the converted model's own forward in Hugging Face: every unit runs for every token, and skipping is a
+weight of 0. Where the reference's gate is so close to its cut that rounding decides, it follows the engine; each such
+place must be shown to be that close.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tests.laws.fuzz import Ran
+from torch import Tensor
+
+from depthdial.core.decision import Decision, Site
+from depthdial.core.route import Route
+from depthdial.engine.request import Row
+from depthdial.engine.sampling import SamplingParams, choose
+
+GATE = {torch.float32: 1e-4, torch.bfloat16: 0.12}
+"""How far a gate, in (0, 1), may be from its cut to count as a tie."""
+EXACT = 1e-3
+"""Error of a logit in fp32, relative to the spread of its row."""
+RIVALS = 4
+"""Most logits that may stand in a token's way by no more than that."""
+NOISE = 4.0
+"""Error of a logit in bf16, as a multiple of what rounding does to the reference's own at that place (rms)."""
+
+
+class Following:
+    """What a route's gates say, but for those so close to the cut that rounding decides: these follow the engine.
+
+    asked: bool [L, B, T], which layers it ran; known: bool [B, T], where that is known; near: see GATE.
+    """
+
+    def __init__(self, route: Route, asked: Tensor, known: Tensor, near: float):
+        self.route, self.asked, self.known, self.near, self.ties = route, asked, known, near, 0
+
+    def __call__(self, site: Site, decision: Decision) -> Decision:
+        attn = self.route.decisions.get(site._replace(unit="attn"))
+        if decision.score is None or (site.unit == "mlp" and attn is not None and decision.keep is attn.keep):
+            return decision
+        other = (decision.keep != self.asked[site.layer]) & self.known & ((decision.score - 0.5).abs() < self.near)
+        if site.unit == "mlp" or not other.any():
+            return decision
+        self.ties += int(other.sum())
+        return Decision.hard(decision.keep ^ other, decision.score)
+
+
+@torch.no_grad()
+def check(ran: Ran) -> Counter[str]:
+    """Compare all rows of a case with the reference; gives what there was to compare. AssertionError where they
+    differ."""
+    case, llm = ran.case, ran.llm
+    rows = [row for request in ran.requests for row in request.rows]
+    assert all(row.error is None for row in rows), [row.error for row in rows]
+    _work(ran)
+    rows = [row for row in rows if row.ran_depths]
+    kind = str(case.dtype).removeprefix("torch.")
+    counts: Counter[str] = Counter({"computed otherwise again": len(ran.changed)})
+    if not rows:
+        return counts
+    logits, off, depths, costs, ties = _reference(ran, rows)
+    counts[f"{kind} gates at the cut"] = ties
+    if case.dtype == torch.float32:
+        assert not ran.changed, "in fp32 what runs again runs as before"
+    for b, row in enumerate(rows):
+        if row in ran.changed:
+            continue
+        length = len(row.ran_depths)
+        counts["texts"] += 1
+        counts[f"{kind} places compared"] += length
+        counts[f"{kind} tokens compared"] += len(row.token_ids)
+        assert row.ran_depths == depths[b, :length].tolist(), f"depths of row {b}"
+        if not row.request.params.lossless:
+            torch.testing.assert_close(torch.tensor(row.ran_costs), costs[b, :length], rtol=1e-5, atol=1e-6)
+        else:
+            assert all(0 < cost < math.inf for cost in row.ran_costs)
+        counts[f"{kind} ties of tokens"] += _tokens(row, logits[b], off[b].tolist())
+        if row.finish_reason in ("length", "stop"):
+            ended = row.token_ids[-1] in llm.ends and not row.request.params.ignore_eos
+            assert (row.finish_reason == "stop") == ended
+            assert ended or len(row.token_ids) == row.request.limit
+    return counts
+
+
+def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Of one dense pass: logits, fp32 [B, T, V]; how far off they may be, depths and costs, [B, T]; and how many gates
+    followed the engine. A bf16 model runs in fp32, too, to see what rounding does."""
+    llm: Any = ran.llm
+    model, most = llm.model, max(len(row.tokens) for row in rows)
+    ids = torch.tensor([row.tokens + [0] * (most - len(row.tokens)) for row in rows])
+    asked = torch.ones(llm.layers, len(rows), most, dtype=torch.bool)
+    known = torch.zeros(len(rows), most, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        keep = ran.keeps[row]
+        asked[:, b, : len(keep)], known[b, : len(keep)] = torch.from_numpy(keep.T), True
+    route = model.route
+    route.offset = torch.tensor([row.request.offset for row in rows])
+    following = Following(route, asked, known, GATE[ran.case.dtype])
+    vars(route).update(voted=following)
+    logits = model(ids, use_cache=False).logits.float()
+    depths, costs, ties, spread = route.layers_used, route.token_cost(), following.ties, logits.std(-1)
+    if ran.case.dtype == torch.float32:
+        return logits, EXACT * spread, depths, costs, ties
+    exact = model.float()(ids, use_cache=False).logits
+    off = NOISE * (logits - exact).square().mean(-1).sqrt() + 0.02 * spread
+    return exact, off, depths, costs, ties
+
+
+def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:
+    """Every token is the one that the reference's logits [T, V] give, or would if some of them were off by `close` [T];
+    the number of the latter."""
+    start, params, ties = len(row.request.token_ids), row.request.params, 0
+    for i, token in enumerate(row.token_ids):
+        place = start + i
+        own, off = logits[place - 1], close[place - 1]
+        if (first := int(choose(own[None], [params], [row.draw(place)]))) != token:
+            # a nucleus is wider or narrower, too, where all its logits are off
+            widths = [1.0] if params.top_p == 1 else [1.0, math.exp(-2 * off), math.exp(2 * off)]
+            near = any(
+                _wins(token, own, off, replace(params, top_p=min(1.0, params.top_p * width)), row.draw(place))
+                for width in widths
+            )
+            assert near, f"token {i} is {token}, and the reference's {first}; off by {off}"
+            ties += 1
+        if params.logprobs is not None:
+            right = own.log_softmax(-1)
+            for id, logprob in row.logprobs[i].items():
+                assert abs(float(right[id]) - logprob) <= 2 * off, (
+                    f"logprob of {id} at token {i} is {logprob}, and the reference's {float(right[id])} +- {2 * off}"
+                )
+    return ties
+
+
+def _wins(token: int, logits: Tensor, off: float, params: SamplingParams, key: int) -> bool:
+    """Is a token the one drawn, where its logit and those of a few that stand in its way are off?"""
+    moved = logits.clone()
+    moved[token] += off
+    for _ in range(RIVALS):
+        if (rival := int(choose(moved[None], [params], [key]))) == token:
+            return True
+        moved[rival] = logits[rival] - off
+    return False
+
+
+def _work(ran: Ran) -> None:
+    """What was skipped did not run, and what nobody asks for was not written."""
+    stats, method, case = ran.llm.stats, ran.llm.model.method, ran.case
+    every = stats.tokens * ran.llm.layers
+    assert int(stats.rows.sum()) == ran.kept
+    if case.select or method.units not in (("layer",), ("attn", "mlp")) or case.fields.get("units"):
+        return
+    assert int(stats.attn_rows.sum()) == int(stats.mlp_rows.sum()) == ran.kept, "units ran that were skipped"
+    if case.native and method.kv != "project":
+        return
+    assert int(stats.kv_rows.sum()) == (every if method.kv == "project" else ran.kept), "K and V that nobody asks for"
