@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from depthdial.kernels.cpu.abi import ORDERS, LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
-from depthdial.kernels.cpu.build import Log, Unavailable, library, supported, to_stderr
+from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, library, supported, all_isas, to_stderr
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, LayerTensors, ModelTensors
 
@@ -225,6 +225,8 @@ def _free(found: ctypes.CDLL, handle: int, process: int) -> None:
 
 def _loaded(isa: str | None, log: Log) -> tuple[str, ctypes.CDLL]:
     known = supported()
+    if isa == EMULATED and EMULATED in all_isas():
+        known = (EMULATED,)
     if isa is not None and isa not in known:
         raise ValueError(f"this processor does not run {isa!r} kernels; it runs {', '.join(known)}")
     for name in known if isa is None else (isa,):

@@ -36,17 +36,20 @@ struct Packed {
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
   for (int k = 0; k < padded(cols); k += BLOCK) {
     const int count = cols - k < BLOCK ? cols - k : BLOCK;
-    float most = 0;
-#pragma omp simd reduction(max : most)
+    float most = 0, broken = 0;  // 0, or NaN: no whole number says that a value is not finite, so the scale does
+#pragma omp simd reduction(max : most) reduction(+ : broken)
     for (int j = 0; j < count; ++j) {
       const float size = std::fabs(x[k + j]);
       most = size > most ? size : most;
+      broken += size * 0.0f;
     }
-    scale[k / BLOCK] = most / 127.0f;
+    scale[k / BLOCK] = most / 127.0f + broken;
     const float inverse = most > 0 ? 1.0f / (most / 127.0f) : 0.0f;
     for (int j = 0; j < count; ++j) {
-      const float value = (x[k + j] * inverse + 12582912.0f) - 12582912.0f;  // to the nearest, half to even
-      out[k + j] = (int8_t)(int)value;
+      const float value = x[k + j] * inverse + 12582912.0f;  // to the nearest, half to even, in the last bits
+      uint32_t bits;
+      memcpy(&bits, &value, 4);
+      out[k + j] = (int8_t)(uint8_t)bits;
     }
     for (int j = count; j < BLOCK; ++j) out[k + j] = 0;
   }

@@ -241,29 +241,10 @@ class Prefill {
       for (end = first + 1; end < count && p.sequences[rows[end]] == p.sequences[rows[first]];) ++end;
       const amx::Run part = {first, end, own.positions.data(), pages(rows[first])};
       for (int head = 0; head < l.kv_heads; ++head) {
-        const int read = single(rows[first]) ? alone(from, l, head, part)
-                                             : amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
+        const int read = amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
         own.kv_bytes += 4.0 * read * l.head_dim;
       }
     }
-  }
-
-  // Is a token alone of its sequence in the pass? How many run the layer must not matter, or its sums would depend on it.
-  bool single(int n) const {
-    const auto other = [&](int i) { return i < 0 || i >= N || p.sequences[i] != p.sequences[n]; };
-    return other(n - 1) && other(n + 1);
-  }
-
-  // A token by itself, without tiles that would be fifteen sixteenths empty.
-  int alone(const Cache<uint16_t>& from, const LayerSpec& l, int head, const amx::Run& part) {
-    const int n = l.head_dim, group = part.first / amx::LANES, lane = part.first % amx::LANES;
-    const int first = head * (l.heads / l.kv_heads), last = first + l.heads / l.kv_heads, position = part.positions[part.first];
-    float *q = own.row, *out = own.row + m.query;
-    for (int c = first * n; c < last * n; ++c) q[c] = from_bf16(((const uint16_t*)(own.q.at(group, c & ~1) + lane))[c & 1]);
-    const auto one = n == 64 ? attend<uint16_t, 64> : n == 128 ? attend<uint16_t, 128> : attend<uint16_t, 0>;
-    one(from, l, part.pages, position, q, first, last, out, m.own[t]->pages, true);
-    for (int c = first * n; c < last * n; ++c) ((uint16_t*)(own.attended.at(group, c & ~1) + lane))[c & 1] = to_bf16(out[c]);
-    return l.window ? std::min(position + 1, l.window) : position + 1;
   }
 
   // Logits of the tokens that are asked for, [asked, vocabulary]: here threads share the rows of the matrix.
