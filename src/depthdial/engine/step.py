@@ -27,6 +27,11 @@ from depthdial.engine.speculate import Draft, Speculator, accepted
 
 log = logging.getLogger(__name__)
 
+NOT_FINITE = (
+    "the model's logits for this text are not finite (NaN or infinite), so no next token can be chosen; "
+    "look for such values in the weights of the model or of the plug-in, or in this text's tokens' embeddings"
+)
+
 
 class Dial(NamedTuple):
     """A budget that moves, and the offset for it."""
@@ -45,6 +50,7 @@ class Engine:
         self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int], ballot: Ballot | None = None
     ):
         self.runner, self.scheduler, self.batch, self.ends, self.ballot = runner, scheduler, batch, ends, ballot
+        scheduler.roles = runner.roles
         self.speculator = Speculator(scheduler.stats.speculation)
         """Drafts for rows in lossless mode."""
         self.dial: Dial | None = None
@@ -139,7 +145,8 @@ class Engine:
                 token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
             else:
                 token = int(row.argmax())
-            made.append((token, float(1 / np.exp(row - row[token]).sum()), cost))
+            finite = np.isfinite(row.max())  # else the base's own logits will say what becomes of the row
+            made.append((token, float(1 / np.exp(row - row[token]).sum()) if finite else 0.0, cost))
         prices.note("draft", len(parts), prices.clock() - begun)
         return made
 
@@ -188,6 +195,9 @@ class Engine:
         ran: uint8 [bytes of a mask, drawn], the layers that ran for each token drawn; None: all.
         """
         row, draft = part.row, part.draft
+        if -1 in drawn:
+            self._end(row, "error", NOT_FINITE)
+            return
         counts = row.request.params.lossless and part.count == part.asked
         if draft is not None:
             drawn = accepted(draft.tokens, drawn)
@@ -218,8 +228,11 @@ class Engine:
         ]
         params = [row.request.params for row, _ in places]
         tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        likeliest = logits.amax(-1)  # NaN where any logit is
+        if not likeliest.isfinite().all():
+            tokens = [token if finite else -1 for token, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)]
         for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
-            if p.logprobs is not None:
+            if p.logprobs is not None and tokens[i] >= 0:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 PAGE = 64
 """Tokens in one page of the KV cache."""
-MAX_TOKENS = 16
-"""Most tokens of a small native pass, which reads each weight once; larger ones: `NativeModel.prefill`, or torch."""
+MAX_TOKENS = 64
+"""Most tokens of a small native pass, which reads each weight once."""
 
 
 class Int8(NamedTuple):
@@ -96,6 +96,8 @@ class LayerTensors(NamedTuple):
     after_mlp: Norm | None = None
     router: RouterTensors | None = None
     adapter: AdapterTensors | None = None
+    sparse_kv: bool = False
+    """K and V are written for the tokens that run the layer, and for no other."""
 
 
 class Rope(NamedTuple):

@@ -24,7 +24,7 @@ struct Rows {
 };
 
 // int8 sums are scaled after every line, which costs as much for one token as for sixteen; dot products keep up with
-// memory for two.
+// memory for two, and sum in the same order.
 static inline bool worth(int tokens, int kind) { return kind == BF16 || (kind == INT8 && tokens > 2); }
 
 // The system grants tiles to a process that asks.

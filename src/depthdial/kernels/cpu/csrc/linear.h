@@ -27,10 +27,9 @@ struct Packed {
   isa::Half* half;     // [tokens, pitch]
   int8_t* whole;       // [tokens, pitch]
   float* scale;        // [tokens, pitch / BLOCK]
-  uint16_t* tiles;     // AMX: four bytes of a token beside those of the next, and `wide` holds scale [pitch / BLOCK, 16]
+  uint16_t* tiles;     // AMX, for each 16 tokens: four bytes of one beside those of the next; `wide` has scale [pitch / BLOCK, 16]
   int tokens, pitch;
-  int width;           // tokens of the pass: how wide its tiles are
-  bool exact;  // see PassSpec
+  int width;           // of a pass's tiles: its tokens, 16 at most
 };
 
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
@@ -79,15 +78,19 @@ static inline void pack(Packed& p, const float* x, const int* rows, int tokens, 
   }
 #if defined(DEPTHDIAL_AMX)
   if (!amx::worth(tokens, kind)) return;
-  if (kind == BF16) {
-    amx::tile_tokens(p.half, tokens, p.width, p.pitch * 2, p.tiles);
-    return;
+  for (int first = 0; first < tokens; first += amx::TILE) {
+    const size_t from = (size_t)first * p.pitch;
+    const int some = tokens - first < amx::TILE ? tokens - first : amx::TILE;
+    if (kind == BF16) {
+      amx::tile_tokens(p.half + from, some, p.width, p.pitch * 2, p.tiles + from);
+      continue;
+    }
+    amx::tile_tokens(p.whole + from, some, p.width, p.pitch, (int8_t*)p.tiles + from);
+    const int blocks = p.pitch / BLOCK;
+    float* to = p.wide + (size_t)first * blocks;
+    for (int b = 0; b < blocks; ++b)
+      for (int m = 0; m < amx::TILE; ++m) to[b * amx::TILE + m] = m < some ? p.scale[(first + m) * blocks + b] : 0.0f;
   }
-  if (p.exact) return;
-  amx::tile_tokens(p.whole, tokens, p.width, p.pitch, p.tiles);
-  const int blocks = p.pitch / BLOCK;
-  for (int b = 0; b < blocks; ++b)
-    for (int m = 0; m < amx::TILE; ++m) p.wide[b * amx::TILE + m] = m < tokens ? p.scale[m * blocks + b] : 0.0f;
 #endif
 }
 
@@ -119,6 +122,16 @@ static inline void dot_block(const Mat& w, int row, int step, const Packed& x, i
   }
 }
 
+// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
+static inline float apart(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 // S rows, `step` apart, with M tokens; out[m * ld + r * out_step]. As many sums at once as there are registers for.
 template <int S, int M>
 static inline void store_block(const Mat& w, int row, int step, const Packed& x, int token, float* out, int out_step, int ld,
@@ -130,7 +143,7 @@ static inline void store_block(const Mat& w, int row, int step, const Packed& x,
     for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
         const float bias = w.bias ? w.bias[row + (first + r) * step] : 0.0f;
-        out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = rounded(sums[m * R + r] + bias, bf16);
+        out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = rounded(apart(sums[m * R + r]) + bias, bf16);
       }
   }
 }
@@ -148,7 +161,7 @@ static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, 
 
 static inline bool tiled(const Mat& w, const Packed& x) {
 #if defined(DEPTHDIAL_AMX)
-  return amx::worth(x.tokens, w.kind) && (w.kind == BF16 || !x.exact) && w.cols * value_bytes(w) % amx::LINE == 0;
+  return amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0;
 #else
   return false;
 #endif
@@ -165,9 +178,17 @@ static inline void linear_runs(const Mat& w, const Packed& x, const Runs& runs, 
                                int ld, bool bf16) {
 #if defined(DEPTHDIAL_AMX)
   if (runs.count == amx::TILE) {
-    const amx::Rows rows = {runs.first + from, runs.step, to - from};
-    if (w.kind == BF16) amx::rows_bf16(w, x.tiles, x.tokens, x.width, rows, out, out_step, ld, bf16);
-    else amx::rows_int8(w, x.tiles, x.wide, x.tokens, x.width, rows, out, out_step, ld, bf16);
+    const int at_once = x.tokens > amx::TILE ? 1 : to - from;  // rows stay near for all tokens
+    for (int j = from; j < to; j += at_once)
+      for (int first = 0; first < x.tokens; first += amx::TILE) {
+        const amx::Rows rows = {runs.first + j, runs.step, at_once};
+        const size_t at = (size_t)first * x.pitch;
+        const int some = x.tokens - first < amx::TILE ? x.tokens - first : amx::TILE;
+        float* to_here = out + (size_t)first * ld + j - from;
+        if (w.kind == BF16) amx::rows_bf16(w, x.tiles + at, some, x.width, rows, to_here, out_step, ld, bf16);
+        else
+          amx::rows_int8(w, (const int8_t*)x.tiles + at, x.wide + at / BLOCK, some, x.width, rows, to_here, out_step, ld, bf16);
+      }
     return;
   }
 #endif
