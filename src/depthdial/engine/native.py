@@ -1,8 +1,8 @@
 """Passes on a CPU in native calls of at most 64 tokens; with AMX, what is read of a prompt in tiles, any number at once.
 
-The two ways sum in other orders, so which one a token goes does not follow from the company it has in a pass, but from
-its place in its own text: prompts are read in tiles, what is written after them never is. So a text is the same alone
-and in any company, however it is cut into passes.
+Tiles sum in another order, and under int8 weights activations of prompts stay as they are. So which way a token goes
+does not follow from the company it has in a pass, but from its place in its own text: prompts are read, what is written
+after them never is. A text is the same alone and in any company, however it is cut into passes.
 
 What a native pass decides and what it costs is tested against the torch runner, which says what it means.
 """
@@ -63,7 +63,8 @@ class NativeRunner:
     def __init__(self, plain: TorchRunner, tensors: ModelTensors, isa: str | None = None):
         self.plain = plain
         self.model = NativeModel(tensors, isa=isa)
-        self.roles = self.model.prefills
+        self.tiles = self.model.prefills
+        self.roles = self.tiles or self.model.int8
         self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
         self._cost = Costs(plain.ledger)
         self._adapters = np.array([layer.adapter is not None for layer in tensors.layers])
@@ -76,7 +77,7 @@ class NativeRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass; see `TorchRunner.run`."""
         n = batch.size
-        if n > self.small or (self.roles and batch.reading):
+        if n > self.small or (self.roles and 0 < batch.reading < n) or (self.tiles and batch.reading):
             return self._in_parts(batch)
         out = self._out(n)
         given = None
@@ -90,7 +91,7 @@ class NativeRunner:
                 argmax = out.argmax[: len(batch.last)]
             else:
                 logits = batch.room(len(batch.last), self.model.vocabulary)
-        counted = self._forward(batch, slice(n), given, logits, argmax, asked, out)
+        counted = self._forward(batch, slice(n), given, logits, argmax, asked, out, batch.reading > 0)
         depths, costs = self._count(batch, out.kept, counted, counted.layers_run)
         keep = None if batch.untouched else out.kept
         return Passed(logits, depths, costs, None if argmax is None else argmax.tolist(), keep)
@@ -104,12 +105,13 @@ class NativeRunner:
         argmax: Tensor | None,
         asked: Tensor | None,
         out: _Buffers,
+        reading: bool,
     ) -> Counters:
         """The small pass of the tokens `at`."""
         cache = batch.cache
         return self.model.forward(
             batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v, batch.offsets[at],
-            given, logits, out.keep, out.score, batch.vote, argmax, asked,
+            given, logits, out.keep, out.score, batch.vote, argmax, asked, reading,
         )  # fmt: skip
 
     def _in_parts(self, batch: Batch) -> Passed:
@@ -122,7 +124,7 @@ class NativeRunner:
             self._given.fill(table.numpy(), batch)
         wanted = torch.tensor(batch.last, dtype=torch.int64)
         logits, sums = batch.room(len(wanted), self.model.vocabulary), []
-        for at, tiled in self._parts(batch):
+        for at, reading in self._parts(batch):
             (rows,) = torch.isin(wanted, at).nonzero(as_tuple=True)
             asked = torch.searchsorted(at, wanted[rows]).int()
             given = None if table is None else table[:, at]
@@ -130,7 +132,7 @@ class NativeRunner:
             whole = not len(rows) or int(rows[-1] - rows[0]) + 1 == len(rows)
             begin = int(rows[0]) if len(rows) else 0
             found = logits[begin : begin + len(rows)] if whole else torch.empty(len(rows), self.model.vocabulary)
-            if tiled:
+            if reading and self.tiles:
                 cache, kept = batch.cache, torch.ones(depth, len(at), dtype=torch.uint8)
                 sums.append(self.model.prefill(
                     batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v,
@@ -139,7 +141,7 @@ class NativeRunner:
             else:
                 out = self._out(len(at))
                 kept = out.keep
-                sums.append(self._forward(batch, at, given, found if len(rows) else None, None, asked, out))
+                sums.append(self._forward(batch, at, given, found if len(rows) else None, None, asked, out, reading))
             keep[:, at] = kept
             if not whole:
                 logits[rows] = found
@@ -149,12 +151,13 @@ class NativeRunner:
         return Passed(logits if batch.last else None, depths, costs, keep=None if batch.untouched else kept)
 
     def _parts(self, batch: Batch) -> list[tuple[Tensor, bool]]:
-        """Which tokens, int64 and rising, run together, and whether in tiles."""
-        every, parts = torch.arange(batch.size), []
-        if self.roles and batch.reading:
-            parts.append((every[batch.reads], True))
-            every = every[~batch.reads]
-        return parts + [(part, False) for part in every.split(self.small) if len(part)]
+        """Which tokens, int64 and rising, run together, and whether they are read."""
+        every = torch.arange(batch.size)
+        if not self.roles:
+            return [(part, False) for part in every.split(self.small)]
+        read, written = every[batch.reads], every[~batch.reads]
+        parts = [(part, True) for part in ((read,) if self.tiles else read.split(self.small)) if len(part)]
+        return parts + [(part, False) for part in written.split(self.small) if len(part)]
 
     @property
     def break_even(self) -> BreakEven | None:

@@ -64,7 +64,7 @@ class PassSpec(Structure):
         *((name, c_int64) for name in ("table_stride", "layer_stride")),
         *(
             (name, c_int32)
-            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count")
+            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count", "reading")
         ),
         ("vote", c_float),
         *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows")),

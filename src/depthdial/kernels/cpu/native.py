@@ -74,6 +74,7 @@ class NativeModel:
         if weights == "int8":
             model = packed(model)
         self.depth, self.max_tokens = len(model.layers), max_tokens
+        self.int8 = any(isinstance(layer.down.weight, Int8) for layer in model.layers)
         self.vocabulary = (model.head.values if isinstance(model.head, Int8) else model.head).shape[0]
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
@@ -102,6 +103,7 @@ class NativeModel:
         vote: float | None = None,
         argmax_out: Tensor | None = None,
         asked: Tensor | None = None,
+        reading: bool = False,
     ) -> Counters:
         """Runs N tokens; writes K and V of all of them into the caches and its results into the tensors `*_out`.
 
@@ -109,8 +111,8 @@ class NativeModel:
         T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
         decision at layers without a router. asked: int32 [M], tokens whose logits are wanted, None all of them in order.
         logits_out: fp32 [M, V]; argmax_out: int64 [M], -1 where logits are not finite; without either the head is not
-        run. keep_out: uint8 [L, N]; score_out: fp32 [L, N]. A token comes out as in a pass of its own, bit for bit.
-        Raises ValueError for anything of another shape, dtype or range.
+        run. keep_out: uint8 [L, N]; score_out: fp32 [L, N]. reading: under int8 weights activations stay as they are,
+        which is more exact, and faster for many tokens. A token comes out as in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
@@ -122,7 +124,7 @@ class NativeModel:
         call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
         call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
         call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (count,))
-        call.voting, call.vote = vote is not None, vote or 0.0
+        call.voting, call.vote, call.reading = vote is not None, vote or 0.0, reading
         code = self._library.depthdial_pass(self._team(), call)
         if code:
             raise ValueError(_OUT_OF_RANGE[code])

@@ -67,6 +67,7 @@ struct PassSpec {
   int64_t table_stride, layer_stride;  // in elements
   int32_t tokens, table_rows, table_columns, pages, voting;
   int32_t asked_count;
+  int32_t reading;  // of prompts: activations stay as they are under int8 weights
   float vote;
   int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows;  // written by the pass
 };

@@ -25,6 +25,23 @@ static inline __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
 template <int R, int M>
 static inline void reduce(const __m512 (&sum)[R][M], float* out) {
   const __m512 zero = _mm512_setzero_ps();
+  if constexpr (R == 4 && M == 4) {  // as four times `reduce4`, in fewer steps
+    __m512 fours[4];
+    for (int m = 0; m < 4; ++m) {
+      const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sum[0][m], sum[1][m]), _mm512_unpackhi_ps(sum[0][m], sum[1][m]));
+      const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sum[2][m], sum[3][m]), _mm512_unpackhi_ps(sum[2][m], sum[3][m]));
+      const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      fours[m] = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+    }
+    __m512 halves[2];
+    for (int i = 0; i < 2; ++i)
+      halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x44),
+                                _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xee));
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                                        _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd)));
+    return;
+  }
   for (int m = 0; m < M; ++m) {
     if constexpr (R == 1) out[m] = _mm_cvtss_f32(reduce4(sum[0][m], zero, zero, zero));
     else

@@ -30,6 +30,8 @@ struct Packed {
   uint16_t* tiles;     // AMX, for each 16 tokens: four bytes of one beside those of the next; `wide` has scale [pitch / BLOCK, 16]
   int tokens, pitch;
   int width;           // of a pass's tiles: its tokens, 16 at most
+  void* near;          // where int8 rows are widened to, RUNS rows of `pitch`
+  int near_kind;       // INT8: they are not, and activations become int8, too; else what both of them are
 };
 
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
@@ -56,6 +58,7 @@ static inline void quantise(const float* x, int cols, int8_t* out, float* scale)
 
 // x: fp32 [.., cols], of which `rows` lists the tokens taken (null: the first `tokens`).
 static inline void pack(Packed& p, const float* x, const int* rows, int tokens, int cols, int kind) {
+  if (kind == INT8) kind = p.near_kind;
   p.tokens = tokens;
   p.pitch = padded(cols);
   for (int m = 0; m < tokens; ++m) {
@@ -102,15 +105,42 @@ struct Runs {
 
 constexpr int RUNS = 8;
 
-// Row `row` and those `step` rows on, R in all, with M tokens from `token` on.
+// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
+static inline float apart(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// `count` int8 rows, `step` apart from `row` on, as the activations are.
+static inline void widen(const Mat& w, int row, int step, int count, const Packed& x) {
+  for (int r = 0; r < count; ++r) {
+    const int8_t* from = (const int8_t*)w.data + (size_t)(row + r * step) * w.cols;
+    if (x.near_kind == FP32)
+      for (int k = 0; k < w.cols; ++k) ((float*)x.near)[(size_t)r * x.pitch + k] = from[k];
+    else
+      for (int k = 0; k < w.cols; ++k) ((uint16_t*)x.near)[(size_t)r * x.pitch + k] = to_bf16(from[k]);
+  }
+}
+
+// Row `row` and those `step` rows on, R in all, with M tokens from `token` on. near: which widened row is the first.
 template <int R, int M>
-static inline void dot_block(const Mat& w, int row, int step, const Packed& x, int token, float* out) {
+static inline void dot_block(const Mat& w, int row, int step, int near, const Packed& x, int token, float* out) {
   const size_t at = (size_t)row * w.cols, from = (size_t)token * x.pitch, line = (size_t)step * w.cols;
   if (w.kind == INT8) {
-    const size_t blocks = x.pitch / BLOCK;
-    isa::dot<R, M>((const int8_t*)w.data + at, w.cols, line, x.whole + from, x.pitch, x.scale + token * blocks, blocks, out);
+    const size_t blocks = x.pitch / BLOCK, lies = (size_t)near * x.pitch;
+    if (x.near_kind == INT8)
+      isa::dot<R, M>((const int8_t*)w.data + at, w.cols, line, x.whole + from, x.pitch, x.scale + token * blocks, blocks, out);
+    else if (x.near_kind == FP32)
+      isa::dot<R, M>((const float*)x.near + lies, w.cols, x.pitch, x.wide + from, x.pitch, out);
+#if defined(DEPTHDIAL_AVX512)
+    else isa::dot<R, M>((const uint16_t*)x.near + lies, w.cols, x.pitch, x.half + from, x.pitch, out);
+#endif
     for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) out[m * R + r] *= w.scale[row + r * step];
+      for (int r = 0; r < R; ++r) out[m * R + r] = apart(out[m * R + r] * w.scale[row + r * step]);
   } else if (w.kind == BF16) {
 #if defined(DEPTHDIAL_AVX512)
     isa::dot<R, M>((const uint16_t*)w.data + at, w.cols, line, x.half + from, x.pitch, out);
@@ -122,16 +152,6 @@ static inline void dot_block(const Mat& w, int row, int step, const Packed& x, i
   }
 }
 
-// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
-static inline float apart(float x) {
-#if defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
-
 // S rows, `step` apart, with M tokens; out[m * ld + r * out_step]. As many sums at once as there are registers for.
 template <int S, int M>
 static inline void store_block(const Mat& w, int row, int step, const Packed& x, int token, float* out, int out_step, int ld,
@@ -139,18 +159,19 @@ static inline void store_block(const Mat& w, int row, int step, const Packed& x,
   constexpr int R = S > 4 && M > 1 && M == isa::TOKENS ? 4 : S;
   float sums[R * M];
   for (int first = 0; first < S; first += R) {
-    dot_block<R, M>(w, row + first * step, step, x, token, sums);
+    dot_block<R, M>(w, row + first * step, step, first, x, token, sums);
+    for (int m = 0; w.bias && m < M; ++m)
+      for (int r = 0; r < R; ++r) sums[m * R + r] += w.bias[row + (first + r) * step];
+    for (int i = 0; i < R * M; ++i) sums[i] = rounded(sums[i], bf16);
     for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        const float bias = w.bias ? w.bias[row + (first + r) * step] : 0.0f;
-        out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = rounded(apart(sums[m * R + r]) + bias, bf16);
-      }
+      for (int r = 0; r < R; ++r) out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = sums[m * R + r];
   }
 }
 
 template <int S>
 static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, float* out, int out_step, int ld, bool bf16) {
   int token = 0;
+  if (w.kind == INT8 && x.near_kind != INT8) widen(w, row, step, S, x);
   for (; token + isa::TOKENS <= x.tokens; token += isa::TOKENS)
     store_block<S, isa::TOKENS>(w, row, step, x, token, out, out_step, ld, bf16);
   if constexpr (isa::TOKENS > 2) {
@@ -161,6 +182,7 @@ static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, 
 
 static inline bool tiled(const Mat& w, const Packed& x) {
 #if defined(DEPTHDIAL_AMX)
+  if (w.kind == INT8 && x.near_kind != INT8) return false;
   return amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0;
 #else
   return false;

@@ -44,7 +44,7 @@ struct PackedMemory {
     whole = Buffer<int8_t>(count);
     scale = Buffer<float>(count / BLOCK);
     tiles = Buffer<uint16_t>((size_t)(tokens + 15) / 16 * 16 * padded(widest));
-    view = {wide, half, whole, scale, tiles, 0, 0, 0};
+    view = {wide, half, whole, scale, tiles, 0, 0, 0, nullptr, INT8};
   }
 };
 
@@ -53,7 +53,7 @@ constexpr int LOGITS = 256;  // of each token, held before they are looked at
 // What one thread keeps for itself. Every thread computes the residual stream and the decisions, which is cheaper than
 // sharing them.
 struct Own {
-  Buffer<float> x, z, code, pages, logits;
+  Buffer<float> x, z, code, pages, logits, near;
   PackedMemory a, b;
   std::vector<int> kept, skipped;
   std::vector<float> run, skip, shifted, best;
@@ -63,7 +63,7 @@ struct Own {
 
   Own(int tokens, int dim, int widest, int rank, int head_dim)
       : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
-        logits((size_t)tokens * LOGITS), a(tokens, widest), b(tokens, widest), kept(tokens),
+        logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), kept(tokens),
         skipped(tokens), run(tokens), skip(tokens), shifted(tokens), best(tokens), best_id(tokens) {}
 };
 

@@ -12,7 +12,11 @@ class Pass {
   void all() {
     own.weight_bytes = 0;
     own.kv_bytes = 0;
-    own.a.view.width = own.b.view.width = N < 16 ? N : 16;
+    for (Packed* x : {&own.a.view, &own.b.view}) {
+      x->width = N < 16 ? N : 16;
+      x->near = own.near;
+      x->near_kind = !p.reading ? INT8 : bf16 && sizeof(isa::Half) == 2 ? BF16 : FP32;
+    }
     begin();
     for (int index = 0; index < m.spec.count; ++index) layer(index);
     if (p.asked_count && (p.logits || p.argmax)) head();
