@@ -104,6 +104,7 @@ struct Runs {
 };
 
 constexpr int RUNS = 8;
+constexpr int MANY = 16;  // tokens that keep a core busier than memory is: rows are then taken as they lie
 
 // x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
 static inline float apart(float x) {
@@ -163,8 +164,12 @@ static inline void store_block(const Mat& w, int row, int step, const Packed& x,
     for (int m = 0; w.bias && m < M; ++m)
       for (int r = 0; r < R; ++r) sums[m * R + r] += w.bias[row + (first + r) * step];
     for (int i = 0; i < R * M; ++i) sums[i] = rounded(sums[i], bf16);
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = sums[m * R + r];
+    for (int m = 0; m < M; ++m) {
+      float* to = out + (size_t)(token + m) * ld + (size_t)first * out_step;
+      if (out_step == 1) memcpy(to, sums + m * R, sizeof(float) * R);
+      else
+        for (int r = 0; r < R; ++r) to[(size_t)r * out_step] = sums[m * R + r];
+    }
   }
 }
 
@@ -228,7 +233,10 @@ static inline void fetch(const Mat& w, int begin, int end) {
 
 // out [tokens, ld], columns begin..end: rows begin..end of w with the packed tokens. Returns the bytes of weights read.
 static int64_t linear_rows(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
-  for (int row = begin; row < end;) {
+  int row = begin;
+  if (x.tokens >= MANY && !tiled(w, x))
+    for (; row + RUNS <= end; row += RUNS) all_tokens<RUNS>(w, row, 1, x, out + row, 1, ld, bf16);
+  while (row < end) {
     const Runs runs = runs_of(w, x, row, end);
     linear_runs(w, x, runs, 0, runs.step, out + row, runs.step, ld, bf16);
     row += runs.count * runs.step;
