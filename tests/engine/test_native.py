@@ -13,11 +13,11 @@ from depthdial.core.decision import Site
 from depthdial.engine import assemble
 from depthdial.engine.batch import Batch
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.engine.native import NativeRunner
+from depthdial.engine.native import NativeRunner, tensors_of
 from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
-from depthdial.kernels.cpu.build import Unavailable, supported
+from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS, method_named
 from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
@@ -77,9 +77,9 @@ def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: st
         if plain.logits is not None:
             torch.testing.assert_close(mine.logits, plain.logits.float(), rtol=1e-4, atol=1e-4)
     a, b = (llm.stats for llm in llms)
-    assert a.native_tokens == 16 + 7 and b.native_tokens == 0
+    assert a.native_tokens == 80 + 16 + 7 and b.native_tokens == 0
     assert (a.passes, a.tokens, a.layers_run) == (b.passes, b.tokens, b.layers_run)
-    for name in ("attn_rows", "mlp_rows", "adapter_rows"):
+    for name in ("attn_rows", "mlp_rows", "adapter_rows", "kv_rows"):
         assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
     if llms[0].model.method.kv == "project":
         caches = [llm.engine.scheduler.cache for llm in llms]
@@ -87,8 +87,9 @@ def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: st
         torch.testing.assert_close(caches[0].v, caches[1].v, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize("method", TILED)
-def test_large_passes_of_whole_tiles_run_natively(tiny_model, tiny_tokenizer, adapted, asked, method: str):
+def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, method: str, isa: str):
     """The same decisions where a method looks at places; a router's may differ where its logit is close to the cut."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
     base = tiny_model("llama", **sizes).bfloat16()
@@ -96,15 +97,15 @@ def test_large_passes_of_whole_tiles_run_natively(tiny_model, tiny_tokenizer, ad
     llm = LLM.of(adapted(base, method_named(method, fields)), tiny_tokenizer)
     if not fused(llm):
         return
-    runner, found = native(llm), []
+    plain, found = native(llm).plain, []
+    runner = NativeRunner(plain, tensors_of(plain.spine, plain), isa)
     for run in (runner.run, runner.plain.run):
         long, short, third = rows(llm, asked, method)
-        batch, before = Batch(llm.engine.scheduler.cache, 256, torch.device("cpu")), llm.stats.attn_rows.copy()
+        batch, before = Batch(llm.engine.scheduler.cache, 256, torch.device("cpu")), runner.stats.attn_rows.copy()
         batch.fill([Slice(third, 0, 1), Slice(long, 0, 90), Slice(short, 0, 6)])
-        found.append((run(batch), llm.stats.attn_rows - before))
+        found.append((run(batch), runner.stats.attn_rows - before))
     (mine, ran), (plain, plain_ran) = found
-    tiles = runner.model.prefills
-    assert tiles == ("amx" in supported()) and llm.stats.native_tokens == (97 if tiles else 0)
+    assert runner.tiles == isa.startswith("amx") and llm.stats.native_tokens == 97
     assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
     differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
     assert differ <= (10 if llm.model.method.reads_input else 0)

@@ -29,6 +29,7 @@ class Batch:
         """Tokens of the pass; how many of them, the first ones, are alone in their row."""
         self._ids, self._positions = np.zeros(capacity, np.int64), np.zeros(capacity, np.int32)
         self._slots, self._offsets = np.zeros(capacity, np.int32), np.zeros(capacity, np.float32)
+        self._reads = np.zeros(capacity, np.bool_)
         self._host = [torch.from_numpy(a) for a in (self._ids, self._positions, self._slots, self._offsets)]
         self._views: dict[int, list[Tensor]] = {}
         self._device = device
@@ -37,8 +38,8 @@ class Batch:
         """Does every token run the untouched base?"""
         self.greedy = False
         """Is the likeliest token all that is asked of every row?"""
-        self.exact = False
-        """Must each token come out as it would alone?"""
+        self.reading = 0
+        """Tokens of the pass that belong to their texts' prompts."""
         self.vote: float | None = None
         """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
         self.fleeting = False
@@ -49,13 +50,16 @@ class Batch:
 
     def fill(self, slices: Sequence[Slice]) -> None:
         """Take the next pass; what the buffers held is overwritten."""
-        self.slices, self.last, self.untouched, self.greedy, self.exact = slices, [], True, True, False
+        self.slices, self.last, self.untouched, self.greedy, self.reading = slices, [], True, True, 0
         self.vote = None
         self.singles = at = 0
         for part in slices:
             row, start, count = part.row, part.start, part.count
             offset, slot, params = part.offset, row.slot, row.request.params
             assert slot is not None
+            read = min(max(len(row.request.token_ids) - start, 0), count)
+            self._reads[at : at + read], self._reads[at + read : at + count] = True, False
+            self.reading += read
             if count == 1:
                 assert self.singles == at, "single tokens come first"
                 self.singles += 1
@@ -72,11 +76,14 @@ class Batch:
                 self.last += range(at - asked, at)
                 # a draft's probability is asked for, too
                 self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
-            # prompts run as they would without drafts
-            self.exact = self.exact or (params.lossless and bool(asked) and not part.drafting and count <= asked)
             self.untouched = self.untouched and offset == np.inf
         self.size = at
         self.ids, self.positions, self.slots, self.offsets = self._of_size(at)
+
+    @property
+    def reads(self) -> Tensor:
+        """bool [N], on the CPU: does the token belong to its text's prompt?"""
+        return torch.from_numpy(self._reads[: self.size])
 
     def room(self, rows: int, columns: int) -> Tensor:
         """fp32 [rows, columns] for logits; where they are fleeting, the same memory for pass after pass: fresh memory

@@ -117,7 +117,7 @@ class GraphRunner:
         if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
             raise ValueError("these kernels round a router's code, and a linear router's is its decision")
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
-        self.small = max(buckets)
+        self.small, self.roles = max(buckets), False
         self.break_even: BreakEven | None = None
         self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
         self._cost = Costs(plain.ledger)
@@ -148,6 +148,9 @@ class GraphRunner:
         depths = kept.sum(0, dtype=np.int64).tolist()
         if not batch.last:
             return Passed(None, depths, costs, keep=kept)
+        if batch.greedy:  # as `NativeModel.forward` says it
+            finite = logits.gather(-1, greedy[:, None])[:, 0].isfinite()
+            greedy = torch.where(finite, greedy, -1)
         tokens = greedy.tolist() if batch.greedy else None
         return Passed(None if batch.greedy else logits, depths, costs, tokens, kept)
 

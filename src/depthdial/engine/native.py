@@ -1,6 +1,8 @@
-"""Passes on a CPU in one native call: small ones, and large ones of a bf16 model where the machine has AMX.
+"""Passes on a CPU in native calls of at most 64 tokens; with AMX, what is read of a prompt in tiles, any number at once.
 
-Others go to the torch runner, over the same cache and weights.
+Tiles sum in another order, and under int8 weights activations of prompts stay as they are. So which way a token goes
+does not follow from the company it has in a pass, but from its place in its own text: prompts are read, what is written
+after them never is. A text is the same alone and in any company, however it is cut into passes.
 
 What a native pass decides and what it costs is tested against the torch runner, which says what it means.
 """
@@ -34,8 +36,6 @@ from depthdial.kernels.tensors import (
 )
 from depthdial.models.block import Spine
 
-SIXTEEN = 16
-"""Tokens that a thread of a large native pass takes at least."""
 REMEMBERED = 4096
 """Places of the dial whose decisions are remembered."""
 
@@ -43,7 +43,6 @@ REMEMBERED = 4096
 class _Buffers(NamedTuple):
     """What a pass of N tokens writes into, made once for each N."""
 
-    logits: Tensor
     argmax: Tensor
     keep: Tensor
     kept: np.ndarray
@@ -61,12 +60,15 @@ class NativeRunner:
 
     small = MAX_TOKENS
 
-    def __init__(self, plain: TorchRunner, tensors: ModelTensors):
+    def __init__(self, plain: TorchRunner, tensors: ModelTensors, isa: str | None = None):
         self.plain = plain
-        self.model = NativeModel(tensors)
+        self.model = NativeModel(tensors, isa=isa)
+        self.tiles = self.model.prefills
+        self.roles = self.tiles or self.model.int8
         self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
         self._cost = Costs(plain.ledger)
         self._adapters = np.array([layer.adapter is not None for layer in tensors.layers])
+        self._sparse = np.array([layer.sparse_kv for layer in tensors.layers])
         self._buffers: dict[int, _Buffers] = {}
         self._kept = np.zeros(len(tensors.layers), dtype=np.int64)
         self._routed = self._whole = 0
@@ -74,29 +76,88 @@ class NativeRunner:
 
     def run(self, batch: Batch) -> Passed:
         """One pass; see `TorchRunner.run`."""
-        if batch.size > self.small:
-            return self._large(batch) if self._has_work_for_all(batch.size) else self.plain.run(batch)
-        n, cache = batch.size, batch.cache
-        if n not in self._buffers:
-            self._buffers[n] = self._make(n)
-        out = self._buffers[n]
+        n = batch.size
+        if n > self.small or (self.roles and 0 < batch.reading < n) or (self.tiles and batch.reading):
+            return self._in_parts(batch)
+        out = self._out(n)
         given = None
         if self._given is not None and not batch.untouched:
             self._given.fill(out.given_rows, batch)
             given = out.given
-        logits, argmax = (None, out.argmax) if batch.greedy else (out.logits, None)
-        if not batch.last:
-            logits = argmax = None  # in the middle of a prompt nobody asks for the next token
-        counted = self.model.forward(
-            batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
-            logits, out.keep, out.score, batch.vote, argmax, batch.exact,
-        )  # fmt: skip
-        depths, costs = self._count(batch, out.kept, counted)
+        logits = argmax = asked = None  # in the middle of a prompt nobody asks for the next token
+        if batch.last:
+            asked = None if len(batch.last) == n else torch.tensor(batch.last, dtype=torch.int32)
+            if batch.greedy:
+                argmax = out.argmax[: len(batch.last)]
+            else:
+                logits = batch.room(len(batch.last), self.model.vocabulary)
+        counted = self._forward(batch, slice(n), given, logits, argmax, asked, out, batch.reading > 0)
+        depths, costs = self._count(batch, out.kept, counted, counted.layers_run)
         keep = None if batch.untouched else out.kept
-        if argmax is not None:
-            tokens = argmax.tolist()
-            return Passed(None, depths, costs, [tokens[i] for i in batch.last], keep)
-        return Passed(out.logits[batch.last] if batch.last else None, depths, costs, keep=keep)
+        return Passed(logits, depths, costs, None if argmax is None else argmax.tolist(), keep)
+
+    def _forward(
+        self,
+        batch: Batch,
+        at: slice | Tensor,
+        given: Tensor | None,
+        logits: Tensor | None,
+        argmax: Tensor | None,
+        asked: Tensor | None,
+        out: _Buffers,
+        reading: bool,
+    ) -> Counters:
+        """The small pass of the tokens `at`."""
+        cache = batch.cache
+        return self.model.forward(
+            batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v, batch.offsets[at],
+            given, logits, out.keep, out.score, batch.vote, argmax, asked, reading,
+        )  # fmt: skip
+
+    def _in_parts(self, batch: Batch) -> Passed:
+        """A pass in several native ones: what is read in tiles first, since what is written sees it."""
+        n, depth = batch.size, self.model.depth
+        keep = torch.ones(depth, n, dtype=torch.uint8)
+        table = None
+        if self._given is not None and not batch.untouched:
+            table = torch.ones_like(keep)
+            self._given.fill(table.numpy(), batch)
+        wanted = torch.tensor(batch.last, dtype=torch.int64)
+        logits, sums = batch.room(len(wanted), self.model.vocabulary), []
+        for at, reading in self._parts(batch):
+            (rows,) = torch.isin(wanted, at).nonzero(as_tuple=True)
+            asked = torch.searchsorted(at, wanted[rows]).int()
+            given = None if table is None else table[:, at]
+            # rows side by side, as they mostly are, are written where they belong
+            whole = not len(rows) or int(rows[-1] - rows[0]) + 1 == len(rows)
+            begin = int(rows[0]) if len(rows) else 0
+            found = logits[begin : begin + len(rows)] if whole else torch.empty(len(rows), self.model.vocabulary)
+            if reading and self.tiles:
+                cache, kept = batch.cache, torch.ones(depth, len(at), dtype=torch.uint8)
+                sums.append(self.model.prefill(
+                    batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v,
+                    batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)), batch.vote,
+                ))  # fmt: skip
+            else:
+                out = self._out(len(at))
+                kept = out.keep
+                sums.append(self._forward(batch, at, given, found if len(rows) else None, None, asked, out, reading))
+            keep[:, at] = kept
+            if not whole:
+                logits[rows] = found
+        counted = Counters(*(sum(column) for column in zip(*sums, strict=True)))
+        kept = keep.numpy()
+        depths, costs = self._count(batch, kept, counted, int(kept.any(1).sum()))
+        return Passed(logits if batch.last else None, depths, costs, keep=None if batch.untouched else kept)
+
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, bool]]:
+        """Which tokens, int64 and rising, run together, and whether they are read."""
+        every = torch.arange(batch.size)
+        if not self.roles:
+            return [(part, False) for part in every.split(self.small)]
+        read, written = every[batch.reads], every[~batch.reads]
+        parts = [(part, True) for part in ((read,) if self.tiles else read.split(self.small)) if len(part)]
+        return parts + [(part, False) for part in written.split(self.small) if len(part)]
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -107,46 +168,27 @@ class NativeRunner:
     def break_even(self, found: BreakEven | None) -> None:
         self.plain.break_even = found
 
-    def _has_work_for_all(self, tokens: int) -> bool:
-        """Does a native pass of so many tokens keep at least half of the threads busy? They take sixteen at a time."""
-        return self.model.prefills and 2 * tokens > SIXTEEN * torch.get_num_threads()
-
-    def _large(self, batch: Batch) -> Passed:
-        """A pass of more tokens than `small`: prompts, or many rows that decode."""
-        n, cache, depth = batch.size, batch.cache, self.model.depth
-        keep, score = torch.ones(depth, n, dtype=torch.uint8), torch.empty(depth, n)
-        given = None
-        if self._given is not None and not batch.untouched:
-            given = torch.ones_like(keep)
-            self._given.fill(given.numpy(), batch)
-        asked = torch.tensor(batch.last, dtype=torch.int32)
-        logits = batch.room(len(asked), self.model.vocabulary)
-        counted = self.model.prefill(
-            batch.ids, batch.positions, batch.slots, cache.table, cache.k, cache.v, batch.offsets, given,
-            asked, logits, keep, score, batch.vote,
-        )  # fmt: skip
-        depths, costs = self._count(batch, keep.numpy(), counted)
-        return Passed(logits if batch.last else None, depths, costs, keep=None if batch.untouched else keep.numpy())
-
     @property
     def stats(self) -> Stats:
         """The plain runner's, with what native passes ran added to its rows."""
         stats, whole = self.plain.stats, self._whole
         for rows in (stats.rows, stats.attn_rows, stats.mlp_rows):
             rows += self._kept + whole
-        stats.kv_rows += self._routed + whole
+        stats.kv_rows += np.where(self._sparse, self._kept, self._routed) + whole
         stats.adapter_rows += (self._routed - self._kept) * self._adapters
         self._kept[:] = 0
         self._routed = self._whole = 0
         return stats
 
-    def _count(self, batch: Batch, kept: np.ndarray, counted: Counters) -> tuple[list[int], list[float]]:
+    def _count(
+        self, batch: Batch, kept: np.ndarray, counted: Counters, layers_run: int
+    ) -> tuple[list[int], list[float]]:
         """kept: uint8 [L, N]. Depths and costs of the tokens. Rows are summed up when asked for: a pass is short."""
         stats, n = self.plain.stats, batch.size
         stats.passes += 1
         stats.tokens += n
         stats.native_tokens += n
-        stats.layers_run += counted.layers_run
+        stats.layers_run += layers_run
         stats.weight_bytes += counted.weight_bytes
         stats.kv_bytes += counted.kv_bytes
         stats.padded_rows += counted.padded_rows
@@ -160,11 +202,13 @@ class NativeRunner:
         self._kept += kept.sum(1, dtype=np.int64)
         return kept.sum(0, dtype=np.int64).tolist(), self._cost(kept, batch.offsets.numpy())
 
-    def _make(self, n: int) -> _Buffers:
-        depth = self.model.depth
-        keep, given = (torch.ones(depth, n, dtype=torch.uint8) for _ in range(2))
-        logits, argmax = torch.empty(n, self.model.vocabulary), torch.zeros(n, dtype=torch.int64)
-        return _Buffers(logits, argmax, keep, keep.numpy(), torch.empty(depth, n), given, given.numpy())
+    def _out(self, n: int) -> _Buffers:
+        if n not in self._buffers:
+            depth = self.model.depth
+            keep, given = (torch.ones(depth, n, dtype=torch.uint8) for _ in range(2))
+            argmax, score = torch.zeros(n, dtype=torch.int64), torch.empty(depth, n)
+            self._buffers[n] = _Buffers(argmax, keep, keep.numpy(), score, given, given.numpy())
+        return self._buffers[n]
 
 
 class Costs:

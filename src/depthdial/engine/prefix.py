@@ -26,9 +26,11 @@ def first_key(*facts: object) -> bytes:
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
 
-def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of a page from the one before it and its own tokens."""
-    return hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
+def next_key(before: bytes, tokens: Sequence[int], read: int | None = None) -> bytes:
+    """The key of a page from the one before it and its own tokens. read: how many of these belong to the prompt, where
+    K and V of the others have other bits than a prompt's; None: they have not, or all do."""
+    facts = before + array("q", tokens if read is None else [*tokens, -1, read]).tobytes()
+    return hashlib.blake2b(facts, digest_size=16).digest()
 
 
 class Prefixes:

@@ -211,13 +211,18 @@ class Row:
         """The key of the draw of the token at a place in the text; what is greedy draws nothing."""
         return draw_key(self.request.seed, self.sample, place) if self.request.params.temperature else 0
 
-    def chain(self) -> list[bytes]:
-        """The keys of its pages that could come from the cache: at least its last token must run."""
-        keys, before = [], self.request.key
+    def chain(self, roles: bool = False) -> list[bytes]:
+        """The keys of its pages that could come from the cache: at least its last token must run. roles: see
+        `Runner.roles`."""
+        keys: list[bytes] = []
         for first in range(0, (self.length - 1) // PAGE * PAGE, PAGE):
-            before = next_key(before, self.tokens[first : first + PAGE])
-            keys.append(before)
+            keys.append(self.page_key(first, keys[-1] if keys else self.request.key, roles))
         return keys
+
+    def page_key(self, first: int, before: bytes, roles: bool) -> bytes:
+        """The key of the page of places `first` on; before: that of the page before it."""
+        read = max(len(self.request.token_ids) - first, 0)
+        return next_key(before, self.tokens[first : first + PAGE], read if roles and read < PAGE else None)
 
     def note(self, start: int, depths: Sequence[int], costs: Sequence[float]) -> None:
         """Tokens from place `start` on have run. What ran before (and was preempted) keeps its first figures."""

@@ -37,6 +37,8 @@ class Runner(Protocol):
 
     small: int
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
+    roles: bool
+    """Do tokens of prompts run another way than those written after them, so that K and V have other bits?"""
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -59,6 +61,7 @@ class TorchRunner:
     """
 
     small = 0
+    roles = False
 
     def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
         self.method: Method = method_of(model)

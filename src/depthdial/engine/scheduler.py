@@ -11,7 +11,6 @@ from collections import deque
 from typing import NamedTuple
 
 from depthdial.engine.cache import Cache, pages_for
-from depthdial.engine.prefix import next_key
 from depthdial.engine.request import Row
 from depthdial.engine.speculate import Draft
 from depthdial.engine.stats import Stats
@@ -70,6 +69,8 @@ class Scheduler:
         self.cache, self.max_batch, self.chunk, self.stats = cache, max_batch, chunk, stats
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
+        self.roles = False
+        """`Runner.roles`, of the runner that is scheduled for."""
 
     @property
     def idle(self) -> bool:
@@ -172,7 +173,7 @@ class Scheduler:
         return True
 
     def _start(self, row: Row) -> bool:
-        chain = row.chain()
+        chain = row.chain(self.roles)
         saved = self.cache.prefixes.find(chain)
         # pages for all its known tokens and one more, or it would soon be preempted; alone, it is known to fit
         needed = pages_for(row.length + 1) - len(saved) + self.cache.prefixes.idle_among(saved)
@@ -195,7 +196,7 @@ class Scheduler:
         while (len(row.keys) + 1) * PAGE <= end:
             first = len(row.keys) * PAGE
             places = slice(first, first + PAGE)
-            row.keys.append(next_key(row.keys[-1] if row.keys else row.request.key, row.tokens[places]))
+            row.keys.append(row.page_key(first, row.keys[-1] if row.keys else row.request.key, self.roles))
             depths, costs = row.ran_depths[places], row.ran_costs[places]
             self.cache.save(row.slot, first // PAGE, row.keys[-1], depths, costs)
         if part.draft:

@@ -28,7 +28,6 @@ from depthdial.engine.speculate import Draft, Speculator, accepted
 
 log = logging.getLogger(__name__)
 
-
 NOT_FINITE = (
     "the model's logits for this text are not finite (NaN or infinite), so no next token can be chosen; "
     "look for such values in the weights of the model or of the plug-in, or in this text's tokens' embeddings"
@@ -52,6 +51,7 @@ class Engine:
         self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int], ballot: Ballot | None = None
     ):
         self.runner, self.scheduler, self.batch, self.ends, self.ballot = runner, scheduler, batch, ends, ballot
+        scheduler.roles = runner.roles
         self.speculator = Speculator(scheduler.stats.speculation)
         """Drafts for rows in lossless mode."""
         self.dial: Dial | None = None
@@ -205,6 +205,9 @@ class Engine:
         ran: uint8 [bytes of a mask, drawn], the layers that ran for each token drawn; None: all.
         """
         row, draft = part.row, part.draft
+        if -1 in drawn:
+            self._end(row, "error", NOT_FINITE)
+            return
         counts = row.request.params.lossless and part.count == part.asked
         if draft is not None:
             drawn = accepted(draft.tokens, drawn)

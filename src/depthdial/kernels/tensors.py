@@ -12,8 +12,8 @@ from torch import Tensor
 
 PAGE = 64
 """Tokens in one page of the KV cache."""
-MAX_TOKENS = 16
-"""Most tokens of a small native pass, which reads each weight once; larger ones: `NativeModel.prefill`, or torch."""
+MAX_TOKENS = 64
+"""Most tokens of a small native pass, which reads each weight once."""
 
 
 class Int8(NamedTuple):

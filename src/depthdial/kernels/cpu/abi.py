@@ -41,7 +41,7 @@ class LayerSpec(Structure):
         *((name, Mat) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, Mat) for name in ("adapter_gate", "adapter_up", "adapter_down")),
         ("router", RouterSpec),
-        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window")),
+        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window", "sparse_kv")),
         ("scale", c_float),
     ]
 
@@ -64,7 +64,7 @@ class PassSpec(Structure):
         *((name, c_int64) for name in ("table_stride", "layer_stride")),
         *(
             (name, c_int32)
-            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count", "exact")
+            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count", "reading")
         ),
         ("vote", c_float),
         *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows")),

@@ -37,8 +37,11 @@ ISAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512": (_AVX512_FLAGS, _AVX512_NEEDS),
     "avx2": (("-DDEPTHDIAL_AVX2", "-mavx2", "-mfma"), ("avx2", "fma")),
     "portable": ((), ()),
+    "amx-emulated": ((*_AVX512_FLAGS, "-DDEPTHDIAL_AMX", "-DDEPTHDIAL_AMX_EMULATED"), _AVX512_NEEDS),
 }
 """Instruction sets, best first: the compiler's flags, and the processor's features they need (as Linux names them)."""
+EMULATED = "amx-emulated"
+"""What is written for AMX with tiles in AVX-512: for tests on machines without AMX, and never chosen by itself."""
 
 Log = Callable[[str], None]
 
@@ -53,6 +56,11 @@ def to_stderr(message: str) -> None:
 
 def supported() -> tuple[str, ...]:
     """The instruction sets of this processor, best first; only the portable one where its features cannot be read."""
+    return tuple(name for name in all_isas() if name != EMULATED)
+
+
+def all_isas() -> tuple[str, ...]:
+    """`supported`, and last the emulated one where AVX-512 can emulate it."""
     features = _features()
     return tuple(name for name, (_, needs) in ISAS.items() if features.issuperset(needs))
 

@@ -1,4 +1,4 @@
-"""A whole model whose passes of 1 to 16 tokens run in one native call each, without allocating anything.
+"""A whole model whose passes of 1 to 64 tokens run in one native call each, without allocating anything.
 
 It refers to the tensors it is given and copies none but the small ones (norms, biases); with int8 weights it holds the
 packed ones, and the originals can be dropped by their owner.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from depthdial.kernels.cpu.abi import ORDERS, LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
-from depthdial.kernels.cpu.build import Log, Unavailable, library, supported, to_stderr
+from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, library, supported, all_isas, to_stderr
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, LayerTensors, ModelTensors
 
@@ -74,6 +74,7 @@ class NativeModel:
         if weights == "int8":
             model = packed(model)
         self.depth, self.max_tokens = len(model.layers), max_tokens
+        self.int8 = any(isinstance(layer.down.weight, Int8) for layer in model.layers)
         self.vocabulary = (model.head.values if isinstance(model.head, Int8) else model.head).shape[0]
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
@@ -82,7 +83,7 @@ class NativeModel:
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
         self._spec = _spec(model, self._pointers, self.dtype, max_tokens)
-        self._pass = PassSpec()
+        self._pass, self._all = PassSpec(), torch.arange(max_tokens, dtype=torch.int32)
         self._threads = self._process = 0
         self._handle: int | None = None
 
@@ -101,28 +102,29 @@ class NativeModel:
         score_out: Tensor,
         vote: float | None = None,
         argmax_out: Tensor | None = None,
-        exact: bool = False,
+        asked: Tensor | None = None,
+        reading: bool = False,
     ) -> Counters:
         """Runs N tokens; writes K and V of all of them into the caches and its results into the tensors `*_out`.
 
         ids: int64 [N]; positions, sequences: int32 [N]; page_table: int32 [sequences, pages of one]; caches:
         T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
-        decision at layers without a router. logits_out: fp32 [N, V]; argmax_out: int64 [N]; without either the head is
-        not run.
-        keep_out: uint8 [L, N]; score_out: fp32 [L, N]. A token comes out as in a pass of its own, bit for bit; with
-        int8 weights only where `exact` asks for it (AMX tiles sum in another order; without them it is slower from 5
-        tokens on). Raises ValueError for anything of another shape, dtype or range.
+        decision at layers without a router. asked: int32 [M], tokens whose logits are wanted, None all of them in order.
+        logits_out: fp32 [M, V]; argmax_out: int64 [M], -1 where logits are not finite; without either the head is not
+        run. keep_out: uint8 [L, N]; score_out: fp32 [L, N]. reading: under int8 weights activations stay as they are,
+        which is more exact, and faster for many tokens. A token comes out as in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
-            raise ValueError(
-                f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run larger ones in torch, or by `prefill`"
-            )
+            raise ValueError(f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run more in several")
         self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
-        wanted = (n, self.vocabulary)
+        asked = self._all[:n] if asked is None else asked
+        count = len(asked)
+        wanted = (count, self.vocabulary)
+        call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
         call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
-        call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (n,))
-        call.voting, call.vote, call.exact = vote is not None, vote or 0.0, exact
+        call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (count,))
+        call.voting, call.vote, call.reading = vote is not None, vote or 0.0, reading
         code = self._library.depthdial_pass(self._team(), call)
         if code:
             raise ValueError(_OUT_OF_RANGE[code])
@@ -151,8 +153,8 @@ class NativeModel:
     ) -> Counters:
         """`forward` for any number of tokens, those of a sequence side by side and in order. Only where `prefills`.
 
-        asked: int32 [M], tokens whose logits are wanted; logits_out: fp32 [M, V]. A token comes out the same whatever
-        other tokens are in the pass, unless it is alone of its sequence in one and not in another.
+        asked: int32 [M], tokens whose logits are wanted; logits_out: fp32 [M, V]. A token comes out the same, bit for
+        bit, whatever other tokens are in the pass; other bits than by `forward`, which sums in another order.
         """
         assert self.prefills, "this model or machine is not for `prefill`"
         call, count = PassSpec(), asked.numel()
@@ -225,6 +227,8 @@ def _free(found: ctypes.CDLL, handle: int, process: int) -> None:
 
 def _loaded(isa: str | None, log: Log) -> tuple[str, ctypes.CDLL]:
     known = supported()
+    if isa == EMULATED and EMULATED in all_isas():
+        known = (EMULATED,)
     if isa is not None and isa not in known:
         raise ValueError(f"this processor does not run {isa!r} kernels; it runs {', '.join(known)}")
     for name in known if isa is None else (isa,):
@@ -286,5 +290,5 @@ def _layer_spec(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpe
         )
     spec.heads, spec.kv_heads, spec.head_dim = layer.heads, layer.kv_heads, layer.head_dim
     spec.rope, spec.gelu = ropes.index(layer.rope), layer.activation == "gelu_tanh"
-    spec.window, spec.scale = layer.window or 0, layer.scale
+    spec.window, spec.scale, spec.sparse_kv = layer.window or 0, layer.scale, layer.sparse_kv
     return spec

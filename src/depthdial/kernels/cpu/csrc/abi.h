@@ -36,6 +36,7 @@ struct LayerSpec {
   Mat adapter_gate, adapter_up, adapter_down;
   RouterSpec router;
   int32_t heads, kv_heads, head_dim, rope, gelu, window;  // window 0: none
+  int32_t sparse_kv;  // K and V are written for the tokens that run the layer, and for no other
   float scale;
 };
 
@@ -58,15 +59,15 @@ struct PassSpec {
   void* v_cache;
   const float* offsets;
   const uint8_t* given;  // [layers, tokens] or null
-  float* logits;         // [tokens, vocabulary] or null
-  int64_t* argmax;       // [tokens] or null
+  float* logits;         // [asked_count, vocabulary] or null
+  int64_t* argmax;       // [asked_count] or null; -1: its logits are not finite
   uint8_t* keep;         // [layers, tokens]
   float* score;          // [layers, tokens]
-  const int32_t* asked;  // [asked_count], prefill: tokens whose logits are wanted, [asked_count, vocabulary]
+  const int32_t* asked;  // [asked_count]: tokens whose logits are wanted
   int64_t table_stride, layer_stride;  // in elements
   int32_t tokens, table_rows, table_columns, pages, voting;
   int32_t asked_count;
-  int32_t exact;  // each token as in a pass of its own: no kernel that sums in another order for several
+  int32_t reading;  // of prompts: activations stay as they are under int8 weights
   float vote;
   int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows;  // written by the pass
 };

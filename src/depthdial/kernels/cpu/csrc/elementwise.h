@@ -44,7 +44,9 @@ static inline float fast_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = ((int32_t)n + 127) << 23;
+  uint32_t bits;  // of `shifted`, which ends in n; whatever NaN leaves there is multiplied by NaN
+  memcpy(&bits, &shifted, 4);
+  bits = (bits - 0x4b400000u + 127u) << 23;
   float power;
   memcpy(&power, &bits, 4);
   return p * power;

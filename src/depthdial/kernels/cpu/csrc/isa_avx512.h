@@ -25,6 +25,23 @@ static inline __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
 template <int R, int M>
 static inline void reduce(const __m512 (&sum)[R][M], float* out) {
   const __m512 zero = _mm512_setzero_ps();
+  if constexpr (R == 4 && M == 4) {  // as four times `reduce4`, in fewer steps
+    __m512 fours[4];
+    for (int m = 0; m < 4; ++m) {
+      const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sum[0][m], sum[1][m]), _mm512_unpackhi_ps(sum[0][m], sum[1][m]));
+      const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sum[2][m], sum[3][m]), _mm512_unpackhi_ps(sum[2][m], sum[3][m]));
+      const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      fours[m] = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+    }
+    __m512 halves[2];
+    for (int i = 0; i < 2; ++i)
+      halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x44),
+                                _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xee));
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                                        _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd)));
+    return;
+  }
   for (int m = 0; m < M; ++m) {
     if constexpr (R == 1) out[m] = _mm_cvtss_f32(reduce4(sum[0][m], zero, zero, zero));
     else
@@ -84,14 +101,42 @@ static inline void dot(const float* w, int cols, size_t line, const float* x, si
   reduce<R, M>(sum, out);
 }
 
+#if defined(DEPTHDIAL_AMX)
+
+// The sums of R vectors of whole numbers, in the first R lanes.
+template <int R>
+static inline __m512i totals(const __m512i (&v)[R]) {
+  if constexpr (R == 1) {
+    return _mm512_castsi128_si512(_mm_cvtsi32_si128(_mm512_reduce_add_epi32(v[0])));
+  } else {
+    __m512i fours[R / 4];
+    for (int r = 0; r < R; r += 4) {
+      const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[r], v[r + 1]), _mm512_unpackhi_epi32(v[r], v[r + 1]));
+      const __m512i b =
+          _mm512_add_epi32(_mm512_unpacklo_epi32(v[r + 2], v[r + 3]), _mm512_unpackhi_epi32(v[r + 2], v[r + 3]));
+      fours[r / 4] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    const __m512i one = fours[0], two = fours[R / 4 - 1];
+    const __m512i half = _mm512_add_epi32(_mm512_shuffle_i32x4(one, two, 0x44), _mm512_shuffle_i32x4(one, two, 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(half, half, 0x88), _mm512_shuffle_i32x4(half, half, 0xdd));
+  }
+}
+
+#endif
+
 // x: int8 in blocks of 64 whose scales are xs, `blocks` a token. VNNI multiplies unsigned with signed, so 128 is added to
-// x (a flipped sign bit) and 128 * sum(w) taken off.
+// x (a flipped sign bit) and 128 * sum(w) taken off. Beside AMX blocks are summed as its tiles sum them.
 template <int R, int M>
 static inline void dot(const int8_t* w, int cols, size_t line, const int8_t* x, size_t pitch, const float* xs,
                        size_t blocks, float* out) {
+#if defined(DEPTHDIAL_AMX)
+  __m512 sum[M];
+  for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_ps();
+#else
   __m512 sum[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) sum[r][m] = _mm512_setzero_ps();
+#endif
   const __m512i shift = _mm512_set1_epi8((char)0x80);
   for (int k = 0, block = 0; k < cols; k += 64, ++block) {
     const __mmask64 valid = cols - k >= 64 ? ~0ull : (1ull << (cols - k)) - 1;
@@ -104,11 +149,21 @@ static inline void dot(const int8_t* w, int cols, size_t line, const int8_t* x, 
     for (int m = 0; m < M; ++m) {
       const __m512i token = _mm512_xor_si512(_mm512_loadu_si512(x + m * pitch + k), shift);
       const __m512 scale = _mm512_set1_ps(xs[m * blocks + block]);
+#if defined(DEPTHDIAL_AMX)
+      __m512i whole[R];
+      for (int r = 0; r < R; ++r) whole[r] = _mm512_dpbusd_epi32(start[r], token, row[r]);
+      sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals<R>(whole)), scale, sum[m]);
+#else
       for (int r = 0; r < R; ++r)
         sum[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start[r], token, row[r])), scale, sum[r][m]);
+#endif
     }
   }
+#if defined(DEPTHDIAL_AMX)
+  for (int m = 0; m < M; ++m) _mm512_mask_storeu_ps(out + m * R, (__mmask16)((1u << R) - 1), sum[m]);
+#else
   reduce<R, M>(sum, out);
+#endif
 }
 
 }  // namespace isa

@@ -27,26 +27,30 @@ struct Packed {
   isa::Half* half;     // [tokens, pitch]
   int8_t* whole;       // [tokens, pitch]
   float* scale;        // [tokens, pitch / BLOCK]
-  uint16_t* tiles;     // AMX: four bytes of a token beside those of the next, and `wide` holds scale [pitch / BLOCK, 16]
+  uint16_t* tiles;     // AMX, for each 16 tokens: four bytes of one beside those of the next; `wide` has scale [pitch / BLOCK, 16]
   int tokens, pitch;
-  int width;           // tokens of the pass: how wide its tiles are
-  bool exact;  // see PassSpec
+  int width;           // of a pass's tiles: its tokens, 16 at most
+  void* near;          // where int8 rows are widened to, RUNS rows of `pitch`
+  int near_kind;       // INT8: they are not, and activations become int8, too; else what both of them are
 };
 
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
   for (int k = 0; k < padded(cols); k += BLOCK) {
     const int count = cols - k < BLOCK ? cols - k : BLOCK;
-    float most = 0;
-#pragma omp simd reduction(max : most)
+    float most = 0, broken = 0;  // 0, or NaN: no whole number says that a value is not finite, so the scale does
+#pragma omp simd reduction(max : most) reduction(+ : broken)
     for (int j = 0; j < count; ++j) {
       const float size = std::fabs(x[k + j]);
       most = size > most ? size : most;
+      broken += size * 0.0f;
     }
-    scale[k / BLOCK] = most / 127.0f;
+    scale[k / BLOCK] = most / 127.0f + broken;
     const float inverse = most > 0 ? 1.0f / (most / 127.0f) : 0.0f;
     for (int j = 0; j < count; ++j) {
-      const float value = (x[k + j] * inverse + 12582912.0f) - 12582912.0f;  // to the nearest, half to even
-      out[k + j] = (int8_t)(int)value;
+      const float value = x[k + j] * inverse + 12582912.0f;  // to the nearest, half to even, in the last bits
+      uint32_t bits;
+      memcpy(&bits, &value, 4);
+      out[k + j] = (int8_t)(uint8_t)bits;
     }
     for (int j = count; j < BLOCK; ++j) out[k + j] = 0;
   }
@@ -54,6 +58,7 @@ static inline void quantise(const float* x, int cols, int8_t* out, float* scale)
 
 // x: fp32 [.., cols], of which `rows` lists the tokens taken (null: the first `tokens`).
 static inline void pack(Packed& p, const float* x, const int* rows, int tokens, int cols, int kind) {
+  if (kind == INT8) kind = p.near_kind;
   p.tokens = tokens;
   p.pitch = padded(cols);
   for (int m = 0; m < tokens; ++m) {
@@ -76,15 +81,19 @@ static inline void pack(Packed& p, const float* x, const int* rows, int tokens, 
   }
 #if defined(DEPTHDIAL_AMX)
   if (!amx::worth(tokens, kind)) return;
-  if (kind == BF16) {
-    amx::tile_tokens(p.half, tokens, p.width, p.pitch * 2, p.tiles);
-    return;
+  for (int first = 0; first < tokens; first += amx::TILE) {
+    const size_t from = (size_t)first * p.pitch;
+    const int some = tokens - first < amx::TILE ? tokens - first : amx::TILE;
+    if (kind == BF16) {
+      amx::tile_tokens(p.half + from, some, p.width, p.pitch * 2, p.tiles + from);
+      continue;
+    }
+    amx::tile_tokens(p.whole + from, some, p.width, p.pitch, (int8_t*)p.tiles + from);
+    const int blocks = p.pitch / BLOCK;
+    float* to = p.wide + (size_t)first * blocks;
+    for (int b = 0; b < blocks; ++b)
+      for (int m = 0; m < amx::TILE; ++m) to[b * amx::TILE + m] = m < some ? p.scale[(first + m) * blocks + b] : 0.0f;
   }
-  if (p.exact) return;
-  amx::tile_tokens(p.whole, tokens, p.width, p.pitch, p.tiles);
-  const int blocks = p.pitch / BLOCK;
-  for (int b = 0; b < blocks; ++b)
-    for (int m = 0; m < amx::TILE; ++m) p.wide[b * amx::TILE + m] = m < tokens ? p.scale[m * blocks + b] : 0.0f;
 #endif
 }
 
@@ -95,16 +104,44 @@ struct Runs {
 };
 
 constexpr int RUNS = 8;
+constexpr int MANY = 16;  // tokens that keep a core busier than memory is: rows are then taken as they lie
 
-// Row `row` and those `step` rows on, R in all, with M tokens from `token` on.
+// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
+static inline float apart(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// `count` int8 rows, `step` apart from `row` on, as the activations are.
+static inline void widen(const Mat& w, int row, int step, int count, const Packed& x) {
+  for (int r = 0; r < count; ++r) {
+    const int8_t* from = (const int8_t*)w.data + (size_t)(row + r * step) * w.cols;
+    if (x.near_kind == FP32)
+      for (int k = 0; k < w.cols; ++k) ((float*)x.near)[(size_t)r * x.pitch + k] = from[k];
+    else
+      for (int k = 0; k < w.cols; ++k) ((uint16_t*)x.near)[(size_t)r * x.pitch + k] = to_bf16(from[k]);
+  }
+}
+
+// Row `row` and those `step` rows on, R in all, with M tokens from `token` on. near: which widened row is the first.
 template <int R, int M>
-static inline void dot_block(const Mat& w, int row, int step, const Packed& x, int token, float* out) {
+static inline void dot_block(const Mat& w, int row, int step, int near, const Packed& x, int token, float* out) {
   const size_t at = (size_t)row * w.cols, from = (size_t)token * x.pitch, line = (size_t)step * w.cols;
   if (w.kind == INT8) {
-    const size_t blocks = x.pitch / BLOCK;
-    isa::dot<R, M>((const int8_t*)w.data + at, w.cols, line, x.whole + from, x.pitch, x.scale + token * blocks, blocks, out);
+    const size_t blocks = x.pitch / BLOCK, lies = (size_t)near * x.pitch;
+    if (x.near_kind == INT8)
+      isa::dot<R, M>((const int8_t*)w.data + at, w.cols, line, x.whole + from, x.pitch, x.scale + token * blocks, blocks, out);
+    else if (x.near_kind == FP32)
+      isa::dot<R, M>((const float*)x.near + lies, w.cols, x.pitch, x.wide + from, x.pitch, out);
+#if defined(DEPTHDIAL_AVX512)
+    else isa::dot<R, M>((const uint16_t*)x.near + lies, w.cols, x.pitch, x.half + from, x.pitch, out);
+#endif
     for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) out[m * R + r] *= w.scale[row + r * step];
+      for (int r = 0; r < R; ++r) out[m * R + r] = apart(out[m * R + r] * w.scale[row + r * step]);
   } else if (w.kind == BF16) {
 #if defined(DEPTHDIAL_AVX512)
     isa::dot<R, M>((const uint16_t*)w.data + at, w.cols, line, x.half + from, x.pitch, out);
@@ -123,18 +160,23 @@ static inline void store_block(const Mat& w, int row, int step, const Packed& x,
   constexpr int R = S > 4 && M > 1 && M == isa::TOKENS ? 4 : S;
   float sums[R * M];
   for (int first = 0; first < S; first += R) {
-    dot_block<R, M>(w, row + first * step, step, x, token, sums);
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        const float bias = w.bias ? w.bias[row + (first + r) * step] : 0.0f;
-        out[(size_t)(token + m) * ld + (size_t)(first + r) * out_step] = rounded(sums[m * R + r] + bias, bf16);
-      }
+    dot_block<R, M>(w, row + first * step, step, first, x, token, sums);
+    for (int m = 0; w.bias && m < M; ++m)
+      for (int r = 0; r < R; ++r) sums[m * R + r] += w.bias[row + (first + r) * step];
+    for (int i = 0; i < R * M; ++i) sums[i] = rounded(sums[i], bf16);
+    for (int m = 0; m < M; ++m) {
+      float* to = out + (size_t)(token + m) * ld + (size_t)first * out_step;
+      if (out_step == 1) memcpy(to, sums + m * R, sizeof(float) * R);
+      else
+        for (int r = 0; r < R; ++r) to[(size_t)r * out_step] = sums[m * R + r];
+    }
   }
 }
 
 template <int S>
 static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, float* out, int out_step, int ld, bool bf16) {
   int token = 0;
+  if (w.kind == INT8 && x.near_kind != INT8) widen(w, row, step, S, x);
   for (; token + isa::TOKENS <= x.tokens; token += isa::TOKENS)
     store_block<S, isa::TOKENS>(w, row, step, x, token, out, out_step, ld, bf16);
   if constexpr (isa::TOKENS > 2) {
@@ -145,7 +187,8 @@ static inline void all_tokens(const Mat& w, int row, int step, const Packed& x, 
 
 static inline bool tiled(const Mat& w, const Packed& x) {
 #if defined(DEPTHDIAL_AMX)
-  return amx::worth(x.tokens, w.kind) && (w.kind == BF16 || !x.exact) && w.cols * value_bytes(w) % amx::LINE == 0;
+  if (w.kind == INT8 && x.near_kind != INT8) return false;
+  return amx::worth(x.tokens, w.kind) && w.cols * value_bytes(w) % amx::LINE == 0;
 #else
   return false;
 #endif
@@ -162,9 +205,17 @@ static inline void linear_runs(const Mat& w, const Packed& x, const Runs& runs, 
                                int ld, bool bf16) {
 #if defined(DEPTHDIAL_AMX)
   if (runs.count == amx::TILE) {
-    const amx::Rows rows = {runs.first + from, runs.step, to - from};
-    if (w.kind == BF16) amx::rows_bf16(w, x.tiles, x.tokens, x.width, rows, out, out_step, ld, bf16);
-    else amx::rows_int8(w, x.tiles, x.wide, x.tokens, x.width, rows, out, out_step, ld, bf16);
+    const int at_once = x.tokens > amx::TILE ? 1 : to - from;  // rows stay near for all tokens
+    for (int j = from; j < to; j += at_once)
+      for (int first = 0; first < x.tokens; first += amx::TILE) {
+        const amx::Rows rows = {runs.first + j, runs.step, at_once};
+        const size_t at = (size_t)first * x.pitch;
+        const int some = x.tokens - first < amx::TILE ? x.tokens - first : amx::TILE;
+        float* to_here = out + (size_t)first * ld + j - from;
+        if (w.kind == BF16) amx::rows_bf16(w, x.tiles + at, some, x.width, rows, to_here, out_step, ld, bf16);
+        else
+          amx::rows_int8(w, (const int8_t*)x.tiles + at, x.wide + at / BLOCK, some, x.width, rows, to_here, out_step, ld, bf16);
+      }
     return;
   }
 #endif
@@ -182,7 +233,10 @@ static inline void fetch(const Mat& w, int begin, int end) {
 
 // out [tokens, ld], columns begin..end: rows begin..end of w with the packed tokens. Returns the bytes of weights read.
 static int64_t linear_rows(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
-  for (int row = begin; row < end;) {
+  int row = begin;
+  if (x.tokens >= MANY && !tiled(w, x))
+    for (; row + RUNS <= end; row += RUNS) all_tokens<RUNS>(w, row, 1, x, out + row, 1, ld, bf16);
+  while (row < end) {
     const Runs runs = runs_of(w, x, row, end);
     linear_runs(w, x, runs, 0, runs.step, out + row, runs.step, ld, bf16);
     row += runs.count * runs.step;

@@ -43,8 +43,8 @@ struct PackedMemory {
     half = Buffer<isa::Half>(count);
     whole = Buffer<int8_t>(count);
     scale = Buffer<float>(count / BLOCK);
-    tiles = Buffer<uint16_t>((size_t)16 * padded(widest));
-    view = {wide, half, whole, scale, tiles, 0, 0, 0, false};
+    tiles = Buffer<uint16_t>((size_t)(tokens + 15) / 16 * 16 * padded(widest));
+    view = {wide, half, whole, scale, tiles, 0, 0, 0, nullptr, INT8};
   }
 };
 
@@ -53,18 +53,18 @@ constexpr int LOGITS = 256;  // of each token, held before they are looked at
 // What one thread keeps for itself. Every thread computes the residual stream and the decisions, which is cheaper than
 // sharing them.
 struct Own {
-  Buffer<float> x, z, code, pages, logits;
+  Buffer<float> x, z, code, pages, logits, near;
   PackedMemory a, b;
   std::vector<int> kept, skipped;
-  std::vector<float> run, skip, best;
+  std::vector<float> run, skip, shifted, best;
   std::vector<int64_t> best_id;
   int64_t weight_bytes = 0;
   double kv_bytes = 0;
 
   Own(int tokens, int dim, int widest, int rank, int head_dim)
       : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
-        logits((size_t)tokens * LOGITS), a(tokens, widest), b(tokens, widest), kept(tokens),
-        skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
+        logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), kept(tokens),
+        skipped(tokens), run(tokens), skip(tokens), shifted(tokens), best(tokens), best_id(tokens) {}
 };
 
 struct PrefillMemory;

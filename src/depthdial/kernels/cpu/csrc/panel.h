@@ -36,9 +36,9 @@ static inline __m512i paired(__m512 first, __m512 second) {
 static inline __m512i load(const uint32_t* p) { return _mm512_loadu_si512(p); }
 static inline void store(uint32_t* p, __m512i v) { _mm512_storeu_si512(p, v); }
 
-// 2^x within 3e-6 relative, from -126 to 126; below that 2^-126.
+// 2^x within 3e-6 relative, from -126 to 126; below that 2^-126. Of NaN it is NaN: the second of two is what remains of it.
 static inline __m512 exp2_of(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
   const __m512 whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole);
   __m512 p = _mm512_set1_ps(0.00133335581f);
   for (const float c : {0.00961812911f, 0.0555041087f, 0.240226507f, 0.693147181f, 1.0f})
@@ -47,7 +47,7 @@ static inline __m512 exp2_of(__m512 x) {
 }
 
 static inline __m512 sigmoid_of(__m512 x) {
-  const __m512 turned = _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)), _mm512_set1_ps(125.0f));
+  const __m512 turned = _mm512_min_ps(_mm512_set1_ps(125.0f), _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
   const __m512 sum = _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_of(turned)), guess = _mm512_rcp14_ps(sum);
   return _mm512_mul_ps(guess, _mm512_fnmadd_ps(sum, guess, _mm512_set1_ps(2.0f)));
 }

@@ -22,7 +22,7 @@ void prefill_on_thread(void* context, int thread) {
 void on_thread(void* context, int thread) {
   const Call& call = *static_cast<Call*>(context);
 #if defined(DEPTHDIAL_AMX)
-  const amx::Session tiles(call.pass->tokens);
+  const amx::Session tiles(std::min(call.pass->tokens, amx::TILE));
 #endif
   if (call.model->spec.bf16) Pass<uint16_t>(*call.model, *call.pass, thread).all();
   else Pass<float>(*call.model, *call.pass, thread).all();

@@ -12,11 +12,14 @@ class Pass {
   void all() {
     own.weight_bytes = 0;
     own.kv_bytes = 0;
-    own.a.view.exact = own.b.view.exact = p.exact;
-    own.a.view.width = own.b.view.width = N;
+    for (Packed* x : {&own.a.view, &own.b.view}) {
+      x->width = N < 16 ? N : 16;
+      x->near = own.near;
+      x->near_kind = !p.reading ? INT8 : bf16 && sizeof(isa::Half) == 2 ? BF16 : FP32;
+    }
     begin();
     for (int index = 0; index < m.spec.count; ++index) layer(index);
-    if (p.logits || p.argmax) head();
+    if (p.asked_count && (p.logits || p.argmax)) head();
   }
 
  private:
@@ -78,12 +81,20 @@ class Pass {
     } else {
       follow(index, l);
     }
+    if (l.sparse_kv) {
+      if (routed) {
+        m.pool.barrier();
+        route(index, l, m.code[side]);
+      }
+      pack(own.a.view, own.z, own.kept.data(), own.kept.size(), D, l.k.kind);
+    }
     multiply(l.k, own.a.view, m.k[side]);
     multiply(l.v, own.a.view, m.v[side]);
-    if (routed) expect(l.q);
+    const bool later = routed && !l.sparse_kv;  // the decision comes with K and V, at the barrier
+    if (later) expect(l.q);
     else queries(l);
     m.pool.barrier();
-    if (routed) {
+    if (later) {
       route(index, l, m.code[side]);
       queries(l);
     }
@@ -120,7 +131,8 @@ class Pass {
   void route(int index, const LayerSpec& l, const float* codes) {
     own.kept.clear();
     own.skipped.clear();
-    float shifted[64], mean = 0;
+    float mean = 0;
+    float* shifted = own.shifted.data();
     int voters = 0;
     for (int n = 0; n < N; ++n) {
       if (p.offsets[n] == INFINITY) continue;
@@ -153,7 +165,7 @@ class Pass {
   // Row i of m.q belongs to the i-th kept token.
   void queries(const LayerSpec& l) {
     const int kept = own.kept.size();
-    const bool same = kept == N && l.q.kind == l.k.kind;
+    const bool same = (kept == N || l.sparse_kv) && l.q.kind == l.k.kind;
     if (!same) pack(own.b.view, own.z, own.kept.data(), kept, D, l.q.kind);
     multiply(l.q, same ? own.a.view : own.b.view, m.q);
   }
@@ -167,9 +179,9 @@ class Pass {
   const float* turn(const LayerSpec& l, int n) const { return m.cos_sin + ((size_t)l.rope * N + n) * 2 * m.half; }
 
   void write(int index, const LayerSpec& l, int side) {
-    const Share s = share(N * l.kv_heads, 1);
+    const Share s = share((l.sparse_kv ? own.kept.size() : N) * l.kv_heads, 1);
     for (int i = s.begin; i < s.end; ++i) {
-      const int n = i / l.kv_heads, head = i % l.kv_heads;
+      const int n = l.sparse_kv ? own.kept[i / l.kv_heads] : i / l.kv_heads, head = i % l.kv_heads;
       const size_t at = (size_t)i * l.head_dim;
       norm_and_rotate(m.k[side] + at, l.k_norm, turn(l, n), m.half, bf16);
       cache(index, l).write(pages(n)[p.positions[n] / PAGE], head, p.positions[n] % PAGE, m.k[side] + at, m.v[side] + at);
@@ -244,13 +256,16 @@ class Pass {
     }
   }
 
+  // Of the tokens that are asked for.
   void head() {
-    for (int n = 0; n < N; ++n) rms_norm(own.x + (size_t)n * D, D, m.spec.norm, bf16, own.z + (size_t)n * D);
+    const int asked = p.asked_count;
+    for (int i = 0; i < asked; ++i)
+      rms_norm(own.x + (size_t)p.asked[i] * D, D, m.spec.norm, bf16, own.z + (size_t)i * D);
     const Mat& w = m.spec.head;
-    pack(own.a.view, own.z, nullptr, N, D, w.kind);
-    for (int n = 0; n < N; ++n) {
-      own.best[n] = -INFINITY;
-      own.best_id[n] = 0;
+    pack(own.a.view, own.z, nullptr, asked, D, w.kind);
+    for (int i = 0; i < asked; ++i) {
+      own.best[i] = -INFINITY;
+      own.best_id[i] = 0;
     }
     const Share s = share(w.rows, 16);
     for (int row = s.begin; row < s.end;) {
@@ -259,32 +274,40 @@ class Pass {
       for (int from = 0; from < runs.step; from += most) {
         const int count = runs.step - from < most ? runs.step - from : most;
         linear_runs(w, own.a.view, runs, from, from + count, own.logits, count, LOGITS, false);
-        for (int n = 0; n < N; ++n)
+        for (int i = 0; i < asked; ++i)
           for (int r = 0; r < runs.count; ++r)
-            settle(n, row + r * runs.step + from, count, own.logits + (size_t)n * LOGITS + r * count);
+            settle(i, row + r * runs.step + from, count, own.logits + (size_t)i * LOGITS + r * count);
       }
       row += runs.count * runs.step;
     }
     own.weight_bytes += (s.end - s.begin) * row_bytes(w);
     m.pool.barrier();
-    const Share tokens = share(N, 1);
-    for (int n = tokens.begin; p.argmax && n < tokens.end; ++n) {
+    const Share mine = share(asked, 1);
+    for (int i = mine.begin; p.argmax && i < mine.end; ++i) {
       int best = 0;
-      for (int i = 1; i < m.pool.size(); ++i)
-        if (m.own[i]->best[n] > m.own[best]->best[n]) best = i;
-      p.argmax[n] = m.own[best]->best_id[n];
+      bool finite = true;
+      for (int thread = 0; thread < m.pool.size(); ++thread) {
+        const float here = m.own[thread]->best[i];
+        finite = finite && here == here && here < INFINITY;  // -inf: a thread without rows
+        if (here > m.own[best]->best[i]) best = thread;
+      }
+      p.argmax[i] = finite && m.own[best]->best[i] > -INFINITY ? m.own[best]->best_id[i] : -1;
     }
   }
 
-  void settle(int n, int row, int count, float* logits) {
+  void settle(int i, int row, int count, float* logits) {
     if (m.spec.softcap > 0)
-      for (int i = 0; i < count; ++i) logits[i] = tanh_of(logits[i] / m.spec.softcap) * m.spec.softcap;
-    if (p.logits) memcpy(p.logits + (size_t)n * m.spec.head.rows + row, logits, sizeof(float) * count);
+      for (int j = 0; j < count; ++j) logits[j] = tanh_of(logits[j] / m.spec.softcap) * m.spec.softcap;
+    if (p.logits) memcpy(p.logits + (size_t)i * m.spec.head.rows + row, logits, sizeof(float) * count);
     if (!p.argmax) return;
-    for (int i = 0; i < count; ++i)
-      if (logits[i] > own.best[n] || (logits[i] == own.best[n] && row + i < own.best_id[n])) {  // of equals the first
-        own.best[n] = logits[i];
-        own.best_id[n] = row + i;
+    float broken = 0;  // 0, or NaN where a logit is not finite
+#pragma omp simd reduction(+ : broken)
+    for (int j = 0; j < count; ++j) broken += logits[j] * 0.0f;
+    if (broken != broken) own.best[i] = NAN;  // which nothing exceeds
+    for (int j = 0; j < count; ++j)
+      if (logits[j] > own.best[i] || (logits[j] == own.best[i] && row + j < own.best_id[i])) {  // of equals the first
+        own.best[i] = logits[j];
+        own.best_id[i] = row + j;
       }
   }
 

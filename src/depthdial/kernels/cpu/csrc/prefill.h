@@ -67,9 +67,30 @@ class Prefill {
   }
 
   void layer(int index, const LayerSpec& l) {
-    blocks(share(N, amx::LANES), [&](int at, int count) { open(index, l, at, count); });
-    m.pool.barrier();
-    decide(index, l);
+    const bool routed = l.router.enc.data && touched;
+    if (!l.sparse_kv) {
+      blocks(share(N, amx::LANES), [&](int at, int count) {
+        take(l, nullptr, at, count);
+        if (routed) ask(l.router, m.layers[index].router.enc.rows, at, count);
+        project(index, l, own.rows.data(), count);
+      });
+      m.pool.barrier();
+      decide(index, l);
+    } else {
+      if (routed) {
+        blocks(share(N, amx::LANES), [&](int at, int count) {
+          take(l, nullptr, at, count);
+          ask(l.router, m.layers[index].router.enc.rows, at, count);
+        });
+        m.pool.barrier();
+      }
+      decide(index, l);
+      blocks(share(own.kept.size(), amx::LANES), [&](int at, int count) {
+        take(l, own.kept.data(), at, count);
+        project(index, l, own.kept.data() + at, count);
+      });
+      m.pool.barrier();
+    }
     if (t == 0) count(index, l);
     blocks(heavy(l), [&](int at, int count) { run(index, l, own.kept.data() + at, count); });
     if (l.adapter_gate.data)
@@ -77,23 +98,26 @@ class Prefill {
     m.pool.barrier();
   }
 
-  // K, V and the router's logit of tokens at..at + count.
-  void open(int index, const LayerSpec& l, int at, int count) {
-    const int width = l.kv_heads * l.head_dim, all = groups(count);
+  // The normed input of tokens at..at + count of `among`; null: of all.
+  void take(const LayerSpec& l, const int* among, int at, int count) {
     own.rows.resize(count);
-    for (int i = 0; i < count; ++i) own.rows[i] = at + i;
+    for (int i = 0; i < count; ++i) own.rows[i] = among ? among[at + i] : at + i;
     amx::gather(own.x, s.x, D, own.rows.data(), count);
-    amx::norm(own.x, own.z, all, 0, D, l.before_attn);
-    if (l.router.enc.data && touched) ask(l.router, m.layers[index].router.enc.rows, at, count);
+    amx::norm(own.x, own.z, groups(count), 0, D, l.before_attn);
+  }
+
+  // K and V of tokens, written into the cache.
+  void project(int index, const LayerSpec& l, const int* rows, int count) {
+    const int width = l.kv_heads * l.head_dim, all = groups(count);
     amx::product(l.k, own.z, all, own.inner, 0, own.scratch);
     amx::product(l.v, own.z, all, own.inner, width, own.scratch);
-    turn(own.inner, l, l.kv_heads, l.k_norm, own.rows.data(), count);
+    turn(own.inner, l, l.kv_heads, l.k_norm, rows, count);
     const Cache<uint16_t> to = cache(index, l);
     for (int head = 0; head < l.kv_heads; ++head)
       for (uint16_t* into : {to.k, to.v})
         amx::scatter(own.inner, head * l.head_dim + (into == to.k ? 0 : width), l.head_dim, count, [&](int i, int c, __m512i v) {
-          const int place = p.positions[at + i];
-          _mm512_storeu_si512(into + to.at(pages(at + i)[place / PAGE], head, place % PAGE) + c, v);
+          const int place = p.positions[rows[i]];
+          _mm512_storeu_si512(into + to.at(pages(rows[i])[place / PAGE], head, place % PAGE) + c, v);
         });
   }
 
@@ -167,7 +191,8 @@ class Prefill {
     const auto bytes = [](const Mat& w) { return w.data ? w.rows * row_bytes(w) : 0; };
     p.rows_run += own.kept.size();
     p.layers_run += !own.kept.empty();
-    p.weight_bytes += bytes(l.k) + bytes(l.v) + (touched ? bytes(l.router.enc) : 0);
+    if (!l.sparse_kv || !own.kept.empty()) p.weight_bytes += bytes(l.k) + bytes(l.v);
+    if (touched) p.weight_bytes += bytes(l.router.enc);
     if (!own.kept.empty()) p.weight_bytes += bytes(l.q) + bytes(l.o) + bytes(l.gate) + bytes(l.up) + bytes(l.down);
     if (!own.skipped.empty()) p.weight_bytes += bytes(l.adapter_gate) + bytes(l.adapter_up) + bytes(l.adapter_down);
   }
@@ -241,29 +266,10 @@ class Prefill {
       for (end = first + 1; end < count && p.sequences[rows[end]] == p.sequences[rows[first]];) ++end;
       const amx::Run part = {first, end, own.positions.data(), pages(rows[first])};
       for (int head = 0; head < l.kv_heads; ++head) {
-        const int read = single(rows[first]) ? alone(from, l, head, part)
-                                             : amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
+        const int read = amx::attend_run(from, l, head, part, own.q, own.attended, own.softmax);
         own.kv_bytes += 4.0 * read * l.head_dim;
       }
     }
-  }
-
-  // Is a token alone of its sequence in the pass? How many run the layer must not matter, or its sums would depend on it.
-  bool single(int n) const {
-    const auto other = [&](int i) { return i < 0 || i >= N || p.sequences[i] != p.sequences[n]; };
-    return other(n - 1) && other(n + 1);
-  }
-
-  // A token by itself, without tiles that would be fifteen sixteenths empty.
-  int alone(const Cache<uint16_t>& from, const LayerSpec& l, int head, const amx::Run& part) {
-    const int n = l.head_dim, group = part.first / amx::LANES, lane = part.first % amx::LANES;
-    const int first = head * (l.heads / l.kv_heads), last = first + l.heads / l.kv_heads, position = part.positions[part.first];
-    float *q = own.row, *out = own.row + m.query;
-    for (int c = first * n; c < last * n; ++c) q[c] = from_bf16(((const uint16_t*)(own.q.at(group, c & ~1) + lane))[c & 1]);
-    const auto one = n == 64 ? attend<uint16_t, 64> : n == 128 ? attend<uint16_t, 128> : attend<uint16_t, 0>;
-    one(from, l, part.pages, position, q, first, last, out, m.own[t]->pages, true);
-    for (int c = first * n; c < last * n; ++c) ((uint16_t*)(own.attended.at(group, c & ~1) + lane))[c & 1] = to_bf16(out[c]);
-    return l.window ? std::min(position + 1, l.window) : position + 1;
   }
 
   // Logits of the tokens that are asked for, [asked, vocabulary]: here threads share the rows of the matrix.

@@ -26,7 +26,7 @@ class Raw {
 // One thread's: panels of a block of tokens, and what attention needs.
 struct BlockMemory {
   Raw<uint32_t> x_data, z_data, q_data, attended_data, inner_data, weights, values;
-  Raw<float> scores, state, turns, codes, row;
+  Raw<float> scores, state, turns, codes;
   Raw<uint16_t> wide;
   amx::Panel x, z, q, attended, inner;
   amx::Softmax softmax;
@@ -48,10 +48,9 @@ struct BlockMemory {
     weights = Raw<uint32_t>(keys / 2 * amx::LANES);
     values = Raw<uint32_t>(keys / 2 * head_dim);
     state = Raw<float>(MOST_GROUPS * share * amx::state_size(head_dim));
-    softmax = {scores, weights, values, state};
+    softmax = {scores, weights, values, state, {}};
     turns = Raw<float>((size_t)MOST_TOKENS * head_dim);
     codes = Raw<float>((size_t)MOST_TOKENS * up_to(rank, amx::TILE));
-    row = Raw<float>((size_t)2 * query);
     wide = Raw<uint16_t>((size_t)2 * amx::TILE * std::max(std::max(dim, query), inner_cols));
     scratch.wide = wide;
   }
