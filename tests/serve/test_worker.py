@@ -9,6 +9,8 @@ from threading import Thread
 import pytest
 
 from depthdial.engine.llm import LLM
+from depthdial.methods import SkipLayer
+from depthdial.models.scratch import Spec, fresh
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.wire import Message, Wire
 from depthdial.serve.worker import DeviceLost, Worker
@@ -128,3 +130,25 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
         taken(worker, text(2))
         worker.turn()
         assert (front.receive(), front.receive()) and worker._jobs[2].rows[0].finish_reason is None
+
+
+def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
+    """Routed, with no curve and no base: nobody who names no budget gets all its layers."""
+    method = SkipLayer(density=0.3)
+    llm = LLM.of(fresh(Spec.parse("4x2@32,kv=1,vocab=300,context=64"), method, seed=0).eval(), tiny_tokenizer)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        front, worker = Wire(ours), Worker(llm, Wire(theirs), "own", None)
+        facts = worker.facts()
+        assert (facts["floor"], facts["budget"], facts["own"]) == (None, None, True) and facts["always_on"] < 4
+        for id, budget in ((1, None), (2, 1.0)):
+            taken(worker, {**text(id), "params": {**PARAMS, "budget": budget}})
+            depths: list[int] = []
+            while True:
+                worker.turn()
+                message = front.receive()
+                assert message is not None
+                depths += [token[2] for news in message.get("tokens", ()) for token in news[2]]
+                if "ended" in message:
+                    break
+            assert (min(depths) < 4) == (budget is None)
