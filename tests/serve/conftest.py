@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -23,12 +24,23 @@ from depthdial.serve.settings import EngineSettings, Limits, Settings
 KEY = "opensesame"
 
 
+class Clock:
+    """The engine's, which may be set ahead."""
+
+    def __init__(self):
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return monotonic() + self.ahead
+
+
 @dataclass
 class Served:
     """Three apps over one engine: `url` is generous, `strict` wants a key and has no time, `narrow` has eight
     connections."""
 
     engine: EngineProcess
+    clock: Clock
     loop: asyncio.AbstractEventLoop
     url: str
     strict: str
@@ -46,6 +58,14 @@ class Served:
 
         async def told() -> int:
             return self.engine.texts
+
+        return asyncio.run_coroutine_threadsafe(told(), self.loop).result(60)
+
+    def places(self) -> int:
+        """Places that are taken, by texts and maps."""
+
+        async def told() -> int:
+            return self.engine.places
 
         return asyncio.run_coroutine_threadsafe(told(), self.loop).result(60)
 
@@ -76,7 +96,7 @@ def served(settings: Settings) -> Iterator[Served]:
     servers: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        engine = EngineProcess(settings, Metrics(settings.name))
+        engine = EngineProcess(settings, Metrics(settings.name), clock := Clock())
         await engine.start()
         limits = replace(settings.limits, timeout=0.4, body_timeout=0.4, header_timeout=0.4)
         strict = replace(settings, limits=limits, api_key=KEY, cors_origins=("https://example.org",))
@@ -87,7 +107,7 @@ def served(settings: Settings) -> Iterator[Served]:
         urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
         for of in (settings, strict, narrow):
             servers.append(uvicorn.Server(config(make_app(of, engine), of)))
-        started.set_result(Served(engine, asyncio.get_running_loop(), *urls))
+        started.set_result(Served(engine, clock, asyncio.get_running_loop(), *urls))
         await asyncio.gather(*(s.serve(sockets=[at]) for s, at in zip(servers, listeners, strict=True)))
         await engine.stop()
 

@@ -131,6 +131,66 @@ def test_a_killed_engine_is_503_and_comes_back(served, ask):
     assert "depthdial:engine_restarts_total" in httpx.get(f"{served.url}/metrics", timeout=60).text
 
 
+def test_a_hung_engine_is_503_and_then_replaced(served, ask):
+    """SIGSTOP, and a clock that is set ahead: first it is only said, and passes; then another process is started."""
+
+    def healthy() -> bool:
+        return httpx.get(f"{served.url}/health", timeout=60).status_code == 200
+
+    pid, limit = served.engine.facts["pid"], served.engine.settings.limits.watchdog
+    assert healthy()
+    with frozen(served):
+        served.clock.ahead += limit * 0.6
+        late = httpx.get(f"{served.url}/health", timeout=60)
+        assert late.status_code == 503 and late.json() == {"status": "stalled"}
+    assert served.becomes(healthy) and served.engine.facts["pid"] == pid
+    line = begun(served)
+    assert b"200" in line.recv(15)
+    os.kill(pid, signal.SIGSTOP)
+    served.clock.ahead += limit * 1.1
+    told = b""
+    while not told.endswith(b"0\r\n\r\n"):
+        told += line.recv(65536)
+    assert b"engine_unavailable" in told or b"[DONE]" in told
+    assert served.becomes(lambda: (served.engine.facts or {}).get("pid", pid) != pid and healthy(), seconds=240)
+    assert ask(max_tokens=2).status_code == 200
+
+
+def test_an_engine_that_says_nothing_while_loading_is_ended(settings):
+    silent = replace(settings, limits=replace(settings.limits, watchdog=0.001))
+
+    async def start() -> None:
+        engine = EngineProcess(silent, Metrics("x"))
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    with pytest.raises(ValueError, match="said nothing"):
+        asyncio.run(start())
+
+
+def test_maps_take_places_in_the_queue_and_who_hangs_up_leaves_them(served, ask):
+    assert served.becomes(lambda: served.counts() == (0, 0))
+    body = json.dumps({"messages": [{"role": "user", "content": "the fox"}]}).encode()
+    head = f"POST /v1/depth/map HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    host, port = served.url.removeprefix("http://").split(":")
+    with frozen(served):
+        lines = [socket.create_connection((host, int(port)), timeout=60) for _ in range(12)]
+        for line in lines:
+            line.sendall(f"{head}\r\n\r\n".encode() + body)
+        assert served.becomes(lambda: served.places() == 12)
+        assert ask(max_tokens=1).status_code == 429
+        more = httpx.post(f"{served.url}/v1/depth/map", content=body, headers={"Content-Type": "application/json"})
+        assert more.status_code == 429
+        for line in lines[1:]:
+            line.close()
+        assert served.becomes(lambda: served.places() == 1)
+    assert lines[0].recv(15) == b"HTTP/1.1 200 OK"
+    lines[0].close()
+    assert served.becomes(lambda: served.places() == 0 and served.counts() == (0, 0))
+
+
 def test_what_cannot_be_loaded_says_why_in_one_line(settings, tmp_path):
     nothing = replace(settings, engine=replace(settings.engine, model=str(tmp_path / "nothing")))
 

@@ -13,7 +13,8 @@ import sys
 import httpx
 import pytest
 
-from depthdial.serve.run import bound
+from depthdial.serve.engine_process import EngineProcess
+from depthdial.serve.run import bound, run
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so():
@@ -56,6 +57,8 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
                     socket.create_connection(("127.0.0.1", port), timeout=60).close()
                 except ConnectionRefusedError:
                     refused = True
+                except ConnectionResetError:  # it closed just then
+                    continue
             os.kill(engine, signal.SIGCONT)
             told += lines
         texts = [json.loads(line[6:]) for line in told if line.startswith("data: {")]
@@ -67,3 +70,26 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
     finally:
         server.kill()
         server.wait()
+
+
+def test_who_reads_where_it_serves_may_connect_and_stop_it_at_once(settings, monkeypatch):
+    """Before uvicorn has done anything: the engine is there, and then the line is said."""
+    seen = []
+
+    async def nothing(self) -> None:
+        pass
+
+    def say(line: str) -> None:
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert found is not None
+        seen.append(socket.create_connection(("127.0.0.1", int(found[1])), timeout=60))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(EngineProcess, "start", nothing)
+    before = [signal.getsignal(stop) for stop in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        run(settings, "127.0.0.1", 0, say)
+    finally:
+        for stop, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(stop, handler)
+    seen[0].close()

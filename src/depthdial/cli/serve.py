@@ -27,6 +27,10 @@ def serve(
     max_prompt_tokens: Annotated[int | None, typer.Option(help="[default: what the context holds]")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
     timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 600.0,
+    max_connections: Annotated[int, typer.Option(help="Connections at a time, as far as files may be open.")] = 1024,
+    watchdog: Annotated[
+        float, typer.Option(help="Seconds of silence after which the engine is restarted; more than a pass may take.")
+    ] = 60.0,
     api_key: Annotated[
         str | None, typer.Option(envvar="DEPTHDIAL_API_KEY", show_envvar=True, help="Ask for this key.")
     ] = None,
@@ -61,7 +65,9 @@ def serve(
         cache_tokens,
         weights,
     )
-    limits = Limits(max_queue, max_body, max_prompt_tokens, max_tokens, timeout)
+    limits = Limits(
+        max_queue, max_body, max_prompt_tokens, max_tokens, timeout, max_connections=max_connections, watchdog=watchdog
+    )
     settings = Settings(engine, limits, api_key, tuple(cors_origin or ()))
     print(f"depthdial: loading {settings.name} ...", file=sys.stderr, flush=True)
     run(settings, host, port, lambda line: print(line, flush=True))

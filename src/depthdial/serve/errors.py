@@ -65,7 +65,7 @@ def install(app: FastAPI) -> None:
         response = answer(error.status_code, str(error.detail))
         for name, value in (error.headers or {}).items():
             # `Guard` answers HEAD wherever GET is
-            response.headers[name] = "GET, HEAD" if name.lower() == "allow" and value == "GET" else value
+            response.headers[name] = "GET, HEAD" if name.lower() == "allow" and "GET" in value else value
         return response
 
     for kind in (Refused, Busy, EngineDown, Failed, TimeoutError, Exception):

@@ -36,7 +36,7 @@ def bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))  # uvicorn listens, once the model is there
+        listener.bind((host, port))  # nobody may connect before the model is there
     except OSError as error:
         listener.close()
         said = "the port is taken; choose another with --port" if error.errno == errno.EADDRINUSE else error.strerror
@@ -68,9 +68,10 @@ async def _serve(settings: Settings, listener: socket.socket, host: str, say) ->
     await engine.start()
     app = make_app(settings, engine)
     server = uvicorn.Server(config(app, settings))
-    # uvicorn stops and drains on these, and raises them again when all is done: then they have had their effect
+    # uvicorn stops and drains on these, once it is there, and raises them again when all is done
     for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: None)
+        signal.signal(stop, lambda *_: setattr(server, "should_exit", True))
+    listener.listen(server.config.backlog)  # who reads the next line may connect at once
     port = listener.getsockname()[1]
     place = f"[{host}]" if ":" in host else host
     say(f"depthdial serves {settings.name} at http://{place}:{port}  (page: /   API: /v1   figures: /metrics)")

@@ -97,14 +97,19 @@ class Worker:
                 order = self._orders.get(block=queue.idle and not self._maps)
                 if order is None:
                     return
-                self._take(order)
+                self.take(order)
                 continue  # all that was ordered before the next step
             except Empty:
                 pass
-            if not queue.idle:
-                self._step()
-            if self._maps.due(queue.idle) and (ended := self._maps.run()) is not None:
-                self._mapped(*ended)
+            self.turn()
+
+    def turn(self) -> None:
+        """A step where there is work, and a stage of a map where one is due."""
+        queue = self.llm.engine.scheduler
+        if not queue.idle:
+            self._step()
+        if self._maps.due(queue.idle) and (ended := self._maps.run()) is not None:
+            self._mapped(*ended)
 
     def _step(self) -> None:
         touched = self.llm.engine.step()
@@ -125,18 +130,24 @@ class Worker:
 
     def _read(self) -> None:
         while (order := self.wire.receive()) is not None:
-            try:
-                if order["op"] == "map":
-                    order["map"] = self._checked_map(order)
-                elif order["op"] == "generate":
-                    order["ids"] = tokenized(self.llm, order)
-            except Exception as error:
-                self._refuse(order["id"], error)
-                continue
-            self._orders.put(order)
+            if self.prepared(order):
+                self._orders.put(order)
         self._orders.put(None)
 
-    def _take(self, order: Message) -> None:
+    def prepared(self, order: Message) -> bool:
+        """Add its tokens to an order; False if it is refused, which is said."""
+        try:
+            if order["op"] == "map":
+                order["map"] = self._checked_map(order)
+            elif order["op"] == "generate":
+                order["ids"] = tokenized(self.llm, order)
+        except Exception as error:
+            self._refuse(order["id"], error)
+            return False
+        return True
+
+    def take(self, order: Message) -> None:
+        """Do a prepared order, or put it where `turn` finds it; say what is wrong with it."""
         if order["op"] == "cancel":
             self._cancel(order["id"])
             return
@@ -212,7 +223,7 @@ class Worker:
         cache = scheduler.cache
         return {
             "running": len(scheduler.running),
-            "waiting": len(scheduler.waiting),
+            "waiting": len(scheduler.waiting) + len(self._maps),
             "cache": round(1 - cache.available / cache.pages, 5),
             "preemptions": stats.preemptions,
             "passes": stats.passes,

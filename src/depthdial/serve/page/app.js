@@ -1,5 +1,6 @@
 // The page: the conversation, the dial, and what is asked of the server.
 
+import {chosen, named} from "./dial.js";
 import {Card, Pane} from "./pane.js";
 import {Ramp} from "./ramp.js";
 import {answer, map, model} from "./stream.js";
@@ -7,15 +8,17 @@ import {answer, map, model} from "./stream.js";
 const at = id => document.getElementById(id);
 const card = new Card(at("card"), at("says"));
 const turns = [];
-let facts, ramp, running = null;
+let facts, ramp, moved = false, running = null;
 
 const key = () => at("key").value.trim();
-const fixed = number => Number(number).toFixed(2);
+const budgetNow = () => chosen(facts, moved, Number(at("budget").value));
 
 async function connect() {
   try {
     const found = await model(key());
     facts = {...found.depth, id: found.id};
+    at("length").max = found.max_tokens;
+    at("length").value = Math.min(at("length").value, found.max_tokens);
   } catch (error) {
     at("model").textContent = error.status === 401 ? "this server wants an API key (Options)" : error.message;
     if (error.status === 401) {
@@ -38,13 +41,13 @@ async function connect() {
   dial.disabled = facts.floor === null;
   dial.min = facts.floor === null ? 1 : Math.ceil(facts.floor * 100) / 100;
   dial.value = facts.budget ?? 1;
+  moved = false;
   turned();
 }
 
 function turned() {
-  const says = at("lossless").checked ? ["lossless", "the base’s own text, drafted"]
-    : at("budget").value === "1" ? ["1.00", "the untouched base"]
-    : [fixed(at("budget").value), "of the dense cost, on the mean"];
+  if (!facts) return;
+  const says = at("lossless").checked ? ["lossless", "the text of all layers, drafted"] : named(budgetNow(), facts).says;
   const strong = document.createElement("b");
   strong.textContent = says[0];
   at("dial-says").replaceChildren(strong, ` ${says[1]}`);
@@ -96,16 +99,17 @@ function laidOut(question, titles) {
 }
 
 async function ask(question) {
-  const budget = Number(at("budget").value), lossless = at("lossless").checked, compare = at("compare").checked;
-  const seed = at("seed").value, text = [...messages(), {role: "user", content: question}];
+  const budget = budgetNow(), lossless = at("lossless").checked, compare = at("compare").checked;
+  const seed = at("seed").value, temperature = at("temperature").value, text = [...messages(), {role: "user", content: question}];
   const common = {
-    model: facts.id, stream: true, return_depth: true, temperature: Number(at("temperature").value),
+    model: facts.id, stream: true, return_depth: true,
+    ...(temperature === "" ? {} : {temperature: Number(temperature)}),
     max_tokens: Number(at("length").value), ...(seed === "" ? {} : {seed: Number(seed)}),
     ...(facts.chat ? {messages: text} : {prompt: question}),
   };
-  const dial = lossless ? {lossless: true} : {budget};
-  const name = lossless ? "Lossless" : budget === 1 ? "Dense" : `Adaptive, budget ${fixed(budget)}`;
-  const panes = laidOut(question, compare ? [name, "Dense"] : [name]);
+  const dial = lossless ? {lossless: true} : budget === null ? {} : {budget};
+  const name = lossless ? "Lossless" : named(budget, facts).title;
+  const panes = laidOut(question, compare ? [name, named(1, facts).title] : [name]);
   running = new AbortController();
   busy(true);
   at("says").textContent = "Answering";
@@ -170,5 +174,6 @@ at("reset").addEventListener("click", () => {
 at("html").addEventListener("click", () => keep("html"));
 at("parquet").addEventListener("click", () => keep("parquet"));
 at("key").addEventListener("change", connect);
+at("budget").addEventListener("input", () => { moved = true; });
 for (const id of ["budget", "lossless"]) at(id).addEventListener("input", turned);
 connect();

@@ -1,0 +1,15 @@
+// What the dial asks of a model, and what that is called.
+
+/** The budget of the next answer; null is the model as it was trained: nobody moved the dial, or there is no curve to
+    move it along. */
+export function chosen(facts, moved, value) {
+  return facts.floor === null || !moved ? facts.budget : value;
+}
+
+/** {title, says}: of an answer, and beside the dial. */
+export function named(budget, facts) {
+  if (budget === null) return {title: "As trained", says: ["as trained", "the routers decide, without a budget"]};
+  if (budget === 1) return facts.own ? {title: "All layers", says: ["1.00", "every layer for every token"]}
+    : {title: "Dense", says: ["1.00", "the untouched base"]};
+  return {title: `Adaptive, budget ${budget.toFixed(2)}`, says: [budget.toFixed(2), "of the dense cost, on the mean"]};
+}

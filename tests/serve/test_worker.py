@@ -1,0 +1,154 @@
+"""The engine's side of the wire, in this process: maps between steps, and a device that is lost."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Generator, Iterator
+from threading import Thread
+
+import pytest
+
+from depthdial.engine.llm import LLM
+from depthdial.methods import SkipLayer
+from depthdial.models.scratch import Spec, fresh
+from depthdial.serve.map_queue import MapQueue
+from depthdial.serve.wire import Message, Wire
+from depthdial.serve.worker import DeviceLost, Worker
+
+PARAMS = {"max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0, "stop": None, "ignore_eos": True}
+PARAMS |= {"n": 1, "logprobs": None, "budget": None, "lossless": False}
+
+
+@pytest.fixture
+def llm(tiny_folder, tiny_plugin) -> LLM:
+    return LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def wires() -> Iterator[tuple[Wire, Wire]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Wire(ours), Wire(theirs)
+
+
+def taken(worker: Worker, order: Message) -> None:
+    assert worker.prepared(order)
+    worker.take(order)
+
+
+def text(id: int) -> Message:
+    return {"op": "generate", "id": id, "prompts": ["the quick"], "params": PARAMS, "most": 16, "detailed": False}
+
+
+def map_of(id: int) -> Message:
+    messages = [{"role": "user", "content": "the fox jumps"}]
+    return {"op": "map", "id": id, "messages": messages, "format": "parquet", "budget": None, "title": None}
+
+
+def test_a_text_does_not_wait_for_all_maps(llm):
+    """Ten maps before it, of two stages each; a stage and a step take turns, where no time passes."""
+    ours, theirs = socket.socketpair()
+    front, said = Wire(ours), []
+    hearing = Thread(target=lambda: said.extend(iter(front.receive, None)))
+    hearing.start()
+    worker = Worker(llm, Wire(theirs), "tiny", None, clock=lambda: 0.0)
+    for order in (*map(map_of, range(1, 11)), text(11)):
+        taken(worker, order)
+    for _ in range(30):  # at most 14 steps and 20 stages
+        worker.turn()
+    theirs.shutdown(socket.SHUT_WR)
+    hearing.join(60)
+    ended = [message.get("map", "text") for message in said if "map" in message or "ended" in message]
+    assert sorted(map(str, ended)) == sorted(map(str, [*range(1, 11), "text"]))
+    assert 0 < ended.index("text") < 8
+
+
+def stages(log: list[str], name: str, count: int, fails: bool = False) -> Generator[None, None, str]:
+    for _ in range(count):
+        log.append(name)
+        yield
+    if fails:
+        raise ValueError(name)
+    return name
+
+
+def test_maps_get_half_of_the_time_and_all_of_it_when_idle():
+    now = [0.0]
+    queue = MapQueue(lambda: now[0])
+
+    def slow() -> Generator[None, None, str]:
+        for _ in range(2):
+            now[0] += 5.0
+            yield
+        return "done"
+
+    queue.add(1, slow())
+    assert queue.due(idle=False) and queue.run() is None
+    assert not queue.due(idle=False) and queue.due(idle=True)
+    now[0] += 4.9
+    assert not queue.due(idle=False)
+    now[0] += 0.1
+    assert queue.due(idle=False) and queue.run() is None
+    assert queue.run() == (1, "done") and not queue.due(idle=True)
+
+
+def test_a_map_that_is_cancelled_does_not_run_and_one_that_fails_stops_no_other():
+    log: list[str] = []
+    queue = MapQueue(lambda: 0.0)
+    for id, name in enumerate("abcd"):
+        queue.add(id, stages(log, name, 2, fails=name == "c"))
+    assert queue.run() is None
+    for id in (0, 1, 9):  # one that was begun, one that was not, one that is not there
+        queue.cancel(id)
+    ended = [result for _ in range(6) if (result := queue.run()) is not None]
+    assert log == ["a", "c", "c", "d", "d"] and len(queue) == 0
+    (first, error), last = ended
+    assert first == 2 and isinstance(error, ValueError) and last == (3, "d")
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wires, monkeypatch, stays):
+    front, back = wires
+
+    def fail(*_) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    worker = Worker(llm, back, "tiny", None, probe=fail if stays else None)
+    real = llm.engine.runner.run
+    monkeypatch.setattr(llm.engine.runner, "run", fail)
+    taken(worker, text(1))
+    if stays:
+        with pytest.raises(DeviceLost, match="device-side assert"):
+            worker.turn()
+    else:
+        worker.turn()
+    messages = [front.receive(), front.receive()]
+    assert messages[0] is not None and messages[0]["accepted"] == 1
+    assert messages[1] is not None and messages[1]["tokens"][0][-1] == "error"
+    if not stays:
+        monkeypatch.setattr(llm.engine.runner, "run", real)
+        taken(worker, text(2))
+        worker.turn()
+        assert (front.receive(), front.receive()) and worker._jobs[2].rows[0].finish_reason is None
+
+
+def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
+    """Routed, with no curve and no base: nobody who names no budget gets all its layers."""
+    method = SkipLayer(density=0.3)
+    llm = LLM.of(fresh(Spec.parse("4x2@32,kv=1,vocab=300,context=64"), method, seed=0).eval(), tiny_tokenizer)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        front, worker = Wire(ours), Worker(llm, Wire(theirs), "own", None)
+        facts = worker.facts()
+        assert (facts["floor"], facts["budget"], facts["own"]) == (None, None, True) and facts["always_on"] < 4
+        for id, budget in ((1, None), (2, 1.0)):
+            taken(worker, {**text(id), "params": {**PARAMS, "budget": budget}})
+            depths: list[int] = []
+            while True:
+                worker.turn()
+                message = front.receive()
+                assert message is not None
+                depths += [token[2] for news in message.get("tokens", ()) for token in news[2]]
+                if "ended" in message:
+                    break
+            assert (min(depths) < 4) == (budget is None)
