@@ -119,7 +119,8 @@ def drawn_case(seed: int) -> Case:
         native=rng.random() < 0.7, select=rng.random() < 0.15,
     )  # fmt: skip
     tight = rng.random() < 0.25  # several rows grow into a page that is not there
-    case.plans = [_plan(rng, case, tight) for _ in range(rng.choice([3, 4] if tight else [1, 2, 3, 3, 4, 5]))]
+    for _ in range(rng.choice([3, 4] if tight else [1, 2, 3, 3, 4, 5])):
+        case.plans.append(_plan(rng, case, tight))
     least = max(pages_for(len(plan.ids) + plan.params.max_tokens) for plan in case.plans)
     case.engine = {
         "max_batch": rng.choice([3, 4] if tight else [1, 2, 3, 4, 6]),
@@ -134,7 +135,7 @@ def _plan(rng: random.Random, case: Case, tight: bool) -> Plan:
     length = rng.choice([50, 55, 60, 118] if tight else LENGTHS)
     ids = [rng.randrange(3, vocabulary) for _ in range(length)]
     if case.plans and rng.random() < 0.5:  # begins as an earlier one does
-        ids = [*rng.choice(case.plans).ids[: rng.choice([1, 20, 64, 65, 128, 150])], *ids][:length]
+        ids = [*rng.choice(case.plans).ids[: rng.choice([1, 20, 64, 65, 128, 150])], *ids][: max(length, 110)]
     if rng.random() < 0.2:  # something to copy
         ids = (ids[: rng.choice([1, 2, 5])] * length)[:length]
     lossless = rng.random() < 0.2
@@ -263,6 +264,7 @@ class Watch:
 
 def _counts(case: Case, llm: LLM, requests: list[Request]) -> Counter[str]:
     stats, rows = llm.stats, [row for request in requests for row in request.rows]
+    begun = sum(request.cached_tokens > 0 for request in requests if request.params.n == 1)
     spoken = stats.speculation
     return Counter({
         "cases": 1,
@@ -271,6 +273,7 @@ def _counts(case: Case, llm: LLM, requests: list[Request]) -> Counter[str]:
         "bfloat16": int(case.dtype == torch.bfloat16),
         "preempted": stats.preemptions,
         "shared tokens": stats.cached_tokens,
+        "beginnings of others": 0 if stats.preemptions else begun,
         "native tokens": stats.native_tokens,
         "torch tokens": stats.tokens - stats.native_tokens,
         "skipped": stats.tokens * llm.layers - int(stats.rows.sum()),

@@ -19,7 +19,7 @@ from torch import Tensor
 from depthdial.core.decision import Decision, Site
 from depthdial.core.route import Route
 from depthdial.engine.request import Row
-from depthdial.engine.sampling import SamplingParams, choose
+from depthdial.engine.sampling import SamplingParams, choose, draw_key
 
 GATE = {torch.float32: 1e-4, torch.bfloat16: 0.12}
 """How far a gate, in (0, 1), may be from its cut to count as a tie."""
@@ -119,12 +119,12 @@ def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:
     for i, token in enumerate(row.token_ids):
         place = start + i
         own, off = logits[place - 1], close[place - 1]
-        if (first := int(choose(own[None], [params], [row.draw(place)]))) != token:
+        key = draw_key(row.request.seed, row.sample, place)
+        if (first := int(choose(own[None], [params], [key]))) != token:
             # a nucleus is wider or narrower, too, where all its logits are off
             widths = [1.0] if params.top_p == 1 else [1.0, math.exp(-2 * off), math.exp(2 * off)]
             near = any(
-                _wins(token, own, off, replace(params, top_p=min(1.0, params.top_p * width)), row.draw(place))
-                for width in widths
+                _wins(token, own, off, replace(params, top_p=min(1.0, params.top_p * width)), key) for width in widths
             )
             assert near, f"token {i} is {token}, and the reference's {first}; off by {off}"
             ties += 1

@@ -43,7 +43,7 @@ def tried_all(seeds: range, *made: Any) -> Counter[str]:
 def assert_not_vacuous(counts: Counter[str]) -> None:
     """Each of these must have happened, or the comparison says nothing of it."""
     for what in (
-        "skipped", "preempted", "shared tokens", "forks", "cancelled", "stopped", "drafts right", "drafts wrong",
+        "skipped", "preempted", "beginnings of others", "forks", "cancelled", "stopped", "drafts right", "drafts wrong",
         "drawn", "greedy", "bfloat16", "native tokens", "torch tokens",
     ):  # fmt: skip
         assert counts[what] > 0, f"no case had: {what}"

@@ -79,8 +79,6 @@ def _singles(
     k, v = (cache[pages].transpose(1, 2).flatten(2, 3) for cache in (k_cache, v_cache))  # [n, kv_heads, S, hd]
     place = torch.arange(low * PAGE, low * PAGE + k.shape[2], device=q.device)
     seen = _seen(place, positions[:, None], block)[:, None, None]
-    # the table names pages of others behind a row's own; a mask alone multiplies by 0, which does not erase a nan
-    k, v = (part.masked_fill_(~seen.transpose(2, 3), 0) for part in (k, v))
     grouped = q.view(n, block.kv_heads, -1, block.head_dim)
     out.copy_(_weighed(grouped, k, v, seen, block).reshape(q.shape))
     return n * k.shape[2]
@@ -98,18 +96,11 @@ def _block(
     count = last + 1 - low * PAGE
     k, v = (cache[pages].transpose(0, 1).flatten(1, 2)[None, :, :count] for cache in (k_cache, v_cache))
     seen = _seen(torch.arange(low * PAGE, last + 1, device=q.device), positions[:, None], block)
-    broken = None
-    if not (k.sum() + v.sum()).isfinite():
-        bad = ~(k.isfinite() & v.isfinite()).all(-1).all(1)[0]
-        k, v = (part.masked_fill(bad[:, None], 0) for part in (k, v))
-        broken = (seen & bad).any(1)
     # queries that share a head of K and V stand under one another, so that it is not repeated
     group = block.heads // block.kv_heads
     grouped = q.view(n, block.kv_heads, group, block.head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
     found = _weighed(grouped, k, v, seen.repeat(group, 1), block)
     out.copy_(found[0].unflatten(1, (group, n)).permute(2, 0, 1, 3).flatten(1, 2))
-    if broken is not None:
-        out[broken] = torch.nan
     return pages.numel() * PAGE
 
 
