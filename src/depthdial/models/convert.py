@@ -81,7 +81,7 @@ class Conversion:
         ]
         self._starting = (model, decoder)
         for each in self._starting:
-            vars(each)["_init_weights"] = Fresh(each)
+            vars(each)["_init_weights"] = Fresh(each, self.sites)
         vars(model)["save_pretrained"] = Saving(model)
 
     def add(self, site: Site, parts: dict[str, nn.Module]) -> None:
@@ -111,16 +111,19 @@ class Conversion:
 
 
 class Fresh:
-    """A model's `_init_weights`, which knows our parts, too."""
+    """A model's `_init_weights`, which knows our parts, too: transformers asks for their layers, and for a part itself
+    only where it has a weight of its own."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
+    def __init__(self, model: PreTrainedModel, sites: dict[Site, Routed]):
+        self.model, self.sites = model, sites
 
     def __call__(self, module: nn.Module) -> None:
-        if isinstance(module, Part):
-            module.reset_parameters()
-        else:
-            type(self.model)._init_weights(self.model, module)
+        for unit in self.sites.values():
+            for part in unit.parts.values():
+                if isinstance(part, Part) and any(module is each for each in (part, *part.children())):
+                    part.reset_parameters()
+                    return
+        type(self.model)._init_weights(self.model, module)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
