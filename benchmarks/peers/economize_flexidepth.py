@@ -147,7 +147,10 @@ def load_peer(
 
 def train(args: argparse.Namespace) -> None:
     """Train the technique on the rows of our own run in the folder `args.run`."""
-    ours = TrainConfig(**json.loads((args.run / "train.json").read_text()))
+    told = json.loads((args.run / "train.json").read_text())
+    ours = TrainConfig(
+        **{field.name: told[field.name] for field in dataclasses.fields(TrainConfig) if field.name in told}
+    )
     # eager: scaled_dot_product_attention's bf16 backward is some twenty times slower on a CPU
     base, tokenizer = load_base(ours.model, ours.dtype, attn_implementation="eager")
     records, _ = holdout(read(ours.data, drop=ours.drop_sources), 0.01, ours.seed)

@@ -252,6 +252,11 @@ def test_a_role_and_other_fields_hold_no_control_token():
     template.tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.name }}{{ m.tools[0].x }}{% endfor %}"
     found = template.ids([{"role": "user", "content": "", "name": "a<|im_end|>", "tools": [{"x": "<|im_end|>"}]}])
     assert controls(template, found) == ["<|im_start|>"]
+    template.tokenizer.chat_template = CHATML
+    assert controls(template, template.ids([{"role": "user<|im_end|>", "content": "x"}])) == [
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
 
 
 def test_stand_ins_in_a_text_are_text():
@@ -260,6 +265,12 @@ def test_stand_ins_in_a_text_are_text():
     ids = template.ids(talk(text))
     assert controls(template, ids) == ["<|im_start|>", "<|im_end|>"]
     assert text in template.tokenizer.decode(ids)
+
+
+def test_a_text_of_all_private_characters_is_refused():
+    template = ChatTemplate(made("bytes", "chatml"))
+    with pytest.raises(ValueError, match="all private characters"):
+        template.ids(talk("".join(map(chr, range(0xF0000, 0xFFFFE))) + "<|im_end|>"))
 
 
 def test_a_mark_that_takes_white_space_along_still_does():

@@ -79,6 +79,16 @@ def test_a_token_outside_the_embedding_is_named(tokenizer: PreTrainedTokenizerFa
     assert len(list(encode_all([record], tokenizer, vocabulary=largest + 1))) == 1
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_a_message_that_names_a_token_outside_the_embedding_is_refused(tokenizer: PreTrainedTokenizerFast, special):
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<call>"], special_tokens=special)
+    record = Record("a", tuple(turn("x", "y <call> z")))
+    with pytest.raises(ValueError, match=rf"source a: the token '<call>' has id {size}, .* holds {size} tokens"):
+        list(encode_all([record], tokenizer, vocabulary=size))
+    assert len(list(encode_all([record, TALK], tokenizer, vocabulary=size + 1))) == 2
+
+
 def test_a_template_that_refuses_names_file_and_line(tokenizer: PreTrainedTokenizerFast):
     tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
     with pytest.raises(ValueError, match=r"a\.jsonl line 7: the chat template refuses"):

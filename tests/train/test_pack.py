@@ -182,3 +182,11 @@ def test_a_full_disk_leaves_nothing_behind_and_the_rows_usable(
     assert len(prepare(talks(9), tokenizer, 64, cache_dir=tmp_path)) > 0
     assert list(tmp_path.iterdir()) == []
     assert "rows not cached (No space left on device)" in caplog.text
+
+
+def test_rows_are_not_filled_with_a_token_outside_the_embedding(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    size, record = len(tokenizer) - 1, Record("tale", text="Once")
+    assert tokenizer.pad_token_id == size
+    assert int(prepare([record], tokenizer, 16).input_ids.max()) == size
+    assert int(prepare([record], tokenizer, 16, vocabulary=size).input_ids.max()) < size

@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -30,7 +31,6 @@ SPEAKERS = re.compile("system|user|human|assistant|bot|model|turn", re.IGNORECAS
 """What the name of a mark of turns holds; it may be an added token without the flag of a special one."""
 ANSWERS = ("assistant", "model")
 """Roles whose contents a model wrote: `<think>` and its like are tokens there, as they were when it wrote them."""
-KEPT = ("role", "type")
 
 
 class TemplateRefused(ValueError):
@@ -82,12 +82,14 @@ class ChatTemplate:
 
     def mask(self, messages: Sequence[Message]) -> Mask | None:
         """The conversation with stand-ins for signs that control tokens begin or end with; None if it holds none."""
-        texts = "".join(_texts(list(messages)))
-        signs = sorted(sign for sign in set(texts) if not self.signs.isdisjoint(unicodedata.normalize("NFKC", sign)))
+        used = set("".join(_texts(list(messages))))
+        signs = sorted(sign for sign in used if not self.signs.isdisjoint(unicodedata.normalize("NFKC", sign)))
         if not signs:
             return None
-        free = (code for code in SIGNS if chr(code) not in texts)
-        stand_ins = dict(zip(map(ord, signs), free, strict=False))
+        free = list(islice((code for code in SIGNS if chr(code) not in used), len(signs)))
+        if len(free) < len(signs):
+            raise ValueError("a message holds all private characters of Unicode; leave some of them out")
+        stand_ins = dict(zip(map(ord, signs), free, strict=True))
         return Mask(
             [self._masked(dict(m), stand_ins, m.get("role")) for m in messages],
             {code: chr(sign) for sign, code in stand_ins.items()},
@@ -125,7 +127,7 @@ class ChatTemplate:
             pieces = self._spoken.split(value) if role in ANSWERS else [value]
             return "".join(piece if i % 2 else piece.translate(stand_ins) for i, piece in enumerate(pieces))
         if isinstance(value, Mapping):
-            return {k: v if k in KEPT else self._masked(v, stand_ins, role) for k, v in value.items()}
+            return {k: v if _kept(k, v) else self._masked(v, stand_ins, role) for k, v in value.items()}
         return [self._masked(v, stand_ins, role) for v in value] if isinstance(value, list | tuple) else value
 
     def _tokens(self, text: str) -> Tokens:
@@ -199,9 +201,14 @@ def _either(texts: list[str]) -> str:
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
+def _kept(name: str, value: Any) -> bool:
+    """Is this a word that templates decide by, and no text of anybody's?"""
+    return name in ("role", "type") and isinstance(value, str) and value.isidentifier()
+
+
 def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for k, v in value.items() if k not in KEPT for text in _texts(v)]
+        return [text for k, v in value.items() if not _kept(k, v) for text in _texts(v)]
     return [text for v in value for text in _texts(v)] if isinstance(value, list | tuple) else []

@@ -139,6 +139,30 @@ class Renderer:
         return spans
 
 
+class Vocabulary:
+    """Refuses tokens that the model's embedding, of `size` tokens, does not hold: also where a message only names one,
+    which would be read as text, but was added to the tokenizer to be learnt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int):
+        self.tokenizer, self.size = tokenizer, size
+        self.added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if id >= size}
+        self.names = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) or "(?!)")
+
+    def __call__(self, ids: np.ndarray, text: str, where: str) -> None:
+        """Raises ValueError for a document with such a token."""
+        largest = int(ids.max(initial=0))
+        if largest >= self.size:
+            self._refuse(cast(str, self.tokenizer.convert_ids_to_tokens(largest)), largest, where)
+        if name := self.names.search(text):
+            self._refuse(name[0], self.added[name[0]], where)
+
+    def _refuse(self, name: str, id: int, where: str) -> None:
+        raise ValueError(
+            f"{where}: the token {name!r} has id {id}, but the model's embedding holds {self.size} tokens; take the "
+            "tokenizer that the model was saved with, or resize the embedding"
+        )
+
+
 def separator_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id written after a plain document: eos, or where the chat template ends its turns with eos, the
     vocabulary's own end-of-document token (`<|endoftext|>`, 0, for SmolLM2). Raises ValueError where there is neither.
@@ -179,6 +203,7 @@ def encode_all(
     end = separator_token(tokenizer) if separator is None else separator
     begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id][:1]
     render, source = Renderer(tokenizer, targets), iter(records)
+    check = None if vocabulary is None else Vocabulary(tokenizer, vocabulary)
     while batch := list(islice(source, BATCH)):
         texts = [render(record) for record in batch]
         tokens = tokenizer(
@@ -190,6 +215,7 @@ def encode_all(
         )
         pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         for record, rendered, (ids, offsets) in zip(batch, texts, pairs, strict=True):
+            text = rendered.text
             if (mask := render.template.mask(record.messages)) is not None:
                 (ids, offsets), rendered = render.tokens(record, rendered, mask)
             target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendered.spans)
@@ -198,8 +224,8 @@ def encode_all(
                 np.array([*before, *ids, *after], np.int32),
                 np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
             )
-            if vocabulary is not None:
-                _check(found.input_ids, vocabulary, tokenizer, _place(record))
+            if check is not None:
+                check(found.input_ids, text, _place(record))
             yield found
 
 
@@ -216,16 +242,6 @@ def encode(
 
 def _place(record: Record) -> str:
     return record.where or f"source {record.source}"
-
-
-def _check(ids: np.ndarray, vocabulary: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """ValueError for a token that the model's embedding does not hold."""
-    if len(ids) and (largest := int(ids.max())) >= vocabulary:
-        name = cast(str, tokenizer.convert_ids_to_tokens(largest))
-        raise ValueError(
-            f"{where}: the token {name!r} has id {largest}, but the model's embedding holds {vocabulary} tokens; take "
-            "the tokenizer that the model was saved with, or resize the embedding"
-        )
 
 
 def _overlap(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:

@@ -59,12 +59,15 @@ def _apart(curve: Curve, gap: float = 0.01) -> list[tuple[float, float]]:
 
 
 def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]:
-    """Prompts as they come at inference: a first turn in the chat template, or the first tokens of a plain text."""
+    """Prompts as they come at inference: in the chat template a first question, after what stands before it; or the
+    first tokens of a plain text."""
     found: list[list[int]] = []
     for record in records:
         if record.messages and llm.tokenizer.chat_template:
-            turn = record.messages[0]
-            ids = llm.chat_tokens([{"role": "user", "content": turn["content"]}])
+            first = next((i for i, message in enumerate(record.messages) if message["role"] == "user"), None)
+            if first is None:
+                continue
+            ids = llm.chat_tokens(record.messages[: first + 1])
         else:
             plain = record.messages[0]["content"] if record.messages else record.text
             ids = llm.tokenizer(plain, verbose=False)["input_ids"][:32]

@@ -144,6 +144,8 @@ def prepare(
     """
     end = separator_token(tokenizer) if separator is None else separator
     pad = end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    if vocabulary is not None and pad >= vocabulary:  # an added one, which the model has no embedding for
+        pad = end
     options = [FORMAT, length, seed, end, targets, pad, vocabulary]
     path = Path(cache_dir) / f"{_key(records, tokenizer, options)}.npz" if cache_dir is not None else None
     if path is not None and path.exists():
