@@ -24,6 +24,7 @@ from depthdial.models.convert import method_of
 from depthdial.models.dial import offset_for
 from depthdial.models.families import OWN
 from depthdial.models.gguf import quiet
+from depthdial.models.modes import readable
 from depthdial.models.own import TYPES, is_own
 
 CONFIG_FILE = "config.json"
@@ -57,7 +58,7 @@ def export(
             tokenizer.save_pretrained(scratch)
         for name, text in (files or {}).items():
             (scratch / name).write_text(text)
-        scratch.chmod(0o755)
+        readable(scratch)
         if folder.exists():
             folder.rmdir()
         os.replace(scratch, folder)

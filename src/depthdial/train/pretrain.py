@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from depthdial.models.convert import route_of
 from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
+from depthdial.models.modes import readable
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.callbacks import Report, StopCleanly
@@ -279,6 +280,7 @@ def _save(
             model.save_pretrained(scratch, state_dict=state)
             tokenizer.save_pretrained(scratch)
         (scratch / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+        readable(scratch)
         for file in sorted(scratch.iterdir(), key=lambda path: path.name == RESULTS_FILE):
             os.replace(file, output / file.name)
     finally:
