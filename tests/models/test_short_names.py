@@ -76,7 +76,7 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = ShortName(PARTS, hashlib.sha256(WHOLE).hexdigest(), 1, "Apache-2.0", (NOTICE,))
+    entry = ShortName("llama", PARTS, hashlib.sha256(WHOLE).hexdigest(), 1, "Apache-2.0", (NOTICE,))
     monkeypatch.setitem(SHORT_NAMES, "test", entry)
 
 

@@ -12,7 +12,7 @@ from depthdial.models.checkpoint import attach, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 from depthdial.models.own import is_own
-from depthdial.models.shipped import shipped_for
+from depthdial.models.shipped import none_shipped, shipped_ahead, shipped_for
 
 settle()  # here, since all that runs a model comes by here first, in vLLM's processes, too
 
@@ -30,12 +30,16 @@ def load(
     """An adaptive-depth causal LM and its tokenizer.
 
     model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
-    base) or None (the base alone, its route still recorded); a model pre-trained with its routers takes none. budget:
-    mean true cost on text, None for the plug-in's recommended one. dtype: of weights, parts and activations. The model
-    is a plain Hugging Face causal LM: call it with labels, `generate`, and read `model.route.cost()` and
-    `model.route.layers_used` [B, T] after a forward pass.
+    base; at budget 1.0 none is needed) or None (the base alone, its route still recorded); a model pre-trained with its
+    routers takes none. budget: mean true cost on text, None for the plug-in's recommended one. dtype: of weights, parts
+    and activations. The model is a plain Hugging Face causal LM: call it with labels, `generate`, and read
+    `model.route.cost()` and `model.route.layers_used` [B, T] after a forward pass.
     Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
     """
+    if not shipped_ahead(model) and plugin == "default":
+        if budget != 1.0:
+            raise none_shipped(model)
+        plugin = None  # the base alone is all that is asked for
     base, tokenizer = load_base(model, dtype, device)
     if is_own(base):
         if plugin not in (None, "default"):
@@ -43,7 +47,7 @@ def load(
     elif plugin is None:
         convert(base, Dense())
     else:
-        attach(base, shipped_for(base, model) if plugin == "default" else plugin, allow_other_weights)
+        attach(base, shipped_for(base.config, model) if plugin == "default" else plugin, allow_other_weights)
     for name, tensor in base.named_parameters():
         if ".parts." in name:
             tensor.data = tensor.data.to(base.dtype)

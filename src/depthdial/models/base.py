@@ -35,7 +35,7 @@ from depthdial.models.folder import (
     without_adapters,
 )
 from depthdial.models.foreign import shown
-from depthdial.models.gguf import Source, dequantised, parts_sha256, progress, quiet
+from depthdial.models.gguf import Source, cached_folder, dequantised, parts_sha256, progress, quiet
 from depthdial.models.short_names import SHORT_NAMES, weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -92,7 +92,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     folder = Path(os.path.expanduser(name))
     alone = folder.is_dir() and not (folder / "config.json").is_file()
     place = Place(str(folder), local=True) if alone else _resolve(name)
-    with _one_line(name, place, "tokenizer", "save or download it again"), quiet():
+    with one_line(name, place, "tokenizer", "save or download it again"), quiet():
         return AutoTokenizer.from_pretrained(place.where, local_files_only=place.local, trust_remote_code=False)
 
 
@@ -130,6 +130,14 @@ def _resolve(name: str) -> Place:
     if name.startswith(("/", ".", "~")) or name.endswith(".gguf"):
         raise ValueError(f"model {name}: there is no such file or folder")
     return Place(name, local=not _on_hub(name))
+
+
+def resolve_config(name: str) -> Place | None:
+    """Where the configuration of a model that is no GGUF file is; None for a short name that must be fetched first."""
+    if name in SHORT_NAMES:
+        folder = cached_folder(SHORT_NAMES[name].sha256)
+        return Place(str(folder), local=True, cached=True) if folder.is_dir() else None
+    return _resolve(name)
 
 
 def _from_gguf(path: Path) -> Path:
@@ -185,11 +193,11 @@ def _open(
     # trust_remote_code=False: refuse code from the hub, without asking on the terminal
     common = {"local_files_only": place.local, "trust_remote_code": False}
     with _announced(name, place), without_adapters(place.where) as where:
-        with _one_line(name, place, "config", remedy):
+        with one_line(name, place, "config", remedy):
             AutoConfig.from_pretrained(where, **common)
-        with _one_line(name, place, "tokenizer", remedy):
+        with one_line(name, place, "tokenizer", remedy):
             tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        with _one_line(name, place, "model", remedy):
+        with one_line(name, place, "model", remedy):
             opened: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its type does not say
                 where,
                 dtype=dtype,
@@ -230,8 +238,11 @@ def _announced(name: str, place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, place: Place, what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever foreign files or settings make transformers raise into a ValueError of one line."""
+def one_line(name: str, place: Place, what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever foreign files or settings make transformers raise into a ValueError of one line.
+
+    what: is read ("config"); remedy: said where it is damaged.
+    """
     try:
         yield
     except MemoryError:

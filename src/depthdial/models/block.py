@@ -20,6 +20,7 @@ from depthdial.models.family import Family
 
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_PARTIAL = "a rope that turns only a part of each head is not supported yet"
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rope whose frequencies do not change with the length of the text."""
 
@@ -78,7 +79,7 @@ def spine_of(model: PreTrainedModel) -> Spine:
     Raises ValueError, naming the feature, for a model that computes in a way the engine does not know.
     """
     family, config = family_of(model.config), model.config
-    _check(config)
+    check_config(config, family)
     decoder = model.get_decoder()
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -93,7 +94,8 @@ def spine_of(model: PreTrainedModel) -> Spine:
     )
 
 
-def _check(config: PretrainedConfig) -> None:
+def check_config(config: PretrainedConfig, family: Family) -> None:
+    """Raise ValueError, naming the feature, for a configuration that asks for what the engine does not know."""
     if getattr(config, "use_bidirectional_attention", None):
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
     rope: Any = config.rope_parameters
@@ -103,6 +105,11 @@ def _check(config: PretrainedConfig) -> None:
             continue  # the same at all lengths: how a file says a factor for each pair
         if kind not in _FIXED_ROPES:
             raise ValueError(f"rope type {kind!r} changes with the length of the text and is not supported yet")
+        if entry.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(_PARTIAL)
+    name = getattr(config, family.activation)
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
 
 def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> Block:
@@ -113,9 +120,6 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
         for child in [*projections, *(_child(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))]
     )
     head_dim: int = vars(attn)["head_dim"]
-    name = getattr(config, family.activation)
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
         return None if name is None else _norm(of.get_submodule(name), config, family)
@@ -134,7 +138,7 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
         scale=float(vars(attn)["scaling"]),
         window=family.window(config, index),
         rope=config.layer_types[index] if family.rope_per_kind else "default",
-        activation=_ACTIVATIONS[name],
+        activation=_ACTIVATIONS[getattr(config, family.activation)],
     )  # fmt: skip
 
 
@@ -169,5 +173,5 @@ def _frequencies(rotary: nn.Module, name: str, config: PretrainedConfig) -> Tens
     frequencies = rotary.get_buffer(name).to(torch.float32)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if 2 * frequencies.numel() != head_dim:
-        raise ValueError("a rope that turns only a part of each head is not supported yet")
+        raise ValueError(_PARTIAL)
     return frequencies

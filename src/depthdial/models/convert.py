@@ -14,6 +14,7 @@ from depthdial.core.layers import Part
 from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.core.routed import Routed
+from depthdial.models.causal import check_causal
 from depthdial.models.evict import Evicting
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
@@ -32,6 +33,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     """
     if isinstance(getattr(model, "route", None), Route):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
+    check_causal(model)
     family = family_of(model.config)
     if method.kv == "evict" and model.config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(

@@ -20,6 +20,7 @@ from depthdial.models import saving
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.dial import offset_for
 from depthdial.models.gguf import quiet
+from depthdial.models.modes import readable
 
 CONFIG_FILE = "config.json"
 
@@ -52,7 +53,7 @@ def export(
             tokenizer.save_pretrained(scratch)
             for name, text in (files or {}).items():
                 (scratch / name).write_text(text)
-        scratch.chmod(0o755)
+        readable(scratch)
         for file in scratch.iterdir():
             sync(file)
         check_free(folder)  # another process may have been faster

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.models.foreign import shown
 from depthdial.models.gguf_file import Unsupported, parts_of_gguf, read_gguf
@@ -187,6 +187,14 @@ def _read(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[st
     notes = [f"holds the tensor {shown(name)}, which is no part of the model and is left out" for name in strange]
     notes += [f"has the key {shown(key)}, which is not used" for key in unread]
     return model, words.tokenizer, [*words.notes, *notes]
+
+
+def config_in(path: Path) -> PretrainedConfig:
+    """The configuration that a GGUF file describes, without its special tokens; no weights are read."""
+    with _parsing(path.name):
+        contents = read_gguf(parts_of_gguf(path))
+        keys = Keys(contents.metadata)
+        return config_of(keys, contents, 0)
 
 
 def parts_sha256(path: Path) -> str:

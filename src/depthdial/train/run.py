@@ -31,6 +31,7 @@ from depthdial.train.card import card
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import digest, holdout, read
 from depthdial.train.fit import fit_adapters
+from depthdial.train.foresee import bounds, foresee
 from depthdial.train.generated import generated_curve
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
@@ -56,6 +57,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     asked = method_named(config.method, config.fields)
     if not asked.frozen:
         raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
+    foresee(config, asked)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     processes.start(on_cpu)
     with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows",)) as output:
@@ -150,8 +152,7 @@ def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch
     if config.budget is None:
         return None
     floor = route_of(model).ledger.floor
-    low = config.lowest if config.lowest is not None else max(config.budget - 0.05, min(config.budget, floor + 0.01))
-    high = max(config.highest, config.budget, low)
+    low, high = bounds(config, config.budget, floor)
     starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
     if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))

@@ -172,7 +172,7 @@ def _done(
 def _identity(options: Options, subject: Subject, baselines: dict[str, str], suites: Sequence[Suite]) -> dict[str, Any]:
     model, plugin = subject.llm.model, options.plugin
     if plugin == "default":  # a model that was pre-trained with its routers has none
-        plugin = None if subject.llm.plugin is None else str(shipped_for(model, options.model))
+        plugin = None if subject.llm.plugin is None else str(shipped_for(model.config, options.model))
     return {
         "format": FORMAT,
         "fixed": {

@@ -1,0 +1,41 @@
+"""What a model's configuration alone says, before weights are fetched or read and before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from depthdial.models.base import Place, one_line, resolve_config
+from depthdial.models.block import check_config
+from depthdial.models.families import family_of
+from depthdial.models.gguf import config_in
+from depthdial.models.short_names import SHORT_NAMES
+
+
+def config_ahead(name: str) -> PretrainedConfig | None:
+    """The configuration of the model called `name`, fetched or read alone; None for a short name whose weights are not
+    here yet, which is known to be computable. Raises ValueError as `load_base` does."""
+    path = Path(os.path.expanduser(name))
+    if name not in SHORT_NAMES and path.is_file():
+        return config_in(path)
+    place = resolve_config(name)
+    return None if place is None else _read(name, place)
+
+
+def check_ahead(config: PretrainedConfig) -> None:
+    """Raise ValueError, naming the reason, for a model that cannot be converted or that the engine cannot run."""
+    check_config(config, family_of(config))
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this configuration without weights (on the device meta): its layers and what they cost are known."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _read(name: str, place: Place) -> PretrainedConfig:
+    with one_line(name, place, "config", "save or download it again"):
+        return AutoConfig.from_pretrained(place.where, local_files_only=place.local, trust_remote_code=False)
