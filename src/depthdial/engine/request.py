@@ -224,8 +224,9 @@ class Row:
 
     def end(self, reason: Finish, error: str | None = None) -> None:
         """No token follows."""
-        self.finish_reason, self.error = reason, error
-        self._text.close()
+        self._text.close()  # a thread that sees the reason gives out what is ready, and looks no more
+        self.error = error
+        self.finish_reason = reason
 
     def pieces(self, first: int = 0) -> list[Piece]:
         """The tokens from `first` on whose text is final."""
