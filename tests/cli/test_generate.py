@@ -74,6 +74,22 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
     )
 
 
+def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected, monkeypatch):
+    """Native kernels know no scores of others: here they are said to be missing."""
+    llm, _ = expected
+    assert llm.stats.in_torch is None, "this method has native kernels"
+    assert "PyTorch" not in run("generate", "the quick", *options, "--max-new-tokens", "2").stderr
+
+    def none(*_args):
+        raise ValueError("this method's gate has no native kernel")
+
+    monkeypatch.setattr("depthdial.engine.assemble.NativeRunner", none)
+    for more in ([], ["--json"]):
+        result = run("generate", "the quick", *options, "--max-new-tokens", "2", *more)
+        assert "in PyTorch, several times slower, without native kernels: this method's gate has no" in result.stderr
+        assert "PyTorch" not in result.stdout
+
+
 def test_colour_can_be_asked_for(options, expected):
     _, out = expected
     result = run("generate", "the quick", *options, "--max-new-tokens", "12", "--color", color=True)

@@ -151,6 +151,7 @@ def test_without_a_compiler_torch_decodes_and_one_line_says_so(made, monkeypatch
     assert [r.message for r in caplog.records] == [
         "decoding in PyTorch, without native kernels: no C++ compiler was found"
     ]
+    assert caplog.records[0].levelno == logging.WARNING and made().stats.in_torch in caplog.records[0].message
     assert llm.generate([[5, 6]], SamplingParams(max_tokens=8, ignore_eos=True))[0].finish_reason == "length"
     with pytest.raises(ValueError, match=r"int8 weights need the native kernels \(no C\+\+ compiler was found\)"):
         made(weights="int8")

@@ -182,3 +182,57 @@ def test_a_text_that_is_cut_says_stop_also_at_its_length(tiny_tokenizer, stop, r
         if row.finish_reason is None:
             row.push(token, frozenset())
     assert row.finish_reason == reason and "".join(row._text.pieces) == text
+
+
+class Watched(list):
+    """Pieces of a stream that look at it whenever they change, as another thread may."""
+
+    def __init__(self, stream: TextStream):
+        super().__init__()
+        self.stream, self.given = stream, []
+
+    def look(self) -> None:
+        ready = self.stream.ready
+        pieces = list(self[:ready])
+        assert len(pieces) >= ready, "each ready token has a piece"
+        assert pieces[: len(self.given)] == self.given[: len(pieces)], "what was given out stays"
+        self.given = max(self.given, pieces, key=len)
+
+    def append(self, piece: str) -> None:
+        super().append(piece)
+        self.look()
+
+    def pop(self, *place):
+        found = super().pop(*place)
+        self.look()
+        return found
+
+    def __setitem__(self, place, piece) -> None:
+        super().__setitem__(place, piece)
+        self.look()
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, 299), max_size=20), stops=st.sampled_from([(), ("e",), ("\ufffd",), ("the", "ab")]))
+def test_another_thread_never_sees_a_piece_that_changes(tiny_tokenizer, ids, stops):
+    stream = TextStream(tiny_tokenizer, [], stops)
+    stream.pieces = watched = Watched(stream)
+    for token in ids:
+        if stream.push(token):
+            break
+        watched.look()
+    stream.close()
+    watched.look()
+    assert watched.given == list(stream.pieces)
+
+
+def test_half_a_character_at_the_end_reaches_who_follows(tiny_tokenizer):
+    """Its token was given out as an empty piece before, and the sign was lost."""
+    stream = TextStream(tiny_tokenizer, [])
+    given: list[str] = []
+    for token in tiny_tokenizer("a漢")["input_ids"][:-1]:
+        stream.push(token)
+        given += stream.pieces[len(given) : stream.ready]
+    stream.close()
+    given += stream.pieces[len(given) : stream.ready]
+    assert "".join(given) == "".join(stream.pieces) == "a\ufffd"

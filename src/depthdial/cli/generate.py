@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from depthdial.core.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -103,6 +105,8 @@ def generate(
     if json:
         with contextlib.redirect_stdout(sys.stderr):
             line = as_json(llm, tokens, params, model)
+            if (reason := slow(llm)) is not None:
+                print(f"depthdial: {reason}")
         print(line)
     else:
         _stream(llm, tokens, params, color)
@@ -170,6 +174,8 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     if printer.coloured:
         notes.print(ramp.legend())
     notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
+    if (reason := slow(llm)) is not None:
+        notes.print(reason, soft_wrap=True, markup=False)
     if params.lossless:
         notes.print(drafts(llm.stats.speculation), soft_wrap=True)
 
@@ -181,6 +187,12 @@ def summary(depths: list[int], costs: list[float], layers: int, seconds: float) 
         f"{len(depths)} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
         f"true cost {sum(costs) / len(costs):.3f} of dense; {len(depths) / seconds:.1f} tokens/s"
     )
+
+
+def slow(llm: LLM) -> str | None:
+    """Why this model runs in PyTorch, several times slower than it could, in one line; None where it does not."""
+    reason = llm.stats.in_torch
+    return None if reason is None else f"in PyTorch, several times slower, {printable(' '.join(reason.split()))}"
 
 
 def drafts(made: Speculation) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path, PureWindowsPath
 
 
 def public_name(model: str) -> str:
-    """What a file that is shared may say of a model: an id of the hub as it is, of a place on this machine the last part
-    alone."""
+    """What a file that is shared may say of a model: an id of the hub as it is, of a place on this machine the last
+    part alone."""
     if "\\" in model:
         return PureWindowsPath(model).name
     place = Path(model).expanduser()

@@ -63,7 +63,7 @@ def assemble(
     if options.weights == "int8":
         runner = _int8_runner(model, spine, stats, release)
     else:
-        runner = _runner(model, spine, stats, graphs=not voting)
+        runner = _runner(model, spine, stats, voting)
     cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, options.prefix_cache)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
     ballot = Ballot(_cut(model)) if voting else None
@@ -83,16 +83,20 @@ def _cut(model: Any) -> float:
     return cut
 
 
-def _runner(model: Any, spine: Spine, stats: Stats, graphs: bool) -> Runner:
-    plain = TorchRunner(model, spine, stats)
-    if spine.norm.weight.device.type == "cuda" and graphs:  # a graph's threshold would be fixed when it is captured
+def _runner(model: Any, spine: Spine, stats: Stats, voting: bool) -> Runner:
+    plain, kind = TorchRunner(model, spine, stats), spine.norm.weight.device.type
+    if kind == "cuda" and not voting:
         return _on_cuda(plain, spine)
-    if spine.norm.weight.device.type != "cpu":
+    if kind != "cpu":
+        graphs = "a graph's threshold is fixed when it is captured, and texts that vote move it"
+        stats.in_torch = f"without CUDA graphs: {graphs}" if kind == "cuda" else f"there are no kernels for {kind}"
+        log.warning("running in PyTorch, %s", stats.in_torch)
         return plain
     try:
         return NativeRunner(plain, tensors_of(spine, plain))
     except (ValueError, Unavailable) as reason:
-        log.info("decoding in PyTorch, without native kernels: %s", reason)
+        stats.in_torch = f"without native kernels: {reason}"
+        log.warning("decoding in PyTorch, %s", stats.in_torch)
         return plain
 
 
@@ -102,7 +106,8 @@ def _on_cuda(plain: TorchRunner, spine: Spine) -> Runner:
 
         return GraphRunner(plain, tensors_of(spine, plain))
     except (ValueError, ImportError) as reason:
-        log.info("running in PyTorch, without CUDA graphs: %s", reason)
+        plain.stats.in_torch = f"without CUDA graphs: {reason}"
+        log.warning("running in PyTorch, %s", plain.stats.in_torch)
         return plain
 
 

@@ -242,9 +242,10 @@ class Row:
 
     def end(self, reason: Finish, error: str | None = None) -> None:
         """No token follows."""
-        self._text.close()
+        self._text.close()  # a thread that sees the reason gives out what is ready, and looks no more
+        self.error = error
         # what was held back for half a character's sake may have held a stop string
-        self.finish_reason, self.error = "stop" if reason == "length" and self._text.stopped else reason, error
+        self.finish_reason = "stop" if reason == "length" and self._text.stopped else reason
 
     def pieces(self, first: int = 0) -> list[Piece]:
         """The tokens from `first` on whose text is final."""

@@ -61,6 +61,9 @@ class Stats:
     passes: int = 0
     tokens: int = 0
     """Tokens that ran, of prompts and of continuations."""
+    in_torch: str | None = None
+    """Why all passes run in PyTorch, several times slower: what native kernels or CUDA graphs cannot do here; None
+    where they do run."""
     native_tokens: int = 0
     """Those of them that native kernels ran."""
     cached_tokens: int = 0

@@ -17,7 +17,9 @@ class TextStream:
     """Pieces of text, `pieces[i]` from token i; joined they are the text.
 
     A token that ends inside a character gets an empty piece and the one that completes it the whole character.
-    `ready` tokens have their final piece: later tokens cannot change them, not even by completing a stop string.
+    `ready` tokens have their final piece: later tokens cannot change them, not even by completing a stop string, nor
+    can the end, which gives out half a character as it is. Another thread may read `ready` and then as many pieces at
+    any moment: pieces are never taken away, and a token counts as ready only once its piece stands.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()):
@@ -28,12 +30,13 @@ class TextStream:
         self._fast = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
         self._ids = list(prompt[-_CONTEXT:])
         self._start, self._read = 0, len(self._ids)
+        self._inside = False  # does the last token end inside a character?
         self._ready = self._held = 0  # tokens with their final piece; characters of all that are not ready
 
     @property
     def ready(self) -> int:
         """How many tokens have their final piece."""
-        return self._ready
+        return min(self._ready, len(self.pieces) - self._inside)
 
     def push(self, token: int) -> bool:
         """Append a token; True when its text completes a stop string, which is then cut off."""
@@ -46,21 +49,28 @@ class TextStream:
         if not self.stopped:
             rest = self._new_text(flush=True)
             if rest:
-                self.pieces.pop()  # which is empty
-                self._append(rest)
+                self._append(rest, last=True)
+        self._inside = False
         self._ready = len(self.pieces)
 
     def _new_text(self, flush: bool) -> str:
         """What the tokens since the last piece add; "" while they end inside a character."""
         old = self._decode(self._ids[self._start : self._read])
         new = self._decode(self._ids[self._start :])
-        if len(new) <= len(old) or (new.endswith(_BROKEN) and not flush):
+        if not flush:
+            self._inside = new.endswith(_BROKEN)
+        if len(new) <= len(old) or (self._inside and not flush):
             return ""
         self._start, self._read = self._read, len(self._ids)
         return new[len(old) :]
 
-    def _append(self, piece: str) -> None:
-        self.pieces.append(piece)
+    def _append(self, piece: str, last: bool = False) -> None:
+        """Of a new token, or in place of the last one's empty piece."""
+        if last:
+            self._ready = min(self._ready, len(self.pieces) - 1)
+            self.pieces[-1] = piece
+        else:
+            self.pieces.append(piece)
         if self._stops is None:
             self._ready = len(self.pieces)
             return

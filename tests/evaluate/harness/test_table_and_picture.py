@@ -8,6 +8,7 @@ import pytest
 
 from depthdial.evaluate.harness.picture import draw
 from depthdial.evaluate.harness.table import cost_table, difference_table, score_table, tables
+from depthdial.maps.keep_figure import COLOURS
 
 
 def task(score: float, **fields):
@@ -89,3 +90,29 @@ def test_the_picture_is_a_png_and_whole(results, tmp_path):
     assert image.shape[1] > image.shape[0] > 300 and image.std() > 0.05
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     draw({"layers": 30, "rows": results["rows"][:1]}, tmp_path / "base.png")
+
+
+def coloured(path) -> int:
+    """Pixels in the colour of the first line."""
+    import numpy as np
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    return int((np.abs(imread(path)[..., :3] - to_rgb(COLOURS[0])).max(-1) < 0.01).sum())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="an extra")
+def test_the_picture_of_tasks_at_chance_is_not_empty(results, tmp_path):
+    """A small model is at chance on all tasks of a short run: scores are drawn then, and what is missing is said."""
+    for row in results["rows"]:
+        row |= {"counted": [], "at_chance": ["arc", "wiki"], "mean_above_chance": mean(None)}
+        for told in row["tasks"].values():
+            told["above_chance"] = None
+    draw(results, tmp_path / "at_chance.png")
+    assert coloured(tmp_path / "at_chance.png") > 100
+    for row in results["rows"]:
+        row |= {"mean_retained": mean(None)}
+        for told in row["tasks"].values():
+            told["retained"] = None
+    draw(results, tmp_path / "nothing.png")
+    assert coloured(tmp_path / "nothing.png") == 0 and (tmp_path / "nothing.png").stat().st_size > 10_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.core.extras import there
-from depthdial.maps.keep_figure import COLOURS, keep_figure, need_matplotlib
+from depthdial.maps.keep_figure import COLOURS, keep_figure, label, need_matplotlib
 
 _MARKS = "osD^vPX"
 
@@ -19,43 +19,56 @@ def can_draw() -> bool:
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: the mean above chance with its interval (left), each task's share of the base (right); whole or not
-    at all. Raises ValueError when matplotlib is missing."""
+    at all. Where no task is above chance both are of the score itself; what cannot be drawn is said in its place.
+    Raises ValueError when matplotlib is missing."""
     need_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = results["rows"]
+    counted = rows[0]["counted"] if rows else []
+    mean, share = ("mean_above_chance", "above_chance") if counted else ("mean_retained", "retained")
     for i, name in enumerate(dict.fromkeys(_subject(row) for row in rows if row["kind"] != "base")):
         own = sorted((row for row in rows if _subject(row) == name), key=lambda row: row["cost"])
-        found = [(row["cost"], row["mean_above_chance"]) for row in own if _known(row["mean_above_chance"]["mean"])]
-        if not found:
-            continue
-        mean = [100 * told["mean"] for _, told in found]
-        ends = [(told["low"] or told["mean"], told["high"] or told["mean"]) for _, told in found]
-        errors = [
-            [m - 100 * low for m, (low, _) in zip(mean, ends, strict=True)],
-            [100 * high - m for m, (_, high) in zip(mean, ends, strict=True)],
-        ]
-        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 5, "label": name}
-        left.errorbar([cost for cost, _ in found], mean, yerr=errors, capsize=2, **style)
-    counted = rows[0]["counted"] if rows else []
+        _means(left, [(row["cost"], row[mean]) for row in own if _known(row[mean]["mean"])], i, name)
     adaptive = sorted((row for row in rows if row["kind"] == "adaptive"), key=lambda row: row["cost"])
-    for i, task in enumerate(counted):
-        points = [(row["tasks"][task]["cost"], 100 * row["tasks"][task]["above_chance"]) for row in adaptive]
+    tasks = counted or list(dict.fromkeys(task for row in adaptive for task in row["tasks"]))
+    for i, task in enumerate(tasks):
+        found = [row["tasks"][task] for row in adaptive if task in row["tasks"]]
+        points = [(told["cost"], 100 * told[share]) for told in found if _known(told[share])]
         if points:
-            right.plot(*zip(*points, strict=True), color=COLOURS[i % 7], marker=_MARKS[i % 7], markersize=4, label=task)
-    left.set_title(f"mean of {len(counted)} tasks above chance", fontsize=10)
+            style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 4}
+            right.plot(*zip(*points, strict=True), label=label(task), **style)
+    of = f"mean of {len(counted)} tasks above chance" if counted else "mean of tasks, none of them above chance"
+    left.set_title(of, fontsize=10)
     right.set_title("the plug-in, task by task", fontsize=10)
-    left.set_ylabel("score above chance, % of the base's")
-    for axes in (left, right):
-        axes.axhline(100, color="#888888", linewidth=0.8, linestyle="--")
-        axes.set_xlabel("true cost relative to dense")
-        axes.invert_xaxis()
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)  # never over a point
+    left.set_ylabel("score above chance, % of the base's" if counted else "score, % of the base's")
+    for axes, missing in ((left, "no score that has a share of the base's"), (right, "no score of a plug-in")):
+        _finish(axes, missing)
     keep_figure(figure, path)
+
+
+def _means(axes: Any, found: list[tuple[float, Mapping[str, Any]]], place: int, name: str) -> None:
+    """One subject's means with their intervals, against cost."""
+    if not found:
+        return
+    mean = [100 * told["mean"] for _, told in found]
+    ends = [[100 * (told[end] if _known(told[end]) else told["mean"]) for _, told in found] for end in ("low", "high")]
+    errors = [[abs(m - end) for m, end in zip(mean, side, strict=True)] for side in ends]
+    style: dict[str, Any] = {"color": COLOURS[place % 7], "marker": _MARKS[place % 7], "markersize": 5}
+    axes.errorbar([cost for cost, _ in found], mean, yerr=errors, capsize=2, label=label(name), **style)
+
+
+def _finish(axes: Any, missing: str) -> None:
+    axes.axhline(100, color="#888888", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("true cost relative to dense")
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)  # never over a point
+    else:
+        axes.text(0.5, 0.4, f"nothing to draw: {missing}", transform=axes.transAxes, ha="center", fontsize=9)
 
 
 def _subject(row: Mapping[str, Any]) -> str:
