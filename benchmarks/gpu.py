@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticC
 
 from depthdial import __version__
 from depthdial.core.whole import write_json
-from depthdial.engine.native import tensors_of
+from depthdial.engine.model_tensors import tensors_of
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
 from depthdial.kernels.tensors import ModelTensors

@@ -11,7 +11,7 @@ import torch
 
 from depthdial.engine.graph import GraphRunner, Graphs
 from depthdial.engine.llm import LLM
-from depthdial.engine.native import tensors_of
+from depthdial.engine.model_tensors import tensors_of
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
 from depthdial.methods import method_named

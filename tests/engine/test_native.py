@@ -13,7 +13,8 @@ from depthdial.core.decision import Site
 from depthdial.engine import assemble
 from depthdial.engine.batch import Batch
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.engine.native import NativeRunner, tensors_of
+from depthdial.engine.model_tensors import tensors_of
+from depthdial.engine.native import NativeRunner
 from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice

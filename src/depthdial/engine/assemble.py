@@ -11,7 +11,8 @@ from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache, Shape
 from depthdial.engine.config import EngineConfig
-from depthdial.engine.native import NativeRunner, tensors_of
+from depthdial.engine.model_tensors import tensors_of
+from depthdial.engine.native import NativeRunner
 from depthdial.engine.runner import Runner, TorchRunner
 from depthdial.engine.scheduler import Scheduler
 from depthdial.engine.speculate import MOST

@@ -245,7 +245,9 @@ class Engine:
         tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
         likeliest = logits.amax(-1)  # nan where any logit is
         if not likeliest.isfinite().all():
-            tokens = [t if finite else -1 for t, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)]
+            tokens = [
+                token if finite else -1 for token, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)
+            ]
         for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
             if p.logprobs is not None and tokens[i] >= 0:
                 row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))

@@ -1,5 +1,7 @@
 import math
 import multiprocessing
+import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthdial.kernels import reference
-from depthdial.kernels.cpu.build import supported
+from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import PAGE, Int8
@@ -38,7 +40,7 @@ def assert_equal(left, right, rtol=1e-4, atol=1e-4):
         torch.testing.assert_close(cache, theirs[name], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_every_family_in_fp32(family, isa, tiny_model, tensors_of, routed, batch_for):
@@ -50,7 +52,7 @@ def test_every_family_in_fp32(family, isa, tiny_model, tensors_of, routed, batch
     assert 0 < right[0].keep[2:].float().mean() < 1  # rows did differ
 
 
-@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize(
     ("tokens", "family", "head_dim"),
     [(1, "llama", 16), (2, "llama", 64), (5, "llama", 16), (9, "llama", 128), (9, "gemma3_text", 64)],
@@ -66,7 +68,7 @@ def test_bf16_within_its_rounding(isa, tokens, family, head_dim, tiny_model, ten
         assert (cache.float() - theirs[name].float()).norm() < 0.01 * theirs[name].float().norm()
 
 
-@pytest.mark.parametrize("isa", supported())
+@pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize(("family", "width"), [("llama", 72), ("qwen2", 128), ("gemma3_text", 72)])
 @torch.no_grad()
 def test_int8_is_its_definition(isa, family, width, tiny_model, tensors_of, routed, batch_for):
@@ -87,7 +89,7 @@ def test_int8_is_its_definition(isa, family, width, tiny_model, tensors_of, rout
 @given(data=st.data())
 @torch.no_grad()
 def test_any_mixture_of_rows(data, tiny_model, tensors_of, routed, batch_for):
-    count = data.draw(st.integers(1, 16), "tokens")
+    count = data.draw(st.integers(1, 64), "tokens")
     every = [(sequence, position) for sequence in range(4) for position in range(3 * PAGE)]
     places = data.draw(st.lists(st.sampled_from(every), min_size=count, max_size=count, unique=True), "places")
     model = routed(
@@ -231,22 +233,51 @@ def test_a_forked_child_has_threads_of_its_own(tiny_model, tensors_of, batch_for
     assert child.exitcode == 0 and torch.equal(shared, expected)
 
 
-@pytest.mark.parametrize("isa", supported())
+@torch.no_grad()
+def test_where_threads_are_refused_fewer_do_the_work(tiny_model, tensors_of, batch_for):
+    model = tensors_of(tiny_model())
+    batch = batch_for(model)
+    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
+    NativeModel(model).forward(**inputs, **caches, given=None, **out)
+    expected, shared = out["logits_out"].clone(), out["logits_out"].zero_().share_memory_()
+
+    def child() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 2**27
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # room for the stacks of a few threads
+        torch.set_num_threads(200)
+        native = NativeModel(model)
+        native.forward(**inputs, **caches, given=None, **out)
+        count = len(list(Path("/proc/self/task").iterdir()))
+        assert 1 < count < 150, count
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and torch.equal(shared, expected)
+
+
+@pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 @torch.no_grad()
-def test_tokens_come_out_as_alone(isa, weights, tiny_model, tensors_of, routed, batch_for):
+@pytest.mark.parametrize(("family", "width"), [("llama", 64), ("qwen2", 72)])
+@pytest.mark.parametrize(("count", "reading"), [(9, False), (2, False), (17, False), (64, False), (17, True)])
+def test_tokens_come_out_as_alone(
+    isa, weights, family, width, count, reading, tiny_model, tensors_of, routed, batch_for
+):
     """Bit for bit, K and V included."""
-    made = tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).bfloat16()
+    made = tiny_model(family, hidden_size=width, intermediate_size=128, head_dim=16).bfloat16()
     model = routed(tensors_of(made), soft=True)
     batch = batch_for(model)
-    inputs = batch.inputs(PLACES)
+    places = (PLACES + [(i % 4, 135 + i) for i in range(55)])[:count]
+    inputs = batch.inputs(places)
     native, together, apart = NativeModel(model, weights, isa), batch.caches(), batch.caches()
-    out = batch.outputs(len(PLACES))
-    native.forward(**inputs, **together, given=None, **out)
-    for i in range(len(PLACES)):
+    out = batch.outputs(count)
+    native.forward(**inputs, **together, given=None, reading=reading, **out)
+    for i in range(count):
         one = {name: value[i : i + 1].contiguous() if name != "page_table" else value for name, value in inputs.items()}
         alone = batch.outputs(1)
-        native.forward(**one, **apart, given=None, **alone)
+        native.forward(**one, **apart, given=None, reading=reading, **alone)
         assert torch.equal(alone["logits_out"][0], out["logits_out"][i])
         assert torch.equal(alone["keep_out"][:, 0], out["keep_out"][:, i])
     for name, cache in together.items():

@@ -1,4 +1,4 @@
-"""Large native passes against the definition, and that they do no more work. Where there is no AMX its tiles are emulated."""
+"""Large native passes against the definition, and that they do no more work. Without AMX its tiles are emulated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from depthdial.kernels import reference
-from depthdial.kernels.cpu.build import EMULATED, supported, all_isas
+from depthdial.kernels.cpu.build import EMULATED, all_isas, supported
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import AdapterTensors, Int8, LayerTensors, Linear, ModelTensors, Norm

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from depthdial.kernels.cpu.abi import ORDERS, LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
-from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, library, supported, all_isas, to_stderr
+from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
 from depthdial.kernels.pack import packed
 from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, LayerTensors, ModelTensors
 
@@ -109,10 +109,11 @@ class NativeModel:
 
         ids: int64 [N]; positions, sequences: int32 [N]; page_table: int32 [sequences, pages of one]; caches:
         T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
-        decision at layers without a router. asked: int32 [M], tokens whose logits are wanted, None all of them in order.
+        decision at layers without a router. asked: int32 [M], tokens whose logits are wanted; None: all, in order.
         logits_out: fp32 [M, V]; argmax_out: int64 [M], -1 where logits are not finite; without either the head is not
         run. keep_out: uint8 [L, N]; score_out: fp32 [L, N]. reading: under int8 weights activations stay as they are,
-        which is more exact, and faster for many tokens. A token comes out as in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
+        which is more exact, and faster for many tokens. A token comes out as in a pass of its own, bit for bit.
+        Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:

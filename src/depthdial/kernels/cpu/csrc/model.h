@@ -111,7 +111,7 @@ struct Model {
     adapter_gate = Buffer<float>(n * adapter);
     adapter_up = Buffer<float>(n * adapter);
     cos_sin = Buffer<float>(n * spec.ropes * 2 * half);
-    for (int t = 0; t < threads; ++t)
+    for (int t = 0; t < pool.size(); ++t)
       own.push_back(std::make_unique<Own>(spec.max_tokens, spec.dim, widest, rank, 2 * half));
   }
 

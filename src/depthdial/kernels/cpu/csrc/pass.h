@@ -1,6 +1,7 @@
 // One pass of a few tokens through the whole model. Every thread runs `Pass::all`: it takes its share of the rows of each
 // matrix and of the attention heads, and meets the others at barriers.
 #pragma once
+#include "head.h"
 #include "model.h"
 
 template <class T>
@@ -19,20 +20,11 @@ class Pass {
     }
     begin();
     for (int index = 0; index < m.spec.count; ++index) layer(index);
-    if (p.asked_count && (p.logits || p.argmax)) head();
+    if (p.asked_count && (p.logits || p.argmax)) head(m, p, own, t);
   }
 
  private:
-  struct Share {
-    int begin, end;
-  };
-
-  // This thread's part of `count` things, in whole units.
-  Share share(int count, int unit) const {
-    const int64_t units = (count + unit - 1) / unit, size = m.pool.size();
-    const int64_t begin = units * t / size * unit, end = units * (t + 1) / size * unit;
-    return {(int)(begin < count ? begin : count), (int)(end < count ? end : count)};
-  }
+  Share share(int count, int unit) const { return even(count, unit, m.pool.size(), t); }
 
   void multiply(const Mat& w, const Packed& x, float* out) {
     if (x.tokens == 0) return;
@@ -254,61 +246,6 @@ class Pass {
       const size_t at = (size_t)i * gate.rows + s.begin;
       gated(a + at, b + at, s.end - s.begin, gelu, bf16);
     }
-  }
-
-  // Of the tokens that are asked for.
-  void head() {
-    const int asked = p.asked_count;
-    for (int i = 0; i < asked; ++i)
-      rms_norm(own.x + (size_t)p.asked[i] * D, D, m.spec.norm, bf16, own.z + (size_t)i * D);
-    const Mat& w = m.spec.head;
-    pack(own.a.view, own.z, nullptr, asked, D, w.kind);
-    for (int i = 0; i < asked; ++i) {
-      own.best[i] = -INFINITY;
-      own.best_id[i] = 0;
-    }
-    const Share s = share(w.rows, 16);
-    for (int row = s.begin; row < s.end;) {
-      const Runs runs = runs_of(w, own.a.view, row, s.end);
-      const int most = LOGITS / runs.count;
-      for (int from = 0; from < runs.step; from += most) {
-        const int count = runs.step - from < most ? runs.step - from : most;
-        linear_runs(w, own.a.view, runs, from, from + count, own.logits, count, LOGITS, false);
-        for (int i = 0; i < asked; ++i)
-          for (int r = 0; r < runs.count; ++r)
-            settle(i, row + r * runs.step + from, count, own.logits + (size_t)i * LOGITS + r * count);
-      }
-      row += runs.count * runs.step;
-    }
-    own.weight_bytes += (s.end - s.begin) * row_bytes(w);
-    m.pool.barrier();
-    const Share mine = share(asked, 1);
-    for (int i = mine.begin; p.argmax && i < mine.end; ++i) {
-      int best = 0;
-      bool finite = true;
-      for (int thread = 0; thread < m.pool.size(); ++thread) {
-        const float here = m.own[thread]->best[i];
-        finite = finite && here == here && here < INFINITY;  // -inf: a thread without rows
-        if (here > m.own[best]->best[i]) best = thread;
-      }
-      p.argmax[i] = finite && m.own[best]->best[i] > -INFINITY ? m.own[best]->best_id[i] : -1;
-    }
-  }
-
-  void settle(int i, int row, int count, float* logits) {
-    if (m.spec.softcap > 0)
-      for (int j = 0; j < count; ++j) logits[j] = tanh_of(logits[j] / m.spec.softcap) * m.spec.softcap;
-    if (p.logits) memcpy(p.logits + (size_t)i * m.spec.head.rows + row, logits, sizeof(float) * count);
-    if (!p.argmax) return;
-    float broken = 0;  // 0, or NaN where a logit is not finite
-#pragma omp simd reduction(+ : broken)
-    for (int j = 0; j < count; ++j) broken += logits[j] * 0.0f;
-    if (broken != broken) own.best[i] = NAN;  // which nothing exceeds
-    for (int j = 0; j < count; ++j)
-      if (logits[j] > own.best[i] || (logits[j] == own.best[i] && row + j < own.best_id[i])) {  // of equals the first
-        own.best[i] = logits[j];
-        own.best_id[i] = row + j;
-      }
   }
 
   Model& m;

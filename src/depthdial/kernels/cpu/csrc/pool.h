@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <mutex>
 #include <sched.h>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -27,8 +28,14 @@ class Pool {
  public:
   using Job = void (*)(void* context, int thread);
 
-  explicit Pool(int size) : size_(size) {
-    for (int t = 1; t < size; ++t) workers_.emplace_back([this, t] { serve(t); });
+  // As many threads as the system grants, `size` at most.
+  explicit Pool(int size) {
+    workers_.reserve(size);
+    try {
+      for (int t = 1; t < size; ++t) workers_.emplace_back([this, t] { serve(t); });
+    } catch (const std::system_error&) {  // those that are there do the work; a thread that none joins ends the process
+    }
+    size_ = (int)workers_.size() + 1;
   }
 
   ~Pool() {
@@ -97,7 +104,7 @@ class Pool {
     return true;
   }
 
-  const int size_;
+  int size_ = 1;  // not read before the first call
   std::vector<std::thread> workers_;
   Job job_ = nullptr;
   void* context_ = nullptr;

@@ -91,7 +91,7 @@ class Prefill {
       });
       m.pool.barrier();
     }
-    if (t == 0) count(index, l);
+    if (t == 0) count(index);
     blocks(heavy(l), [&](int at, int count) { run(index, l, own.kept.data() + at, count); });
     if (l.adapter_gate.data)
       blocks(share(own.skipped.size(), amx::LANES), [&](int at, int count) { pass_by(l, own.skipped.data() + at, count); });
@@ -186,15 +186,10 @@ class Prefill {
     }
   }
 
-  void count(int index, const LayerSpec& padded) {
-    const LayerSpec& l = m.layers[index];
-    const auto bytes = [](const Mat& w) { return w.data ? w.rows * row_bytes(w) : 0; };
+  void count(int index) {
     p.rows_run += own.kept.size();
     p.layers_run += !own.kept.empty();
-    if (!l.sparse_kv || !own.kept.empty()) p.weight_bytes += bytes(l.k) + bytes(l.v);
-    if (touched) p.weight_bytes += bytes(l.router.enc);
-    if (!own.kept.empty()) p.weight_bytes += bytes(l.q) + bytes(l.o) + bytes(l.gate) + bytes(l.up) + bytes(l.down);
-    if (!own.skipped.empty()) p.weight_bytes += bytes(l.adapter_gate) + bytes(l.adapter_up) + bytes(l.adapter_down);
+    p.weight_bytes += bytes_of(m.layers[index], !own.kept.empty(), !own.skipped.empty(), touched);
   }
 
   // The layer for a block of kept tokens.

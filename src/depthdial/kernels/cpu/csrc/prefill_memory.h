@@ -63,6 +63,16 @@ struct BlockMemory {
   }
 };
 
+// Bytes of a layer's weights that a pass reads in which some tokens run it, some skip it, some ask its router.
+static inline int64_t bytes_of(const LayerSpec& l, bool kept, bool skipped, bool asked) {
+  const auto bytes = [](const Mat& w) { return w.data ? w.rows * row_bytes(w) : 0; };
+  int64_t sum = asked ? bytes(l.router.enc) : 0;
+  if (!l.sparse_kv || kept) sum += bytes(l.k) + bytes(l.v);
+  if (kept) sum += bytes(l.q) + bytes(l.o) + bytes(l.gate) + bytes(l.up) + bytes(l.down);
+  if (skipped) sum += bytes(l.adapter_gate) + bytes(l.adapter_up) + bytes(l.adapter_down);
+  return sum;
+}
+
 struct PrefillMemory {
   int capacity = 0;
   Raw<uint16_t> x;                // [capacity, dim]: the residual stream

@@ -1,8 +1,7 @@
 // Which part of the tokens is a thread's own.
 #pragma once
 #include <algorithm>
-
-#include "panel.h"
+#include <cstdint>
 
 struct Share {
   int begin, end;
@@ -14,6 +13,9 @@ static inline Share even(int count, int unit, int threads, int thread) {
   const auto until = [&](int64_t t) { return std::min(count, (int)(units * t / threads) * unit); };
   return {until(thread), until(thread + 1)};
 }
+
+#if defined(DEPTHDIAL_AMX)
+#include "panel.h"
 
 // Whole groups of `count` tokens, about as much work for each thread; work(i): of token i. Late tokens see more keys.
 template <class Work>
@@ -36,3 +38,4 @@ static inline Share by_work(int count, int threads, int thread, Work work) {
   }
   return found;
 }
+#endif
