@@ -144,7 +144,7 @@ def _records(path: Path) -> list[Record]:
             reasons.setdefault(str(reason), []).append(where)
             continue
         records.append(record)
-        for name in names:
+        for name in sorted(names):
             unused.setdefault(name, where)
     left = ", ".join(f"{len(places)} {reason} (first in {places[0]})" for reason, places in reasons.items())
     if not records and set(reasons) == {NO_TEXT}:
