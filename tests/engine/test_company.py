@@ -193,3 +193,18 @@ def test_a_text_that_is_not_a_number_ends_with_an_error_and_no_other(made):
             assert broken.error is not None and "not finite" in broken.error
         assert [out.token_ids for out in found[1:-1]] == expected
         assert [out.token_ids for out in llm.generate(prompts, params)] == expected
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_the_real_model_says_the_same_in_any_company(weights: Any):
+    """Short prompts, which one kernel read alone and another in a batch, at the plug-in's budget and lossless."""
+    llm = LLM("smollm2-135m-instruct", weights=weights, cache_tokens=4096)
+    prompts = [torch.randint(100, 40000, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+               for n in (2, 9, 16, 17, 33, 64, 64, 65, 80)]  # fmt: skip
+    for options in ({"budget": 0.85}, {"lossless": True}, {"budget": 1.0}):
+        params = SamplingParams(max_tokens=16, ignore_eos=True, **options)
+        alone = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
+        again = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
+        assert again == alone and [out.token_ids for out in llm.generate(prompts, params)] == alone

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,12 +67,13 @@ def all_isas() -> tuple[str, ...]:
 
 
 def library(isa: str, log: Log = to_stderr, folder: Path | None = None) -> Path:
-    """The compiled library for an instruction set; the first call on a machine takes seconds and says so to `log`.
+    """The compiled library for an instruction set; the first call on a machine takes seconds and says so to `log`. CXX
+    and CXXFLAGS count, as for any build.
 
     Raises Unavailable where there is no compiler, where it fails, or where nothing can be written.
     """
     compiler, version = _compiler(os.environ.get("CXX"))
-    flags = (*_COMMON, *ISAS[isa][0])
+    flags = (*_COMMON, *ISAS[isa][0], *shlex.split(os.environ.get("CXXFLAGS", "")))
     key = hashlib.sha256(repr((flags, version, platform.system(), platform.machine())).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(source.name.encode() + source.read_bytes())
