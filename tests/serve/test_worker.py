@@ -142,6 +142,11 @@ def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
     order = checked(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
     recorder = Recorder(llm.model, llm.tokenizer, offset=llm.offset_of(None), scores=True, alternatives=3)
     (wanted,) = recorder.rows([order.text])
+
+    def hooks() -> int:
+        return sum(len(module._forward_pre_hooks) for module in llm.model.modules())
+
+    before = hooks()
     pauses, made = 0, export(llm, "tiny", order)
     while True:
         try:
@@ -157,8 +162,9 @@ def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
     begun = export(llm, "tiny", order)
     for _ in range(5):
         next(begun)
+    assert hooks() > before
     begun.close()
-    assert not any(module._forward_pre_hooks for module in llm.model.modules())
+    assert hooks() == before
     (again,) = recorder.rows([order.text])
     assert again.layers_used.tolist() == wanted.layers_used.tolist()
 
