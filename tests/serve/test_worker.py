@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import socket
 from collections.abc import Generator, Iterator
 from threading import Thread
 
+import pyarrow.parquet
 import pytest
 
-from depthdial.engine.llm import LLM
+from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.maps.record import Recorder
 from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
+from depthdial.serve.in_turns import Pause, in_turns
+from depthdial.serve.map_export import checked, export
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.wire import Message, Wire
 from depthdial.serve.worker import DeviceLost, Worker
@@ -46,7 +52,7 @@ def map_of(id: int) -> Message:
 
 
 def test_a_text_does_not_wait_for_all_maps(llm):
-    """Ten maps before it, of two stages each; a stage and a step take turns, where no time passes."""
+    """Ten maps before it, of a stage for each layer; a stage and a step take turns, where no time passes."""
     ours, theirs = socket.socketpair()
     front, said = Wire(ours), []
     hearing = Thread(target=lambda: said.extend(iter(front.receive, None)))
@@ -54,13 +60,13 @@ def test_a_text_does_not_wait_for_all_maps(llm):
     worker = Worker(llm, Wire(theirs), "tiny", None, clock=lambda: 0.0)
     for order in (*map(map_of, range(1, 11)), text(11)):
         taken(worker, order)
-    for _ in range(30):  # at most 14 steps and 20 stages
+    for _ in range(400):  # more than there are layers and files of ten maps
         worker.turn()
     theirs.shutdown(socket.SHUT_WR)
     hearing.join(60)
     ended = [message.get("map", "text") for message in said if "map" in message or "ended" in message]
     assert sorted(map(str, ended)) == sorted(map(str, [*range(1, 11), "text"]))
-    assert 0 < ended.index("text") < 8
+    assert ended[0] == "text"  # its dozen steps come between the layers of the first map
 
 
 def stages(log: list[str], name: str, count: int, fails: bool = False) -> Generator[None, None, str]:
@@ -130,6 +136,59 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
         taken(worker, text(2))
         worker.turn()
         assert (front.receive(), front.receive()) and worker._jobs[2].rows[0].finish_reason is None
+
+
+def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
+    order = checked(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
+    recorder = Recorder(llm.model, llm.tokenizer, offset=llm.offset_of(None), scores=True, alternatives=3)
+    (wanted,) = recorder.rows([order.text])
+
+    def hooks() -> int:
+        return sum(len(module._forward_pre_hooks) for module in llm.model.modules())
+
+    before = hooks()
+    pauses, made = 0, export(llm, "tiny", order)
+    while True:
+        try:
+            next(made)
+            pauses += 1
+            # somebody else's turn
+            llm.generate("the quick", SamplingParams(max_tokens=1))
+        except StopIteration as done:
+            table = pyarrow.parquet.read_table(io.BytesIO(base64.b64decode(done.value)))
+            break
+    assert pauses >= 2 * llm.layers - llm.always_on + 2  # both passes, the head, and the file
+    assert table.column("layers_used").to_pylist() == [wanted.layers_used.tolist()]
+    begun = export(llm, "tiny", order)
+    for _ in range(5):
+        next(begun)
+    assert hooks() > before
+    begun.close()
+    assert hooks() == before
+    (again,) = recorder.rows([order.text])
+    assert again.layers_used.tolist() == wanted.layers_used.tolist()
+
+
+def test_work_in_turns_raises_what_it_raises_and_ends_where_it_is_closed():
+    seen: list[str] = []
+
+    def work(pause: Pause) -> str:
+        try:
+            for name in "ab":
+                seen.append(name)
+                pause()
+        finally:
+            seen.append("end")
+        raise ValueError("wrong")
+
+    turns = in_turns(work)
+    assert next(turns) is None and seen == ["a"]
+    turns.close()
+    assert seen == ["a", "end"]
+    in_turns(work).close()  # never begun
+    with pytest.raises(ValueError, match="wrong"):
+        list(in_turns(work))
+    assert seen == ["a", "end", "a", "b", "end"]
 
 
 def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):

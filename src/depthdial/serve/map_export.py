@@ -13,7 +13,9 @@ from depthdial.maps.record import Recorder
 from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import write
 from depthdial.maps.texts import Text, conversation
+from depthdial.models.convert import head_of, layers_of
 from depthdial.serve.fit import Unfit
+from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_queue import Stages
 
 MOST = 2048
@@ -46,13 +48,31 @@ def checked(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, A
 
 
 def export(llm: LLM, name: str, order: MapOrder) -> Stages:
-    """A page or a Parquet file, in base64: first the passes, then the file."""
+    """A page or a Parquet file, in base64. Between two layers of the model others have their turn."""
+
+    def work(pause: Pause) -> str:
+        modules = [*layers_of(llm.model), head_of(llm.model)]
+        hooks = [module.register_forward_pre_hook(lambda *_: pause()) for module in modules]
+        try:
+            made = _passes(llm, name, order)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pause()
+        return _file(made, order)
+
+    return in_turns(work)
+
+
+def _passes(llm: LLM, name: str, order: MapOrder) -> DepthMap:
     budget = llm.budget if order.budget is None else order.budget
     recorder = Recorder(
         llm.model, llm.tokenizer, offset=llm.offset_of(budget), name=name, budget=budget, scores=True, alternatives=3
     )
-    made = DepthMap(recorder.facts, recorder.rows([order.text]))
-    yield
+    return DepthMap(recorder.facts, recorder.rows([order.text]))
+
+
+def _file(made: DepthMap, order: MapOrder) -> str:
     if order.format == "html":
         data = page([made], title=order.title or "Depth of a conversation").encode()
     else:

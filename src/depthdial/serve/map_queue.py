@@ -30,7 +30,9 @@ class MapQueue:
 
     def cancel(self, id: int) -> None:
         """Drop a map, whether or not it was begun."""
-        self._waiting = deque(pair for pair in self._waiting if pair[0] != id)
+        for dropped in [pair for pair in self._waiting if pair[0] == id]:
+            self._waiting.remove(dropped)
+            dropped[1].close()
 
     def due(self, idle: bool) -> bool:
         """Is a stage to run now? idle: nothing is generated meanwhile."""
