@@ -37,7 +37,7 @@ def demo(
     out = console(color)
     print(f"depthdial: loading {model} and its depth plug-in ...", file=sys.stderr)
     llm = LLM(model, plugin)
-    ramp = Ramp(llm.always_on, llm.layers)
+    ramp = Ramp(llm.always_on, llm.layers).on(out)
     dial = "where it was trained" if llm.budget is None else f"at budget {llm.budget:.2f}"
     intro = (
         f"{model} has {llm.layers} layers. With the plug-in, each token runs the {llm.always_on} that are always on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -153,7 +153,7 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
 
     from depthdial.maps.terminal import DepthPrinter, Ramp
 
-    printer = DepthPrinter(console(color), ramp := Ramp(llm.always_on, llm.layers))
+    printer = DepthPrinter(console(color), Ramp(llm.always_on, llm.layers))
     start, pieces = time.perf_counter(), []
     for piece in llm.stream(prompt, params):
         printer.write(piece.text, piece.depth)
@@ -162,8 +162,9 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     print(flush=True)
     # the text alone goes to stdout, so that it can be piped
     notes = Console(file=sys.stderr, no_color=not printer.coloured, highlight=False)
-    if printer.coloured:
-        notes.print(ramp.legend())
+    if printer.coloured:  # in the text's own colours, of which standard error may know more or fewer
+        system: Any = printer.console.color_system if notes.is_terminal else "auto"
+        Console(file=sys.stderr, color_system=system, highlight=False).print(printer.ramp.legend())
     notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
     if (reason := slow(llm)) is not None:
         notes.print(reason, soft_wrap=True, markup=False)
