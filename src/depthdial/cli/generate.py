@@ -20,7 +20,10 @@ Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folde
 Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
 Budget = Annotated[
     str | None,
-    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
+    typer.Option(
+        help="True cost relative to dense, up to 1.0; or auto, which follows load and clock: texts are not reproducible. "
+        "[default: what the plug-in recommends]"
+    ),
 ]
 Target = Annotated[
     float | None,

@@ -10,7 +10,10 @@ from depthdial.cli.generate import Model, Plugin, budget_of
 
 Budget = Annotated[
     str | None,
-    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
+    typer.Option(
+        help="True cost relative to dense, up to 1.0; or auto, which follows load and clock: texts are not reproducible. "
+        "[default: what the plug-in recommends]"
+    ),
 ]
 
 
