@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=72)
     args = parser.parse_args()
     llm = LLM(args.model, args.plugin, args.budget)
-    ramp = Ramp(llm.always_on, llm.layers)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    ramp = Ramp(llm.always_on, llm.layers).on(console)
     told = []
     console.print(ramp.legend())
     for prompt in PROMPTS:

@@ -9,13 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from depthdial.cli import main
 from depthdial.cli.app import app, message
+from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.methods import method_named
+from depthdial.models.checkpoint import Plugin, save
+from depthdial.models.convert import convert
+from depthdial.models.fingerprint import fingerprint
 
 KEYS = {"text", "token_ids", "depths", "prompt_depths", "cost", "prompt_cost", "mean_depth", "layers"}
 KEYS |= {"budget", "offset", "finish_reason", "model", "plugin", "seconds"}
@@ -74,19 +80,20 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
     )
 
 
-def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected, monkeypatch):
-    """Native kernels know no scores of others: here they are said to be missing."""
+def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected, tiny_model, tmp_path):
+    """Native kernels fuse attention and MLP: SkipLayer over attention alone has none."""
     llm, _ = expected
-    assert llm.stats.in_torch is None, "this method has native kernels"
-    assert "PyTorch" not in run("generate", "the quick", *options, "--max-new-tokens", "2").stderr
-
-    def none(*_args):
-        raise ValueError("this method's gate has no native kernel")
-
-    monkeypatch.setattr("depthdial.engine.assemble.NativeRunner", none)
+    assert (
+        llm.stats.in_torch is None and "PyTorch" not in run("generate", "the", *options, "--max-new-tokens", "2").stderr
+    )
+    model = convert(tiny_model("llama"), method_named("skiplayer", {"units": "attn"}))
+    curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
+    method: Any = model.method
+    save(model, tmp_path / "attn", Plugin("attn", method, fingerprint(model), {"text": curve}, recommended=0.8))
+    given = ["--model", options[1], "--plugin", str(tmp_path / "attn"), *options[4:], "--max-new-tokens", "2"]
     for more in ([], ["--json"]):
-        result = run("generate", "the quick", *options, "--max-new-tokens", "2", *more)
-        assert "in PyTorch, several times slower, without native kernels: this method's gate has no" in result.stderr
+        result = run("generate", "the quick", *given, *more)
+        assert "in PyTorch, several times slower, without native kernels: the method does not route" in result.stderr
         assert "PyTorch" not in result.stdout
 
 

@@ -83,3 +83,26 @@ def test_pieces_are_written_as_they_come():
     printer = DepthPrinter(Console(file=file), RAMP)
     printer.write("a", 10)
     assert file.getvalue() == "a" and not printer.coloured
+
+
+@pytest.mark.parametrize("colours", ["truecolor", "256", "standard"])
+@pytest.mark.parametrize("ramp", [RAMP, Ramp(2, 6), Ramp(4, 5), Ramp(30, 30)])
+def test_the_legend_has_the_colours_of_the_text(colours, ramp):
+    """With sixteen colours several depths share one: the legend says which, and shows each that the text can have."""
+
+    def written(print_) -> dict[str, set[str]]:
+        file = io.StringIO()
+        print_(Console(file=file, force_terminal=True, color_system=colours, width=200))
+        found = re.findall(r"\x1b\[([0-9;]+)m ?([^\x1b]*?) ?\x1b\[0m", file.getvalue())
+        return {code: {text for other, text in found if other == code} for code, _ in found}
+
+    depths = range(ramp.least, ramp.most + 1)
+    text = written(lambda console: show(console, [f"{depth}" for depth in depths], list(depths), ramp))
+    legend = written(lambda console: console.print(ramp.on(console).legend()))
+    for code, marks in legend.items():
+        for mark in marks:
+            first, _, last = mark.partition("-")
+            shown = {f"{depth}" for depth in range(int(first), int(last or first) + 1)}
+            assert shown <= text[code], "what the legend says of a colour holds"
+    if colours == "standard":
+        assert set(legend) == set(text), "and it says it of all"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from depthdial.core.printable import printable, printable_lines
+
 if TYPE_CHECKING:
     from depthdial.evaluate.speed.bench import Report
 
@@ -100,7 +102,7 @@ def bench(
     if json_:
         print(json.dumps(results, allow_nan=False))
         return
-    print(machine_lines(results), speed_table(results), sep="\n\n")
+    print(printable_lines(f"{machine_lines(results)}\n\n{speed_table(results)}"))
     if explain:
         print("", break_even_lines(results["break_even"]), sep="\n")
 
@@ -136,13 +138,14 @@ def _bar() -> Any:
     @contextlib.contextmanager
     def bar() -> Iterator[Report]:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task("loading", total=None)
 
             def report(name: str, done: int, total: int) -> None:
-                bars.update(task, description=name, completed=done, total=total)
+                bars.update(task, description=escape(printable(name)), completed=done, total=total)
 
             yield report
 

@@ -57,7 +57,7 @@ def chat(
     llm = LLM(model, None if plugin == "none" else plugin, None, dtype, device, allow_other_weights)
     llm.offset_of(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
-    talk = Talk(llm, out, Ramp(llm.always_on, llm.layers), params, system)
+    talk = Talk(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
     out.print(talk.ramp.legend())
     out.print("/help lists the commands; Ctrl-D ends", style="dim")
     while not talk.over:

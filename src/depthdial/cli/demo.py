@@ -37,7 +37,7 @@ def demo(
     out = console(color)
     print(f"depthdial: loading {model} and its depth plug-in ...", file=sys.stderr)
     llm = LLM(model, plugin)
-    ramp = Ramp(llm.always_on, llm.layers)
+    ramp = Ramp(llm.always_on, llm.layers).on(out)
     dial = "where it was trained" if llm.budget is None else f"at budget {llm.budget:.2f}"
     intro = (
         f"{model} has {llm.layers} layers. With the plug-in, each token runs the {llm.always_on} that are always on "
@@ -57,7 +57,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
 
     from depthdial.cli.generate import summary
     from depthdial.engine.llm import SamplingParams
-    from depthdial.maps.terminal import DepthPrinter
+    from depthdial.maps.terminal import CONTROLS, DepthPrinter
 
     print(f"\n> {prompt}\n", flush=True)
     tokens = llm.chat_tokens([{"role": "user", "content": prompt}])
@@ -75,4 +75,5 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     print(f"  {flops}; LM head, K and V, routers and adapters are counted")
     (base,) = llm.generate([tokens], SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0))
     same = base.token_ids == [piece.token_id for piece in pieces]
-    print(f"  budget 1.0, the untouched model: {'the same text' if same else base.text.strip()}", flush=True)
+    theirs = "the same text" if same else base.text.strip().translate(CONTROLS)
+    print(f"  budget 1.0, the untouched model: {theirs}", flush=True)

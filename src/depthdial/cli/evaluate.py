@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from depthdial.core.printable import printable, printable_lines
+
 if TYPE_CHECKING:
     from depthdial.evaluate.harness.run import Report
 
@@ -102,7 +104,7 @@ def evaluate(
         write_text(output / "results.md", text + "\n")
         if can_draw():
             draw(results, output / "results.png")
-    print(dumps(results, allow_nan=False) if json else text)
+    print(dumps(results, allow_nan=False) if json else printable_lines(text))
 
 
 def items(limit: str) -> float:
@@ -138,13 +140,14 @@ def _bar() -> Any:
     @contextlib.contextmanager
     def bar() -> Iterator[Report]:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task("loading", total=None)
 
             def report(name: str, done: int, total: int) -> None:
-                bars.update(task, description=name, completed=done, total=total or None)
+                bars.update(task, description=escape(printable(name)), completed=done, total=total or None)
 
             yield report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,10 @@ Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folde
 Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
 Budget = Annotated[
     str | None,
-    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
+    typer.Option(
+        help="True cost relative to dense, up to 1.0; or auto, which follows load and clock, so that texts are not "
+        "reproducible. [default: what the plug-in recommends]"
+    ),
 ]
 Target = Annotated[
     float | None,
@@ -162,7 +165,7 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
 
     from depthdial.maps.terminal import DepthPrinter, Ramp
 
-    printer = DepthPrinter(console(color), ramp := Ramp(llm.always_on, llm.layers))
+    printer = DepthPrinter(console(color), Ramp(llm.always_on, llm.layers))
     start, pieces = time.perf_counter(), []
     for piece in llm.stream(prompt, params):
         printer.write(piece.text, piece.depth)
@@ -171,8 +174,9 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     print(flush=True)
     # the text alone goes to stdout, so that it can be piped
     notes = Console(file=sys.stderr, no_color=not printer.coloured, highlight=False)
-    if printer.coloured:
-        notes.print(ramp.legend())
+    if printer.coloured:  # in the text's own colours, of which standard error may know more or fewer
+        system: Any = printer.console.color_system if notes.is_terminal else "auto"
+        Console(file=sys.stderr, color_system=system, highlight=False).print(printer.ramp.legend())
     notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
     if (reason := slow(llm)) is not None:
         notes.print(reason, soft_wrap=True, markup=False)

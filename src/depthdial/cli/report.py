@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from depthdial.core.printable import printable_lines
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold such folders.")],
@@ -48,4 +50,4 @@ def report(
     pictures = draw_runs(found, output) if plots else []
     links = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
     write_text(output / "report.md", f"{text}\n{links}")
-    print(text)
+    print(printable_lines(text))

@@ -6,12 +6,7 @@ from typing import Annotated
 
 import typer
 
-from depthdial.cli.generate import Model, Plugin, budget_of
-
-Budget = Annotated[
-    str | None,
-    typer.Option(help="True cost relative to dense, up to 1.0, or auto. [default: what the plug-in recommends]"),
-]
+from depthdial.cli.generate import Budget, Model, Plugin, budget_of
 
 
 def serve(

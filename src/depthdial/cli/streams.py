@@ -14,14 +14,14 @@ import select
 import sys
 from collections.abc import Sequence
 
-from depthdial.core.printable import printable
+from depthdial.core.printable import printable_lines
 
 _STRICT = ("strict", "surrogateescape")
 
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return printable_lines(super().format(record))
 
 
 def settle() -> None:

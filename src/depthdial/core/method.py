@@ -63,7 +63,8 @@ class Method(ABC):
     skips: ClassVar[bool] = True
     """False: every unit runs for every token and is weighed only, so that nothing is saved."""
     grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
-    """The finest thing a decision may depend on; lets an executor use a plain `if` instead of a gather."""
+    """The finest thing a decision depends on. Only "static" is read: its dial is measured by whole layers, and its
+    decisions are asked for once, not for each place. The others are told to readers; executors treat them alike."""
     reads_input: ClassVar[bool] = True
     """False: `decide` looks at tokens, places and layers only, so an executor may ask for all layers before a pass."""
     budgeted: ClassVar[Mapping[str, object]] = {}

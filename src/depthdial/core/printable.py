@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return "".join(_escape(sign) if _unseen(sign) else sign for sign in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text of lines that we made: its line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _unseen(sign: str) -> bool:
     return sign in _BIDI or unicodedata.category(sign) in _UNSEEN
 

@@ -7,7 +7,7 @@ black or white, whichever is easier to read. Where colours are not wanted (no te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.color_triplet import ColorTriplet
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.text import Text
 # Cividis (Nunez, Anderton, Renslow, PLOS ONE 2018): rises evenly in lightness, the same for the colour-blind.
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
 _STOPS = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _CIVIDIS]
+_NAMED = (("bright_white", "black"), ("bright_white", "bright_black"), ("black", "white"), ("black", "bright_yellow"))
+"""Letters and background where a terminal has sixteen colours: what is nearest to the ramp, in steps that differ."""
+_FEW = ("standard", "windows")
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*#@"
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -30,6 +33,12 @@ class Ramp:
 
     least: int
     most: int
+    few: bool = False
+    """Are there sixteen colours only? Then a few depths share one, in text and legend alike."""
+
+    def on(self, console: Console) -> Ramp:
+        """The same in the colours that a console has."""
+        return replace(self, few=console.color_system in _FEW)
 
     def place(self, depth: int) -> float:
         """Where a depth lies between `least` (0) and `most` (1); outside it is clamped."""
@@ -46,14 +55,24 @@ class Ramp:
 
     def style(self, depth: int) -> Style:
         """Letters and background for one depth."""
-        letters, background = self.colours(depth)
+        letters, background = _NAMED[self._step(depth)] if self.few else self.colours(depth)
         return Style(color=letters, bgcolor=background)
 
     def legend(self) -> Text:
-        """One line that explains the colours: a few depths, each on its own."""
-        steps = min(5, self.most - self.least)
-        marks = sorted({round(self.least + (self.most - self.least) * i / max(1, steps)) for i in range(steps + 1)})
-        return Text.assemble("layers used: ", *((f" {depth} ", self.style(depth)) for depth in marks))
+        """One line that explains the colours: a few depths, each on its own; with few colours, all depths of each."""
+        if self.few:
+            depths = range(self.least, self.most + 1)
+            shares = [[depth for depth in depths if self._step(depth) == step] for step in range(len(_NAMED))]
+            marks = {share[0]: f"{share[0]}-{share[-1]}" if share[1:] else f"{share[0]}" for share in shares if share}
+        else:
+            steps = min(5, self.most - self.least)
+            every = (self.most - self.least) / max(1, steps)
+            marks = {depth: f"{depth}" for depth in (round(self.least + every * i) for i in range(steps + 1))}
+        return Text.assemble("layers used: ", *((f" {mark} ", self.style(depth)) for depth, mark in marks.items()))
+
+    def _step(self, depth: int) -> int:
+        """Which of the few colours."""
+        return min(len(_NAMED) - 1, int(self.place(depth) * len(_NAMED)))
 
     def bars(self, depths: Sequence[int], encoding: str = "utf-8") -> str:
         """One character per token, higher for more layers; ASCII where the encoding has no block characters."""
@@ -65,7 +84,7 @@ class DepthPrinter:
     """Writes pieces of text to a console as they come. What it writes, less the colours, is exactly the text."""
 
     def __init__(self, console: Console, ramp: Ramp):
-        self.console, self.ramp = console, ramp
+        self.console, self.ramp = console, ramp.on(console)
 
     @property
     def coloured(self) -> bool:

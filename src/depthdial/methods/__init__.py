@@ -1,4 +1,7 @@
-"""One paper, one file. METHODS is the only list of them; docs and tests are generated from it."""
+"""One paper, one file. METHODS is the only list of them: `depthdial methods` and the tests read it.
+
+The list is closed: a method that is not in it can be converted to and run, but not trained, saved or named.
+"""
 
 from __future__ import annotations
 
@@ -77,5 +80,10 @@ def _words(kind: Any) -> str:
 
 
 def name_of(method: Method) -> str:
-    """The name under which a method stands in METHODS."""
-    return next(name for name, kind in METHODS.items() if type(method) is kind)
+    """The name under which a method stands in METHODS. ValueError for one that does not."""
+    for name, kind in METHODS.items():
+        if type(method) is kind:
+            return name
+    raise ValueError(
+        f"{type(method).__name__} is not one of METHODS, and what is saved names one: {', '.join(METHODS)}"
+    )
