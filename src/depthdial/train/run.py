@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -20,7 +19,7 @@ from depthdial.core.method import Method
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
 from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps
-from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, parts_of, save
+from depthdial.models.checkpoint import PARTS_FILE, Plugin, attach, cast_parts, parts_of, read_parts, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
@@ -200,7 +199,7 @@ def _seeded(seed: int) -> torch.Generator:
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
     """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in."""
-    own, given = parts_of(model), load_file(Path(folder) / PARTS_FILE)
+    own, given = parts_of(model), read_parts(Path(folder) / PARTS_FILE)
     lacking = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
     if lacking:
         raise ValueError(
