@@ -139,14 +139,7 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     """
     plugin, file = read(path), parts_file(path)
     plugin.base.check(fingerprint(model), str(path), allow_other_weights)
-    if not file.is_file():
-        raise ValueError(f"{path} is incomplete: it has no {PARTS_FILE}; get the plug-in again")
-    if (instead := pointer_of(file)) is not None:
-        raise ValueError(f"{file} is {instead}")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:  # as torch has it
-        raise ValueError(f"{file} is corrupt ({shown(error, 200)}); get the plug-in again") from error
+    tensors = read_parts(file)
     convert(model, plugin.method)
     try:
         _fill(parts_of(model), tensors, str(file))
@@ -166,6 +159,23 @@ def parts_file(path: str | Path) -> Path:
     """
     file, coming = Path(path) / PARTS_FILE, Path(path) / NEXT_FILE
     return coming if coming.is_file() and _sha256(coming) == _told_sha256(Path(path)) else file
+
+
+def read_parts(file: Path) -> dict[str, Tensor]:
+    """The tensors of a plug-in by name, finite. Raises ValueError, one line, for a file that does not hold such."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is incomplete: it has no {file.name}; get the plug-in again")
+    if (instead := pointer_of(file)) is not None:
+        raise ValueError(f"{file} is {instead}")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:  # as torch has it
+        raise ValueError(f"{file} is corrupt ({shown(error, 200)}); get the plug-in again") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise ValueError(f"{file}: {shown(name)} is of {tensor.dtype}, no type of weights; get the plug-in again")
+    check_finite(str(file), iter(tensors.items()))
+    return tensors
 
 
 def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -197,9 +207,6 @@ def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
         raise ValueError(f"{where} lacks {len(missing)} tensors ({missing[0]}, ...); get the plug-in again")
     if extra := sorted(given.keys() - own.keys()):
         raise ValueError(f"{where} has {len(extra)} tensors its method does not know ({shown(extra[0])}, ...)")
-    if odd := [name for name in own if not given[name].is_floating_point() or given[name].element_size() < 2]:
-        raise ValueError(f"{where}: {odd[0]} is of {given[odd[0]].dtype}, no type of weights; get the plug-in again")
-    check_finite(where, ((name, given[name]) for name in own))
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != given[name].shape:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ from depthdial.core.method import Method
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
 from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps
-from depthdial.models.checkpoint import Plugin, attach, cast_parts, parts_file, parts_of, save
+from depthdial.models.checkpoint import Plugin, attach, cast_parts, parts_file, parts_of, read_parts, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
@@ -229,7 +228,7 @@ def _seeded(seed: int) -> torch.Generator:
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
     """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in."""
-    own, given = parts_of(model), load_file(parts_file(folder))
+    own, given = parts_of(model), read_parts(parts_file(folder))
     lacking = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
     if lacking:
         raise ValueError(
