@@ -64,6 +64,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     model, tokenizer = load_base(
         config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
     )
+    if model.dtype == torch.float16:  # of what it was saved in
+        raise ValueError("training runs in bfloat16 or float32, and this base is in float16; give --dtype bfloat16")
     records, held = holdout(read(config.data, drop=config.drop_sources), 0.01, config.seed)
     targets = "all" if config.objective == "distill" else "assistant"
     cache = output / "rows"
