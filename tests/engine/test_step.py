@@ -48,7 +48,10 @@ def compare(llm: LLM, asked: Callable, finish: Callable, agrees: Callable, offse
         agrees(llm, request, output)
     if method.skips and method.layers(llm.layers):
         depths = [depth for output in outputs for depth in output.prompt_depths + output.depths]
-        assert len(set(depths)) > 1, "tokens differ in depth"
+        costs = [piece.cost for output in outputs for sample in output.samples for piece in sample.pieces]
+        assert len(set(costs)) > 1, "tokens differ in cost"
+        in_part = method.always_on(llm.layers) == llm.layers  # where one half always runs, so does every layer
+        assert (len(set(depths)) == 1) == in_part
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv == "evict"])
