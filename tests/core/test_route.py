@@ -83,3 +83,24 @@ def test_dense_only_when_no_row_asks_for_a_decision(route: Route):
         route.offset = offset
         states.append(route.dense)
     assert states == [False, False, True, False]
+
+
+UNITS = {
+    ("attn",): ([[1, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 1], [1, 1]]),  # MLPs always run
+    ("mlp",): ([[1, 1], [1, 1]], [[1, 1], [1, 1]], [[1, 0], [1, 0]]),
+    ("attn", "mlp"): ([[1, 1], [1, 0]], [[0, 1], [1, 0]], [[1, 0], [1, 0]]),
+    ("layer",): ([[0, 0], [1, 0]],) * 3,
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_a_layer_counts_when_any_unit_ran_and_a_unit_without_decisions_always_does(units: tuple[str, ...]):
+    made = {"attn": hard([0, 1], [1, 0]), "mlp": hard([1, 0], [1, 0]), "layer": hard([0, 0], [1, 0])}
+    route = Route(Ledger((LAYER,) * 2, head=100))
+    route.begin((2, 2), None)
+    for unit in units:
+        route.decisions[Site(1, unit)] = made[unit]
+    for unit, expected in zip((None, "attn", "mlp"), UNITS[units], strict=True):
+        keep = route.keep(unit)
+        assert keep[0].all() and keep[1].int().tolist() == expected
+    assert torch.equal(route.layers_used, route.keep().sum(0))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,7 @@ from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
 from depthdial.engine.stats import Stats
+from depthdial.maps.schema import Facts
 from depthdial.methods import METHODS, FlexiDepth
 from depthdial.models.block import spine_of
 from depthdial.models.convert import convert, routed
@@ -167,3 +169,18 @@ def test_a_method_that_leaves_holes_is_refused(tiny_model):
     model = convert(tiny_model(), Evicts())
     with pytest.raises(ValueError, match="kv='evict'"):
         TorchRunner(model, spine_of(model), Stats(6))
+
+
+@pytest.mark.parametrize("units", [("attn",), ("mlp",), ("attn", "mlp"), ("layer",)])
+def test_depths_count_layers_that_run_in_part(bench, units: tuple[str, ...]):
+    on = bench("skiplayer", fields={"units": units, "first": 1, "last": 5})
+    least, seen = (6 if len(units) == 1 and units != ("layer",) else 2), set()
+    assert on.llm.always_on == Facts.of(on.llm.model, "tiny").always_on == least
+    for offset in (0.0, -1e9, 1e9):
+        row = on.row(20, offset)
+        passed = on.run((row, 0, 20))
+        _, depths, costs = reference(on, row)
+        assert passed.depths == depths and passed.costs == pytest.approx(costs)
+        assert np.array_equal(passed.keep, on.llm.model.route.keep()[:, 0].numpy())
+        seen |= set(depths)
+    assert min(seen) == least and max(seen) == 6

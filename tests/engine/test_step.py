@@ -53,9 +53,11 @@ def compare(llm: LLM, asked: Callable, finish: Callable, agrees: Callable, offse
     for request, output in zip(requests, outputs, strict=True):
         agrees(llm, request, output)
     if method.skips and method.layers(llm.layers):
-        # where one half of a layer is routed, the other runs: depths are alike, costs are not
-        costs = {cost for request in requests for row in request.rows for cost in row.ran_costs}
-        assert len(costs) > 2, "tokens differ in what they ran"
+        depths = [depth for output in outputs for depth in output.prompt_depths + output.depths]
+        costs = [piece.cost for output in outputs for sample in output.samples for piece in sample.pieces]
+        assert len(set(costs)) > 1, "tokens differ in cost"
+        in_part = method.always_on(llm.layers) == llm.layers  # where one half always runs, so does every layer
+        assert (len(set(depths)) == 1) == in_part
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv == "evict"])

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from depthdial.methods import FlexiDepth, Static
 from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
-from depthdial.models.fingerprint import config_hash, fingerprint, weights_hash
+from depthdial.models.fingerprint import cast_from, config_hash, fingerprint, weights_hash
 
 
 @pytest.fixture
@@ -91,3 +91,16 @@ def test_unknown_families_have_none():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match="'gpt2' cannot be converted"):
         fingerprint(model)
+
+
+def test_a_cast_that_is_noted_leaves_the_base_what_it_was(llama: PreTrainedModel):
+    with torch.no_grad():
+        next(llama.parameters()).view(-1)[0] = 1e-9  # nothing in float16
+    before = weights_hash(llama)
+    llama.half()
+    assert weights_hash(llama) != before
+    cast_from(llama, before)
+    assert weights_hash(llama) == before
+    with torch.no_grad():
+        next(llama.parameters()).view(-1)[1] += 1
+    assert weights_hash(llama) != before, "but a change of its weights is one"

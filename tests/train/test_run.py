@@ -54,6 +54,9 @@ def test_a_run_gives_a_plugin_that_loads_and_keeps_its_budget(config, method, tm
         model(TOKENS)
     assert route_of(model).cost() < 1.0
     assert all(torch.equal(t, t.bfloat16().float()) for t in parts(model).values()), "shipped as measured: in bf16"
+    half, _ = load(config.model, str(folder), dtype="float16", device="cpu")
+    with torch.no_grad():
+        assert half(TOKENS).logits.isfinite().all() and route_of(half).cost() < 1.0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 7)) and {"loss", "cost", "layers"} <= set(lines[0])
 
@@ -85,6 +88,11 @@ def test_a_card_claims_no_licence_and_tells_the_budgets_that_were_trained(config
         assert says in text and "None" not in text.split("## The dial")[0].split("## Training")[1]
         assert not [line for line in text.splitlines() if line.startswith("license")]
         assert "apache" not in text.lower() and str(tmp_path) not in text
+
+
+def test_float16_is_refused_before_anything_is_read(config):
+    with pytest.raises(ValueError, match="training runs in bfloat16 or float32, not float16"):
+        dataclasses.replace(config, dtype="float16", data=("nowhere",))
 
 
 @pytest.mark.parametrize("objective", ["lm", "distill"])

@@ -48,7 +48,7 @@ def train(
     generated_tokens: Annotated[
         int, typer.Option(help="Tokens generated per point of the curve for generated text; 0: no such curve.")
     ] = 2048,
-    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16, float32 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16 or float32.")] = "bfloat16",
     device: str = "auto",
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the frozen pieces: worth it for long runs.")

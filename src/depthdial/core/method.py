@@ -80,6 +80,11 @@ class Method(ABC):
         """The layers that get decisions, of a model with `depth` layers; the others always run."""
         return range(depth)
 
+    def always_on(self, depth: int) -> int:
+        """How many of `depth` layers run for every token, whole or in part: the least depth there can be."""
+        whole = "layer" in self.units or {"attn", "mlp"} <= set(self.units)
+        return depth - len(self.layers(depth)) if whole and self.skips else depth
+
     def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
         """Fresh trainable parts (router, adapter, ...) for one site. Called once, at conversion."""
         return {}

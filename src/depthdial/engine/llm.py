@@ -81,7 +81,7 @@ class LLM:
         self._template = ChatTemplate(tokenizer)
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
-        self.always_on: int = self.layers - len(model.method.layers(self.layers))
+        self.always_on: int = model.method.always_on(self.layers)
         """Layers every token runs: the least depth there can be."""
         self.context: int = config.max_position_embeddings
         """Most tokens of prompt and continuation together."""
@@ -126,7 +126,7 @@ class LLM:
             return self.engine.runner.stats
 
     def _recommended(self) -> float | None:
-        if self.always_on == self.layers:
+        if not self.model.method.layers(self.layers):
             return 1.0
         return None if self.plugin is None else self.plugin.recommended
 

@@ -82,7 +82,7 @@ class Facts:
             offset=float(dial),
             layers=layers,
             routed=routed,
-            always_on=layers - len(routed),
+            always_on=method.always_on(layers),
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
         )

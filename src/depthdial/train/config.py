@@ -52,6 +52,7 @@ class TrainConfig:
     generated_tokens: int = 2048
     """Tokens generated per point of the curve for generated text; 0 leaves that curve out."""
     dtype: str = "bfloat16"
+    """Of the base. Not float16: gradients of single tokens are below its range."""
     device: str = "auto"
     compile: bool = False
     """Compile the frozen pieces: a minute at the start, then half as fast again on a CPU."""
@@ -63,6 +64,8 @@ class TrainConfig:
             raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ValueError(f"budget {self.budget} is out of range; it is a share of the dense cost: 0 < budget <= 1")
+        if self.dtype == "float16":
+            raise ValueError("training runs in bfloat16 or float32, not float16; the plug-in then serves float16, too")
         if self.objective not in ("lm", "distill"):
             raise ValueError(f"objective must be 'lm' or 'distill', not {self.objective!r}")
         for name in ("steps", "batch", "accumulate", "length", "save_every"):

@@ -74,6 +74,8 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     model, tokenizer = load_base(
         config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
     )
+    if model.dtype == torch.float16:  # of what it was saved in
+        raise ValueError("training runs in bfloat16 or float32, and this base is in float16; give --dtype bfloat16")
     records, held = holdout(every, 0.01, config.seed)
     vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"

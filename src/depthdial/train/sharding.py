@@ -8,7 +8,6 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import PreTrainedModel, Trainer
 
-from depthdial.models.convert import routed
 from depthdial.train import processes
 
 
@@ -18,7 +17,7 @@ def sharding(model: PreTrainedModel, method: str) -> dict[str, Any]:
         raise ValueError("--fsdp shards a model over several processes; start them with torchrun, or leave it out")
     if any(weight.ndim == 0 for weight in model.parameters()):
         raise ValueError(f"method {method!r} has single-number weights, which FSDP2 cannot shard; leave --fsdp out")
-    group = "Routed" if routed(model) else "LlamaDecoderLayer"  # a layer's router reads the layer's own norm
+    group = "LlamaDecoderLayer"
     return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [group]}}
 
 
