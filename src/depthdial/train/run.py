@@ -56,6 +56,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if not asked.frozen:
         raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device.startswith("cuda:") and config.device != "cuda:0":
+        raise ValueError(
+            f"the Trainer works on the first GPU in sight, not on {config.device}; set CUDA_VISIBLE_DEVICES="
+            f"{config.device.removeprefix('cuda:')} and leave --device out"
+        )
     processes.start(on_cpu)
     with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows",)) as output:
         return _train(config, asked, on_cpu, output, resume)
@@ -66,7 +71,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     keep_memory()
     # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
     model, tokenizer = load_base(
-        config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
+        config.model, config.dtype, processes.own_gpu(config.device, on_cpu), "eager" if on_cpu else None
     )
     records, held = holdout(read(config.data, drop=config.drop_sources), 0.01, config.seed)
     targets = "all" if config.objective == "distill" else "assistant"
@@ -217,7 +222,7 @@ def _take_over(model: PreTrainedModel, folder: str) -> None:
 
 def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:
     """Move the offset of the recommended budget into the gates' biases: offset 0 becomes the trained method."""
-    offset = float(control.offset(torch.tensor([budget])))
+    offset = float(control.offset(torch.tensor([budget], device=control.grid.device)))
     for unit in routed(model).values():
         for part in unit.parts.values():
             if isinstance(part, Router):
