@@ -92,10 +92,12 @@ def token_cost(
     """True cost of each token relative to dense, float [B, T]. Rows at offset `inf` run the base: exactly 1.
 
     offset: one number, or one per row, float [B] or [B, 1].
-    device: of the result where no decision was made; else it is theirs.
+    device: of the result where no decision was made, by default that of `offset`; else it is theirs.
     """
     if decisions:
         device = next(iter(decisions.values())).keep.device
+    elif device is None and isinstance(offset, Tensor):
+        device = offset.device
     work = torch.full(shape, float(ledger.dense), device=device, dtype=torch.float64)
     for site, decision in decisions.items():
         work += ledger.always.get(site, 0)

@@ -103,7 +103,7 @@ class TorchRunner:
         stats.tokens += count
         stats.layers_run += int(ran.any(1).sum())
         stats.rows += ran.sum(1).cpu().numpy()
-        costs = token_cost(self.ledger, route.decisions, batch.offsets, (count, 1))
+        costs = token_cost(self.ledger, route.decisions, batch.offsets, (count, 1), x.device)
         keep = None if batch.untouched else ran.cpu().numpy()
         return Passed(self._head(x, batch), ran.sum(0).tolist(), costs[:, 0].tolist(), keep=keep)
 

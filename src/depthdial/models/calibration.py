@@ -110,7 +110,7 @@ class BaseProbe:
             finally:
                 for hook in hooks:
                     hook.remove()
-            sums += torch.stack([(s * weight).sum() for s in alike]).double()
+            sums += torch.stack([(s * weight).sum() for s in alike]).double().cpu()
         return (1 - sums / count).tolist()
 
     def divergence(self, dropped: Sequence[int]) -> float:

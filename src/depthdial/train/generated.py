@@ -44,7 +44,7 @@ def generated_curve(
     with Progress("calibrating generation", len(tries)) as progress:
         for offset, cost in tries:
             outputs = llm.generate(prompts, dataclasses.replace(params, budget=min(cost, 1.0)))
-            heldout = Heldout(model, [_row(output) for output in outputs])
+            heldout = Heldout(model, [_row(output, model.device) for output in outputs])
             points.append((offset, *heldout.measure(offset)))
             progress.advance(sum(len(output.token_ids) for output in outputs), cost=points[-1][1])
     vars(model).update(plugin=plugin)
@@ -80,10 +80,10 @@ def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]
     return found
 
 
-def _row(output: RequestOutput) -> Batch:
-    """One generated text as a held-out row; only the passes that gave its tokens count."""
+def _row(output: RequestOutput, device: torch.device) -> Batch:
+    """One generated text as a held-out row on `device`; only the passes that gave its tokens count."""
     prompt, made = output.prompt_token_ids, output.token_ids
-    ids = torch.tensor([[*prompt, *made[:-1]]])
+    ids = torch.tensor([[*prompt, *made[:-1]]], device=device)
     labels = ids.clone()
     labels[:, : len(prompt) - 1] = -100
-    return {"input_ids": ids, "labels": labels, "position_ids": torch.arange(ids.shape[1])[None]}
+    return {"input_ids": ids, "labels": labels, "position_ids": torch.arange(ids.shape[1], device=device)[None]}

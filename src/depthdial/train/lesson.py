@@ -125,7 +125,7 @@ class Lesson(nn.Module):
             "loss": loss,
             "cost": (cost * share).sum(),
             "layers": (route.layers_used.to(weight.device) * weight).sum(),
-            "off_budget": torch.zeros(()) if budget is None else ((cost - budget) * share).sum(),
+            "off_budget": torch.zeros_like(loss) if budget is None else ((cost - budget) * share).sum(),
             "tokens": weight.sum(),
         }
         self.seen = {k: self.seen.get(k, torch.zeros(())) + v.detach() for k, v in now.items()}

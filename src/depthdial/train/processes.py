@@ -37,6 +37,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def own_gpu(device: str, on_cpu: bool) -> str:
+    """The device of this process: of several on one machine, each has a GPU of its own."""
+    return device if on_cpu or world() == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def wait() -> None:
     """Until all processes are here."""
     if dist.is_initialized():

@@ -58,6 +58,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
     foresee(config, asked)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device.startswith("cuda:") and config.device != "cuda:0":
+        raise ValueError(
+            f"the Trainer works on the first GPU in sight, not on {config.device}; set CUDA_VISIBLE_DEVICES="
+            f"{config.device.removeprefix('cuda:')} and leave --device out"
+        )
     processes.start(on_cpu)
     with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows",)) as output:
         return _train(config, asked, on_cpu, output, resume)
@@ -72,7 +77,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         _same_records(output, begun["records"], config)
     # scaled_dot_product_attention's bf16 backward is some twenty times slower than plain attention on a CPU
     model, tokenizer = load_base(
-        config.model, config.dtype, config.device, attn_implementation="eager" if on_cpu else None
+        config.model, config.dtype, processes.own_gpu(config.device, on_cpu), "eager" if on_cpu else None
     )
     if model.dtype == torch.float16:  # of what it was saved in
         raise ValueError("training runs in bfloat16 or float32, and this base is in float16; give --dtype bfloat16")
@@ -244,7 +249,7 @@ def _take_over(model: PreTrainedModel, folder: str) -> None:
 
 def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:
     """Move the offset of the recommended budget into the gates' biases: offset 0 becomes the trained method."""
-    offset = float(control.offset(torch.tensor([budget])))
+    offset = float(control.offset(torch.tensor([budget], device=control.grid.device)))
     for unit in routed(model).values():
         for part in unit.parts.values():
             if isinstance(part, Router):

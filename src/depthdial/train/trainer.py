@@ -63,7 +63,7 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         max_grad_norm=config.clip,
         seed=config.seed,
         data_seed=config.seed,
-        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        use_cpu=next(lesson.parameters()).device.type == "cpu",
         save_steps=config.save_every,
         save_total_limit=2,
         logging_strategy="no",
