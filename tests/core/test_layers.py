@@ -80,7 +80,7 @@ def test_linear_router_of_two_classes_is_their_difference_in_fp32():
     assert two.runs_for == "all" and two.bfloat16()(X.bfloat16()).dtype == torch.float32
 
 
-def hooked(layer: torch.nn.Module) -> None:
+def hooked(layer: Any) -> None:
     """Its weight is elsewhere until it is called, as accelerate does it."""
     weight, forward = layer.weight, layer.forward
 

@@ -59,7 +59,8 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def opened(folder: Path) -> Any:
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    pair: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, report = pair
     assert not any(report.values()), report
     return model
 
@@ -104,7 +105,8 @@ def test_so_does_one_that_no_budget_names(
     model.route.offset = offset
     model.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    for again in (opened(tmp_path), load(str(tmp_path), dtype="float32", device="cpu")[0]):
+    loaded: Any = load(str(tmp_path), dtype="float32", device="cpu")[0]
+    for again in (opened(tmp_path), loaded):
         assert again.route.offset == float(offset) and torch.equal(logits(again), logits(model))
 
 
