@@ -84,6 +84,8 @@ def test_files_have_the_mode_of_the_umask_whatever_their_writer_does(tmp_path, u
         os.umask(before)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) == 3 and {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~umask}
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_of_several_writers_of_a_new_file_one_is_the_first(tmp_path, monkeypatch, links: bool):
     def none(*_: object) -> None:

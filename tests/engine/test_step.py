@@ -322,7 +322,9 @@ def test_what_is_not_finite_stays_with_its_own_text(tiny_model, tiny_tokenizer, 
     """A token whose embedding is nan: its request ends with an error, others beside it and after it do not notice."""
     base = tiny_model("llama").to(getattr(torch, dtype))
     bad = 7
-    llm = LLM.of(adapted(base, method_named("flexidepth", METHODS["flexidepth"].example)), tiny_tokenizer, cache_tokens=64 * 9)
+    llm = LLM.of(
+        adapted(base, method_named("flexidepth", METHODS["flexidepth"].example)), tiny_tokenizer, cache_tokens=64 * 9
+    )
     poison(llm.engine.scheduler.cache)
     (long, short, other) = ([i for i in ids if i != bad] for ids in prompts(90, 12, 13))
     expected = [finish(llm, [submitted(llm, asked(llm, ids))])[0].token_ids for ids in (long, short, other)]

@@ -160,6 +160,8 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(config, tmp_path, room):
     assert "\n" not in str(caught.value)
     after = load_file(train(torn, resume=True) / PARTS_FILE)
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
 def test_a_run_whose_rows_changed_is_not_resumed(config, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(80)]

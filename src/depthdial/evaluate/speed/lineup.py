@@ -152,6 +152,4 @@ class Lineup:
         options = self.options
         engine |= {"max_batch": max([1, *options.batches]), "cache_tokens": options.cache_tokens}
         engine["prefix_cache"] = False
-        return LLM(
-            options.model, plugin, None, options.dtype, options.device, options.allow_other_weights, **engine
-        )
+        return LLM(options.model, plugin, None, options.dtype, options.device, options.allow_other_weights, **engine)
