@@ -55,12 +55,24 @@ def assert_not_vacuous(counts: Counter[str]) -> None:
     assert counts["computed otherwise again"] <= 1 + 0.02 * counts["texts"]
 
 
+@pytest.fixture(scope="module")
+def totals() -> Counter[str]:
+    """Of all chunks so far."""
+    return Counter()
+
+
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_random_cases_equal_the_reference(tiny_model, tiny_tokenizer, adapted, chunk: int):
+def test_random_cases_equal_the_reference(tiny_model, tiny_tokenizer, adapted, totals: Counter[str], chunk: int):
     size = FEW // CHUNKS
     counts = tried_all(range(chunk * size, (chunk + 1) * size), tiny_model, tiny_tokenizer, adapted)
-    assert counts["cases"] == size
-    assert_not_vacuous(counts)
+    assert counts["cases"] == size and counts["skipped"] > 1000
+    totals.update(counts)
+
+
+def test_those_cases_had_all_there_is(totals: Counter[str]):
+    if totals["cases"] < FEW:
+        pytest.skip("says something after all chunks, in one process")
+    assert_not_vacuous(totals)
 
 
 @pytest.mark.slow
