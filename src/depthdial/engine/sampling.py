@@ -58,7 +58,8 @@ class SamplingParams:
     """True cost relative to dense in place of the budget of the `LLM`; 1.0 is the untouched base."""
     lossless: bool = False
     """The untouched base's own text, token for token, with drafts (of the plug-in, or found in the text) to speed it up
-    where they pay. The same as `budget=1.0`, sooner."""
+    where they pay. The same as `budget=1.0`, sooner. On a GPU, and where PyTorch runs the passes, a pass of other size
+    may round another way, so it holds up to such ties there."""
     draft_budget: float | None = None
     """With `lossless`: true cost of the plug-in's drafts; None is the budget of the `LLM`, 1.0 drafts from the text
     alone."""
