@@ -27,6 +27,8 @@ PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each new start of an engine that does not stay."""
 PINGS = 1.0
 """Seconds between two pings."""
+LOADING = 10.0
+"""How many times as long as later a process may be silent while it loads: it says nothing before all is imported."""
 
 
 class EngineProcess:
@@ -150,13 +152,14 @@ class EngineProcess:
         most = settings.limits.max_prompt_tokens
         wire.send({"engine": asdict(settings.engine), "name": settings.name, "max_prompt_tokens": most})
         message: Message | None = {"loading": True}
+        patience = LOADING * settings.limits.watchdog
         while message is not None and "loading" in message:
             try:
-                message = await asyncio.wait_for(wire.receive(), settings.limits.watchdog)
+                message = await asyncio.wait_for(wire.receive(), patience)
             except TimeoutError:
                 self._kill()
                 await self._process.wait()
-                silent = f"the engine's process said nothing for {settings.limits.watchdog:g} seconds while loading"
+                silent = f"the engine's process said nothing for {patience:g} seconds while loading"
                 raise ValueError(silent) from None
         if message is None:
             raise ValueError(f"the engine's process ended with code {await self._process.wait()} while loading")
