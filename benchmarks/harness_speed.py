@@ -61,7 +61,7 @@ def main() -> None:
                 told: Any = evaluate(
                     lm=lm,
                     task_dict={"tasks": suite.parts, "groups": {}, "group_map": {}},
-                    limit=suite.limit(args.limit),
+                    limit=suite.limit(args.limit),  # pyright: ignore[reportArgumentType] - a whole number here
                     bootstrap_iters=0,
                 )
                 runs.setdefault(suite.name, {}).setdefault(name, []).append(round(time.perf_counter() - began, 3))

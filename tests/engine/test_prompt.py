@@ -37,6 +37,8 @@ def encoding(**values) -> BatchEncoding:
         (torch.tensor([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         (encoding(input_ids=[1, 2], attention_mask=[1, 1]), [[1, 2]]),
         (encoding(input_ids=torch.tensor([[0, 5], [6, 7]]), attention_mask=np.array([[0, 1], [1, 1]])), [[5], [6, 7]]),
+        (encoding(input_ids=torch.tensor([[3, 5]]), attention_mask=torch.tensor([[True, False]])), [[3]]),
+        (encoding(input_ids=[3, 5], attention_mask=[False, True]), [[5]]),
         ([encoding(input_ids=[1]), encoding(input_ids=[[2]])], [[1], [2]]),
         ({"input_ids": np.array([4])}, [[4]]),
         ([], []),
@@ -57,7 +59,8 @@ def test_a_prompt_is_its_text_or_its_tokens(prompt, plain):
         [1, None], [1, "a"], ["a", 1], [1, 2.0], [1, True], [True, False], [[1, [2]]], np.array([1.0]), np.array(1),
         np.array(["a"]), np.zeros((1, 1, 1), int), torch.tensor([True]), torch.tensor([1.5]), [b"a"],
         torch.empty(2, dtype=torch.int64, device="meta"), torch.tensor([[0, 1]]).to_sparse(),
-        encoding(input_ids=[1, 2], attention_mask=[1]), SimpleNamespace(input_ids=[1]),
+        encoding(input_ids=[1, 2], attention_mask=[1]), encoding(input_ids=[1, 2], attention_mask=[1, 7]),
+        SimpleNamespace(input_ids=[1]),
     ],
 )  # fmt: skip
 def test_what_is_no_prompt_says_what_one_is(prompt):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Unpack, cast
 
 from rich.console import Console
@@ -234,9 +234,13 @@ class LLM:
         self, prompts: Sequence[Plain], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
         params = SamplingParams() if params is None else params
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        asked: Any = params
+        one_for_all = not isinstance(asked, Iterable) or isinstance(asked, str | Mapping)
+        each: list[Any] = [asked] * len(prompts) if one_for_all else list(asked)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters; give one, or one per prompt")
+        if wrong := [item for item in each if not isinstance(item, SamplingParams)]:
+            raise ValueError(f"params is SamplingParams(...), one for all or one per prompt, not {wrong[0]!r}")
         names = [f"prompt {i}" if len(prompts) > 1 else "the prompt" for i in range(len(prompts))]
         return [self._request(*row) for row in zip(names, prompts, each, strict=True)]
 

@@ -6,7 +6,7 @@ What is neither is refused with a ValueError that says what a prompt is; nothing
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -116,13 +116,17 @@ def _rows(prompt: Any, name: str) -> list[list[int]]:
     rows = _lists(prompt, name)
     if mask is None:
         return rows
-    masks = _lists(mask, f"the attention_mask of {name}")
+    if isinstance(mask, np.ndarray | Tensor):
+        mask = mask != 0
+    masks = _lists(mask, f"the attention_mask of {name}", _flags)
     if [len(row) for row in rows] != [len(row) for row in masks]:
         raise ValueError(f"{name} has an attention_mask of another shape than its input_ids")
     return [[i for i, seen in zip(*pair, strict=True) if seen] for pair in zip(rows, masks, strict=True)]
 
 
-def _lists(values: Any, name: str) -> list[list[int]]:
+def _lists(values: Any, name: str, read: Callable[[Sequence[Any], str], list[int]] | None = None) -> list[list[int]]:
+    """The rows of an array or a list of one or two dimensions. read: what is in a row; None: token ids."""
+    read = read or _ids
     if isinstance(values, np.ndarray | Tensor):
         if values.ndim not in (1, 2):
             raise ValueError(
@@ -133,12 +137,12 @@ def _lists(values: Any, name: str) -> list[list[int]]:
         except (TypeError, RuntimeError) as error:  # no values, or in a form of their own: meta, sparse
             raise ValueError(f"{name} is {_kind(values)} that cannot be read ({error}): {REMEDY}") from None
         if values.ndim == 1:
-            return [_ids(items, name)]
+            return [read(items, name)]
     else:
         items = _items(values, name)
         if not items or _is_number(items[0]):
-            return [_ids(items, name)]
-    return [_ids(_items(row, name), f"row {i} of {name}") for i, row in enumerate(items)]
+            return [read(items, name)]
+    return [read(_items(row, name), f"row {i} of {name}") for i, row in enumerate(items)]
 
 
 def _items(values: Any, name: str) -> list[Any]:
@@ -154,6 +158,12 @@ def _items(values: Any, name: str) -> list[Any]:
 
 def _ids(items: Sequence[Any], name: str) -> list[int]:
     return [_whole(item, name) for item in items]
+
+
+def _flags(items: Sequence[Any], name: str) -> list[int]:
+    if bad := [item for item in items if item not in (0, 1)]:
+        raise ValueError(f"{name} has {bad[0]!r}; it tells by 0 and 1 which places are padding")
+    return [int(item) for item in items]
 
 
 def _whole(value: Any, name: str) -> int:

@@ -60,6 +60,12 @@ def test_what_is_no_prompt_is_a_line_that_says_what_one_is(llm, prompt, how):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("params", [{"max_tokens": 2}, "greedy", 5, [None]])
+def test_what_are_no_sampling_parameters(llm, params):
+    with pytest.raises(ValueError, match=r"params is SamplingParams\(\.\.\.\)"):
+        llm.generate(["hi"], params)
+
+
 def test_chat_messages_in_parts_are_their_text(llm):
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     plain = llm.chat([{"role": "user", "content": "hi"}], TWO)[0]
