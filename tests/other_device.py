@@ -58,7 +58,7 @@ class There(Tensor):
     @staticmethod
     def __new__(cls, here: Tensor, requires_grad: bool = False) -> There:
         assert not isinstance(here, There) and here.device.type == "cpu"
-        made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+        made = Tensor._make_wrapper_subclass(
             cls, here.size(), here.stride(), here.storage_offset(), dtype=here.dtype, device=OTHER,
             requires_grad=requires_grad,
         )  # fmt: skip

@@ -203,7 +203,8 @@ def test_the_real_model_says_the_same_in_any_company(weights: Any):
     llm = LLM("smollm2-135m-instruct", weights=weights, cache_tokens=4096)
     prompts = [torch.randint(100, 40000, (n,), generator=torch.Generator().manual_seed(n)).tolist()
                for n in (2, 9, 16, 17, 33, 64, 64, 65, 80)]  # fmt: skip
-    for options in ({"budget": 0.85}, {"lossless": True}, {"budget": 1.0}):
+    kinds: tuple[dict[str, Any], ...] = ({"budget": 0.85}, {"lossless": True}, {"budget": 1.0})
+    for options in kinds:
         params = SamplingParams(max_tokens=16, ignore_eos=True, **options)
         alone = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
         again = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]

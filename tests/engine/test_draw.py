@@ -21,6 +21,7 @@ def logits_of(seed: int, size: int, spread: float, step: float = 0.0) -> torch.T
 
 
 def both(logits: torch.Tensor, params: SamplingParams, key: int) -> tuple[int, int]:
+    assert params.temperature is not None and params.top_k is not None and params.top_p is not None
     slow = int(drawn(logits, params, key))
     return fast.draw(logits.numpy(), params.temperature, params.top_k, params.top_p, key), slow
 

@@ -323,7 +323,9 @@ def test_what_is_not_finite_stays_with_its_own_text(tiny_model, tiny_tokenizer, 
     base = tiny_model("llama").to(getattr(torch, dtype))
     bad = 7
     llm = LLM.of(
-        adapted(base, method_named("flexidepth", METHODS["flexidepth"].example)), tiny_tokenizer, cache_tokens=64 * 9
+        adapted(base, method_named("flexidepth", dict(METHODS["flexidepth"].example))),
+        tiny_tokenizer,
+        cache_tokens=64 * 9,
     )
     poison(llm.engine.scheduler.cache)
     (long, short, other) = ([i for i in ids if i != bad] for ids in prompts(90, 12, 13))

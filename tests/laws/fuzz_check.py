@@ -125,6 +125,7 @@ def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:
         key = draw_key(row.request.seed, row.sample, place)
         if (first := int(choose(own[None], [params], [key]))) != token:
             # a nucleus is wider or narrower, too, where all its logits are off
+            assert params.top_p is not None
             widths = [1.0] if params.top_p == 1 else [1.0, math.exp(-2 * off), math.exp(2 * off)]
             near = any(
                 _wins(token, own, off, replace(params, top_p=min(1.0, params.top_p * width)), key) for width in widths
@@ -159,6 +160,4 @@ def _work(ran: Ran) -> None:
     if case.select or method.units not in (("layer",), ("attn", "mlp")) or case.fields.get("units"):
         return
     assert int(stats.attn_rows.sum()) == int(stats.mlp_rows.sum()) == ran.kept, "units ran that were skipped"
-    if case.native and method.kv != "project":
-        return
     assert int(stats.kv_rows.sum()) == (every if method.kv == "project" else ran.kept), "K and V that nobody asks for"

@@ -46,7 +46,10 @@ def read(native: NativeModel, inputs: dict[str, Any], caches: dict[str, Any]) ->
         n = min(step, count - at)
         mine: dict[str, Any] = {k: v if k == "page_table" else v[at : at + n].contiguous() for k, v in inputs.items()}
         asked, out = torch.arange(n, dtype=torch.int32), logits[at : at + n]
-        kept = {"keep_out": torch.empty(native.depth, n, dtype=torch.uint8), "score_out": torch.empty(native.depth, n)}
+        kept: dict[str, Any] = {
+            "keep_out": torch.empty(native.depth, n, dtype=torch.uint8),
+            "score_out": torch.empty(native.depth, n),
+        }
         run = native.prefill if native.prefills else native.forward
         run(**mine, **caches, given=None, asked=asked, logits_out=out, **kept)
     return logits
@@ -56,7 +59,8 @@ def check_prompt(isa: str, made: ModelTensors, batch_for: Any, length: int) -> N
     batch = batch_for(made, sequences=1, pages=-(-length // PAGE))
     native = NativeModel(made, isa=isa)
     inputs: dict[str, Any] = batch.inputs([(0, place) for place in range(length)])
-    ours, theirs = ({name: torch.zeros_like(cache) for name, cache in batch.caches().items()} for _ in range(2))
+    made_caches: Any = ({name: torch.zeros_like(cache) for name, cache in batch.caches().items()} for _ in range(2))
+    ours, theirs = made_caches
     logits = read(native, inputs, ours)
     expected = reference.forward_pass(made, **inputs, **theirs).logits
     assert logits.isfinite().all()
