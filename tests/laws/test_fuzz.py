@@ -65,7 +65,7 @@ def totals() -> Counter[str]:
 def test_random_cases_equal_the_reference(tiny_model, tiny_tokenizer, adapted, totals: Counter[str], chunk: int):
     size = FEW // CHUNKS
     counts = tried_all(range(chunk * size, (chunk + 1) * size), tiny_model, tiny_tokenizer, adapted)
-    assert counts["cases"] == size and counts["skipped"] > 1000
+    assert counts["cases"] == size and counts["skipped"] > 100
     totals.update(counts)
 
 
