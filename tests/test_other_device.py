@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.other_device import OTHER, other_device
+from tests.other_device import OTHER, There, other_device
 
+from depthdial.core import layers
 from depthdial.engine.llm import LLM
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
@@ -38,7 +39,8 @@ IDS = list(range(5, 30))
 
 
 @pytest.fixture
-def other() -> Iterator[torch.device]:
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    monkeypatch.setattr(layers, "WEIGHTS", (*layers.WEIGHTS, There))  # a GPU's tensors are torch's own
     with other_device() as device:
         yield device
 
@@ -134,7 +136,7 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     cost, kl = Heldout(model, [batch]).measure(0.0)
     assert 0.5 < cost < 1 and kl > 0
     bare: Any = convert(
-        tiny_model("llama").to(other), method_named("static", {"order": range(6), "count": 0, "adapter_ratio": 0})
+        tiny_model("llama").to(other), method_named("static", {"order": [*range(6)], "count": 0, "adapter_ratio": 0})
     )
     probe = BaseProbe(bare, [batch])
     assert len(probe.block_influence()) == 6 and probe.divergence([2]) > 0

@@ -65,14 +65,14 @@ def test_what_a_killed_claim_left_is_no_other_map(tmp_path, told):
 def test_two_shards_may_claim_a_folder_at_once(tmp_path, told, monkeypatch):
     """The other one claims it after this one has looked."""
     other = {**told, "weights": "b5"}
-    write_text = folder.write_text
+    write_new = folder.write_new
 
     def overtaken(path, text):
-        write_text(path, text)
-        write_text(path, text.replace("b5", "b4"))
+        write_new(path, text.replace("b5", "b4"))
+        write_new(path, text)
 
     place = tmp_path / "deep"
-    monkeypatch.setattr(folder, "write_text", overtaken)
+    monkeypatch.setattr(folder, "write_new", overtaken)
     with pytest.raises(ValueError, match="holds another map: its weights"):
         Folder(place, other)
 

@@ -13,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WEIGHTS: tuple[type[Tensor], ...] = (nn.Parameter, Tensor)
+"""Types of tensors that hold their own numbers."""
+
 
 def plain(module: nn.Module) -> bool:
     """Is it torch's own linear layer or norm, so that its weight alone says what it does? Not one with hooks, with a
     forward of another's, or with a weight of another tensor type."""
     return (
         type(module) in (nn.Linear, nn.RMSNorm)
-        and type(module.weight) in (nn.Parameter, Tensor)
+        and type(module.weight) in WEIGHTS
         and "forward" not in module.__dict__
         and not module._forward_hooks
         and not module._forward_pre_hooks

@@ -42,16 +42,6 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def open_to_all(folder: Path) -> None:
-    """Give the files of a folder the mode that the umask gives new files: some libraries write for their user alone."""
-    probe = folder / f".{secrets.token_hex(4)}.part"
-    mode = _new(probe)
-    probe.unlink()
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(mode)
-
-
 def _new(path: Path) -> int:
     """Make an empty file; its mode."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

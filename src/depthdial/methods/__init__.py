@@ -55,7 +55,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
-        return isinstance(value, str)  # which one, the method itself says
+        return isinstance(value, str) and len(value) < 80  # which one, the method itself says
     if origin is tuple:
         if isinstance(value, str):  # on the command line one text stands for a list of it
             return inner[0] is str

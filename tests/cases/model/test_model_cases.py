@@ -62,9 +62,9 @@ def test_generating_and_training_on_them_say_the_same(
         main(["generate", "hi", "--model", str(copied), "--plugin", "none", "--dtype", "float32"])
     said = capsys.readouterr()
     assert ended.value.code == 2 and said.out == "" and "model.norm.weight is not finite" in said.err
-    config = TrainConfig(
-        model=str(copied), data=("none.jsonl",), output=str(tmp_path / "out"), device="cpu", budget=0.98
-    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"Row {i} of some."}) + "\n" for i in range(80)))
+    config = TrainConfig(model=str(copied), data=(str(rows),), output=str(tmp_path / "out"), device="cpu", budget=0.98)
     with pytest.raises(ValueError, match=r"model\.norm\.weight is not finite"):
         train(config)
 

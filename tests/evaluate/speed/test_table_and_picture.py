@@ -72,6 +72,6 @@ def test_a_picture_is_drawn_whole(tmp_path):
 
 
 def test_without_matplotlib_the_remedy_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'depthdial[plots]'")):
         draw(RESULTS, tmp_path / "speed.png")
