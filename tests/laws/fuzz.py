@@ -85,6 +85,11 @@ class Case:
     """Are all rows run and the skipping ones selected away, as where gathering does not pay?"""
     plans: list[Plan] = field(default_factory=list)
 
+    @property
+    def apart(self) -> bool:
+        """Are halves of layers decided apart? A runner tells of layers, not of their halves."""
+        return self.fields.get("units", ("layer",)) != ("layer",)
+
     def __str__(self) -> str:
         lines = [
             f"case {self.seed}: FUZZ_SEED={self.seed} python -m pytest tests/laws/test_fuzz.py -k alone",
@@ -112,12 +117,13 @@ def drawn_case(seed: int) -> Case:
     sizes = {**rng.choice(SHAPES), **slides(family, rng.choice(WINDOWS)), "max_position_embeddings": CONTEXT}
     if rng.random() < 0.3:
         sizes["tie_word_embeddings"] = True
-    apart = fields.get("units", ("layer",)) != ("layer",)  # a runner tells of layers, not of their halves
-    dtype = torch.bfloat16 if rng.random() < 0.25 and not apart else torch.float32
+    narrow = rng.random() < 0.25
     case = Case(
-        seed, family, method, fields, sizes, dtype, {}, rng.choice([1, 5, 16, 17, 40, 64, 100, 512]),
+        seed, family, method, fields, sizes, torch.float32, {}, rng.choice([1, 5, 16, 17, 40, 64, 100, 512]),
         native=rng.random() < 0.7, select=rng.random() < 0.15,
     )  # fmt: skip
+    if narrow and not case.apart:
+        case.dtype = torch.bfloat16
     tight = rng.random() < 0.25  # several rows grow into a page that is not there
     for _ in range(rng.choice([3, 4] if tight else [1, 2, 3, 3, 4, 5])):
         case.plans.append(_plan(rng, case, tight))

@@ -34,15 +34,20 @@ NOISE = 4.0
 class Following:
     """What a route's gates say, but for those so close to the cut that rounding decides: these follow the engine.
 
-    asked: bool [L, B, T], which layers it ran; known: bool [B, T], where that is known; near: see GATE.
+    asked: bool [L, B, T], which layers it ran; known: bool [B, T], where that is known; near: see GATE. apart: are the
+    halves of a layer decided apart? What the engine ran of it is not told then, so a row with such a gate is `unclear`.
     """
 
-    def __init__(self, route: Route, asked: Tensor, known: Tensor, near: float):
+    def __init__(self, route: Route, asked: Tensor, known: Tensor, near: float, apart: bool):
+        self.apart, self.unclear = apart, torch.zeros(len(known), dtype=torch.bool)
         self.route, self.asked, self.known, self.near, self.ties = route, asked, known, near, 0
 
     def __call__(self, site: Site, decision: Decision) -> Decision:
         attn = self.route.decisions.get(site._replace(unit="attn"))
         if decision.score is None or (site.unit == "mlp" and attn is not None and decision.keep is attn.keep):
+            return decision
+        if self.apart:
+            self.unclear |= (self.known & ((decision.score - 0.5).abs() < self.near)).any(-1)
             return decision
         other = (decision.keep != self.asked[site.layer]) & self.known & ((decision.score - 0.5).abs() < self.near)
         if site.unit == "mlp" or not other.any():
@@ -67,12 +72,12 @@ def check(ran: Ran) -> Counter[str]:
     counts: Counter[str] = Counter({"computed otherwise again": len(ran.changed)})
     if not rows:
         return counts
-    logits, off, depths, costs, ties = _reference(ran, rows)
-    counts[f"{kind} gates at the cut"] = ties
+    logits, off, depths, costs, gates = _reference(ran, rows)
+    counts[f"{kind} gates at the cut"], counts["halves at the cut"] = gates.ties, int(gates.unclear.sum())
     if case.dtype == torch.float32:
         assert not ran.changed, "in fp32 what runs again runs as before"
     for b, row in enumerate(rows):
-        if row in ran.changed:
+        if row in ran.changed or gates.unclear[b]:
             continue
         length = len(row.ran_depths)
         counts["texts"] += 1
@@ -91,8 +96,8 @@ def check(ran: Ran) -> Counter[str]:
     return counts
 
 
-def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Of one dense pass: logits, fp32 [B, T, V]; how far off they may be, depths and costs, [B, T]; and how many gates
+def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor, Following]:
+    """Of one dense pass: logits, fp32 [B, T, V]; how far off they may be, depths and costs, [B, T]; and the gates that
     followed the engine. A bf16 model runs in fp32, too, to see what rounding does."""
     llm: Any = ran.llm
     model, most = llm.model, max(len(row.tokens) for row in rows)
@@ -104,15 +109,15 @@ def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tenso
         asked[:, b, : len(keep)], known[b, : len(keep)] = torch.from_numpy(keep.T), True
     route = model.route
     route.offset = torch.tensor([row.request.offset for row in rows])
-    following = Following(route, asked, known, GATE[ran.case.dtype])
+    following = Following(route, asked, known, GATE[ran.case.dtype], ran.case.apart)
     vars(route).update(voted=following)
     logits = model(ids, use_cache=False).logits.float()
-    depths, costs, ties, spread = route.layers_used, route.token_cost(), following.ties, logits.std(-1)
+    depths, costs, spread = route.layers_used, route.token_cost(), logits.std(-1)
     if ran.case.dtype == torch.float32:
-        return logits, EXACT * spread, depths, costs, ties
+        return logits, EXACT * spread, depths, costs, following
     exact = model.float()(ids, use_cache=False).logits
     off = NOISE * (logits - exact).square().mean(-1).sqrt() + 0.02 * spread
-    return exact, off, depths, costs, ties
+    return exact, off, depths, costs, following
 
 
 def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:

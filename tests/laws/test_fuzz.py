@@ -52,6 +52,7 @@ def assert_not_vacuous(counts: Counter[str]) -> None:
     for kind, gates, tokens in (("float32", 1e-4, 1e-3), ("bfloat16", 0.02, 0.1)):
         assert counts[f"{kind} gates at the cut"] <= 1 + gates * counts[f"{kind} places compared"]
         assert counts[f"{kind} ties of tokens"] <= 1 + tokens * counts[f"{kind} tokens compared"]
+    assert counts["halves at the cut"] <= 1 + 0.02 * counts["texts"]
     assert counts["computed otherwise again"] <= 1 + 0.02 * counts["texts"]
 
 
