@@ -65,6 +65,8 @@ def check(ran: Ran) -> Counter[str]:
     assert all(row.error is None for row in rows), [row.error for row in rows]
     _work(ran)
     rows = [row for row in rows if row.ran_depths]
+    for row in rows:  # a text that was cancelled may have verified drafts that nobody took
+        ran.keeps[row] = ran.keeps[row][: len(row.ran_depths)]
     if case.dtype == torch.bfloat16 and llm.stats.preemptions:
         # what was read again may have gone another way where rounding decides; figures are those of the first time
         ran.changed.update(row for row in rows if row.ran_depths != ran.keeps[row].sum(1).tolist())
