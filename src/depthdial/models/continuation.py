@@ -89,9 +89,7 @@ class Continuation:
         masks = self._masks(self.places, self.real, lower.dtype)
         masks = {kind: mask.repeat_interleave(copies, 0) for kind, mask in masks.items()}
         cache: Any = Merged(self._kept, self.places.repeat_interleave(copies, 0), copies)
-        return self.halves.upper(
-            hidden, position_ids=positions, past_key_values=cache, attention_mask=_by_kind(masks)
-        )
+        return self.halves.upper(hidden, position_ids=positions, past_key_values=cache, attention_mask=_by_kind(masks))
 
     def _masks(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """By type of layer, [B, 1, W, T + 1]: 0 where a token at one of `places` [B, W] sees a place of its own document
