@@ -30,7 +30,7 @@ def documents() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_cache(model, ids: Tensor, written: int, offset: float) -> Tensor:
-    """Hidden states of the tokens from `written` on, [W, d]: the prompt by the base, then token after token by the dial."""
+    """Hidden states of the tokens from `written` on, [W, d]: the prompt by the base, then the rest by the dial."""
     cache, found = DynamicCache(config=model.config), []
     for at in range(len(ids)):
         model.route.offset = math.inf if at < written else offset

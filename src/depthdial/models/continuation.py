@@ -1,5 +1,5 @@
-"""Tokens that are written after others were read: a pass over some places of packed rows, in which all other places keep
-the K and V that the untouched base left for them.
+"""Tokens that are written after others were read: a pass over some places of packed rows, in which all other places
+keep the K and V that the untouched base left for them.
 
 Training asks for it: a prompt is read in full, and what is written after it by the dial. The prompt's keys and values
 are the base's then, whatever the routers do, so the base reads a row once and the written tokens alone run again, as
@@ -39,7 +39,8 @@ class Merged:
         self.kept, self.at, self.copies = kept, at[:, None, :, None], copies
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return tuple(self._over(old, new) for old, new in zip(self.kept.layers[layer], (k, v), strict=True))  # type: ignore[return-value]
+        old_k, old_v = self.kept.layers[layer]
+        return self._over(old_k, k), self._over(old_v, v)
 
     def _over(self, old: Tensor, new: Tensor) -> Tensor:
         rows = torch.cat([old, old.new_zeros(*old.shape[:2], 1, old.shape[3])], 2).repeat_interleave(self.copies, 0)
@@ -55,7 +56,7 @@ class Continuation:
 
     def __init__(self, model: PreTrainedModel, halves: Halves, position_ids: Tensor, written: Tensor):
         self.model, self.halves, self.positions = model, halves, position_ids
-        rows, length = position_ids.shape
+        length = position_ids.shape[1]
         width = min(length, -(-max(1, int(written.sum(-1).max())) // STEP) * STEP)
         order = torch.where(written, torch.arange(length, device=written.device), length).sort(-1).values
         self.places = order[:, :width]
@@ -92,8 +93,8 @@ class Continuation:
         return self.halves.upper(hidden, position_ids=positions, past_key_values=cache, attention_mask=_by_kind(masks))
 
     def _masks(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """By type of layer, [B, 1, W, T + 1]: 0 where a token at one of `places` [B, W] sees a place of its own document
-        up to itself, the lowest number elsewhere. Column T is seen by what only fills up (not `real`), alone."""
+        """By type of layer, [B, 1, W, T + 1]: 0 where a token at one of `places` [B, W] sees a place of its own
+        document up to itself, the lowest number elsewhere. Column T is seen by what only fills up (not `real`), alone."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
         document = (self.positions == 0).cumsum(-1)

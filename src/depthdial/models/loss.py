@@ -100,7 +100,7 @@ class HeadLoss:
         return self._at_head(hidden, teacher, weight, self._kl, True)
 
     def ce(self, hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """weight * cross-entropy, fp32 [copies, N]. hidden: [copies, N, d]; target: int64 [N]; weight: fp32 [copies, N]."""
+        """weight * cross-entropy, fp32 [copies, N]. hidden: [copies, N, d]; target: int64 [N]; weight: as `kl`."""
         return self._at_head(hidden, target, weight, self._ce, False)
 
     def _at_head(self, hidden: Tensor, other: Tensor, weight: Tensor, rows: Callable, teach: bool) -> Tensor:

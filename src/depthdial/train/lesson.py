@@ -139,7 +139,8 @@ class Lesson(nn.Module):
     def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor) -> Tensor:
         """Weighted sum of the objective over the places that predict a target.
 
-        hidden: [B, copies, T, d]; teacher: [B, T, d]; target: int64 [B, T], the next token or -100; emphasis: fp32 [B, copies].
+        hidden: [B, copies, T, d]; teacher: [B, T, d]; target: int64 [B, T], the next token or -100; emphasis: fp32
+        [B, copies].
         """
         (base,) = self._base
         there = target != -100

@@ -1,7 +1,7 @@
 """Micro-batches of several kinds of rows in one order: which kind comes when depends on the seed and the place alone.
 
-A micro-batch is of one kind, since rows whose prompts are read in full are run in another shape than rows in which every
-token is routed. Rows with about the same number of written tokens stand together, so that little is filled up.
+A micro-batch is of one kind, since rows whose prompts are read in full are run in another shape than rows in which
+every token is routed. Rows with about the same number of written tokens stand together, so that little is filled up.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Kind:
 class Mix(Dataset[dict[str, Tensor]]):
     """`samples` micro-batches of `batch` rows: int64 [batch, T] input_ids, labels, position_ids, bool [] read_in_full.
 
-    Each kind goes through its rows epoch after epoch, without replacement within one. Raises ValueError for rows that do not
-    fill a micro-batch.
+    Each kind goes through its rows epoch after epoch, without replacement within one. Raises ValueError for rows that
+    do not fill a micro-batch.
     """
 
     def __init__(self, kinds: Sequence[Kind], batch: int, samples: int, seed: int = 0):

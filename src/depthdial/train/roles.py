@@ -1,7 +1,8 @@
-"""Who wrote a token: the prompt is read, the answer is written. In rows that read in full the dial acts on what is written alone.
+"""Who wrote a token: the prompt is read, the answer is written, and where rows are read in full the dial acts on what
+is written alone.
 
-In such rows a target is a written token: its pass predicts the next one. Answers of conversations are written as they stand; of
-a plain text a first part, of a length drawn for each document, is read.
+In such rows a target is a written token: its pass predicts the next one. Answers of conversations are written as they
+stand; of a plain text a first part, of a length drawn for each document, is read.
 """
 
 from __future__ import annotations
