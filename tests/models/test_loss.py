@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthdial.models.loss import CHUNK, HeadLoss, ce_rows, kl_rows
+from depthdial.models.loss import CHUNK, DIVERGENCES, Divergence, HeadLoss, ce_rows, kl_rows
 
 SIZES = [1, 3, CHUNK, 2 * CHUNK + 7]
 
@@ -45,7 +45,27 @@ def test_kl(head: nn.Linear, n: int):
     expected = weight * F.kl_div(
         head(twin).log_softmax(-1), head(teacher).log_softmax(-1), reduction="none", log_target=True
     ).sum(-1)
-    compare(HeadLoss(head).kl(hidden, teacher, weight), expected, hidden, twin)
+    compare(HeadLoss(head).kl(hidden[None], teacher, weight[None])[0], expected, hidden, twin)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("n", SIZES)
+def test_divergences_of_several_copies(head: nn.Linear, n: int, name: Divergence):
+    hidden, twin = (numbers(3, n, 8).requires_grad_() for _ in range(2))
+    teacher, weight = numbers(n, 8, seed=1), numbers(3, n, seed=2).clamp_min(0)
+    s, t = head(twin).log_softmax(-1), head(teacher).log_softmax(-1).expand(3, n, 29)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    middle = ((s.exp() + t.exp()) / 2).log()
+    expected = weight * {"forward": kl(t, s), "reverse": kl(s, t), "js": 2 * kl(s, middle) + 2 * kl(t, middle)}[name]
+    loss = HeadLoss(head, divergence=name).kl(hidden, teacher, weight)
+    torch.testing.assert_close(loss, expected)
+    up = upstream(3 * n).view(3, n)
+    loss.backward(up)
+    expected.backward(up)
+    torch.testing.assert_close(hidden.grad, twin.grad)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -54,15 +74,15 @@ def test_ce(head: nn.Linear, n: int):
     target = torch.randint(0, 29, (n,), generator=torch.Generator().manual_seed(n))
     weight = numbers(n, seed=2).clamp_min(0)
     expected = weight * F.cross_entropy(head(twin), target, reduction="none")
-    compare(HeadLoss(head).ce(hidden, target, weight), expected, hidden, twin)
+    compare(HeadLoss(head).ce(hidden[None], target, weight[None])[0], expected, hidden, twin)
 
 
 def test_a_token_of_no_weight_has_no_loss_and_no_gradient(head: nn.Linear):
     hidden = numbers(4, 8).requires_grad_()
     weight = torch.tensor([1.0, 0.0, 1.0, 0.0])
     for loss in (
-        HeadLoss(head).kl(hidden, numbers(4, 8, seed=1), weight),
-        HeadLoss(head).ce(hidden, torch.zeros(4, dtype=torch.long), weight),
+        HeadLoss(head).kl(hidden[None], numbers(4, 8, seed=1), weight[None])[0],
+        HeadLoss(head).ce(hidden[None], torch.zeros(4, dtype=torch.long), weight[None])[0],
     ):
         assert not loss[weight == 0].any() and loss[weight > 0].all()
         (grad,) = torch.autograd.grad(loss.sum(), hidden)
@@ -71,7 +91,7 @@ def test_a_token_of_no_weight_has_no_loss_and_no_gradient(head: nn.Linear):
 
 def test_equal_students_have_no_kl_at_all(head: nn.Linear):
     hidden = (100 * numbers(5, 8)).requires_grad_()
-    loss = HeadLoss(head).kl(hidden, hidden.detach(), torch.ones(5))
+    loss = HeadLoss(head).kl(hidden[None], hidden.detach(), torch.ones(1, 5))
     loss.sum().backward()
     assert not loss.any() and hidden.grad is not None and not hidden.grad.any()
 
@@ -79,13 +99,13 @@ def test_equal_students_have_no_kl_at_all(head: nn.Linear):
 def test_teacher_and_head_get_no_gradient(head: nn.Linear):
     head.requires_grad_(True)
     teacher = numbers(3, 8, seed=1).requires_grad_()
-    HeadLoss(head).kl(numbers(3, 8).requires_grad_(), teacher, torch.ones(3)).sum().backward()
+    HeadLoss(head).kl(numbers(1, 3, 8).requires_grad_(), teacher, torch.ones(1, 3)).sum().backward()
     assert teacher.grad is None and head.weight.grad is None
 
 
 def test_bf16_hidden_states_give_fp32_losses(head: nn.Linear):
     hidden = numbers(6, 8).bfloat16().requires_grad_()
-    loss = HeadLoss(head.bfloat16()).kl(hidden, numbers(6, 8, seed=1).bfloat16(), torch.ones(6))
+    loss = HeadLoss(head.bfloat16()).kl(hidden[None], numbers(6, 8, seed=1).bfloat16(), torch.ones(1, 6))
     assert loss.dtype == torch.float32
     loss.sum().backward()
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16

@@ -16,17 +16,19 @@ from transformers import PreTrainedModel
 
 from depthdial.core.method import Method
 from depthdial.core.route import Route
+from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of, method_of, route_of, routed
 from depthdial.models.halves import Halves
-from depthdial.models.loss import HeadLoss
+from depthdial.models.loss import Divergence, HeadLoss
 from depthdial.train.budget import BudgetControl
 
 Objective = Literal["lm", "distill"]
 
 
 class Base(NamedTuple):
-    """The frozen base's tools, kept out of the module tree."""
+    """The frozen base and its tools, kept out of the module tree."""
 
+    model: PreTrainedModel
     halves: Halves
     loss: HeadLoss
     route: Route
@@ -39,22 +41,35 @@ def row_keys(input_ids: Tensor) -> Tensor:
     return ((input_ids + 7) * places * 0x9E3779B1 % 0x7FFFFFFF).sum(-1) % 0x7FFFFFFF
 
 
+def copied(keys: Tensor, copies: int) -> Tensor:
+    """A key of its own for each copy of a row, int64 [B * copies]; the first copy keeps the row's. keys: int64 [B]."""
+    return ((keys[:, None] + torch.arange(copies, device=keys.device) * 0x61C88647) % 0x7FFFFFFF).flatten()
+
+
 class Lesson(nn.Module):
     """Forward pass, loss and bookkeeping of one micro-batch.
 
-    objective: "lm" (cross-entropy on targets, as the paper) or "distill" (KL from the untouched base,
-    where a target is predicted).
-    control: holds true costs at budgets drawn per row; None trains at offset 0 with the method's own loss (alpha).
+    objective: "lm" (cross-entropy on targets, as the paper) or "distill" (divergence from the untouched base, where a
+    target is predicted). control: holds true costs at budgets drawn per row; None trains at offset 0 with the method's
+    own loss (alpha). copies: how often a row whose prompts are read in full is written, each time at another budget;
+    the base reads it once.
     """
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, control: BudgetControl | None, compile: bool = False
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        control: BudgetControl | None,
+        compile: bool = False,
+        divergence: Divergence = "forward",
+        copies: int = 1,
     ):
         super().__init__()
         units = routed(model)
         self.parts = nn.ModuleDict({f"{s.layer}_{s.unit}": unit.parts for s, unit in units.items() if len(unit.parts)})
         self.control = control
         self.objective: Objective = objective
+        self.copies = copies
         self.progress = 0.0
         """Share of training done, set by the trainer: the range of budgets widens with it."""
         self.seen: dict[str, Tensor] = {}
@@ -63,40 +78,56 @@ class Lesson(nn.Module):
         """What the last loss was divided by: the targets of the whole optimizer step."""
         route, method = route_of(model), method_of(model)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        loss = HeadLoss(head_of(model), softcap, compile)
+        loss = HeadLoss(head_of(model), softcap, compile, divergence)
         halves = Halves(model, min(site.layer for site in units))
-        self._base = (Base(halves, loss, route, method),)  # a tuple hides the base from the module tree
+        self._base = (Base(model, halves, loss, route, method),)  # a tuple hides the base from the module tree
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, num_items_in_batch: Any = None, **_: Any
-    ) -> dict[str, Tensor]:
-        """input_ids, labels, position_ids: int64 [B, T]; labels -100 where a token is no target. Returns {"loss"}."""
+        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, num_items_in_batch: Any = None,
+        read_in_full: Tensor | None = None, **_: Any,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """input_ids, labels, position_ids: int64 [B, T]; labels -100 where a token is no target. Returns {"loss"}.
+
+        read_in_full: bool []; where it is set, the targets are what is written and the untouched base reads the rest.
+        """
         (base,) = self._base
         route, control = base.route, self.control
-        keys = row_keys(input_ids)
         lower = base.halves.lower(input_ids, position_ids=position_ids)
-        weight = (labels != -100).float()
+        # the last position predicts nothing; a document's first token follows nothing
+        target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
         teacher = None
-        if self.objective == "distill":
+        if read_in_full is not None and bool(read_in_full):
+            copies = self.copies
+            text = Continuation(base.model, base.halves, position_ids, labels != -100)
             route.offset = math.inf
-            with torch.no_grad():
-                teacher = base.halves.upper(lower, position_ids=position_ids)
-        budget = None if control is None else control.draw(keys, self.progress)
+            teacher = text.taken(text.read(lower))
+            target = text.taken(target).masked_fill(~text.real, -100)
+            counts = target != -100  # no pass follows the last token that is written
+        else:
+            copies, text = 1, None
+            counts = labels != -100
+            if self.objective == "distill":
+                route.offset = math.inf
+                with torch.no_grad():
+                    teacher = base.halves.upper(lower, position_ids=position_ids)
+        keys = copied(row_keys(input_ids), copies)
+        weight = counts.float().repeat_interleave(copies, 0)
+        budget = None if control is None else control.draw(row_keys(input_ids), self.progress, copies)
         route.offset = 0.0 if control is None or budget is None else control.offset(budget)
         route.training, route.sample, route.progress = True, keys, self.progress
-        hidden = base.halves.upper(lower, position_ids=position_ids)
+        hidden = base.halves.upper(lower, position_ids=position_ids) if text is None else text.write(lower, copies)
         route.training, route.sample = False, None
 
         cost = (route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
-        loss = self._task(hidden, teacher, labels, position_ids, emphasis[:, None])
+        loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)))
         if control is None or budget is None:
             extra = base.method.loss(route)
             total = loss if extra is None else loss + (extra * weight).sum()
         else:
             total = loss + control.charge(route, budget, cost, weight)
         self._note(loss, cost, budget, weight)
-        tokens = weight.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        tokens = weight.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch) * copies
         self.divisor = float(tokens)
         return {"loss": total / tokens}
 
@@ -105,17 +136,19 @@ class Lesson(nn.Module):
         if self.control is not None:
             self.control.step(self.divisor)
 
-    def _task(
-        self, hidden: Tensor, teacher: Tensor | None, labels: Tensor, positions: Tensor, emphasis: Tensor
-    ) -> Tensor:
-        """Weighted sum of the objective where the batch's targets are predicted: position t - 1 predicts token t."""
+    def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor) -> Tensor:
+        """Weighted sum of the objective over the places that predict a target.
+
+        hidden: [B, copies, T, d]; teacher: [B, T, d]; target: int64 [B, T], the next token or -100; emphasis: fp32
+        [B, copies].
+        """
         (base,) = self._base
-        # the last position predicts nothing; a document's first token follows nothing
-        target = F.pad(labels[:, 1:].masked_fill(positions[:, 1:] == 0, -100), (0, 1), value=-100)
-        weight = ((target != -100).float() * emphasis).flatten()
+        there = target != -100
+        at = hidden.transpose(1, 2)[there].transpose(0, 1)  # [copies, N, d]
+        weight = emphasis[:, None].expand(*there.shape, -1)[there].T
         if teacher is not None:
-            return base.loss.kl(hidden.flatten(0, 1), teacher.flatten(0, 1), weight).sum()
-        return base.loss.ce(hidden.flatten(0, 1), target.clamp_min(0).flatten(), weight).sum()
+            return base.loss.kl(at, teacher[there], weight).sum()
+        return base.loss.ce(at, target[there], weight).sum()
 
     @torch.no_grad()
     def _note(self, loss: Tensor, cost: Tensor, budget: Tensor | None, weight: Tensor) -> None:
