@@ -168,6 +168,22 @@ def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: 
     assert not route.training and route.sample is None
 
 
+def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed: Callable):
+    """The base reads, targets alone run by the route, each row at budgets of its own; nothing else has a cost."""
+    lesson, batch = make("distill", True), packed(2, 16)
+    lesson.copies = 3
+    batch["labels"][:, :5] = -100
+    written = batch["labels"] != -100
+    follows = F.pad(written[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
+    lesson(**batch, read_in_full=torch.tensor(True))["loss"].backward()
+    assert lesson.seen["tokens"] == 3 * (written & follows).sum() > 0
+    keep = lesson._base[0].route.keep()[2:]  # [layers, rows * copies, tokens]
+    assert keep.shape[1] == 6 and 0 < keep.float().mean() < 1
+    offsets = lesson._base[0].route.offset
+    assert len(set(offsets.tolist())) == 6, "each copy of a row has a budget of its own"
+    assert lesson.seen["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
+
+
 def test_keys_tell_rows_apart_and_follow_them(packed: Callable):
     ids = packed(64, 16)["input_ids"]
     keys = row_keys(ids)

@@ -94,7 +94,7 @@ class Continuation:
 
     def _masks(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """By type of layer, [B, 1, W, T + 1]: 0 where a token at one of `places` [B, W] sees a place of its own
-        document up to itself, the lowest number elsewhere. Column T is seen by what only fills up (not `real`), alone."""
+        document up to itself, the lowest number elsewhere. Column T is seen by what only fills up (not `real`)."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
         document = (self.positions == 0).cumsum(-1)

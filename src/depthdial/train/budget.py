@@ -78,8 +78,8 @@ class BudgetControl(nn.Module):
         return (self._shares(budget) * self.offsets).sum(-1)
 
     def draw(self, keys: Tensor, progress: float, copies: int = 1) -> Tensor:
-        """Budgets for each row from its key, fp32 [B * copies], those of one row spread evenly over the range. The
-        range opens downwards over the first part of training: adapters must learn to stand in before much is skipped."""
+        """Budgets for each row from its key, fp32 [B * copies], those of one row spread evenly over the range.
+        The range opens downwards over the first part of training: adapters must learn before much is skipped."""
         share = (keys * 0x2545F491 % 0x7FFFFFFF).double() / 0x7FFFFFFF
         share = ((share[:, None] + torch.arange(copies, device=keys.device) / copies) % 1.0).flatten()
         reach = min(1.0, 0.1 + 0.9 * progress / self.ramp) if self.ramp else 1.0
