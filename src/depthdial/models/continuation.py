@@ -104,7 +104,7 @@ class Continuation:
         seen = (document[rows, at] == document[:, None]) & (back >= 0) & real[..., None]
         found = {}
         for kind in set(getattr(config, "layer_types", None) or [SLIDING if window else FULL]):
-            near = seen & (back < window) if kind == SLIDING else seen
+            near = seen & (back < window) if kind == SLIDING and window is not None else seen
             near = torch.cat([near, ~real[..., None]], -1)[:, None]
             mask = torch.zeros(near.shape, dtype=dtype, device=near.device)
             found[kind] = mask.masked_fill(~near, torch.finfo(dtype).min)
