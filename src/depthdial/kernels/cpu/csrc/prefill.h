@@ -7,7 +7,6 @@
 
 class Prefill {
   using Panel = amx::Panel;
-
  public:
   Prefill(Model& model, PrefillMemory& memory, PassSpec& pass, int thread)
       : m(model), s(memory), p(pass), t(thread), own(*memory.own[thread]), N(pass.tokens), D(model.spec.dim),
