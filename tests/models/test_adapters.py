@@ -13,6 +13,7 @@ import torch
 
 from depthdial.core.layers import Adapter, Router
 from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.methods import METHODS as ALL
 from depthdial.methods import method_named
 from depthdial.models.convert import convert, routed
 from depthdial.models.families import FAMILIES
@@ -20,11 +21,8 @@ from depthdial.models.families import FAMILIES
 peft = pytest.importorskip("peft")
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
-METHODS: dict[str, dict[str, Any]] = {
-    "flexidepth": {"first": 2, "start": 0.0},
-    "skiplayer": {},
-    "mixture_of_depths": {},
-}
+METHODS = {name: dict(kind.example) for name, kind in ALL.items() if name != "dense"}
+"""All that have parts: the base alone holds nothing that a hook or an adapter could miss."""
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_method = pytest.mark.parametrize("method", METHODS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -37,7 +38,7 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
     """The engine is stopped while the signal comes, so that the answer is not finished by then."""
     command = [sys.executable, "-m", "depthdial", "serve", "--port", "0", "--model", str(tiny_folder)]
     command += ["--plugin", str(tiny_plugin), "--dtype", "float32", "--device", "cpu"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server, engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), None
     try:
         assert server.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
@@ -71,6 +72,9 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
     finally:
         server.kill()
         server.wait()
+        if engine is not None:  # stopped, it would outlive a test that fails
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
 
 
 def test_who_reads_where_it_serves_may_connect_and_stop_it_at_once(settings, monkeypatch):
