@@ -5,6 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+PromptBudget = float | Literal["same"]
+"""True cost that what is *read* may have, relative to dense: 1.0 is the untouched base, "same" the budget of what is
+written (the form of the papers)."""
+
+
+def prompt_budget(value: object) -> PromptBudget:
+    """The value as a `PromptBudget`. Raises ValueError, one line, for what is none."""
+    if value == "same":
+        return "same"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:  # nan fails, too
+        raise ValueError(
+            f'prompt_budget must be above 0 and at most 1.0 (prompts read by the untouched base), or "same" as the '
+            f"budget of what is written, not {value!r}"
+        )
+    return float(value)
 
 
 @dataclass(frozen=True)

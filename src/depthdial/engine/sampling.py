@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.core.dial import PromptBudget, prompt_budget
 from depthdial.engine.draw import GOLDEN, ROUNDS, SLACK, draw
 from depthdial.engine.unknown import refuse_unknown
 
@@ -55,7 +56,10 @@ class SamplingParams:
     logprobs: int | None = None
     """Also return log-probabilities: of the chosen token and of this many likeliest ones, before any temperature."""
     budget: float | None = None
-    """True cost relative to dense in place of the budget of the `LLM`; 1.0 is the untouched base."""
+    """True cost of what is written, relative to dense, in place of the budget of the `LLM`; 1.0 is the untouched
+    base."""
+    prompt_budget: PromptBudget | None = None
+    """True cost of what is read in place of that of the `LLM`: 1.0 is the untouched base, "same" as `budget`."""
     lossless: bool = False
     """The untouched base's own text, token for token, with drafts (of the plug-in, or found in the text) to speed it up
     where they pay. The same as `budget=1.0`, sooner. On a GPU, and where PyTorch runs the passes, a pass of other size
@@ -91,6 +95,13 @@ class SamplingParams:
             raise ValueError(f"budget must be above 0 and at most 1.0 (the untouched base), not {self.budget!r}")
         if not isinstance(self.stop, str | Iterable | None) or any(not isinstance(s, str) or not s for s in self.stops):
             raise ValueError(f"stop must be one or several non-empty strings, not {self.stop!r}")
+        if self.prompt_budget is not None:
+            object.__setattr__(self, "prompt_budget", prompt_budget(self.prompt_budget))
+        if self.lossless and self.prompt_budget not in (None, 1.0, "same"):
+            raise ValueError(
+                f"lossless text is the untouched base's, which reads its prompt in full: prompt_budget is 1.0, not "
+                f"{self.prompt_budget!r}"
+            )
         draft = self.draft_budget
         if draft is not None and (not _finite(draft) or not 0 < draft <= 1):
             raise ValueError(
