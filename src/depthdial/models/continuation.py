@@ -117,5 +117,5 @@ def _by_kind(masks: dict[str, Tensor]) -> Any:
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-STEP = 64
+STEP = 16
 """Written tokens of a row are filled up to a multiple of this: kernels are made for a shape."""

@@ -63,6 +63,7 @@ class Lesson(nn.Module):
         compile: bool = False,
         divergence: Divergence = "forward",
         copies: int = 1,
+        shortlist: int | None = None,
     ):
         super().__init__()
         units = routed(model)
@@ -78,7 +79,7 @@ class Lesson(nn.Module):
         """What the last loss was divided by: the targets of the whole optimizer step."""
         route, method = route_of(model), method_of(model)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        loss = HeadLoss(head_of(model), softcap, compile, divergence)
+        loss = HeadLoss(head_of(model), softcap, compile, divergence, shortlist)
         halves = Halves(model, min(site.layer for site in units))
         self._base = (Base(model, halves, loss, route, method),)  # a tuple hides the base from the module tree
 
@@ -120,7 +121,8 @@ class Lesson(nn.Module):
 
         cost = (route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
-        loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)))
+        key = int(row_keys(input_ids).sum())
+        loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)), key)
         if control is None or budget is None:
             extra = base.method.loss(route)
             total = loss if extra is None else loss + (extra * weight).sum()
@@ -136,7 +138,7 @@ class Lesson(nn.Module):
         if self.control is not None:
             self.control.step(self.divisor)
 
-    def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor) -> Tensor:
+    def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor, key: int) -> Tensor:
         """Weighted sum of the objective over the places that predict a target.
 
         hidden: [B, copies, T, d]; teacher: [B, T, d]; target: int64 [B, T], the next token or -100; emphasis: fp32
@@ -147,7 +149,7 @@ class Lesson(nn.Module):
         at = hidden.transpose(1, 2)[there].transpose(0, 1)  # [copies, N, d]
         weight = emphasis[:, None].expand(*there.shape, -1)[there].T
         if teacher is not None:
-            return base.loss.kl(at, teacher[there], weight).sum()
+            return base.loss.kl(at, teacher[there], weight, key).sum()
         return base.loss.ce(at, target[there], weight).sum()
 
     @torch.no_grad()
