@@ -71,6 +71,7 @@ class Lesson(nn.Module):
         self.control = control
         self.objective: Objective = objective
         self.copies = copies
+        self._by_document = not compile and next(model.parameters()).device.type == "cpu"
         self.progress = 0.0
         """Share of training done, set by the trainer: the range of budgets widens with it."""
         self.seen: dict[str, Tensor] = {}
@@ -96,21 +97,20 @@ class Lesson(nn.Module):
         lower = base.halves.lower(input_ids, position_ids=position_ids)
         # the last position predicts nothing; a document's first token follows nothing
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
-        teacher = None
-        if read_in_full is not None and bool(read_in_full):
-            copies = self.copies
-            text = Continuation(base.model, base.halves, position_ids, labels != -100)
+        full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
+        counts = labels != -100
+        if full or (self.objective == "distill" and base.method.kv == "project"):
+            copies, every = self.copies, torch.ones_like(counts)
+            text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
             route.offset = math.inf
             teacher = text.taken(text.read(lower))
             target = text.taken(target).masked_fill(~text.real, -100)
-            counts = target != -100  # no pass follows the last token that is written
-        else:
-            copies, text = 1, None
-            counts = labels != -100
-            if self.objective == "distill":
-                route.offset = math.inf
-                with torch.no_grad():
-                    teacher = base.halves.upper(lower, position_ids=position_ids)
+            # no pass follows the last token that is written; in the paper's form all targets are priced
+            counts = target != -100 if full else text.taken(counts)
+        elif self.objective == "distill":  # what is skipped leaves no K and V, so that nothing can be read once for all
+            route.offset = math.inf
+            with torch.no_grad():
+                teacher = base.halves.upper(lower, position_ids=position_ids)
         keys = copied(row_keys(input_ids), copies)
         weight = counts.float().repeat_interleave(copies, 0)
         budget = None if control is None else control.draw(row_keys(input_ids), self.progress, copies)
