@@ -18,8 +18,7 @@ def prompt_budget(value: object) -> PromptBudget:
     """The value as a `PromptBudget`. Raises ValueError, one line, for what is none."""
     if value == "same":
         return "same"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:  # nan fails, too
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:  # nan fails, too
         raise ValueError(
             f'prompt_budget must be above 0 and at most 1.0 (prompts read by the untouched base), or "same" as the '
             f"budget of what is written, not {value!r}"
