@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from depthdial.core.hold import Hold
 
@@ -24,6 +24,17 @@ def prompt_budget(value: object) -> PromptBudget:
             f"budget of what is written, not {value!r}"
         )
     return float(value)
+
+
+class Dials(NamedTuple):
+    """Logit offsets of one text."""
+
+    read: float
+    """Of its prompt."""
+    written: float
+    """Of what is generated; where it is held, of the first tokens."""
+    hold: Hold | None
+    """What moves `written` so that the budget is met; None where it stays."""
 
 
 @dataclass(frozen=True)
