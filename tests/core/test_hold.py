@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from depthdial.core.hold import BLOCK, GRID, REACH, Hold
 
 HOLD = Hold(0.9, 0.25, 0.08)
-costs = st.lists(st.floats(0.4, 1.0), max_size=100)
+costs = st.lists(st.integers(20, 50).map(lambda layers: 0.02 * layers + 0.0043), max_size=100)
 
 
 def written(hold: Hold, cost: Callable[[float, int], float], tokens: int) -> tuple[list[float], list[float]]:
@@ -74,6 +74,12 @@ def test_pieces_make_no_difference(costs: list[float], cuts: list[int]):
         state = HOLD.after(state, costs[start:stop])
     assert state == whole
     assert state.count == len(costs) % BLOCK
+
+
+@given(costs, st.randoms())
+def test_the_last_bits_of_costs_make_no_difference(costs: list[float], draw: random.Random):
+    off = [cost * (1 + draw.choice((-1, 0, 1)) * 2.0**-52) for cost in costs]
+    assert HOLD.after(HOLD.begin(), off) == HOLD.after(HOLD.begin(), costs)
 
 
 @pytest.mark.parametrize("stuck", [0.42, 1.0])

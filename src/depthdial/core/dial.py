@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from depthdial.core.hold import Hold
 
@@ -18,13 +18,23 @@ def prompt_budget(value: object) -> PromptBudget:
     """The value as a `PromptBudget`. Raises ValueError, one line, for what is none."""
     if value == "same":
         return "same"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:  # nan fails, too
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:  # nan fails, too
         raise ValueError(
             f'prompt_budget must be above 0 and at most 1.0 (prompts read by the untouched base), or "same" as the '
             f"budget of what is written, not {value!r}"
         )
     return float(value)
+
+
+class Dials(NamedTuple):
+    """Logit offsets of one text."""
+
+    read: float
+    """Of its prompt."""
+    written: float
+    """Of what is generated; where it is held, of the first tokens."""
+    hold: Hold | None
+    """What moves `written` so that the budget is met; None where it stays."""
 
 
 @dataclass(frozen=True)

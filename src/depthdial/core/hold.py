@@ -15,7 +15,9 @@ from typing import NamedTuple
 BLOCK = 16
 """Written tokens between two moves of the dial, so that whoever scores or trains can still run whole blocks."""
 GRID = 1 / 64
-"""Offsets are whole multiples of this: two executors that differ in a sum's last bit still agree on the offset."""
+"""Offsets are whole multiples of this, exact in every float type that they are added in."""
+FINEST = 2.0**-20
+"""Costs count as whole multiples of this, so that their sums are exact, and the same from any executor."""
 FOLLOW = 0.75
 """How much of a block's miss is taken to last, and met by the next block's offset."""
 REPAY = 0.35
@@ -74,7 +76,7 @@ class Hold:
         aim, deficit, count, spent = state
         slope = max(self.slope, FLATTEST)
         for cost in costs:
-            count, spent = count + 1, spent + cost
+            count, spent = count + 1, spent + round(cost / FINEST) * FINEST
             if count == BLOCK:
                 miss = self.budget - spent / BLOCK
                 deficit += BLOCK * miss
