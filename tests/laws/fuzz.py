@@ -17,6 +17,7 @@ import torch
 from tests.engine.poison import poison
 from tests.laws.test_laws import VARIANTS
 
+from depthdial.core.dial import Dials
 from depthdial.engine.acceptance import Prices
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven, Point
@@ -202,7 +203,7 @@ def run(case: Case, tiny_model: Callable, tokenizer: Any, adapted: Callable) -> 
     watch = Watch(llm)
     requests = [
         Request(
-            None, plan.ids, plan.params, plan.params.seed or 0, plan.offset,
+            None, plan.ids, plan.params, plan.params.seed or 0, Dials.same(plan.offset),
             min(plan.params.max_tokens, CONTEXT - len(plan.ids)), first_key("fuzz", plan.params.lossless), plan.draft,
         )
         for plan in case.plans
