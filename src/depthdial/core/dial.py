@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+T = TypeVar("T")
 PromptBudget = float | Literal["same"]
 """True cost that what is *read* may have, relative to dense: 1.0 is the untouched base, "same" the budget of what is
 written (the form of the papers)."""
@@ -23,6 +24,12 @@ def prompt_budget(value: object) -> PromptBudget:
             f"budget of what is written, not {value!r}"
         )
     return float(value)
+
+
+def written(figures: list[T]) -> list[T]:
+    """Of figures of the passes that gave a text's tokens those of passes over written tokens: the first pass, which was
+    over the prompt's last token, counts as read. Of a text of one token it is that pass."""
+    return figures[1:] or figures
 
 
 @dataclass(frozen=True)

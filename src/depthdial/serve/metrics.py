@@ -25,6 +25,9 @@ class Metrics:
         self.waiting = gauge("vllm:num_requests_waiting", "Texts that wait.")
         self.cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it.")
         self.budget = gauge("depthdial:budget", "True cost asked for where a request names none.")
+        self.prompt_budget = gauge(
+            "depthdial:prompt_budget", "The same of what is read."
+        )
         self.up = gauge("depthdial:engine_up", "1 while the engine's process is there.")
         self.restarts = counter("depthdial:engine_restarts", "How often the engine's process was lost.")
         self.preemptions = counter("vllm:num_preemptions", "Texts that lost their pages and were computed again.")
@@ -45,15 +48,16 @@ class Metrics:
         self.whole = histogram("vllm:e2e_request_latency_seconds", "From request to the end of its answer.", SECONDS)
         self.prompt_length = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self.length = histogram("vllm:request_generation_tokens", "Tokens generated for a text.", TOKENS)
-        self.token_cost = histogram("depthdial:token_cost", "True cost of a generated token, dense is 1.", COSTS)
+        self.token_cost = histogram("depthdial:token_cost", "True cost of the pass over a written token.", COSTS)
         self.depth: Histogram | None = None
-        self.relative = gauge("depthdial:relative_cost", "Mean true cost of all tokens generated, dense is 1.")
+        self.relative = gauge("depthdial:relative_cost", "Mean true cost of the passes over written tokens.")
+        self.prompt_relative = gauge("depthdial:prompt_relative_cost", "Mean true cost of prompt tokens that ran.")
         self.skipped = Gauge(
             "depthdial:layer_skip_ratio", "Share of all tokens, prompts too, for which a layer did not run.",
             ["model_name", "layer"], registry=self.registry,
         )  # fmt: skip
-        self._cost = 0.0
-        self._total = 0
+        self._cost = self._read_cost = 0.0
+        self._total = self._read = 0
         self._seen: dict[str, int] = {}
 
     def _gauge(self, name: str, text: str) -> Any:
@@ -75,7 +79,7 @@ class Metrics:
         self._seen = {}
         if self.depth is None:  # its buckets are the model's layers
             buckets = tuple(float(i) for i in range(facts["layers"] + 1))
-            self.depth = self._histogram("depthdial:token_depth", "Layers run for a generated token.", buckets)
+            self.depth = self._histogram("depthdial:token_depth", "Layers run for a written token.", buckets)
 
     def lost(self) -> None:
         """The engine's process is gone."""
@@ -91,6 +95,9 @@ class Metrics:
         self.cache.set(counts["cache"])
         if counts["budget"] is not None:
             self.budget.set(counts["budget"])
+        reading = counts["budget"] if counts["prompt_budget"] == "same" else counts["prompt_budget"]
+        if reading is not None:
+            self.prompt_budget.set(reading)
         for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached)):
             counter.inc(counts[name] - self._seen.get(name, 0))
             self._seen[name] = counts[name]
@@ -101,6 +108,8 @@ class Metrics:
     def generated(self, generation: Generation, part: Part) -> None:
         """Tokens have come."""
         now = monotonic()
+        # the first token came of the pass over the prompt's last, which was read
+        ran = part.tokens if generation.counted[part.choice] else part.tokens[1:]
         if part.tokens:
             last = generation.last_token[part.choice]
             if not generation.counted[part.choice]:
@@ -111,7 +120,7 @@ class Metrics:
             generation.last_token[part.choice] = now
             generation.counted[part.choice] += len(part.tokens)
             self.tokens.inc(len(part.tokens))
-        for token in part.tokens:
+        for token in ran:
             assert self.depth is not None
             self.depth.observe(token.depth)
             self.token_cost.observe(token.cost)
@@ -129,6 +138,11 @@ class Metrics:
         self.prompt_length.observe(generation.prompt_tokens)
         self.prompt_tokens.inc(generation.prompt_tokens)
         self.queried.inc(generation.prompt_tokens)
+        tokens, cost = end["read"]
+        self._read += tokens
+        self._read_cost += cost
+        if self._read:
+            self.prompt_relative.set(self._read_cost / self._read)
 
     def cancelled(self, generation: Generation) -> None:
         """Whoever asked is gone, or waited too long."""
