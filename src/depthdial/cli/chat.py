@@ -61,7 +61,7 @@ def chat(
     print(f"depthdial: loading {model} ...", file=sys.stderr, flush=True)
     base = None if plugin == "none" else plugin
     llm = LLM(model, base, None, dtype, device, allow_other_weights, prompt_budget=reading)
-    llm.offset_of(budget)
+    llm.dials(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
     talk = Talk(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
     out.print(talk.ramp.legend())
@@ -104,11 +104,12 @@ class Talk:
         match name:
             case "budget":
                 budget = _number(rest) if rest else None
-                self.llm.offset_of(budget)
+                self.llm.dials(budget, self.params.prompt_budget)
                 self.params = replace(self.params, budget=budget, lossless=False)
                 self._say(f"budget {self.llm.budget if budget is None else budget}")
             case "prompt-budget":
                 reading = prompt_budget_of(rest, "/prompt-budget") if rest else None
+                self.llm.dials(self.params.budget, reading)
                 self.params = replace(self.params, prompt_budget=reading, lossless=False)
                 self._say(f"prompt budget {self.llm.prompt_budget if reading is None else reading}")
             case "lossless":

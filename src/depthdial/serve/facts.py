@@ -23,7 +23,7 @@ def facts_of(llm: LLM) -> Message:
         "budget": llm.budget,
         "prompt_budget": llm.prompt_budget,
         "floor": None if written is None else _least(written),
-        "prompt_floor": None if not llm.model.method.frozen else 1.0 if text is None else _least(text),
+        "prompt_floor": None if not llm.budgets.has_base else 1.0 if text is None else _least(text),
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "chat": bool(llm.tokenizer.chat_template),
         "own": is_own(llm.model) and llm.plugin is None,

@@ -63,20 +63,10 @@ class Job:
             "done": self.id,
             "cached": sum(request.cached_tokens for request in self.requests),
             "prompt_cost": round(cost / tokens, 5) if tokens else None,
-            "read": self._read(),
         }
         if self._detailed:
             message["prompts"] = [{"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs]
         return message
-
-    def _read(self) -> list[float]:
-        """How many prompt tokens ran for this order, and what they cost together: what came from the cache did not."""
-        ran = [
-            cost
-            for request in self.requests
-            for cost in request.rows[0].ran_costs[request.cached_tokens : len(request.token_ids)]
-        ]
-        return [len(ran), round(sum(ran), 5)]
 
 
 def _number(value: float) -> float | None:

@@ -13,6 +13,14 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0,
 TOKENS = tuple(float(2**i) for i in range(16))
 COSTS = tuple(i / 20 for i in range(1, 25))
 
+METERS = {
+    "read_tokens": "Prompt tokens that ran.",
+    "read_cost": "Their true cost, in tokens of the dense model.",
+    "written_tokens": "Written tokens that ran.",
+    "written_cost": "Their true cost, in tokens of the dense model.",
+}
+"""What the engine counts apart of what is read and of what is written (`engine.stats`)."""
+
 
 class Metrics:
     """All figures of one server. Engine counts that begin again when its process does go on rising here."""
@@ -25,9 +33,7 @@ class Metrics:
         self.waiting = gauge("vllm:num_requests_waiting", "Texts that wait.")
         self.cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it.")
         self.budget = gauge("depthdial:budget", "True cost asked for where a request names none.")
-        self.prompt_budget = gauge(
-            "depthdial:prompt_budget", "The same of what is read."
-        )
+        self.prompt_budget = gauge("depthdial:prompt_budget", "The same of what is read.")
         self.up = gauge("depthdial:engine_up", "1 while the engine's process is there.")
         self.restarts = counter("depthdial:engine_restarts", "How often the engine's process was lost.")
         self.preemptions = counter("vllm:num_preemptions", "Texts that lost their pages and were computed again.")
@@ -52,12 +58,12 @@ class Metrics:
         self.depth: Histogram | None = None
         self.relative = gauge("depthdial:relative_cost", "Mean true cost of the passes over written tokens.")
         self.prompt_relative = gauge("depthdial:prompt_relative_cost", "Mean true cost of prompt tokens that ran.")
+        self.meters = {name: counter(f"depthdial:{name}", said) for name, said in METERS.items()}
         self.skipped = Gauge(
             "depthdial:layer_skip_ratio", "Share of all tokens, prompts too, for which a layer did not run.",
             ["model_name", "layer"], registry=self.registry,
         )  # fmt: skip
-        self._cost = self._read_cost = 0.0
-        self._total = self._read = 0
+        self._totals = dict.fromkeys(METERS, 0.0)
         self._seen: dict[str, int] = {}
 
     def _gauge(self, name: str, text: str) -> Any:
@@ -98,9 +104,14 @@ class Metrics:
         reading = counts["budget"] if counts["prompt_budget"] == "same" else counts["prompt_budget"]
         if reading is not None:
             self.prompt_budget.set(reading)
-        for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached)):
+        for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached), *self.meters.items()):
             counter.inc(counts[name] - self._seen.get(name, 0))
+            if name in self._totals:
+                self._totals[name] += counts[name] - self._seen.get(name, 0)
             self._seen[name] = counts[name]
+        for gauge, kind in ((self.relative, "written"), (self.prompt_relative, "read")):
+            if tokens := self._totals[f"{kind}_tokens"]:
+                gauge.set(self._totals[f"{kind}_cost"] / tokens)
         if counts["tokens"]:
             for layer, ran in enumerate(counts["layer_tokens"]):
                 self.skipped.labels(**self._label, layer=str(layer)).set(1 - ran / counts["tokens"])
@@ -108,7 +119,7 @@ class Metrics:
     def generated(self, generation: Generation, part: Part) -> None:
         """Tokens have come."""
         now = monotonic()
-        # the first token came of the pass over the prompt's last, which was read
+        # the first token came from the pass over the prompt's last one, which counts as read
         ran = part.tokens if generation.counted[part.choice] else part.tokens[1:]
         if part.tokens:
             last = generation.last_token[part.choice]
@@ -124,10 +135,6 @@ class Metrics:
             assert self.depth is not None
             self.depth.observe(token.depth)
             self.token_cost.observe(token.cost)
-            self._cost += token.cost
-            self._total += 1
-        if self._total:
-            self.relative.set(self._cost / self._total)
         if part.finish is not None:
             self.success.labels(**self._label, finished_reason=part.finish).inc()
             self.length.observe(generation.counted[part.choice])
@@ -138,11 +145,6 @@ class Metrics:
         self.prompt_length.observe(generation.prompt_tokens)
         self.prompt_tokens.inc(generation.prompt_tokens)
         self.queried.inc(generation.prompt_tokens)
-        tokens, cost = end["read"]
-        self._read += tokens
-        self._read_cost += cost
-        if self._read:
-            self.prompt_relative.set(self._read_cost / self._read)
 
     def cancelled(self, generation: Generation) -> None:
         """Whoever asked is gone, or waited too long."""

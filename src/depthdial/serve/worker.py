@@ -27,7 +27,7 @@ from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
 from depthdial.serve.facts import facts_of
-from depthdial.serve.fit import Unfit, answer_length
+from depthdial.serve.fit import Unfit, answer_length, check_budgets
 from depthdial.serve.job import Job
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.prompts import tokenized
@@ -150,10 +150,7 @@ class Worker:
         params = dict(order["params"])
         asked, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
-        try:
-            llm.offset_of(params["budget"])
-        except ValueError as error:
-            raise Unfit(str(error), "budget") from None
+        check_budgets(llm, params["budget"], params["prompt_budget"])
         try:
             for ids in order["ids"]:
                 if not ids:
@@ -212,6 +209,10 @@ class Worker:
             "tokens": stats.tokens,
             "cached_tokens": stats.cached_tokens,
             "layer_tokens": stats.rows.tolist(),
+            "read_tokens": stats.read_tokens,
+            "read_cost": stats.read_cost,
+            "written_tokens": stats.written_tokens,
+            "written_cost": stats.written_cost,
             "budget": self.llm.budget,
             "prompt_budget": self.llm.prompt_budget,
         }
