@@ -11,7 +11,7 @@ Figures = Mapping[str, Any]
 _HEAD = (
     "",
     "true cost",
-    "first token, ms",
+    "first token",
     "tokens/s",
     "low to high",
     "x our dense",
@@ -22,9 +22,9 @@ _HEAD = (
 
 
 def speed_table(results: Figures) -> str:
-    """All rows, regime by regime: the cost that its tokens really had (of what is written, or of the prompt in
-    prefill), time to the first token, speed, its ratio to our dense engine at the same precision (of int8 dense, to that
-    at the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
+    """All rows, regime by regime: the cost that tokens really had (what is written, and in prefill the prompt), the time
+    to the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
+    the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
     lines, before = [_line(_HEAD), _line(["---"] * len(_HEAD))], None
     for row in results["rows"]:
         if (name := regime_name(row)) != before:
@@ -72,7 +72,7 @@ def _cells(row: Figures) -> list[str]:
     return [
         row_name(row),
         _number(row.get("cost"), ".3f"),
-        _rate(1000 * row["first_token_seconds"]["median"]),
+        _seconds(row["first_token_seconds"]["median"]),
         _rate(speed["median"]),
         f"{_rate(speed['low'])} to {_rate(speed['high'])}",
         _number(row["speedup"], ".2f"),
@@ -84,6 +84,10 @@ def _cells(row: Figures) -> list[str]:
 
 def _rate(value: float) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -75,9 +75,9 @@ class RoutedForCausalLM(nn.Module):
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(shape.vocabulary)
         self._first = f"{start}model.layers.0.self_attn.attn"
-        self.offsets = (shape.prompt_offset, shape.offset)
+        self.offsets = torch.tensor([shape.prompt_offset, shape.offset], dtype=torch.float32)
         """Of tokens that are read and of those that are written. These stay: a budget is not held per text here."""
-        log.info("depthdial: %s, offsets %.3f (prompts), %.3f", type(shape.method).__name__, *self.offsets)
+        log.info("depthdial: %s, offsets %.3f (prompts), %.3f", type(shape.method).__name__, *self.offsets.tolist())
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """input_ids: int [T] -> [T, d]."""
@@ -127,8 +127,8 @@ class RoutedForCausalLM(nn.Module):
     def _dials(self, reads: Tensor | None, requests: Tensor) -> Tensor | None:
         """The dial of each token, fp32 [1, T]; None: `inf` for all. reads: bool [requests]; requests: int64 [T]."""
         assert reads is not None, "vLLM tells which requests still read their prompts"
-        of_request = torch.where(reads, *self.offsets).to(requests.device)
-        return None if bool(of_request.isinf().all()) else of_request[requests][None]
+        of_request = torch.where(reads.cpu(), *self.offsets)
+        return None if bool((of_request == torch.inf).all()) else of_request.to(requests.device)[requests][None]
 
 
 def stock_name(name: str) -> str:
