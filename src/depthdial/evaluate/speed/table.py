@@ -8,22 +8,12 @@ from typing import Any
 from depthdial.evaluate.speed.subjects import title
 
 Figures = Mapping[str, Any]
-_HEAD = (
-    "",
-    "true cost",
-    "first token",
-    "tokens/s",
-    "low to high",
-    "x our dense",
-    "ideal x",
-    "of ideal",
-    "of limit",
-)
+_HEAD = ("", "true cost", "first token", "tokens/s", "low to high", "x our dense", "ideal x", "of ideal", "of limit")
 
 
 def speed_table(results: Figures) -> str:
-    """All rows, regime by regime: the cost that tokens really had (what is written, and in prefill the prompt), the time
-    to the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
+    """All rows, regime by regime: the cost that tokens really had (written ones; in prefill the prompt's), the time to
+    the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
     the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
     lines, before = [_line(_HEAD), _line(["---"] * len(_HEAD))], None
     for row in results["rows"]:

@@ -153,8 +153,8 @@ class RowAttention(nn.Module):
 
 @functools.cache
 def telling(backend: Any) -> Any:
-    """The same attention backend, whose metadata also have what vLLM tells its builder: `is_prefilling`, bool [requests]:
-    whose prompts are not read yet."""
+    """The same attention backend, whose metadata also have what vLLM tells its builder: `is_prefilling`, bool
+    [requests], true of those whose prompts are not read yet."""
 
     class Builder(backend.get_builder_cls()):
         def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
