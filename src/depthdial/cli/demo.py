@@ -57,9 +57,7 @@ def demo(
     out.print(ramp.legend())
     for prompt in PROMPTS:
         _answer(llm, prompt, max_new_tokens, out, ramp)
-    print(
-        "\nSkipping costs quality, in sums and lists first: docs/results.md. --lossless writes the untouched model's text."
-    )
+    print("\nSkipping costs quality, in sums and lists first: docs/results.md. --lossless writes the base's own text.")
     print('Your turn: depthdial generate "Once upon a time" --budget 0.9        (depthdial generate --help)')
 
 
