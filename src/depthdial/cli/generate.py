@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from depthdial.core.dial import prompt_budget as check_prompt_budget
-from depthdial.core.dial import written
 from depthdial.core.printable import printable
+from depthdial.core.written import written
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from depthdial.core.dial import written
+from depthdial.core.written import written
 from depthdial.serve.generation import Generation, Part, Token
 
 Kind = Literal["chat", "text"]
