@@ -1,4 +1,4 @@
-"""What counts as written: a text's first token came from the pass over its prompt's last token, which counts as read."""
+"""What counts as written: not the first token of a text, since the pass that gave it read the prompt's last one."""
 
 from __future__ import annotations
 
