@@ -44,7 +44,8 @@ def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
     assert str(tiny_folder) not in text and str(tiny_plugin) not in text
     assert results["model"] == tiny_folder.name and results["plugin"] == "tiny" and results["what"] == "speed"
     assert set(results) == {
-        "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "left_out", "limits", "rows",
+        "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "left_out", "limits",
+        "rows",
     }  # fmt: skip
     assert results["arguments"]["seed"] == 0 and results["arguments"]["budgets"] == (0.85, 0.75)
 
@@ -54,7 +55,7 @@ def test_every_regime_has_every_row(results):
         rows = [r for r in results["rows"] if (r["regime"], r["batch"], r["prompt_tokens"]) == regime]
         adaptive = ["adaptive"] * (3 if regime[0] == "prefill" else 2)
         assert [row["kind"] for row in rows] == ["baseline", "dense", *adaptive, "control", "control", "dense"]
-        assert rows[-1]["precision"] == "int8" and rows[-1]["cost"] == 1.0 and rows[-1]["ideal_speedup"] > 1
+        assert rows[-1]["precision"] == "int8" and rows[-1]["cost"] == 1.0 and rows[-1]["ideal_speedup"] >= 1
         for row in rows[:-1]:
             ours = row["kind"] != "baseline"
             assert set(row) == ROW | SPEED | (IDEAL if ours else set())

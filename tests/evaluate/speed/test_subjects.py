@@ -58,7 +58,7 @@ def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks, read):
     from depthdial.evaluate.speed.routes import keeps
 
     llm = tiny_llm()
-    one = subject(llm, 0.7, ticks, read=read)
+    one = subject(llm, 0.8, ticks, read=read)
     before = llm.stats.rows_run
     run = one.run(PROMPTS, 40)
     kept = keeps(llm.model, [ran.tokens for ran in run.ran], [ran.offsets for ran in run.ran])
@@ -78,5 +78,5 @@ def test_a_row_of_prefill_says_how_its_prompt_is_read(tiny_llm, ticks):
     ]  # fmt: skip
     assert (full.budget, full.prompt_budget, same.budget) == (None, 1.0, 0.8)
     assert full.takes(prefill) and not full.takes(DECODE)
-    costs = [one.run([[5] * 40], 1).cost(prefill) for one in (full, at, same)]
+    costs = [one.run([list(range(3, 43))], 1).cost(prefill) for one in (full, at, same)]
     assert 1.0 == costs[0] > costs[1] > costs[2]
