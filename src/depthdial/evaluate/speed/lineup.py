@@ -20,6 +20,7 @@ from depthdial.evaluate.speed.prompts import mixed, prompts
 from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
+from depthdial.models.ahead import check_reading
 from depthdial.models.convert import method_of, revert, routed
 from depthdial.models.own import is_own
 
@@ -40,6 +41,8 @@ class Lineup:
         """Rows of our own that cannot be here, and why."""
         self._scratch = tempfile.TemporaryDirectory(prefix="depthdial-bench-")
         try:
+            for budget in options.prompt_budgets or ():
+                check_reading(options.model, budget)  # before weights are read
             self.llm = self._llm(options.plugin)
             self.options = options.fitted(self.llm.context)
             self.precision = _SHORT[self.llm.model.dtype]
@@ -86,7 +89,8 @@ class Lineup:
 
     @property
     def _prompt_budgets(self) -> tuple[PromptBudget, ...]:
-        return self.options.prompt_budgets if self.llm.budgets.has_base else ("same",)
+        usual = (1.0, "same") if self.llm.budgets.has_base else ("same",)
+        return self.options.prompt_budgets or usual
 
     def _add_ours(self) -> None:
         options = self.options

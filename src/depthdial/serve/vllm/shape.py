@@ -144,7 +144,7 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         budget = getattr(config, "prompt_budget", None) if told is None or told == "same" else float(told)
     except ValueError:
         raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
-    has_base = plugin is not None and plugin.method.frozen
+    has_base = plugin is not None  # or it was trained with its routers
     asked = "same" if told == "same" or (budget is None and not has_base) else prompt_budget(budget or 1.0)
     if asked == "same":
         return _offset(config, env)
