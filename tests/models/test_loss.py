@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthdial.models.loss import CHUNK, DIVERGENCES, SAMPLED, Divergence, HeadLoss, Shortlist, ce_rows, kl_rows
+from depthdial.models.loss import CHUNK, DIVERGENCES, SAMPLED, HeadLoss, Shortlist, ce_rows, kl_rows
 
 SIZES = [1, 3, CHUNK, 2 * CHUNK + 7]
 
@@ -50,7 +50,7 @@ def test_kl(head: nn.Linear, n: int):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("n", SIZES)
-def test_divergences_of_several_copies(head: nn.Linear, n: int, name: Divergence):
+def test_divergences_of_several_copies(head: nn.Linear, n: int, name: str):
     hidden, twin = (numbers(3, n, 8).requires_grad_() for _ in range(2))
     teacher, weight = numbers(n, 8, seed=1), numbers(3, n, seed=2).clamp_min(0)
     s, t = head(twin).log_softmax(-1), head(teacher).log_softmax(-1).expand(3, n, 29)
@@ -134,7 +134,7 @@ def buckets(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_a_shortlist_compares_its_tokens_and_a_bucket_of_all_others(head: nn.Linear, name: Divergence):
+def test_a_shortlist_compares_its_tokens_and_a_bucket_of_all_others(head: nn.Linear, name: str):
     n = CHUNK + 7
     hidden, twin = (numbers(2, n, 8).requires_grad_() for _ in range(2))
     teacher, weight = numbers(1, 8, seed=1).expand(n, 8) + 0.05 * numbers(n, 8, seed=3), numbers(2, n, seed=2).abs()

@@ -76,6 +76,7 @@ def train(
     """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""
     import json
 
+    from depthdial.cli.generate import prompt_budget_of
     from depthdial.cli.streams import log
     from depthdial.methods import METHODS
     from depthdial.models.checkpoint import read
@@ -101,11 +102,11 @@ def train(
         lowest=lowest,
         highest=highest,
         objective="lm" if objective == "lm" else "distill",
-        prompt_budget="same" if prompt_budget == "same" else parse_number("--prompt-budget", prompt_budget),
+        prompt_budget=prompt_budget_of(prompt_budget) or 1.0,
         same_share=same_share,
         on_policy=on_policy,
         refresh=refresh,
-        divergence=cast("Divergence", divergence),
+        divergence=divergence,
         copies=copies,
         shortlist=shortlist,
         drop_sources=tuple(drop_source),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,6 @@ def js_rows(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 DIVERGENCES = {"forward": kl_rows, "reverse": reverse_kl_rows, "js": js_rows}
 """Of the student from the teacher, by name."""
-Divergence = Literal["forward", "reverse", "js"]
 
 
 class Shortlist(NamedTuple):
@@ -156,7 +155,7 @@ class HeadLoss:
         head: nn.Module,
         softcap: float | None = None,
         compile: bool = False,
-        divergence: Divergence = "forward",
+        divergence: str = "forward",
         shortlist: int | None = None,
     ):
         if softcap is not None or getattr(head, "bias", None) is not None:

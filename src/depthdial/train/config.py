@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from depthdial.core.dial import PromptBudget, prompt_budget
-from depthdial.models.loss import DIVERGENCES, Divergence
+from depthdial.models.loss import DIVERGENCES
 from depthdial.train.lesson import Objective
 
 
@@ -36,7 +36,7 @@ class TrainConfig:
     refresh: int = 200
     """Steps between two pools of its own text."""
     objective: Objective = "distill"
-    divergence: Divergence = "forward"
+    divergence: str = "forward"
     """From the untouched base, for "distill": forward or reverse KL, or Jensen-Shannon ("js")."""
     shortlist: int = 64
     """The likeliest tokens of the teacher at each place, with which and one bucket for the rest students are compared;
@@ -88,7 +88,8 @@ class TrainConfig:
             raise ValueError(f"objective must be 'lm' or 'distill', not {self.objective!r}")
         if prompt_budget(self.prompt_budget) not in (1.0, "same"):
             raise ValueError(
-                f"training reads prompts in full (prompt_budget 1.0) or as it writes (same), not at {self.prompt_budget}"
+                "training reads prompts in full (prompt_budget 1.0) or at the budget of what is written (same), not at "
+                f"{self.prompt_budget}"
             )
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {self.divergence!r}")

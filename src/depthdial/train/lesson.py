@@ -19,7 +19,7 @@ from depthdial.core.route import Route
 from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of, method_of, route_of, routed
 from depthdial.models.halves import Halves
-from depthdial.models.loss import Divergence, HeadLoss
+from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
 
 Objective = Literal["lm", "distill"]
@@ -61,7 +61,7 @@ class Lesson(nn.Module):
         objective: Objective,
         control: BudgetControl | None,
         compile: bool = False,
-        divergence: Divergence = "forward",
+        divergence: str = "forward",
         copies: int = 1,
         shortlist: int | None = None,
     ):
@@ -94,6 +94,7 @@ class Lesson(nn.Module):
         """
         (base,) = self._base
         route, control = base.route, self.control
+        route.offset = math.inf
         lower = base.halves.lower(input_ids, position_ids=position_ids)
         # the last position predicts nothing; a document's first token follows nothing
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
@@ -102,13 +103,11 @@ class Lesson(nn.Module):
         if full or (self.objective == "distill" and base.method.kv == "project"):
             copies, every = self.copies, torch.ones_like(counts)
             text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
-            route.offset = math.inf
             teacher = text.taken(text.read(lower))
             target = text.taken(target).masked_fill(~text.real, -100)
             # no pass follows the last token that is written; in the paper's form all targets are priced
             counts = target != -100 if full else text.taken(counts)
         elif self.objective == "distill":  # what is skipped leaves no K and V, so that nothing can be read once for all
-            route.offset = math.inf
             with torch.no_grad():
                 teacher = base.halves.upper(lower, position_ids=position_ids)
         keys = copied(row_keys(input_ids), copies)

@@ -1,8 +1,8 @@
 """Training on the model's own text: answers that the model in training writes itself, a pool of them at a time.
 
 What a model reads in training is other people's text; what it goes on from when it answers is its own, skipped layers
-and all. So a share of the rows are its own answers, at budgets drawn as for other rows, and the teacher is the untouched
-base on those very tokens (Agarwal et al., arXiv 2306.13649, without the student's gradient through its draws).
+and all. So a share of the rows are its own answers, at budgets drawn as for other rows, and the teacher is the
+untouched base on those very tokens (Agarwal et al., arXiv 2306.13649, without a gradient through the draws).
 
 Pools lie on disk by their number: a run that is resumed reads, or writes again, just what it would have.
 """
@@ -180,4 +180,3 @@ class Refresh(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.own.refresh(state.global_step)
-

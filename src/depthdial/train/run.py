@@ -88,9 +88,9 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     targets = "all" if config.objective == "distill" else "assistant"
     options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
     asked_of = questions(records, tokenizer) if config.on_policy else []
-    read = config.prompt_budget != "same"
-    full = prepare(records, tokenizer, config.length, full=True, **options) if read and config.same_share < 1 else None
-    same = None
+    full = same = None
+    if config.prompt_budget != "same" and config.same_share < 1:
+        full = prepare(records, tokenizer, config.length, full=True, **options)
     if full is None or config.same_share:
         same = prepare(records, tokenizer, config.length, targets=targets, **options)
     rows = same if full is None else full
@@ -127,7 +127,9 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         own = None
         if config.on_policy:
             assert control is not None
-            own = OwnText(model, tokenizer, asked_of, output / FOLDER, control, Plugin(output.name, method, base), config)
+            own = OwnText(
+                model, tokenizer, asked_of, output / FOLDER, control, Plugin(output.name, method, base), config
+            )
         more = [] if own is None else [Refresh(own)]
         run_trainer(lesson, mixed_rows(config, full, same, own), config, resume, more)
     else:
@@ -155,9 +157,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     return output
 
 
-def mixed_rows(
-    config: TrainConfig, full: PackedDataset | None, same: PackedDataset | None, own: OwnText | None
-) -> Mix:
+def mixed_rows(config: TrainConfig, full: PackedDataset | None, same: PackedDataset | None, own: OwnText | None) -> Mix:
     """The run's micro-batches. full: rows whose prompts are read in full; same: rows in the papers' form."""
     share = config.same_share if full is not None else 1.0
     kinds = [Kind.fixed(same, share, read_in_full=False)] if same is not None and share else []

@@ -45,8 +45,10 @@ class Hold(TrainerCallback):
 def run_trainer(
     lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool, more: Sequence[TrainerCallback] = ()
 ) -> None:
-    """rows: micro-batches in their order (`Mix`). more: further callbacks. Train the lesson's parts in place. Checkpoints go to `<output>/checkpoints`; `resume` goes on from the last whole
-    one. Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
+    """Train the lesson's parts in place on micro-batches as `Mix` orders them. Checkpoints go to
+    `<output>/checkpoints`; `resume` goes on from the last whole one. more: further callbacks, called first.
+
+    Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
     folder = output / CHECKPOINTS
