@@ -100,7 +100,9 @@ class Lesson(nn.Module):
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
         full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
         counts = labels != -100
-        if full or (self.objective == "distill" and base.method.kv == "project"):
+        # static drops a layer for a whole row, so that nobody misses the K and V that are not there
+        again = base.method.kv == "project" or base.method.grain == "static"
+        if full or (self.objective == "distill" and again):
             copies, every = self.copies, torch.ones_like(counts)
             text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
             teacher = text.taken(text.read(lower))

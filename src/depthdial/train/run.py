@@ -132,6 +132,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
             )
         more = [] if own is None else [Refresh(own)]
         run_trainer(lesson, mixed_rows(config, full, same, own), config, resume, more)
+        route_of(model).offset = 0.0  # it was that of the last rows
     else:
         log.info("this method has nothing to train here: its dial is measured as it is")
     if not processes.is_main():
