@@ -10,6 +10,7 @@ Pools lie on disk by their number: a run that is resumed reads, or writes again,
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from depthdial.train.messages import Message
 from depthdial.train.pack import PackedDataset, pack
 from depthdial.train.progress import Progress
 
+log = logging.getLogger(__name__)
 Messages = Sequence[Message]
 FOLDER = "own"
 TOKENS = 160
@@ -107,14 +109,25 @@ class OwnText:
             self._pool = number, PackedDataset.load(self._path(number))
         return self._pool[1]
 
+    def begin(self, step: int) -> None:
+        """Before the first step of a run, or of one that is resumed: the trainer reads its rows ahead."""
+        now = step // self.every
+        for number in sorted({max(0, now - 1), now}):
+            if number * self.every < step and not self._path(number).exists():
+                log.warning("%s is lost; written again, by the model of step %d", self._path(number), step)
+            self._ensure(number)
+
     def refresh(self, step: int) -> None:
         """Before each optimizer step; writes a pool where one is due and not there. On all processes."""
         if step % self.every == 0:
-            path = self._path(step // self.every)
-            if processes.is_main() and not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.write(step // self.every).save(path)
-            processes.wait()
+            self._ensure(step // self.every)
+
+    def _ensure(self, number: int) -> None:
+        path = self._path(number)
+        if processes.is_main() and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.write(number).save(path)
+        processes.wait()
 
     def write(self, number: int) -> PackedDataset:
         """A pool, by the model as it is now."""
@@ -177,6 +190,9 @@ class Refresh(TrainerCallback):
 
     def __init__(self, own: OwnText):
         self.own = own
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.own.begin(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.own.refresh(state.global_step)
