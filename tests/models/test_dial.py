@@ -110,7 +110,7 @@ def test_what_no_prompt_can_cost_is_refused(model: Any, prompt: Any):
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.frozen])
 def test_a_model_with_its_own_routers_has_no_base_to_read_with(name: str, tiny_model: Callable):
-    model = convert(tiny_model("llama"), method_named(name, dict(METHODS[name].example)))
+    model: Any = convert(tiny_model("llama"), method_named(name, dict(METHODS[name].example)))
     if not model.method.skips:  # then there is nothing to be read otherwise
         assert prompt_budget_for(model) == 1.0
         return

@@ -117,6 +117,7 @@ def test_beams_take_their_state_with_them(model: Any):
 def scored(model: Any, ids: Tensor, prompt: int, budget: float) -> list[float]:
     """Offsets of a text's written tokens but the last, in one pass a token."""
     dials, route, cache = dials_for(model, budget), model.route, DynamicCache(config=model.config)
+    assert dials.hold is not None
     state, offsets, before = dials.hold.begin(), [], (route.offset, route.read_offset)
     route.offset, route.read_offset = dials.read, None
     model(ids[:, :prompt], past_key_values=cache)
