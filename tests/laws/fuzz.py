@@ -203,7 +203,7 @@ def run(case: Case, tiny_model: Callable, tokenizer: Any, adapted: Callable) -> 
     watch = Watch(llm)
     requests = [
         Request(
-            None, plan.ids, plan.params, plan.params.seed or 0, Dials.same(plan.offset),
+            None, plan.ids, plan.params, plan.params.seed or 0, Dials(plan.offset),
             min(plan.params.max_tokens, CONTEXT - len(plan.ids)), first_key("fuzz", plan.params.lossless), plan.draft,
         )
         for plan in case.plans
