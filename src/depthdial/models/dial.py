@@ -44,13 +44,16 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
             f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "
             'prompt_budget of at least that, or "same"'
         )
-    return Dials(read, written, hold)
+    return Dials(written, None if prompt == "same" else read, hold)
 
 
 def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None) -> PromptBudget:
-    """What prompts may cost in a converted model: as asked, checked; None is 1.0, or "same" for a model with its own
-    routers, which has no untouched base to read with. Raises ValueError for what cannot be had."""
+    """What prompts may cost in a converted model: as asked, checked. None is what a saved model was set to, else 1.0,
+    or "same" for a model with its own routers, which has no untouched base to read with. Raises ValueError for what
+    cannot be had."""
     own = has_own_routers(model)
+    if prompt is None:
+        prompt = getattr(model.config, "prompt_budget", None)
     if prompt is None:
         return "same" if own else 1.0
     prompt = prompt_budget(prompt)
@@ -63,12 +66,14 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
 
 
 def has_own_routers(model: PreTrainedModel) -> bool:
-    """Were a converted model's weights trained together with its routers? Then running all layers is not its base."""
+    """Were a converted model's weights trained together with its routers? Then running all layers is not its base. One
+    of our types is taken for such where it knows of no base and was not saved to read its prompts otherwise."""
     method: Any = getattr(model, "method", None)
     assert isinstance(method, Method)
     if getattr(model, "plugin", None) is not None or not method.skips or not method.layers(len(layers_of(model))):
         return False
-    return not method.frozen or model.config.model_type.startswith(OWN)
+    of_own_type = model.config.model_type.startswith(OWN) and model.config.prompt_budget in (None, "same")
+    return not method.frozen or of_own_type
 
 
 def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:
@@ -99,7 +104,7 @@ def set_budget(
     route, offset, dials = model.route, offset_for(model, budget, kind), dials_for(model, budget, prompt)
     prompt = prompt_budget_for(model, prompt)
     assert isinstance(route, Route)
-    route.offset, route.read_offset = offset, None if prompt == "same" else dials.read
+    route.offset, route.read_offset = offset, dials.read
     plugin = getattr(model, "plugin", None)
     if budget is None and isinstance(plugin, Plugin):
         budget = plugin.recommended
