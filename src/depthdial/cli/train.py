@@ -19,6 +19,9 @@ def train(
     model: Annotated[str, typer.Option(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
     method: Annotated[str, typer.Option(help="One of `depthdial methods`.")] = "flexidepth",
     set_: Fields = [],  # noqa: B006 - typer reads it, nobody writes it
+    fixed_input: Annotated[
+        bool, typer.Option("--fixed-input", help="Feed routers a constant: the control that cannot see the token.")
+    ] = False,
     budget: Annotated[
         float | None, typer.Option(help="True cost, relative to dense, that training holds and the plug-in recommends.")
     ] = 0.85,
@@ -90,6 +93,8 @@ def train(
         fields["alpha"], budget = alpha, None
     elif method in METHODS:  # an unknown one is refused below, with the list
         fields = {**METHODS[method].budgeted, **fields}
+    if fixed_input:
+        fields["fixed_input"] = True  # methods without routers refuse it
     if objective not in ("lm", "distill"):
         raise ValueError(f"objective must be lm or distill, not {objective!r}")
     config = TrainConfig(

@@ -19,7 +19,7 @@ from depthdial.core.layers import Router
 from depthdial.core.method import Method
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
-from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps
+from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps, turning_points
 from depthdial.models.checkpoint import Plugin, attach, cast_parts, parts_file, parts_of, read_parts, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
@@ -223,10 +223,9 @@ def _watched_curve(model: PreTrainedModel, heldout: Heldout, config: TrainConfig
 
 
 def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, float]]) -> Curve:
-    """The dial's curve of a converted model: by whole layers where the method drops whole layers."""
-    method = method_of(model)
-    if method.grain == "static":
-        return measure_steps(measure, len(method.layers(len(layers_of(model)))))
+    """The dial's curve of a converted model: one point for each step where the dial acts in steps."""
+    if method_of(model).steps:
+        return measure_steps(measure, turning_points(model))
     return measure_curve(measure, POINTS)
 
 
