@@ -293,10 +293,7 @@ class LLM:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
             moving = self.budgets.auto is not None and params.budget is None
             steady = self.budgets.steady
-            follows = moving and (params.prompt_budget or self.prompt_budget) == "same"
-            return Request(
-                text, ids, params, seed, dials, limit, key, target=target, moving=moving, follows=follows, steady=steady
-            )
-        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials.same(math.inf)
+            return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)
+        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials(math.inf)
         cost = 1.0 if draft is None else draft
         return Request(text, ids, params, seed, dials, limit, key, self.offset_of(draft), cost)

@@ -188,7 +188,7 @@ class DepthLM(TemplateLM):
 
     def _score(self, groups: list[list[Text]]) -> tuple[list[Any], list[float]]:
         began = _now()
-        found = self._scorer.score(groups, Dials.same(self.dial.text))
+        found = self._scorer.score(groups, Dials(self.dial.text))
         told = [[(score.logprob, score.greedy, score.context, score.scored) for score in scores] for scores in found]
         return told, _since(began)
 
@@ -219,7 +219,7 @@ class DepthLM(TemplateLM):
         began, offset = _now(), self.dial.generated
         first = first_key(self._plugin, offset, key)
         requests = [
-            Request(None, tokens, params, SEED + i, Dials.same(offset), params.max_tokens, first)
+            Request(None, tokens, params, SEED + i, Dials(offset), params.max_tokens, first)
             for i, (tokens, params) in enumerate(asked)
         ]
         try:
