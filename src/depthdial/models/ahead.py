@@ -14,7 +14,7 @@ from depthdial.models.base import Place, one_line, resolve_config
 from depthdial.models.block import check_config
 from depthdial.models.families import OWN, family_of
 from depthdial.models.gguf import config_in
-from depthdial.models.own import method_from
+from depthdial.models.own import trained_with_routers
 from depthdial.models.short_names import SHORT_NAMES
 
 
@@ -37,10 +37,7 @@ def check_reading(name: str, prompt: PromptBudget) -> None:
     """Raise ValueError where the model called `name` has no untouched base to read a prompt with, as asked: it was
     trained with its routers (`models.dial`). Its configuration alone is read. Raises as `config_ahead`, too."""
     config: Any = config_ahead(name)
-    if prompt == "same" or config is None or not config.model_type.startswith(OWN) or config.base is not None:
-        return
-    method = method_from(config)
-    if method.skips and method.layers(config.num_hidden_layers):
+    if prompt != "same" and config is not None and config.model_type.startswith(OWN) and trained_with_routers(config):
         raise ValueError(
             f"{name} was trained with its own routers, so there is no untouched base to read prompts with: leave "
             f'prompt_budget out, or give "same", not {prompt}'

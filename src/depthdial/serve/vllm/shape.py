@@ -19,7 +19,7 @@ from depthdial.core.gate import Gate
 from depthdial.core.method import Dims, Method
 from depthdial.models.dial import offset_of
 from depthdial.models.families import family_of
-from depthdial.models.own import method_from, plugin_from
+from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
 BUDGET, PROMPT_BUDGET = "DEPTHDIAL_BUDGET", "DEPTHDIAL_PROMPT_BUDGET"
 """Environment variables that override the budget chosen at export, and how prompts are read."""
@@ -140,9 +140,9 @@ def _offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
 def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
     """That of prompts, told in the same ways; untold, they are read by the untouched base where there is one."""
     told, plugin = env.get(PROMPT_BUDGET), plugin_from(config)
-    asked: Any = getattr(config, "prompt_budget", None) if told is None else told
+    asked: Any = config.prompt_budget if told is None else told
     if asked is None:
-        asked = "same" if plugin is None else 1.0
+        asked = "same" if trained_with_routers(config) else 1.0
     if told is not None and told != "same":
         try:
             asked = float(told)
@@ -150,6 +150,6 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
             raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
     if (asked := prompt_budget(asked)) == "same":
         return _offset(config, env)
-    if plugin is None and config.method:
+    if trained_with_routers(config):
         raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {asked}')
     return offset_of(plugin, asked, "text")
