@@ -109,7 +109,8 @@ def test_a_pool_is_written_by_the_model_as_it_is(config: TrainConfig, tmp_path, 
 def test_a_pool_that_is_lost_is_written_again_and_said(tmp_path, caplog, monkeypatch):
     own = object.__new__(OwnText)
     own.every, own.folder = 10, tmp_path
-    rows = PackedDataset(*(np.zeros((1, 8), kind) for kind in (np.uint16, bool, np.uint16)), Stats(1, 0, 1, 8, 0, 1.0))
+    ids = np.zeros((1, 8), np.uint16)
+    rows = PackedDataset(ids, ids == 1, ids, Stats(1, 0, 1, 8, 0, 1.0))
     monkeypatch.setattr(OwnText, "write", lambda self, number: rows)
     own.begin(0)
     assert [file.name for file in tmp_path.iterdir()] == ["0000.npz"] and not caplog.records
