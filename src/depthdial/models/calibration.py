@@ -19,7 +19,8 @@ from depthdial.models.convert import method_of, route_of, routed
 from depthdial.models.halves import Halves
 
 Batch = dict[str, Tensor]
-"""int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count."""
+"""int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count. Where some tokens are read
+by the untouched base, read, bool [B, T], says which."""
 
 
 class Heldout:
@@ -44,12 +45,14 @@ class Heldout:
     def run(self, index: int, offset: float | Tensor) -> tuple[Tensor, Tensor]:
         """One batch at an offset (one number, or one per row, fp32 [B]): hidden states after the last norm, [B, T, d],
         and true cost of each token, fp32 [B, T]. `self.route` holds the decisions until the next run."""
-        before, self.route.offset = self.route.offset, offset
+        route = self.route
+        before = route.offset, route.read, route.read_offset
+        route.offset, route.read, route.read_offset = offset, self.batches[index].get("read"), math.inf
         try:
             hidden = self.halves.upper(self.lower[index], position_ids=self.batches[index]["position_ids"])
-            return hidden, self.route.token_cost()
+            return hidden, route.token_cost()
         finally:
-            self.route.offset = before
+            route.offset, route.read, route.read_offset = before
 
     @torch.no_grad()
     def measure(self, offset: float) -> tuple[float, float]:
