@@ -10,7 +10,7 @@ import pytest
 from depthdial.engine.score import Ran
 from depthdial.evaluate.harness.compare import Drawn, counts, summary
 from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.subjects import Row
 
 BASE, ADAPTIVE, RANDOM = (
     Row("base", "base", "flexidepth", 1.0),

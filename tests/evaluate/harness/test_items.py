@@ -14,8 +14,8 @@ from depthdial.core.whole import plain
 from depthdial.evaluate.harness.data import DataFolder
 from depthdial.evaluate.harness.items import Record, _chance, _primary, measure
 from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.tasks import load_suites
+from depthdial.evaluate.store import Store
 
 SHOWN = {
     "arc_easy": "acc_norm",

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
+from depthdial.evaluate.store import Store
 
 CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and the other foxes")
 

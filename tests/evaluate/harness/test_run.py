@@ -15,8 +15,8 @@ import pytest
 
 from depthdial.evaluate.harness import run as module
 from depthdial.evaluate.harness.run import Options, run
-from depthdial.evaluate.harness.subjects import Setup
 from depthdial.evaluate.harness.table import tables
+from depthdial.evaluate.subjects import Lineup, Setup
 
 CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
@@ -24,11 +24,12 @@ CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
     def make(**fields: Any) -> Options:
+        lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
+        lineup |= {name: fields.pop(name) for name in ("budgets", "baselines", "early_exit", "int8") if name in fields}
         told = {
             "model": str(tiny_folder),
-            "plugin": str(tiny_plugin),
+            "lineup": Lineup(**lineup),
             "tasks": ["arc_easy", "winogrande"],
-            "budgets": [1.0, 0.8],
             "data_dir": data_folder,
             "output": tmp_path / "out",
             "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
@@ -47,7 +48,7 @@ def timeless(told: Any) -> Any:
 def test_rows_costs_and_files(options, tmp_path):
     results = run(options())
     rows = {row["name"]: row for row in results["rows"]}
-    assert list(rows) == ["base", "flexidepth 0.8", "early exit 0.8"]
+    assert list(rows) == ["base", "flexidepth 0.8", "base int8", "early exit 0.8"]
     assert rows["base"]["cost"] == 1 and rows["base"]["layers_prompt"] == 6
     adaptive, early = rows["flexidepth 0.8"], rows["early exit 0.8"]
     assert adaptive["cost"] < 1 and adaptive["layers_prompt"] < 6
@@ -68,7 +69,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypat
     monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
-    assert measured == ["piqa", "piqa"]
+    assert measured == ["piqa", "piqa", "piqa"]
     assert timeless(grown["rows"][1]["tasks"]["arc_easy"]) == timeless(first["rows"][1]["tasks"]["arc_easy"])
     assert grown["subjects"]["early exit"] == first["subjects"]["early exit"], "not run, but not forgotten"
     assert timeless(run(options(resume=True))) == timeless(first)
@@ -100,7 +101,7 @@ def test_ended_at_any_chunk_it_comes_to_the_same(options, tmp_path):
 def test_killed_it_comes_to_the_same(options, tmp_path, data_folder):
     told = options()
     command = [
-        sys.executable, "-m", "depthdial", "evaluate", "--model", told.model, "--plugin", told.plugin, "--tasks",
+        sys.executable, "-m", "depthdial", "evaluate", "--model", told.model, "--plugin", told.lineup.plugin, "--tasks",
         "arc_easy,winogrande,hellaswag,piqa", "--budgets", "0.8", "--data-dir", str(data_folder), "--dtype", "float32",
         "--device", "cpu", "--batch", "4", "--json",
     ]  # fmt: skip

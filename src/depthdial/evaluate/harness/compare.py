@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.subjects import Row
 
 DRAWS = 2000
 ABOVE = 5.0

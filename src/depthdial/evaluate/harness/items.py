@@ -13,8 +13,8 @@ from lm_eval.evaluator import evaluate
 
 from depthdial.engine.score import Ran
 from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.tasks import FEWSHOT_SEED, Suite
+from depthdial.evaluate.store import Store
 
 PREFERRED = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity")
 """Of the metrics of a task the one that its line shows; of others the first. The rest is in the JSON."""

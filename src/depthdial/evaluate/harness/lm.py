@@ -23,7 +23,9 @@ from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.evaluate.harness.store import Store, key_of
+from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.store import Store, key_of
+from depthdial.models.dial import offset_for
 
 Report = Callable[[int, int], None]
 """Chunks done, chunks in all."""
@@ -38,6 +40,13 @@ class Dial(NamedTuple):
 
     text: float = math.inf
     generated: float = math.inf
+
+    @classmethod
+    def of(cls, model: Any, knob: Knob) -> Dial:
+        """At a budget; of a mix of two that a dial in steps has at the nearer one, since a task has one dial."""
+        if isinstance(knob, Mix):
+            knob = knob.high if knob.share >= 0.5 else knob.low
+        return cls(*(offset_for(model, knob, kind) for kind in ("text", "generated")))
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from depthdial.evaluate.table import markdown
+
 Figures = Mapping[str, Any]
 
 
@@ -19,6 +21,7 @@ def tables(results: Figures) -> str:
         parts.append(
             "The plug-in minus each baseline at the same true cost, on the same items\n\n" + difference_table(rows)
         )
+    parts += [f"Left out: {name} ({why})" for name, why in results.get("missing", {}).items()]
     left_out = rows[0]["at_chance"] if rows else []
     if left_out:
         parts.append(
@@ -78,11 +81,6 @@ def difference_table(rows: Sequence[Figures]) -> str:
         )
     head = ["against", "its true cost", "difference above chance, points", "better on", "worse on"]
     return markdown(head, lines)
-
-
-def markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def _score(row: Figures, task: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from depthdial.core.dial import Curve
 from depthdial.engine.score import Scorer, Text
-from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, identity, subjects
+from depthdial.evaluate.harness.lm import Dial
+from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
 from depthdial.methods import method_named
 from depthdial.models import save
 from depthdial.models.checkpoint import Plugin
@@ -36,6 +37,14 @@ def baselines(tiny_model, adapted, tmp_path):
     return told
 
 
+def subjects(setup, plugin, baselines, budgets, early_exit=True, **fields):
+    return Lineup(plugin, budgets, baselines, early_exit, **{"int8": "none", **fields}).subjects(setup)
+
+
+def dial_of(subject, row, cost):
+    return Dial.of(subject.llm.model, subject.knob(row, cost))
+
+
 def cost_at(subject, dial) -> float:
     """Measured, over places enough for a random rate."""
     scorer = Scorer(subject.llm.engine, subject.llm.tokenizer)
@@ -51,18 +60,18 @@ def test_rows_and_dials(setup, tiny_plugin, baselines):
     assert names[-1] == "early exit 0.75" and len(set(names)) == len(names) == 9
     adaptive, random, *fixed = made
     base, nine, _ = adaptive.rows
-    assert adaptive.dial(base, None) == (math.inf, math.inf)
-    assert adaptive.dial(nine, None) == (offset_for(adaptive.llm.model, 0.9),) * 2
-    assert random.dial(random.rows[0], 0.8) == (0.0, 0.0)
-    assert random.dial(random.rows[0], 0.01).text == -3.0, "not below what it can do"
+    assert dial_of(adaptive, base, None) == (math.inf, math.inf)
+    assert dial_of(adaptive, nine, None) == (offset_for(adaptive.llm.model, 0.9),) * 2
+    assert dial_of(random, random.rows[0], 0.8) == (0.0, 0.0)
+    assert dial_of(random, random.rows[0], 0.01).text == -3.0, "not below what it can do"
     for subject in fixed:
         row = subject.rows[0]
-        costs = [cost_at(subject, subject.dial(row, wanted)) for wanted in (0.95, 0.8, 0.6)]
+        costs = [cost_at(subject, dial_of(subject, row, wanted)) for wanted in (0.95, 0.8, 0.6)]
         assert costs == sorted(costs, reverse=True) and costs[0] < 1
-        ladder = sorted({round(cost_at(subject, subject.dial(row, c / 100)), 9) for c in range(20, 100)})
+        ladder = sorted({round(cost_at(subject, dial_of(subject, row, c / 100)), 9) for c in range(20, 100)})
         for wanted in (0.55, 0.7, 0.77, 0.83):
             nearest = min(ladder, key=lambda cost: abs(cost - wanted))
-            assert cost_at(subject, subject.dial(row, wanted)) == pytest.approx(nearest), "the nearest step"
+            assert cost_at(subject, dial_of(subject, row, wanted)) == pytest.approx(nearest), "the nearest step"
 
 
 def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
@@ -70,7 +79,7 @@ def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
 
     *_, make = subjects(setup, str(tiny_plugin), {}, [0.75], True)
     subject = make()
-    dial = subject.dial(subject.rows[0], 0.6)
+    dial = dial_of(subject, subject.rows[0], 0.6)
     model = tiny_model("llama")
     cut = round(sum(1 for _ in model.model.layers) + dial.text - 1)  # count is 1
     tokens = [5, 9, 40, 41, 200, 7]
