@@ -94,3 +94,24 @@ def test_fit_sorts_and_levels_small_dips():
     curve = Curve.fit([(1.0, 0.9, 0.1), (-1.0, 0.7, 0.3), (0.0, 0.95, 0.2)])
     assert curve == Curve((-1.0, 0.0, 1.0), (0.7, 0.95, 0.95), (0.3, 0.2, 0.1))
     assert curve.offset(0.95) == 0.0
+
+
+def test_a_budget_is_held_from_where_the_curve_says():
+    hold = CURVE.hold(0.8)
+    assert hold is not None and hold.start == CURVE.offset(0.8) and hold.slope == pytest.approx(0.1 / 1.5)
+    steps = Curve((-1.0, 0.0, 1.0), (0.7, 0.8, 0.9), (0.4, 0.2, 0.1), step=1.0)
+    held = steps.hold(0.86)
+    assert held is not None and held.start == pytest.approx(0.6) and steps.offset(0.86) == 0.0
+    for budget in (0.7, 0.9, 0.97):
+        edge = CURVE.hold(budget)
+        assert edge is not None and edge.start == CURVE.offset(budget) and edge.slope > 0
+    assert CURVE.hold(1.0) is None
+    with pytest.raises(ValueError, match=r"0\.700 to 1\.0"):
+        CURVE.hold(0.6)
+
+
+@given(steps, st.floats(0, 1))
+def test_any_budget_of_a_curve_can_be_held(steps, share: float):
+    curve = curve_of(steps)
+    hold = curve.hold(min(1.0, curve.floor + share * (1 - curve.floor)))
+    assert hold is None or (math.isfinite(hold.start) and math.isfinite(hold.slope) and hold.slope >= 0)

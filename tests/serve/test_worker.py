@@ -15,6 +15,7 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.maps.record import Recorder
 from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
+from depthdial.serve.facts import facts_of
 from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_export import checked, export
 from depthdial.serve.map_queue import MapQueue
@@ -198,7 +199,7 @@ def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         front, worker = Wire(ours), Worker(llm, Wire(theirs), "own", None)
-        facts = worker.facts()
+        facts = facts_of(llm)
         assert (facts["floor"], facts["budget"], facts["own"]) == (None, None, True) and facts["always_on"] < 4
         for id, budget in ((1, None), (2, 1.0)):
             taken(worker, {**text(id), "params": {**PARAMS, "budget": budget}})

@@ -89,11 +89,19 @@ def token_cost(
     ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor:  # fmt: skip
-    """True cost of each token relative to dense, float [B, T]. Rows at offset `inf` run the base: exactly 1.
+    """True cost of each token relative to dense, float [B, T]. Tokens at offset `inf` run the base: exactly 1.
 
-    offset: one number, or one per row, float [B] or [B, 1].
+    offset: one number, one per row, float [B] or [B, 1], or one per token, float [B, T].
     device: of the result where no decision was made, by default that of `offset`; else it is theirs.
     """
+    return exact_cost(ledger, decisions, offset, shape, device).float()
+
+
+def exact_cost(
+    ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int],
+    device: torch.device | None = None,
+) -> Tensor:  # fmt: skip
+    """`token_cost` in float64, as a held budget counts it (`core.hold`)."""
     if decisions:
         device = next(iter(decisions.values())).keep.device
     elif device is None and isinstance(offset, Tensor):
@@ -103,7 +111,7 @@ def token_cost(
         work += ledger.always.get(site, 0)
         work -= (~decision.keep) * float(ledger.saved(site))
     full = torch.as_tensor(offset, device=device) == math.inf
-    return torch.where(full[:, None] if full.ndim == 1 else full, 1.0, (work / ledger.dense).float())
+    return torch.where(full[:, None] if full.ndim == 1 else full, 1.0, work / ledger.dense)
 
 
 def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:

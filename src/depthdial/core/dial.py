@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from depthdial.core.hold import Hold
 
 PromptBudget = float | Literal["same"]
 """True cost that what is *read* may have, relative to dense: 1.0 is the untouched base, "same" the budget of what is
@@ -16,13 +18,23 @@ def prompt_budget(value: object) -> PromptBudget:
     """The value as a `PromptBudget`. Raises ValueError, one line, for what is none."""
     if value == "same":
         return "same"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:  # nan fails, too
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:  # nan fails, too
         raise ValueError(
             f'prompt_budget must be above 0 and at most 1.0 (prompts read by the untouched base), or "same" as the '
             f"budget of what is written, not {value!r}"
         )
     return float(value)
+
+
+class Dials(NamedTuple):
+    """Logit offsets of one text."""
+
+    read: float
+    """Of its prompt."""
+    written: float
+    """Of what is generated; where it is held, of the first tokens."""
+    hold: Hold | None
+    """What moves `written` so that the budget is met; None where it stays."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +83,30 @@ class Curve:
             )
         if budget == 1.0:
             return math.inf
+        offset = self._between(budget)
+        return math.floor(offset / self.step + 1e-9) * self.step if self.step else offset
+
+    def hold(self, budget: float) -> Hold | None:
+        """What holds a text at a budget, from where this curve says; None at 1.0, the untouched base, which costs that.
+
+        Its slope is that of the costs within 0.05 of the budget. A dial with steps starts between two. Raises
+        ValueError outside the range, as `offset`.
+        """
+        if self.offset(budget) == math.inf:
+            return None
+        near = min(budget, self.costs[-1])
+        low, high = max(self.floor, near - 0.05), min(1.0, self.costs[-1], near + 0.05)
+        run = self._between(high) - self._between(low)
+        return Hold(budget, self._between(budget), (high - low) / run if run > 0 else 0.0)
+
+    def _between(self, cost: float) -> float:
+        """The offset of a cost, linear between measured points; the nearest for one that lies outside."""
         for i in range(1, len(self.costs)):
             low, high = self.costs[i - 1], self.costs[i]
-            if budget <= high:
-                t = 0.0 if high == low else max(0.0, budget - low) / (high - low)
-                return self._stepped(self.offsets[i - 1] + t * (self.offsets[i] - self.offsets[i - 1]))
+            if cost <= high:
+                t = 0.0 if high == low else max(0.0, cost - low) / (high - low)
+                return self.offsets[i - 1] + t * (self.offsets[i] - self.offsets[i - 1])
         return self.offsets[-1]
-
-    def _stepped(self, offset: float) -> float:
-        return math.floor(offset / self.step + 1e-9) * self.step if self.step else offset
 
     def kl(self, budget: float) -> float:
         """The KL to expect at a budget, nats per token; linear in the offset between measured points."""

@@ -28,8 +28,14 @@ class Route:
 
     ledger: Ledger
     offset: float | Tensor = 0.0
-    """The dial: added to every gate's logit; one number, or one per row, float [B]. `inf` is the untouched base. Where
-    a batch holds each row several times, side by side, as `generate` with beams makes it, each time has its offset."""
+    """The dial: added to every gate's logit; one number, one per row, float [B], or one per token, float [B, T]. `inf`
+    is the untouched base. Where a batch holds each row several times, side by side, as `generate` with beams makes it,
+    each time has its offset."""
+    read: Tensor | None = None
+    """bool [B, T]: which tokens of the coming passes are read, as a prompt is, and not written (or scored as if they
+    had been); None: none of them. `generate` knows by itself."""
+    read_offset: float | None = None
+    """The dial of tokens that are read; None: theirs is `offset`, too (the form of the papers)."""
     training: bool = False
     progress: float = 0.0
     """How far training is, 0 to 1: a method may leave less to chance towards its end."""
@@ -52,6 +58,8 @@ class Route:
     """(B, T) of the last forward pass."""
     device: torch.device | None = None
     """Of its tokens."""
+    dial: float | Tensor = 0.0
+    """Its offsets: a number, or float [B, 1] or [B, T]."""
     learns: bool = False
     """Did the last forward pass begin with gradients?"""
     blind: bool = False
@@ -60,14 +68,22 @@ class Route:
     @property
     def dense(self) -> bool:
         """True when no decision is to be made at all: the whole batch runs the untouched base."""
-        return not isinstance(self.offset, Tensor) and self.offset == math.inf
+        reads_less = self.read is not None and self.read_offset not in (None, math.inf)
+        return not isinstance(self.offset, Tensor) and self.offset == math.inf and not reads_less
 
     def begin(
         self, shape: tuple[int, int], mask: Tensor | None, device: torch.device | None = None,
         tokens: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Forget the last pass; called once at the start of each forward of the model."""
+        """Forget the last pass; called once at the start of each forward of the model. ValueError where `offset` or
+        `read` is for other tokens."""
         self.decisions.clear()
+        rows, length = shape
+        if isinstance(self.offset, Tensor) and self.offset.ndim == 2 and self.offset.shape[1] != length:
+            raise _misfit("offset", self.offset, rows, length)
+        if self.read is not None and self.read.shape != shape:
+            raise _misfit("read", self.read, rows, length)
+        self.dial = self.offsets(rows)
         self.shape, self.mask, self.device, self.tokens = shape, mask, device, tokens
         self.positions = None
         self.learns, self.blind = torch.is_grad_enabled(), False
@@ -84,18 +100,20 @@ class Route:
             )
 
     def offsets(self, rows: int) -> float | Tensor:
-        """The dial for a pass of so many rows: a number, or float [rows, 1].
+        """The dial for a pass of so many rows: a number, or float [rows, 1] or [rows, T].
 
         ValueError where `offset` has another number of rows and not each of them the same number of times.
         """
         offset = self.offset
-        if not isinstance(offset, Tensor) or not offset.ndim:
+        if isinstance(offset, Tensor) and offset.ndim:
+            if offset.ndim > 2 or not len(offset) or rows % len(offset):
+                raise _misfit("offset", offset, rows)
+            offset = offset.repeat_interleave(rows // len(offset), 0)
+            offset = offset[:, None] if offset.ndim == 1 else offset
+        if self.read is None or self.read_offset is None:
             return offset
-        if offset.ndim > 1 or not len(offset) or rows % len(offset):
-            raise ValueError(
-                f"route.offset has shape {list(offset.shape)}, the batch {rows} rows; give one number, or one per row"
-            )
-        return offset.repeat_interleave(rows // len(offset))[:, None]
+        offset = torch.as_tensor(offset, dtype=torch.float32, device=self.read.device)
+        return torch.where(self.read, self.read_offset, offset)
 
     def shifted(self, logit: Tensor) -> Tensor:
         """The gate's logit [B, T] with the dial's offset added (README, "What the budget means"), in fp32."""
@@ -155,7 +173,7 @@ class Route:
     def token_cost(self) -> Tensor:
         """float [B, T]: true cost of each token, relative to dense (see `core.cost`). ValueError as `keep`."""
         self._ran()
-        return token_cost(self.ledger, self.decisions, self.offsets(self.shape[0]), self.shape, self.device)
+        return token_cost(self.ledger, self.decisions, self.dial, self.shape, self.device)
 
     def cost(self) -> float:
         """Mean true cost of the last forward pass over its real tokens; 1.0 is the untouched base.
@@ -179,6 +197,12 @@ class Route:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: decisions without their graphs, which belong to the original's pass."""
         return {**vars(self), "decisions": {site: _detached(made) for site, made in self.decisions.items()}}
+
+
+def _misfit(name: str, tensor: Tensor, rows: int, length: int | None = None) -> ValueError:
+    ways = "one number, one per row, or one per token" if name == "offset" else "one per token, or None"
+    batch = f"{rows} rows" + (f" of {length} tokens" if length is not None else "")
+    return ValueError(f"route.{name} has shape {list(tensor.shape)}, the batch {batch}; give {ways}")
 
 
 def layer_keep(decisions: Mapping[Site, Decision], layer: int, unit: str | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.core.cost import token_cost
+from depthdial.core.cost import exact_cost
 from depthdial.core.decision import Decision, Site
 from depthdial.core.layers import Part
 from depthdial.core.method import Method
@@ -103,7 +103,7 @@ class TorchRunner:
         stats.tokens += count
         stats.layers_run += int(ran.any(1).sum())
         stats.rows += ran.sum(1).cpu().numpy()
-        costs = token_cost(self.ledger, route.decisions, batch.offsets, (count, 1), x.device)
+        costs = exact_cost(self.ledger, route.decisions, batch.offsets, (count, 1), x.device)
         keep = None if batch.untouched else ran.cpu().numpy()
         return Passed(self._head(x, batch), ran.sum(0).tolist(), costs[:, 0].tolist(), keep=keep)
 

@@ -18,6 +18,7 @@ from depthdial.models.causal import check_causal
 from depthdial.models.evict import Evicting
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
+from depthdial.models.generating import Generating
 from depthdial.models.offloaded import device_of
 from depthdial.models.opening import Opening, Placing, head_work
 from depthdial.models.saving import Saving
@@ -84,7 +85,7 @@ class Conversion:
         self._starting = (model, decoder)
         for each in self._starting:
             vars(each)["_init_weights"] = Fresh(each, self.sites)
-        vars(model)["save_pretrained"] = Saving(model)
+        vars(model).update(save_pretrained=Saving(model), generate=Generating(model))
 
     def add(self, site: Site, parts: dict[str, nn.Module]) -> None:
         """Route one unit."""
@@ -107,7 +108,8 @@ class Conversion:
             each.remove()
         for each in self._starting:
             del vars(each)["_init_weights"]
-        del vars(self._starting[0])["save_pretrained"]
+        for name in ("save_pretrained", "generate"):
+            del vars(self._starting[0])[name]
         for weight in self._trainable:
             weight.requires_grad_()
 

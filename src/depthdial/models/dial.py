@@ -1,24 +1,74 @@
-"""Set the dial of a loaded model: from a budget to a logit offset, by the plug-in's measured curves."""
+"""Set the dials of a loaded model: from budgets to logit offsets, by the plug-in's measured curves.
+
+There are two: what is *read* (a prompt) may cost `prompt_budget`, what is *written* `budget`.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from depthdial.core.dial import Curve
+from depthdial.core.dial import Curve, Dials, PromptBudget, prompt_budget
+from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.convert import layers_of
+from depthdial.models.families import OWN
+from depthdial.models.generating import Turned
 
 Kind = Literal["text", "generated"]
 
 
-class Turned(NamedTuple):
-    """What the dial was last set to by a budget: `save_pretrained` keeps it."""
+def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget | None = None) -> Dials:
+    """The offsets for a text whose prompt may cost `prompt` and whose generated tokens `budget`, relative to dense.
 
-    budget: float | None
-    offset: float
+    budget: as in `offset_for`. prompt: as in `prompt_budget_for`. A budget is held where the model has a curve for it
+    and skipped tokens leave their K and V: without these, a token could ask for what no earlier one has left.
+    Raises ValueError as these two, and for a prompt that leaves no K and V where later tokens need them.
+    """
+    prompt = prompt_budget_for(model, prompt)
+    written, hold = offset_for(model, budget, "generated"), None
+    plugin, method = getattr(model, "plugin", None), getattr(model, "method", None)
+    if budget is None and isinstance(plugin, Plugin):
+        budget = plugin.recommended
+    assert isinstance(method, Method)
+    if budget is not None and budget != 1.0 and method.kv == "project":
+        hold = _curve(plugin, "generated", budget).hold(budget)
+    if hold is not None:
+        written = hold.offset(hold.begin())
+    read = written if prompt == "same" else offset_for(model, prompt)
+    if method.kv == "none" and read < written:
+        raise ValueError(
+            f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "
+            'prompt_budget of at least that, or "same"'
+        )
+    return Dials(read, written, hold)
+
+
+def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None) -> PromptBudget:
+    """What prompts may cost in a converted model: as asked, checked; None is 1.0, or "same" for a model with its own
+    routers, which has no untouched base to read with. Raises ValueError for what cannot be had."""
+    own = has_own_routers(model)
+    if prompt is None:
+        return "same" if own else 1.0
+    prompt = prompt_budget(prompt)
+    if own and prompt != "same":
+        raise ValueError(
+            f"this model was trained with its own routers, so there is no untouched base to read prompts with: leave "
+            f'prompt_budget out, or give "same", not {prompt}'
+        )
+    return prompt
+
+
+def has_own_routers(model: PreTrainedModel) -> bool:
+    """Were a converted model's weights trained together with its routers? Then running all layers is not its base."""
+    method: Any = getattr(model, "method", None)
+    assert isinstance(method, Method)
+    if getattr(model, "plugin", None) is not None or not method.skips or not method.layers(len(layers_of(model))):
+        return False
+    return not method.frozen or model.config.model_type.startswith(OWN)
 
 
 def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:
@@ -41,15 +91,19 @@ def offset_of(plugin: Plugin | None, budget: float, kind: Kind = "text") -> floa
     return math.inf if budget == 1.0 else _curve(plugin, kind, budget).offset(budget)
 
 
-def set_budget(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> None:
-    """Turn the dial of a converted model; see `offset_for`."""
-    route, offset = model.route, offset_for(model, budget, kind)
+def set_budget(
+    model: PreTrainedModel, budget: float | None, kind: Kind = "text", prompt: PromptBudget | None = None
+) -> None:
+    """Turn the dials of a converted model; see `offset_for` and `prompt_budget_for`. kind: of the tokens that a pass
+    of `forward` is given; `generate` sets the dial itself, token by token."""
+    route, offset, dials = model.route, offset_for(model, budget, kind), dials_for(model, budget, prompt)
+    prompt = prompt_budget_for(model, prompt)
     assert isinstance(route, Route)
-    route.offset = offset
+    route.offset, route.read_offset = offset, None if prompt == "same" else dials.read
     plugin = getattr(model, "plugin", None)
     if budget is None and isinstance(plugin, Plugin):
         budget = plugin.recommended
-    vars(model)["turned"] = Turned(budget, offset)
+    vars(model)["turned"] = Turned(budget, offset, prompt, dials)
 
 
 def _saved(config: PretrainedConfig) -> float:
