@@ -12,6 +12,7 @@ import typer
 from depthdial.core.printable import printable, printable_lines
 
 if TYPE_CHECKING:
+    from depthdial.core.dial import PromptBudget
     from depthdial.evaluate.harness.run import Report
     from depthdial.evaluate.subjects import Int8, Lineup, Setup
 
@@ -68,7 +69,7 @@ def evaluate(
         str | None,
         Given(
             metavar="NUMBER|same",
-            help="True cost of what is read: prompts, and contexts of what is scored. 1.0 is the untouched base, same the "
+            help="True cost of what is read: prompts, contexts of what is scored. 1.0 is the untouched base, same the "
             "budget of what is written (the form of the papers). [default: 1.0]",
         ),
     ] = None,
@@ -97,17 +98,18 @@ def evaluate(
 ) -> None:
     """Measure quality: scores, what is retained of the base, true cost and depth, with paired intervals."""
     from depthdial.cli.bench import numbers
+    from depthdial.cli.generate import prompt_budget_of
     from depthdial.evaluate.subjects import Lineup, Setup
 
     own, baselines = _plugins(plugin)
     if int8 not in ("dense", "all", "none"):
         raise ValueError(f"--int8 is dense, all or none, not {int8!r}")
-    skipped = numbers("--budgets", budgets, float)
-    lineup = Lineup(own, skipped, baselines, early_exit, cast("Int8", int8))
+    skipped, read = numbers("--budgets", budgets, float), prompt_budget_of(prompt_budget)
+    lineup = Lineup(own, skipped, baselines, early_exit, cast("Int8", int8), where)
     setup = Setup(model, dtype, device, allow_other_weights, batch)
     number = None if limit is None else items(limit)
     if written is not None:
-        _written(written, max_tokens, lineup, setup, number, output, resume, json)
+        _written(written, max_tokens, 1.0 if read is None else read, lineup, setup, number, output, resume, json)
     else:
         _tasks(tasks, fewshot, data_dir, allow_code_execution, lineup, setup, number, output, resume, json)
 
@@ -152,6 +154,7 @@ def _tasks(
 def _written(
     prompts: str,
     max_tokens: int,
+    read: PromptBudget,
     lineup: Lineup,
     setup: Setup,
     limit: float | None,
@@ -168,7 +171,7 @@ def _written(
     from depthdial.evaluate.written.run import Options, run
     from depthdial.evaluate.written.table import tables
 
-    options = Options(setup.model, lineup, setup, prompts, limit, max_tokens, None, output, resume)
+    options = Options(setup.model, lineup, setup, prompts, limit, max_tokens, read, output, resume)
     with _bar() as report:
         results, texts = run(options, report)
     text = tables(results)

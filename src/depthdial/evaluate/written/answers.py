@@ -44,7 +44,7 @@ class Asked:
 
     ids: list[int]
     budget: float
-    prompt_budget: PromptBudget | None
+    prompt_budget: PromptBudget
 
 
 class Writer:

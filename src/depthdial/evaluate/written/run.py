@@ -37,7 +37,7 @@ TASK = "written"
 
 @dataclass(frozen=True)
 class Options:
-    """An evaluation. prompts: "default" or a file; prompt_budget: None is the engine's own default."""
+    """An evaluation. prompts: "default" or a file; prompt_budget: of every row but those of `Lineup.where`."""
 
     model: str
     lineup: Lineup
@@ -45,7 +45,7 @@ class Options:
     prompts: str = "default"
     limit: float | None = None
     max_tokens: int = 120
-    prompt_budget: PromptBudget | None = None
+    prompt_budget: PromptBudget = 1.0
     output: Path | None = None
     resume: bool = False
 
@@ -56,7 +56,7 @@ class Options:
             raise ValueError(f"--max-tokens must be at least 1, not {self.max_tokens}")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: the folder of the run that is to go on")
-        if self.lineup.where and self.prompt_budget not in (None, 1.0):
+        if self.lineup.where and self.prompt_budget != 1.0:
             raise ValueError("--where reads prompts in full beside rows that do not: leave --prompt-budget out")
 
 
@@ -152,7 +152,7 @@ class _Evaluation:
         knob = subject.knob(row, target)
         spent = 0.0
 
-        def written(budgets: Sequence[float], read: PromptBudget | None) -> list[Answer]:
+        def written(budgets: Sequence[float], read: PromptBudget) -> list[Answer]:
             nonlocal spent
             answers, spent = writer.write([Asked(*one, read) for one in zip(ids, budgets, strict=True)], store)
             return answers
