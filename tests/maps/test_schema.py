@@ -56,7 +56,7 @@ def test_a_map_comes_back_from_its_table(tiny_map):
 def test_what_was_not_recorded_is_null(made_up, six_layers):
     found = table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
     assert {name for name in found.column_names if found[name].null_count} == {
-        "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
+        "cost", "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
     }  # fmt: skip
     (row,) = rows_of(found, "it").rows
     assert row.ran is None and row.scores is None and row.alternatives is None

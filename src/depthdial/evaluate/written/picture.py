@@ -25,9 +25,12 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     fields = figure.subplots(2, 2).ravel()
-    rows = [row for row in results["rows"] if row["kind"] != "where"]
+    base = next((row for row in results["rows"] if row["kind"] == "base"), None)
+    rows = [row for row in results["rows"] if row["kind"] not in ("base", "where")]
     names = dict.fromkeys(row["name"].removesuffix(f" {row['budget']:g}") for row in rows)
     for axes, (name, (title, unit, factor)) in zip(fields, _PANELS.items(), strict=True):
+        if base and base[name]["mean"] is not None:
+            axes.axhline(factor * base[name]["mean"], color="#888888", linewidth=1, linestyle="--", label="base")
         for place, subject in enumerate(names):
             own = [row for row in rows if row["name"].removesuffix(f" {row['budget']:g}") == subject]
             _line(axes, own, name, factor, place, subject)
@@ -35,7 +38,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.title.set_fontsize(10)
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
-    if names:
+    if fields[0].get_legend_handles_labels()[0]:
         figure.legend(*fields[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     keep_figure(figure, path)
 
