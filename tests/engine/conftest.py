@@ -9,32 +9,36 @@ from typing import Any
 import pytest
 import torch
 
+from depthdial.engine.dials import Dials
 from depthdial.engine.llm import LLM
+from depthdial.engine.output import RequestOutput
 from depthdial.engine.prefix import first_key
-from depthdial.engine.request import Request, RequestOutput
+from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.methods import METHODS, method_named
 
 
 @pytest.fixture(scope="session")
 def made(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Callable[..., LLM]:
-    """`made(method, family, **engine)`: an LLM over a tiny random model with random parts."""
+    """`made(method, family, **engine)`: an LLM over a tiny random model with random parts, whose prompts skip, too,
+    unless `prompt_budget` says otherwise."""
 
     def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None, **engine: Any) -> LLM:
         chosen = method_named(method, {**METHODS[method].example, **(fields or {})})
-        return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **engine)
+        return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **{"prompt_budget": "same", **engine})
 
     return make
 
 
 @pytest.fixture(scope="session")
 def asked() -> Callable[..., Request]:
-    """`asked(llm, ids, offset, **params)`: a request at a logit offset, not submitted; greedy and 12 tokens long."""
+    """`asked(llm, ids, dials, **params)`: a request at logit offsets, not submitted; greedy and 12 tokens long."""
 
-    def ask(llm: LLM, ids: list[int], offset: float = 0.0, **params: Any) -> Request:
+    def ask(llm: LLM, ids: list[int], dials: float | Dials = 0.0, **params: Any) -> Request:
+        at = dials if isinstance(dials, Dials) else Dials(dials)
         given = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "seed": 1, **params})
         limit = min(given.max_tokens, llm.context - len(ids))
-        return Request(None, ids, given, given.seed or 0, offset, limit, first_key("test", offset))
+        return Request(None, ids, given, given.seed or 0, at, limit, first_key("test"))
 
     return ask
 
@@ -60,7 +64,7 @@ def agrees() -> Callable[..., None]:
 
     def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
         model, start = llm.model, len(request.token_ids)
-        before, model.route.offset = model.route.offset, request.offset
+        before, model.route.offset = model.route.offset, request.dials.write
         try:
             for sample in output.samples:
                 with torch.no_grad():

@@ -122,7 +122,7 @@ def test_a_dial_that_moves_never_lets_a_text_read_what_nobody_wrote(made, method
     curve = Curve((-1.0, 0.0, 1.0, 2.0), (0.7, 0.75, 0.85, 0.95), (0.5, 0.4, 0.2, 0.1), step=float(method == "static"))
     model: Any = llm.model
     vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), {"generated": curve}, recommended=0.85))
-    llm.auto = auto = AutoBudget(0.75, 0.95)
+    llm.budgets.auto = auto = AutoBudget(0.75, 0.95)
     budgets = itertools.cycle([0.75, 0.95, 0.85])
     llm.engine.dial = Dial(auto, llm.offset_of)
     vars(auto).update(stepped=lambda *_: setattr(auto, "_exact", next(budgets)))  # a load that jumps at every step
@@ -133,7 +133,7 @@ def test_a_dial_that_moves_never_lets_a_text_read_what_nobody_wrote(made, method
         llm.engine.step()
         for i, request in enumerate(requests):
             if any(row.slot is not None for row in request.rows):
-                offsets[i].add(request.offset)
+                offsets[i].add(request.dials.write)
     for i, request in enumerate(requests):
         (row,) = request.rows
         assert row.error is None and len(row.token_ids) == 10

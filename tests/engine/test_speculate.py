@@ -14,7 +14,8 @@ import torch
 from depthdial.engine import step
 from depthdial.engine.acceptance import Prices
 from depthdial.engine.llm import LLM
-from depthdial.engine.request import Request, RequestOutput
+from depthdial.engine.output import RequestOutput
+from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.speculate import MOST, Speculator, accepted
 from depthdial.models.block import spine_of

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from depthdial.core.dial import Curve
+from depthdial.engine.dials import Dials
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.harness.lm import Dial
 from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
@@ -48,7 +49,7 @@ def dial_of(subject, row, cost):
 def cost_at(subject, dial) -> float:
     """Measured, over places enough for a random rate."""
     scorer = Scorer(subject.llm.engine, subject.llm.tokenizer)
-    ((score,),) = scorer.score([[Text([5 + i % 200 for i in range(120)], 1)]], dial.text)
+    ((score,),) = scorer.score([[Text([5 + i % 200 for i in range(120)], 1)]], Dials(dial.text))
     return (score.context.cost + score.scored.cost) / (score.context.tokens + score.scored.tokens)
 
 
@@ -83,7 +84,7 @@ def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
     model = tiny_model("llama")
     cut = round(sum(1 for _ in model.model.layers) + dial.text - 1)  # count is 1
     tokens = [5, 9, 40, 41, 200, 7]
-    ((score,),) = Scorer(subject.llm.engine, subject.llm.tokenizer).score([[Text(tokens, 1)]], dial.text)
+    ((score,),) = Scorer(subject.llm.engine, subject.llm.tokenizer).score([[Text(tokens, 1)]], Dials(dial.text))
     model.model.layers = model.model.layers[:cut]
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, :-1].log_softmax(-1)

@@ -55,7 +55,7 @@ class Batch:
         self.singles = at = 0
         for part in slices:
             row, start, count = part.row, part.start, part.count
-            offset, slot, params = part.offset, row.slot, row.request.params
+            slot, params = row.slot, row.request.params
             assert slot is not None
             read = min(max(len(row.request.token_ids) - start, 0), count)
             self._reads[at : at + read], self._reads[at + read : at + count] = True, False
@@ -65,18 +65,21 @@ class Batch:
                 self.singles += 1
                 self._ids[at] = row.tokens[start] if part.draft is None else part.tokens[0]
                 self._positions[at] = start
-                self._slots[at], self._offsets[at] = slot, offset
+                self._slots[at], self._offsets[at] = slot, part.offset
+                self.untouched = self.untouched and part.offset == np.inf
             else:
-                end = at + count
+                end, shift = at + count, at - start
                 self._ids[at:end] = part.tokens
                 self._positions[at:end] = np.arange(start, start + count)
-                self._slots[at:end], self._offsets[at:end] = slot, offset
+                self._slots[at:end] = slot
+                for begin, stop, offset in row.runs(start, start + count):
+                    self._offsets[shift + begin : shift + stop] = offset
+                    self.untouched = self.untouched and offset == np.inf
             at += count
             if asked := part.asked:
                 self.last += range(at - asked, at)
                 # a draft's probability is asked for, too
                 self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
-            self.untouched = self.untouched and offset == np.inf
         self.size = at
         self.ids, self.positions, self.slots, self.offsets = self._of_size(at)
 

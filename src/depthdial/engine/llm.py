@@ -15,20 +15,24 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import dtype as Dtype
 
+from depthdial.core.dial import PromptBudget
+from depthdial.core.dial import prompt_budget as checked
 from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
+from depthdial.engine.budgets import Budgets
 from depthdial.engine.config import Budget, EngineConfig, EngineOptions
+from depthdial.engine.dials import Dials
+from depthdial.engine.output import Piece, RequestOutput, Sample
 from depthdial.engine.own_sampling import OwnSampling
 from depthdial.engine.prefix import first_key
 from depthdial.engine.prompt import Message, Plain, Prompt, conversation, conversations, many, one
-from depthdial.engine.request import Piece, Request, RequestOutput, Sample
+from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Dial
 from depthdial.models import load
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.dial import offset_for
 
 __all__ = ["LLM", "Piece", "RequestOutput", "Sample", "SamplingParams"]
 
@@ -37,8 +41,10 @@ class LLM:
     """A base model with a depth plug-in, ready to generate.
 
     model: short name, hub id, folder or GGUF file. plugin: "default" (the one shipped for this model), None (the bare
-    base) or a folder. budget: true cost relative to dense; None is the plug-in's recommended one, "auto" moves it with
-    the load or towards `target_tokens_per_second`, so that a text is not reproducible, with a seed either.
+    base) or a folder. budget: true cost of what is written, relative to dense; None is the plug-in's recommended one,
+    "auto" moves it with the load or towards `target_tokens_per_second`, so that a text is not reproducible, with a seed
+    either. prompt_budget: that of what is read, 1.0 (the untouched base), a number or "same" as `budget`; None is 1.0,
+    or "same" for a model with routers of its own, which has no untouched base.
 
     engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself;
     with grain="step" a text depends on those it is generated with. Raises ValueError or OSError, one line, for what
@@ -53,19 +59,30 @@ class LLM:
         dtype: str | Dtype = "bfloat16",
         device: str = "auto",
         allow_other_weights: bool = False,
+        prompt_budget: PromptBudget | None = None,
         **engine: Unpack[EngineOptions],
     ):
         options = EngineConfig(**engine)
         auto = options.auto(budget)  # said before minutes of loading
+        read = None if prompt_budget is None else checked(prompt_budget)
         start = auto.highest if auto is not None else cast("float | None", budget)
-        self._set(*load(model, plugin, start, dtype, device, allow_other_weights), budget, options, auto, own=True)
+        opened = load(model, plugin, start, dtype, device, allow_other_weights)
+        self._set(*opened, budget, read, options, auto, own=True)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, budget: Budget = None, **engine: Unpack[EngineOptions]) -> LLM:
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        budget: Budget = None,
+        prompt_budget: PromptBudget | None = None,
+        **engine: Unpack[EngineOptions],
+    ) -> LLM:
         """Generate with a converted model that is already in memory; it is put into inference mode."""
         options = EngineConfig(**engine)
         llm = cls.__new__(cls)
-        llm._set(model, tokenizer, budget, options, options.auto(budget))
+        read = None if prompt_budget is None else checked(prompt_budget)
+        llm._set(model, tokenizer, budget, read, options, options.auto(budget))
         return llm
 
     def _set(
@@ -73,6 +90,7 @@ class LLM:
         model: Any,
         tokenizer: Any,
         budget: Budget,
+        prompt_budget: PromptBudget | None,
         options: EngineConfig,
         auto: AutoBudget | None,
         own: bool = False,
@@ -91,11 +109,8 @@ class LLM:
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self.plugin: Plugin | None = getattr(model, "plugin", None)
-        self.auto = auto
-        """What moves the budget of requests that name none, with budget="auto"."""
-        self._budget = self._recommended() if budget is None or isinstance(budget, str) else budget
-        for bound in (None,) if auto is None else (auto.lowest, auto.highest):
-            self.offset_of(bound)
+        self.budgets = Budgets(model, budget, prompt_budget, auto)
+        """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
         self.engine.dial = None if auto is None else Dial(auto, self.offset_of)
@@ -103,7 +118,12 @@ class LLM:
     @property
     def budget(self) -> float | None:
         """The budget of requests that name none; None where the plug-in recommends none: its trained form."""
-        return self._budget if self.auto is None else self.auto.budget
+        return self.budgets.write
+
+    @property
+    def prompt_budget(self) -> PromptBudget:
+        """The `prompt_budget` of requests that name none."""
+        return self.budgets.read
 
     @property
     def max_batch(self) -> int:
@@ -125,14 +145,14 @@ class LLM:
         with self.engine.lock:  # a runner sums up when it is asked
             return self.engine.runner.stats
 
-    def _recommended(self) -> float | None:
-        if not self.model.method.layers(self.layers):
-            return 1.0
-        return None if self.plugin is None else self.plugin.recommended
-
     def offset_of(self, budget: float | None) -> float:
-        """The logit offset for a request's budget; None is the budget of this `LLM`. ValueError outside the curve."""
-        return offset_for(self.model, self.budget if budget is None else budget, kind="generated")
+        """The logit offset of what is written for a budget, None that of this `LLM`. ValueError outside the curve."""
+        return self.budgets.offset(budget)
+
+    def dials(self, budget: float | None = None, prompt_budget: PromptBudget | None = None) -> Dials:
+        """The logit offsets of a request with these budgets; None are those of this `LLM`. ValueError outside the
+        curves, and for a `prompt_budget` that the model cannot have."""
+        return self.budgets.dials(budget, prompt_budget)
 
     def generate(
         self,
@@ -263,14 +283,15 @@ class LLM:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
         plugin = None if self.plugin is None else self.plugin.name
+        key = first_key(self.model.method, plugin, self.options.grain)
         if not params.lossless:
-            offset, target = self.offset_of(params.budget), self.budget if params.budget is None else params.budget
+            dials = self.dials(params.budget, params.prompt_budget)
+            target = self.budget if params.budget is None else params.budget
             if self.options.grain == "step" and target is None:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
-            moving, steady = self.auto is not None and params.budget is None, self.model.method.kv != "project"
-            key = first_key(self.model.method, plugin, self.options.grain)
-            return Request(text, ids, params, seed, offset, limit, key, target=target, moving=moving, steady=steady)
-        key = first_key(self.model.method, plugin, "lossless")
+            moving = self.budgets.auto is not None and params.budget is None
+            steady = self.budgets.steady
+            return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)
         draft = self.budget if params.draft_budget is None else params.draft_budget
         offset = self.offset_of(draft)
-        return Request(text, ids, params, seed, math.inf, limit, key, offset, 1.0 if draft is None else draft)
+        return Request(text, ids, params, seed, Dials(math.inf), limit, key, offset, 1.0 if draft is None else draft)

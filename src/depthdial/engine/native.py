@@ -200,21 +200,25 @@ class NativeRunner:
 
 
 class Costs:
-    """True cost of tokens from the layers they kept: `core.cost.token_cost` where a layer is kept as a whole."""
+    """True cost of tokens from the layers they kept: `core.cost.token_cost`, bit for bit (a budget that is held goes by
+    each of them), where a layer is kept as a whole."""
 
     def __init__(self, ledger: Ledger):
+        self._dense = ledger.dense
         self._work = np.zeros(len(ledger.layers))
+        """Whole numbers, so that sums are exact in any order."""
         for site in set(ledger.always) | set(ledger.skipped):
-            self._work[site.layer] += ledger.saved(site) / ledger.dense
-        self._least = 1 + sum(ledger.always.values()) / ledger.dense - float(self._work.sum())
+            self._work[site.layer] += ledger.saved(site)
+        self._least = float(ledger.dense + sum(ledger.always.values()) - self._work.sum())
 
     def __call__(self, keep: np.ndarray, offsets: np.ndarray) -> list[float]:
         """keep: uint8 [L, N] -> N numbers."""
-        return np.where(offsets == np.inf, 1.0, self._least + self._work @ keep).tolist()
+        cost = ((self._least + self._work @ keep) / self._dense).astype(np.float32)
+        return np.where(offsets == np.inf, np.float32(1.0), cost).tolist()
 
     def of_one(self, keep: np.ndarray) -> float:
         """keep: uint8 [L], of a token that does not run the untouched base."""
-        return self._least + float(self._work @ keep)
+        return float(np.float32((self._least + float(self._work @ keep)) / self._dense))
 
 
 class GivenTable:

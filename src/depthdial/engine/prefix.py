@@ -1,7 +1,8 @@
 """Which pages of the KV cache hold the beginning of a text, so that an equal beginning need not run again.
 
-The K and V of a text depend on how it was run: on the plug-in, on the dial, on the mode. So a page's key is a hash
-chain over those and over all tokens up to the page's end. This file is *not* about who holds a page (`cache`).
+The K and V of a text depend on how it was run: on the plug-in, on the dial, on which of its tokens were read and which
+written. So a page's key is a hash chain over those and over all tokens up to the page's end. This file is *not* about
+who holds a page (`cache`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def first_key(*facts: object) -> bytes:
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
 
-def next_key(before: bytes, tokens: Sequence[int], read: int | None = None) -> bytes:
+def next_key(before: bytes, tokens: Sequence[int], read: int | None = None, written: bytes | None = None) -> bytes:
     """The key of a page from the one before it and its own tokens. read: how many of these belong to the prompt, where
-    K and V of the others have other bits than a prompt's; None: they have not, or all do."""
+    K and V of the others are not those that a prompt's would have; None: they are, or all tokens do. written: what K
+    and V of the others depend on beside the tokens (`Request.written_key`)."""
     facts = before + array("q", tokens if read is None else [*tokens, -1, read]).tobytes()
+    facts += b"" if read is None or written is None else written
     return hashlib.blake2b(facts, digest_size=16).digest()
 
 

@@ -1,4 +1,5 @@
-"""Read whole texts: which layers run each token, and the logits after it, by the passes that would read a prompt.
+"""Read whole texts: which layers run each token, and the logits after it, by the passes that would read a prompt, and
+write what follows it.
 
 Where a text is cut into passes depends on the text alone: what it gives does not depend on those it is read with, but
 for the last bits of bf16 (few tokens run by other kernels than many). This file is *not* about scores of texts that
@@ -7,7 +8,6 @@ begin alike (`score`); what it gives is tested against one pass of `Routed` over
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
+from depthdial.engine.cache import pages_for
+from depthdial.engine.dials import Dials
 from depthdial.engine.request import Request, Row
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.scheduler import Slice
@@ -50,64 +52,79 @@ class Reader:
         return 0 < tokens <= self._most
 
     @torch.no_grad()
-    def read(self, texts: Sequence[Sequence[int]], offset: float, look: Look | None = None) -> list[np.ndarray]:
-        """The run mask of each text, bool [T, L]. offset: the dial's logit offset, `inf` is the untouched base. look:
-        called with all logits, pass by pass.
+    def read(
+        self,
+        texts: Sequence[Sequence[int]],
+        dials: Dials,
+        look: Look | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> list[np.ndarray]:
+        """The run mask of each text, bool [T, L]. dials: where it is read and written (`LLM.dials`, or offsets by
+        hand). look: called with all logits, pass by pass. prompts: how many tokens of each text are read, at least one;
+        the others are written, block by block where a budget is held. None: all are read.
 
         Raises ValueError, before anything runs, for a text that does not fit (`fits`); assertion: the engine is idle.
         """
         with self.engine.lock:
             assert self.engine.scheduler.idle, "somebody is generating"
-            return self._read(texts, offset, look)
+            return self._read(texts, dials, look, [len(t) for t in texts] if prompts is None else prompts)
 
-    def _read(self, texts: Sequence[Sequence[int]], offset: float, look: Look | None) -> list[np.ndarray]:
+    def _read(
+        self, texts: Sequence[Sequence[int]], dials: Dials, look: Look | None, prompts: Sequence[int]
+    ) -> list[np.ndarray]:
         if bad := [len(text) for text in texts if not self.fits(len(text))]:
             raise ValueError(
                 f"a text of {bad[0]} tokens cannot be read: there is room for 1 to {self._most}; raise cache_tokens"
             )
         ran = [np.ones((len(text), self.layers), dtype=bool) for text in texts]
-        waiting = deque(
-            (i, Row(Request(None, list(text), _READ, 0, offset, 1), 0, self._tokenizer)) for i, text in enumerate(texts)
-        )
-        begun = 0
-        """Tokens of the first waiting text that ran already."""
+        waiting = [(i, self._row(*told, dials)) for i, told in enumerate(zip(texts, prompts, strict=True))]
         open_: set[int] = set()
         try:
             while waiting:
-                parts: list[tuple[Slice, int]] = []
-                left, ended = self._room, []
-                while waiting and left:
-                    i, row = waiting[0]
-                    if parts and not begun and row.length > left:
-                        break
-                    count = min(left, row.length - begun)
-                    if not self._place(row, begun, begun + count, open_):
-                        break
-                    parts.append((Slice(row, begun, count, scored=0 if look is None else count), i))
-                    left, begun = left - count, begun + count
-                    if begun == row.length:
-                        ended.append(waiting.popleft()[1])
-                        begun = 0
+                parts = self._parts(waiting, open_, look is not None)
                 assert parts, "what fits alone gets its turn"
-                parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
                 self._batch.fill([part for part, _ in parts])
                 _collect(parts, self.engine.runner.run(self._batch), ran, look)
-                for row in ended:
-                    open_.remove(row.slot)
-                    self._cache.close(row.slot)
+                left = []
+                for i, row in waiting:
+                    if row.computed < row.length:
+                        left.append((i, row))
+                    elif row.slot is not None:
+                        open_.remove(row.slot)
+                        self._cache.close(row.slot)
+                waiting = left
         finally:
             for slot in open_:
                 self._cache.close(slot)
         return ran
 
-    def _place(self, row: Row, begin: int, end: int, open_: set[int]) -> bool:
-        """Room in the cache for the next tokens of a text; False if there is none before others end."""
-        if row.slot is None:
-            if not self._cache.free_slots:
-                return False
-            row.slot = self._cache.open()
-            open_.add(row.slot)
-        return self._cache.grow(row.slot, begin, end)
+    def _row(self, text: Sequence[int], prompt: int, dials: Dials) -> Row:
+        row = Row(Request(None, list(text[:prompt]), _READ, 0, dials, 1), 0, self._tokenizer)
+        row.tokens = list(text)
+        return row
+
+    def _parts(self, waiting: Sequence[tuple[int, Row]], open_: set[int], looking: bool) -> list[tuple[Slice, int]]:
+        """The next pass: of each text that waits, in order, as much as its offsets are known for."""
+        parts: list[tuple[Slice, int]] = []
+        left = self._room
+        for i, row in waiting:
+            count = int(min(row.length, row.horizon)) - row.computed
+            if not left or (parts and not row.computed and count > left) or not self._place(row, open_):
+                break
+            count = min(count, left)
+            parts.append((Slice(row, row.computed, count, scored=count if looking else 0), i))
+            left -= count
+        return sorted(parts, key=lambda pair: pair[0].count > 1)  # single tokens come first
+
+    def _place(self, row: Row, open_: set[int]) -> bool:
+        """Room in the cache for a whole text; False if there is none before others end."""
+        if row.slot is not None:
+            return True
+        if not self._cache.free_slots or pages_for(row.length) > self._cache.available:
+            return False
+        open_.add(slot := self._cache.open())
+        row.slot = slot
+        return self._cache.grow(slot, 0, row.length)
 
 
 def _collect(parts: list[tuple[Slice, int]], passed: Passed, ran: list[np.ndarray], look: Look | None) -> None:
@@ -115,6 +132,8 @@ def _collect(parts: list[tuple[Slice, int]], passed: Passed, ran: list[np.ndarra
     at = 0
     for part, i in parts:
         places, own = slice(at, at + part.count), slice(part.start, part.start + part.count)
+        part.row.note(part.start, passed.depths[places], passed.costs[places])
+        part.row.computed += part.count
         if passed.keep is not None:
             ran[i][own] = passed.keep[:, places].T
         if look is not None:

@@ -1,111 +1,19 @@
-"""A prompt on its way through generation, and what comes back for it."""
+"""A prompt on its way through generation: the request, and the row of each of its samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from depthdial.core.hold import BLOCK
+from depthdial.engine.dials import Dials, Held, runs
+from depthdial.engine.output import Finish, Piece, RequestOutput, Sample
 from depthdial.engine.prefix import first_key, next_key
 from depthdial.engine.sampling import SamplingParams, draw_key
 from depthdial.engine.text import TextStream
 from depthdial.kernels.tensors import PAGE
-
-Finish = Literal["stop", "length", "cancelled", "error"]
-"""How a text ended. "stop": an end token (it is the last of `token_ids`) or a stop string; "length": `max_tokens` or
-the context; "cancelled": by the caller; "error": its pass failed."""
-
-
-class Piece(NamedTuple):
-    """One generated token as it is streamed."""
-
-    text: str
-    """What the token adds to the text; may be empty (half a character, a special token)."""
-    token_id: int
-    depth: int
-    """Layers run in the pass whose logits gave the token."""
-    cost: float
-    """True cost of that pass relative to dense. In lossless mode what the round cost that gave the token, over the
-    tokens it gave: one reading of the weights by the base, and the passes that drafted."""
-    layers: bytes = b""
-    """Which layers ran in that pass, a bit for each, the first layer's the highest; empty: all of them."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One continuation of a prompt."""
-
-    pieces: list[Piece]
-    """One per token; their texts joined are `text`."""
-    finish_reason: Finish
-    logprobs: list[dict[int, float]] | None = None
-    """Per token, when asked for: log-probabilities by token id, of the chosen and of the likeliest tokens."""
-    error: str | None = None
-    """What went wrong, where `finish_reason` is "error"."""
-
-    @property
-    def text(self) -> str:
-        """The continuation, without special tokens and without the stop string."""
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens, with the one that ended the text."""
-        return [piece.token_id for piece in self.pieces]
-
-    @property
-    def depths(self) -> list[int]:
-        """Layers run in the pass whose logits gave token i: `depths[0]` is that of the prompt's last token."""
-        return [piece.depth for piece in self.pieces]
-
-    @property
-    def cost(self) -> float:
-        """Mean true cost, relative to dense, of the passes that gave the tokens; nan if there are none."""
-        return sum(piece.cost for piece in self.pieces) / len(self.pieces) if self.pieces else math.nan
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """What one prompt gave. `text`, `token_ids`, `depths`, ... are those of the first sample."""
-
-    prompt: str | None
-    """The prompt as text; None when it was given as tokens."""
-    prompt_token_ids: list[int]
-    prompt_depths: list[int]
-    """Layers run for each prompt token."""
-    prompt_cost: float
-    """Mean true cost of the prompt's tokens relative to dense, as they ran when they ran; nan if none did."""
-    samples: list[Sample]
-    """All `n` samples."""
-
-    @property
-    def text(self) -> str:
-        return self.samples[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.samples[0].token_ids
-
-    @property
-    def depths(self) -> list[int]:
-        return self.samples[0].depths
-
-    @property
-    def cost(self) -> float:
-        return self.samples[0].cost
-
-    @property
-    def finish_reason(self) -> Finish:
-        return self.samples[0].finish_reason
-
-    @property
-    def error(self) -> str | None:
-        return self.samples[0].error
-
-    @property
-    def logprobs(self) -> list[dict[int, float]] | None:
-        return self.samples[0].logprobs
 
 
 @dataclass(eq=False)
@@ -116,12 +24,12 @@ class Request:
     token_ids: list[int]
     params: SamplingParams
     seed: int
-    offset: float
-    """The dial's logit offset for this request."""
+    dials: Dials
+    """The dial's logit offsets for its prompt and for what is written."""
     limit: int
     """Most tokens to generate: `max_tokens`, or what the context leaves."""
     facts: bytes = b""
-    """What its K and V depend on beside the tokens and the offset (see `key`)."""
+    """What its K and V depend on beside the tokens and the dials (see `key`)."""
     draft_offset: float = math.inf
     """Lossless: the dial's offset for drafts; `inf` drafts from the text alone."""
     draft_cost: float = 1.0
@@ -129,7 +37,7 @@ class Request:
     target: float | None = None
     """True cost that generated tokens should have on the mean; None where nobody says."""
     moving: bool = False
-    """Does `offset` follow the engine's own dial (`auto`)?"""
+    """Does the offset of what is written follow the engine's own dial (`auto`)?"""
     steady: bool = False
     """Does it stay where it is once a row has begun? Where skipped tokens leave no K and V, tokens that come after a
     layer is back would read what nobody wrote."""
@@ -149,8 +57,23 @@ class Request:
 
     @property
     def key(self) -> bytes:
-        """The start of the hash chain of its pages (see `prefix`)."""
-        return first_key(self.facts, "moving" if self.moving and not self.steady else self.offset)
+        """The start of the hash chain of its pages (see `prefix`): of those of a prompt that is read in full the same
+        whatever is written after it."""
+        return first_key(self.facts, self._writing if self.dials.read is None else self.dials.read)
+
+    @property
+    def written_key(self) -> bytes | None:
+        """What K and V of written tokens depend on beside all tokens before; None: on no more than those of its prompt.
+
+        Held offsets follow from the tokens and from what is to be held.
+        """
+        if self.dials.alike and (self.dials.read is None or not self.moving):
+            return None
+        return first_key("written", self._writing, self.dials.hold)
+
+    @property
+    def _writing(self) -> float | str:
+        return "moving" if self.moving and not self.steady else self.dials.write
 
     def output(self) -> RequestOutput:
         """What came of it. All its rows must be done."""
@@ -181,6 +104,8 @@ class Row:
         """Tokens whose K and V are in the cache."""
         self.keys: list[bytes] = []
         """Of its full pages, in order."""
+        hold = request.dials.hold
+        self._held = None if hold is None else Held(hold)
         self.finish_reason: Finish | None = None
         self.error: str | None = None
         self._text = TextStream(tokenizer, request.token_ids, request.params.stops)
@@ -194,6 +119,23 @@ class Row:
     def prompt_done(self) -> bool:
         """Has the whole prompt run?"""
         return self.computed >= len(self.request.token_ids)
+
+    @property
+    def horizon(self) -> float:
+        """Before which place the tokens' offsets are known: what is written after it follows from what runs before."""
+        return math.inf if self._held is None else len(self.request.token_ids) + BLOCK * len(self._held.offsets)
+
+    def offset(self, place: int) -> float:
+        """The dial of the token at a place."""
+        request = self.request
+        before = place - len(request.token_ids)
+        if before < 0:
+            return request.dials.reading
+        return request.dials.write if self._held is None else self._held.offsets[before // BLOCK]
+
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int, float]]:
+        """The places start..end-1, before the horizon, in parts of one offset each: (start, end, offset)."""
+        return runs(self.request.dials, self._held, len(self.request.token_ids), start, end)
 
     @property
     def depths(self) -> list[int]:
@@ -221,8 +163,9 @@ class Row:
 
     def page_key(self, first: int, before: bytes, roles: bool) -> bytes:
         """The key of the page of places `first` on; before: that of the page before it."""
-        read = max(len(self.request.token_ids) - first, 0)
-        return next_key(before, self.tokens[first : first + PAGE], read if roles and read < PAGE else None)
+        read, written = max(len(self.request.token_ids) - first, 0), self.request.written_key
+        apart = read < PAGE and (roles or written is not None)
+        return next_key(before, self.tokens[first : first + PAGE], read if apart else None, written)
 
     def note(self, start: int, depths: Sequence[int], costs: Sequence[float]) -> None:
         """Tokens from place `start` on have run. What ran before (and was preempted) keeps its first figures."""
@@ -230,6 +173,8 @@ class Row:
         assert known >= 0, "no place is left out"
         self.ran_depths += depths[known:] if known else depths
         self.ran_costs += costs[known:] if known else costs
+        if self._held is not None and len(self.ran_costs) >= self.horizon:
+            self._held.see(self.ran_costs[len(self.request.token_ids) :])
 
     def push(self, token: int, ends: frozenset[int]) -> None:
         """Take the next token and see whether it is the last."""

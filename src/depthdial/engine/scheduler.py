@@ -41,8 +41,8 @@ class Slice(NamedTuple):
 
     @property
     def offset(self) -> float:
-        """The dial of its tokens."""
-        return self.row.request.draft_offset if self.drafting else self.row.request.offset
+        """The dial of its first token, and of all where it drafts."""
+        return self.row.request.draft_offset if self.drafting else self.row.offset(self.start)
 
     @property
     def asked(self) -> int:

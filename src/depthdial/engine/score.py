@@ -1,13 +1,14 @@
 """Score texts: how likely is what follows a context, by the logits of the very passes that would give it.
 
-The token at place p is scored by the logits at place p - 1, under the router's decisions at the asked-for offset. Texts
-of a group (the choices of one question) begin alike: what they share runs once, then each goes on from there. This file
-is *not* about text or budgets; what it gives is tested against one pass of `Routed` over each whole text.
+The token at place p is scored by the logits at place p - 1, under the router's decisions at the asked-for offsets: a
+context is read, what follows it is written, block by block where a budget is held. Texts of a group (the choices of one
+question) begin alike: what they share runs once, then each goes on from there. This file is *not* about text or
+budgets; what it gives is tested against one pass of `Routed` over each whole text.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.cache import pages_for
+from depthdial.engine.dials import Dials
 from depthdial.engine.request import Request, Row
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.scheduler import Slice
@@ -29,7 +31,8 @@ _SCORED = SamplingParams(max_tokens=1, logprobs=0)  # asks for logits, not for t
 
 
 class Text(NamedTuple):
-    """A text, the tokens from place `start` (at least 1) to its end to be scored. Its last token is never run."""
+    """A text, the tokens from place `start` (at least 1) to its end to be scored: those before are read, these are
+    written. Its last token is never run."""
 
     tokens: Sequence[int]
     start: int
@@ -55,10 +58,12 @@ class Score:
     """Nats, summed over the scored tokens."""
     greedy: bool = True
     """Is each scored token the likeliest one?"""
+    dense: int = 0
+    """Scored tokens whose logits the untouched base gave: at least the first one where the context is read in full."""
     context: Ran = field(default_factory=Ran)
-    """Tokens before `start`."""
+    """Tokens before `start`: what is read."""
     scored: Ran = field(default_factory=Ran)
-    """Tokens from `start` on; the last one never runs."""
+    """Tokens from `start` on: what is written; the last one never runs."""
 
 
 @dataclass
@@ -103,20 +108,21 @@ class Scorer:
         return len(self._cache.rows)
 
     @torch.no_grad()
-    def score(self, groups: Sequence[Sequence[Text]], offset: float) -> list[list[Score]]:
-        """The score of each text of each group. offset: the dial's logit offset, `inf` is the untouched base.
+    def score(self, groups: Sequence[Sequence[Text]], dials: Dials) -> list[list[Score]]:
+        """The score of each text of each group. dials: where it is read and written (`LLM.dials`, or offsets by hand);
+        those of one offset run a text as a prompt from end to end.
 
         Raises ValueError where a group cannot fit into the cache, and for logits that are not finite; assertion: the
         engine is idle.
         """
         with self.engine.lock:
             assert self.engine.scheduler.idle, "somebody is generating"
-            return self._scores(groups, offset)
+            return self._scores(groups, dials)
 
-    def _scores(self, groups: Sequence[Sequence[Text]], offset: float) -> list[list[Score]]:
+    def _scores(self, groups: Sequence[Sequence[Text]], dials: Dials) -> list[list[Score]]:
         found = [[Score() for _ in group] for group in groups]
-        waiting: deque[_Span] = deque()
-        rows: list[Row] = []
+        waiting: list[_Span] = []
+        slots: set[int] = set()
         try:
             for group, scores in zip(groups, found, strict=True):
                 if len(group) > self.most or self._pages(group) > self._cache.pages:
@@ -124,68 +130,64 @@ class Scorer:
                         f"{len(group)} texts of up to {max(len(t.tokens) for t in group)} tokens do not fit into a KV "
                         f"cache of {self._cache.pages * PAGE} tokens and {self.most} texts; raise cache_tokens"
                     )
-                waiting.append(self._shared(list(zip(group, scores, strict=True)), offset, rows))
+                slots.add(slot := self._cache.open())
+                waiting.append(self._shared(list(zip(group, scores, strict=True)), dials, slot))
             while waiting:
-                self._pass(waiting, rows)
+                waiting = self._pass(waiting, slots)
         finally:
-            for row in rows:
-                assert row.slot is not None
-                self._cache.close(row.slot)
+            for slot in slots:
+                self._cache.close(slot)
         return found
 
-    def _shared(self, group: list[tuple[Text, Score]], offset: float, rows: list[Row]) -> _Span:
-        """What all texts of a group begin with."""
-        end = _alike([text.tokens[:-1] for text, _ in group])
-        row = self._row(group[0][0], offset, self._cache.open())
-        rows.append(row)
-        asked = min(text.start for text, _ in group) - 1
-        return _Span(row, 0, end, asked, group, [pair for pair in group if len(pair[0].tokens) - 1 > end])
+    def _shared(self, group: list[tuple[Text, Score]], dials: Dials, slot: int) -> _Span:
+        """What all texts of a group begin with, and run alike."""
+        texts = [text for text, _ in group]
+        end, first = _alike(texts), min(texts, key=lambda text: text.start)
+        tails = [pair for pair in group if len(pair[0].tokens) - 1 > end]
+        return _Span(self._row(first, dials, slot), 0, end, first.start - 1, group, tails)
 
-    def _row(self, text: Text, offset: float, slot: int) -> Row:
-        row = Row(Request(None, list(text.tokens), _SCORED, 0, offset, 1), 0, self._tokenizer)
-        row.slot = slot
+    def _row(self, text: Text, dials: Dials, slot: int, source: Row | None = None, shared: int = 0) -> Row:
+        """source: a row that has run the first `shared` tokens."""
+        read = len(text.tokens) if dials.alike else text.start
+        row = Row(Request(None, list(text.tokens[:read]), _SCORED, 0, dials, 1), 0, self._tokenizer)
+        row.tokens, row.slot = list(text.tokens), slot
+        if source is not None:
+            row.note(0, source.ran_depths[:shared], source.ran_costs[:shared])
         return row
 
-    def _forked(self, span: _Span, rows: list[Row]) -> list[_Span]:
+    def _forked(self, span: _Span, slots: set[int]) -> list[_Span]:
         """The spans that follow a shared one; the last goes on in its slot."""
-        spans = []
+        spans, slot, dials = [], span.row.slot, span.row.request.dials
+        assert slot is not None
         for i, (text, score) in enumerate(span.tails):
-            slot = span.row.slot
-            assert slot is not None
-            row = span.row
+            own = slot
             if i + 1 < len(span.tails):
-                row = self._row(text, row.request.offset, self._cache.fork(slot, span.end))
-                rows.append(row)
-            else:
-                row.tokens = list(text.tokens)
-            end = len(text.tokens) - 1
+                slots.add(own := self._cache.fork(slot, span.end))
+            row, end = self._row(text, dials, own, span.row, span.end), len(text.tokens) - 1
             spans.append(_Span(row, span.end, end, max(span.end, text.start - 1), [(text, score)], []))
         return spans
 
-    def _pass(self, waiting: deque[_Span], rows: list[Row]) -> None:
-        """Run the next tokens of the spans that wait; those that are done make room for what follows them."""
+    def _pass(self, waiting: list[_Span], slots: set[int]) -> list[_Span]:
+        """Run the next tokens of the spans that wait, as far as their offsets are known; gives those that wait now."""
         parts: list[tuple[Slice, _Span]] = []
-        left, ready = self._room, []
-        while waiting and left:
-            span = waiting[0]
-            count = min(left, span.end - span.begin)
-            asked = min(count, max(0, span.begin + count - span.asked))
+        left = self._room
+        for span in waiting:
+            count = int(min(left, span.end - span.begin, span.row.horizon - span.begin))
             if count:  # texts that differ from their first token on share nothing
-                slot = span.row.slot
+                slot, end = span.row.slot, span.begin + count
                 assert slot is not None
-                grown = self._cache.grow(slot, span.begin, span.begin + count)
+                grown = self._cache.grow(slot, span.begin, end)
                 assert grown, "pages were counted"
+                asked = min(count, max(0, end - span.asked))
                 parts.append((Slice(span.row, span.begin, count, scored=asked), span))
-            span.begin += count
-            left -= count
-            if span.begin == span.end:
-                ready.append(waiting.popleft())
+                span.begin, left = end, left - count
+            if not left:
+                break
         if parts:
             parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
             self._batch.fill([part for part, _ in parts])
             self._collect(parts, self.engine.runner.run(self._batch))
-        for span in reversed(ready):
-            waiting.extendleft(reversed(self._forked(span, rows)))
+        return [span for one in waiting for span in (self._forked(one, slots) if one.begin == one.end else [one])]
 
     def _collect(self, parts: list[tuple[Slice, _Span]], passed: Passed) -> None:
         """Give what a pass told to the texts it was for."""
@@ -197,7 +199,9 @@ class Scorer:
             if not normal.isfinite().all():
                 raise ValueError("a text cannot be scored: its logits are not finite; look for nan in the weights")
         for part, span in parts:
-            _note(span.of[0], part.start, passed.depths[at : at + part.count], passed.costs[at : at + part.count])
+            depths, costs = passed.depths[at : at + part.count], passed.costs[at : at + part.count]
+            part.row.note(part.start, depths, costs)
+            _note(span.of[0], part.start, depths, costs)
             at, first = at + part.count, part.start + part.count - part.asked
             if not part.asked:
                 continue
@@ -209,18 +213,22 @@ class Scorer:
                 wanted = torch.tensor(text.tokens[first + skip + 1 : first + part.asked + 1], device=logits.device)
                 if len(wanted):
                     own = slice(places.start + skip, places.stop)
+                    runs = part.row.runs(first + skip, first + part.asked)
+                    score.dense += sum(end - start for start, end, offset in runs if offset == math.inf)
                     _add(score, logits[own], likeliest[own], normal[own], wanted)
 
     def _pages(self, group: Sequence[Text]) -> int:
         """Pages that a group takes at most."""
-        shared = _alike([text.tokens[:-1] for text in group])
+        shared = _alike(group)
         return pages_for(shared) + sum(pages_for(len(text.tokens)) - shared // PAGE for text in group)
 
 
-def _alike(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
-    low, high = min(map(list, texts)), max(map(list, texts))  # what these two share, all share
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+def _alike(group: Sequence[Text]) -> int:
+    """How many tokens all of a group begin with and run alike: what one writes and another reads is not shared."""
+    texts, starts = [list(text.tokens[:-1]) for text in group], {text.start for text in group}
+    low, high = min(texts), max(texts)  # what these two share, all share
+    most = min(len(low), len(high), *(starts if len(starts) > 1 else ()))
+    return next((i for i in range(most) if low[i] != high[i]), most)
 
 
 def _note(pair: tuple[Text, Score], start: int, depths: Sequence[int], costs: Sequence[float]) -> None:

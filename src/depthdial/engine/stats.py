@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,6 +67,14 @@ class Stats:
     where they do run."""
     native_tokens: int = 0
     """Those of them that native kernels ran."""
+    read_tokens: int = 0
+    """Those of them that belong to prompts."""
+    read_cost: float = 0.0
+    """Their true cost in dense tokens."""
+    written_tokens: int = 0
+    """Tokens of continuations that ran; in lossless mode those that were right, and none that drafted."""
+    written_cost: float = 0.0
+    """Their true cost in dense tokens; in lossless mode that of the rounds that gave them, with the drafts."""
     cached_tokens: int = 0
     """Tokens that did not run, because an equal beginning was in the cache."""
     preemptions: int = 0
@@ -92,6 +101,16 @@ class Stats:
     def __post_init__(self):
         for name in ("rows", "attn_rows", "mlp_rows", "adapter_rows", "kv_rows"):
             setattr(self, name, np.zeros(self.layers, dtype=np.int64))
+
+    def ran(self, read: int, costs: Sequence[float]) -> None:
+        """Consecutive tokens of a text have run. read: how many of the first ones belong to the prompt, at least."""
+        if not read:
+            self.written_tokens += len(costs)
+            self.written_cost += sum(costs)
+            return
+        self.ran(0, costs[read:])
+        self.read_tokens += len(costs[:read])
+        self.read_cost += sum(costs[:read])
 
     @property
     def rows_run(self) -> int:

@@ -94,13 +94,15 @@ class Engine:
 
     def _turn(self, dial: Dial, touched: Sequence[Row]) -> None:
         """Let the engine's own dial move, and the requests that follow it."""
-        costs, queue = [row.ran_costs[-1] for row in touched if row.error is None], self.scheduler
+        queue = self.scheduler
+        written = [row for row in touched if row.error is None and len(row.ran_costs) > len(row.request.token_ids)]
+        costs = [row.ran_costs[-1] for row in written]
         dial.auto.stepped(len(costs), sum(costs) / max(1, len(costs)), len(queue.waiting), queue.max_batch)
         offset = dial.offset_of(dial.auto.budget)
         for row in (*queue.running, *queue.waiting):
             request = row.request
             if request.moving and not (request.steady and request.begun):
-                request.offset, request.target = offset, dial.auto.budget
+                request.dials, request.target = request.dials._replace(write=offset), dial.auto.budget
         if queue.idle:
             dial.auto.rest()
 
@@ -190,8 +192,8 @@ class Engine:
         """Rows of a decode pass that vote, each with its budget; the pass gets their threshold. A row alone decides."""
         if self.ballot is None or self.batch.singles < self.batch.size:
             return {}
-        told = {i: part.row.request for i, part in enumerate(slices) if part.draft is None}
-        voters = {i: r.target for i, r in told.items() if r.target is not None and r.offset != math.inf}
+        told = {i: part.row.request for i, part in enumerate(slices) if part.draft is None and part.offset != math.inf}
+        voters = {i: request.target for i, request in told.items() if request.target is not None}
         if len(voters) < 2:
             return {}
         self.batch.vote = self.ballot.threshold(list(voters.values()))
@@ -215,6 +217,7 @@ class Engine:
             # one reading of the weights for all that was verified, and the passes of the draft
             depths, costs = depths[: len(drawn)], [(costs[0] + draft.cost) / len(drawn)] * len(drawn)
         row.note(part.start, depths, costs)
+        self.scheduler.stats.ran(max(len(row.request.token_ids) - part.start, 0), costs)
         before = len(row.token_ids)
         for i, token in enumerate(drawn):
             if token < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from depthdial.engine.request import RequestOutput
+from depthdial.engine.output import RequestOutput
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import Expected
 from depthdial.maps.classes import TokenClasses

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM
-from depthdial.engine.request import RequestOutput
+from depthdial.engine.output import RequestOutput
 from depthdial.engine.sampling import SamplingParams
 from depthdial.models.calibration import Batch, Heldout
 from depthdial.models.checkpoint import Plugin

@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from depthdial.engine.dials import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
@@ -196,7 +197,7 @@ class DepthLM(TemplateLM):
 
     def _score(self, groups: list[list[Text]]) -> tuple[list[Any], list[float]]:
         began = _now()
-        found = self._scorer.score(groups, self.dial.text)
+        found = self._scorer.score(groups, Dials(self.dial.text))
         told = [[(score.logprob, score.greedy, score.context, score.scored) for score in scores] for scores in found]
         return told, _since(began)
 
@@ -227,7 +228,7 @@ class DepthLM(TemplateLM):
         began, offset = _now(), self.dial.generated
         first = first_key(self._plugin, offset, key)
         requests = [
-            Request(None, tokens, params, SEED + i, offset, params.max_tokens, first)
+            Request(None, tokens, params, SEED + i, Dials(offset), params.max_tokens, first)
             for i, (tokens, params) in enumerate(asked)
         ]
         try:
