@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from depthdial.core.dial import Curve
 from depthdial.engine.dials import Dials
 from depthdial.engine.score import Scorer, Text
-from depthdial.evaluate.harness.lm import Dial
+from depthdial.evaluate.harness.setting import Setting
 from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
 from depthdial.methods import method_named
 from depthdial.models import save
@@ -42,15 +43,20 @@ def subjects(setup, plugin, baselines, budgets, early_exit=True, **fields):
     return Lineup(plugin, budgets, baselines, early_exit, **{"int8": "none", **fields}).subjects(setup)
 
 
-def dial_of(subject, row, cost):
-    return Dial.of(subject.llm.model, subject.knob(row, cost))
+def dials_of(subject, row, cost) -> list[Dials]:
+    """Of whole texts, in the form of the papers: one, or two that texts take turns between, the higher first."""
+    setting = Setting.of(subject, subject.knob(row, cost), "same")
+    return list(dict.fromkeys([setting.high.whole, setting.low.whole]))
 
 
-def cost_at(subject, dial) -> float:
-    """Measured, over places enough for a random rate."""
-    scorer = Scorer(subject.llm.engine, subject.llm.tokenizer)
-    ((score,),) = scorer.score([[Text([5 + i % 200 for i in range(120)], 1)]], Dials(dial.text))
-    return (score.context.cost + score.scored.cost) / (score.context.tokens + score.scored.tokens)
+def cost_at(subject, row, wanted) -> float:
+    """Measured, over places enough for a random rate; of two dials by their turns."""
+    scorer, costs = Scorer(subject.llm.engine, subject.llm.tokenizer), []
+    setting = Setting.of(subject, subject.knob(row, wanted), "same")
+    for dials in (setting.high.whole, setting.low.whole):
+        ((score,),) = scorer.score([[Text([5 + i % 200 for i in range(120)], 1)]], dials)
+        costs.append((score.context.cost + score.scored.cost) / (score.context.tokens + score.scored.tokens))
+    return costs[0] * setting.share + costs[1] * (1 - setting.share)
 
 
 def test_rows_and_dials(setup, tiny_plugin, baselines):
@@ -61,18 +67,17 @@ def test_rows_and_dials(setup, tiny_plugin, baselines):
     assert names[-1] == "early exit 0.75" and len(set(names)) == len(names) == 9
     adaptive, random, *fixed = made
     base, nine, _ = adaptive.rows
-    assert dial_of(adaptive, base, None) == (math.inf, math.inf)
-    assert dial_of(adaptive, nine, None) == (offset_for(adaptive.llm.model, 0.9),) * 2
-    assert dial_of(random, random.rows[0], 0.8) == (0.0, 0.0)
-    assert dial_of(random, random.rows[0], 0.01).text == -3.0, "not below what it can do"
+    assert dials_of(adaptive, base, 1.0) == [Dials(math.inf)]
+    assert dials_of(adaptive, nine, 0.9) == [Dials(offset_for(adaptive.llm.model, 0.9))]
+    assert dials_of(random, random.rows[0], 0.8) == [Dials(0.0)]
+    assert dials_of(random, random.rows[0], 0.01) == [Dials(-3.0)], "not below what it can do"
     for subject in fixed:
         row = subject.rows[0]
-        costs = [cost_at(subject, dial_of(subject, row, wanted)) for wanted in (0.95, 0.8, 0.6)]
-        assert costs == sorted(costs, reverse=True) and costs[0] < 1
-        ladder = sorted({round(cost_at(subject, dial_of(subject, row, c / 100)), 9) for c in range(20, 100)})
-        for wanted in (0.55, 0.7, 0.77, 0.83):
-            nearest = min(ladder, key=lambda cost: abs(cost - wanted))
-            assert cost_at(subject, dial_of(subject, row, wanted)) == pytest.approx(nearest), "the nearest step"
+        for wanted in (0.66, 0.7, 0.77, 0.83):
+            assert cost_at(subject, row, wanted) == pytest.approx(wanted, abs=1e-6), "texts take turns"
+            assert len(dials_of(subject, row, wanted)) == 2
+        assert cost_at(subject, row, 0.999) < 0.99, "one layer at least is dropped"
+        assert cost_at(subject, row, 0.0) == min(cost_at(subject, row, c / 20) for c in range(20)), "as far as it goes"
 
 
 def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
@@ -80,11 +85,11 @@ def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
 
     *_, make = subjects(setup, str(tiny_plugin), {}, [0.75], True)
     subject = make()
-    dial = dial_of(subject, subject.rows[0], 0.6)
+    dials, *_ = dials_of(subject, subject.rows[0], 0.6)
     model = tiny_model("llama")
-    cut = round(sum(1 for _ in model.model.layers) + dial.text - 1)  # count is 1
+    cut = round(sum(1 for _ in model.model.layers) + dials.write - 1)  # count is 1
     tokens = [5, 9, 40, 41, 200, 7]
-    ((score,),) = Scorer(subject.llm.engine, subject.llm.tokenizer).score([[Text(tokens, 1)]], Dials(dial.text))
+    ((score,),) = Scorer(subject.llm.engine, subject.llm.tokenizer).score([[Text(tokens, 1)]], dials)
     model.model.layers = model.model.layers[:cut]
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, :-1].log_softmax(-1)
@@ -110,3 +115,34 @@ def test_what_cannot_be(setup, tiny_plugin, tmp_path):
 def test_a_plug_in_is_known_by_its_contents(tiny_plugin, baselines):
     assert identity(tiny_plugin) == identity(tiny_plugin) != identity(baselines["random"])
     assert Row("early exit 0.9", "baseline", EARLY_EXIT, 0.9).file == "early-exit-0.9"
+
+
+def test_rows_in_int8_and_of_parts(setup, tiny_plugin):
+    lineup = Lineup(str(tiny_plugin), [1.0, 0.8], {}, False, "all", where=True)
+    adaptive, int8 = (make() for make in lineup.subjects(setup))
+    assert [(row.name, row.part) for row in adaptive.rows[2:]] == [
+        ("prompt only 0.8", "prompt"),
+        ("prompt and answer 0.8", "both"),
+    ]
+    assert [row.name for row in int8.rows] == ["base int8", "plug-in int8 0.8"] and int8.about["weights"] == "int8"
+    assert int8.llm.options.weights == "int8" and int8.llm.plugin is not None
+    assert [setup.prompt_budget_of(row) for row in int8.rows] == ["same", None], "the base is untouched throughout"
+
+
+def test_a_method_without_k_and_v_of_skipped_tokens_reads_no_less_than_it_writes(setup, tiny_plugin, baselines):
+    _, static = (
+        make()
+        for make in Lineup(str(tiny_plugin), [0.8], {"static": baselines["static"]}, False, "none").subjects(setup)
+    )
+    assert static.reading(0.8, 0.7) == "same" and static.reading(0.8, 0.9) == 0.9 and static.reading(0.8, None) is None
+    setting = Setting.of(static, static.knob(static.rows[0], 0.7), 0.5)
+    assert setting.high.scored.alike, "it would look for what nobody left"
+    with pytest.raises(ValueError, match="--where writes in layers that the prompt skipped, and static leaves no K"):
+        next(Lineup(baselines["static"], [0.8], {}, where=True).subjects(setup))()
+
+
+def test_parts_stand_beside_prompts_that_are_read_in_full(setup, tiny_plugin):
+    lineup = Lineup(str(tiny_plugin), [0.8], {}, where=True)
+    lineup.check(setup)
+    with pytest.raises(ValueError, match="leave --prompt-budget out"):
+        lineup.check(dataclasses.replace(setup, prompt_budget="same"))

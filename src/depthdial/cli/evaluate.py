@@ -12,7 +12,6 @@ import typer
 from depthdial.core.printable import printable, printable_lines
 
 if TYPE_CHECKING:
-    from depthdial.core.dial import PromptBudget
     from depthdial.evaluate.harness.run import Report
     from depthdial.evaluate.subjects import Int8, Lineup, Setup
 
@@ -106,10 +105,10 @@ def evaluate(
         raise ValueError(f"--int8 is dense, all or none, not {int8!r}")
     skipped, read = numbers("--budgets", budgets, float), prompt_budget_of(prompt_budget)
     lineup = Lineup(own, skipped, baselines, early_exit, cast("Int8", int8), where)
-    setup = Setup(model, dtype, device, allow_other_weights, batch)
+    setup = Setup(model, dtype, device, allow_other_weights, batch, prompt_budget=read)
     number = None if limit is None else items(limit)
     if written is not None:
-        _written(written, max_tokens, 1.0 if read is None else read, lineup, setup, number, output, resume, json)
+        _written(written, max_tokens, lineup, setup, number, output, resume, json)
     else:
         _tasks(tasks, fewshot, data_dir, allow_code_execution, lineup, setup, number, output, resume, json)
 
@@ -154,7 +153,6 @@ def _tasks(
 def _written(
     prompts: str,
     max_tokens: int,
-    read: PromptBudget,
     lineup: Lineup,
     setup: Setup,
     limit: float | None,
@@ -171,7 +169,7 @@ def _written(
     from depthdial.evaluate.written.run import Options, run
     from depthdial.evaluate.written.table import tables
 
-    options = Options(setup.model, lineup, setup, prompts, limit, max_tokens, read, output, resume)
+    options = Options(setup.model, lineup, setup, prompts, limit, max_tokens, output, resume)
     with _bar() as report:
         results, texts = run(options, report)
     text = tables(results)

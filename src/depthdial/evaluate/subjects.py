@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from depthdial.core.dial import Curve
+from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Method
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.equal_cost import Knob, between
@@ -59,21 +59,29 @@ class Setup:
     allow_other_weights: bool = False
     max_batch: int = BATCH
     cache_tokens: int | None = None
+    prompt_budget: PromptBudget | None = None
+    """Of all rows but the base's and those of `Lineup.where`; None is the engine's default."""
+    prefix_cache: bool = True
 
     def loaded(self, plugin: str | None) -> tuple[Any, Any]:
         """A model and its tokenizer."""
         return load(self.model, plugin, None, self.dtype, self.device, self.allow_other_weights)
 
     def llm(self, model: Any, tokenizer: Any, weights: Literal["auto", "int8"] = "auto") -> LLM:
-        """Without a prefix cache: what runs is counted for every text."""
+        """Raises ValueError for a `prompt_budget` that the model cannot have."""
         return LLM.of(
             model,
             tokenizer,
+            prompt_budget=self.prompt_budget,
             max_batch=self.max_batch,
             cache_tokens=self.cache_tokens,
             weights=weights,
-            prefix_cache=False,
+            prefix_cache=self.prefix_cache,
         )
+
+    def prompt_budget_of(self, row: Row) -> PromptBudget | None:
+        """What the row asks of what is read: the base is the untouched one in all it does."""
+        return "same" if row.budget == 1.0 else self.prompt_budget
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,17 @@ class Subject:
     rows: list[Row]
     knob: Callable[[Row, float | None], Knob]
     about: dict[str, Any]
+
+    def read_at(self, cost: float) -> float:
+        """The budget of what is read that comes nearest to a cost below 1."""
+        curves = {} if self.llm.plugin is None else self.llm.plugin.curves
+        return min(max(cost, *(curve.floor for curve in curves.values()), 0.0), 1 - 1e-9)
+
+    def reading(self, written: float, read: PromptBudget | None) -> PromptBudget | None:
+        """What is asked of a prompt before an answer at `written`. Where skipped tokens leave no K and V, a prompt that
+        is to cost less than its answer is read as this is written: no layer may come back."""
+        less = isinstance(read, float) and read < written
+        return "same" if less and self.llm.budgets.steady else read
 
 
 def rows_of(name: str, budgets: Sequence[float], kind: Kind) -> list[Row]:
@@ -114,6 +133,11 @@ class Lineup:
             if other := files.get(file := Row(name, "baseline", name, 1.0).file):
                 raise ValueError(f"--plugin {name}=...: its files would be those of {other!r}; choose another name")
             files[file] = name
+
+    def check(self, setup: Setup) -> None:
+        """ValueError where the rows of `where` would have nothing to stand beside."""
+        if self.where and setup.prompt_budget not in (None, 1.0):
+            raise ValueError("--where reads prompts in full beside rows that do not: leave --prompt-budget out")
 
     @property
     def below(self) -> list[float]:
@@ -164,6 +188,10 @@ class Lineup:
             for kind in ("text", "generated"):
                 offset_for(llm.model, budget, kind)
         rows = [Row("base", "base", name, 1.0), *rows_of(name, budgets, "adaptive")]
+        if self.where and llm.budgets.steady:
+            raise ValueError(
+                f"--where writes in layers that the prompt skipped, and {name} leaves no K and V there: leave it out"
+            )
         if self.where:
             rows += [Row(f"prompt only {b:g}", "where", name, b, "prompt") for b in budgets]
             rows += [Row(f"prompt and answer {b:g}", "where", name, b, "both") for b in budgets]

@@ -30,15 +30,16 @@ def prompt_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., Options]:
-    """`options(**fields)`: of `Options`, or of its `Lineup`."""
+    """`options(**fields)`: of `Options`, of its `Lineup`, or the prompt budget."""
 
     def make(**fields: Any) -> Options:
         lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
         lineup |= {name: fields.pop(name) for name in Lineup.__dataclass_fields__ if name in fields}
+        read = fields.pop("prompt_budget", None)
         told = {
             "model": str(tiny_folder),
             "lineup": Lineup(**lineup),
-            "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
+            "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4, prompt_budget=read),
             "prompts": str(prompt_file),
             "max_tokens": 12,
             "output": tmp_path / "out",

@@ -45,7 +45,7 @@ def test_rows_costs_and_files(options, tmp_path, baselines):
     assert list(rows) == ["base", "flexidepth 0.8", "base int8", "random 0.8", "static 0.8", "early exit 0.8"]
     base, own = rows["base"], rows["flexidepth 0.8"]
     assert base["cost"]["mean"] == 1 == base["prompt_cost"]["mean"] and base["chrf"]["mean"] == 100
-    assert own["cost"]["mean"] < 0.99, "something was skipped"
+    assert own["cost"]["mean"] < 0.99 and own["prompt_cost"]["mean"] == 1, "something was skipped in writing"
     assert own["over_base"]["nll"]["mean"] > 0, "a greedy text is less likely where layers are left out"
     for name in ("static 0.8", "early exit 0.8"):
         asked = {round(b, 6) for b in json.loads(_record(tmp_path, name).read_text())["budgets"]}
@@ -107,7 +107,17 @@ def test_where_skipping_hurts(options):
     own, prompt, both = (rows[name] for name in list(rows)[1:])
     assert prompt["cost"]["mean"] == 1 and own["cost"]["mean"] < 0.99 and both["cost"]["mean"] < 0.99
     for row in (prompt, both):
-        assert isinstance(row["asked"]["prompt_budget"], float)
+        assert row["prompt_cost"]["mean"] < 0.99 and 0.7 <= row["asked"]["prompt_budget"] < 1
+    assert own["prompt_cost"]["mean"] == 1
+
+
+def test_prompts_that_skip_as_answers_do(options):
+    results, _ = run(options(prompt_budget="same", early_exit=False, int8="none"))
+    base, own = results["rows"]
+    assert base["prompt_cost"]["mean"] == 1 and own["prompt_cost"]["mean"] < 0.99
+    assert results["arguments"]["prompt_budget"] == "same"
+    with pytest.raises(ValueError, match=r"prompt_budget: budget 0\.2 is outside"):
+        run(options(prompt_budget=0.2, output=None))
 
 
 def test_int8_rows_are_left_out_where_there_are_no_kernels(options, monkeypatch):

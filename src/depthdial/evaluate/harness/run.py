@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -18,7 +19,8 @@ from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
 from depthdial.evaluate.harness.items import Record, measure
-from depthdial.evaluate.harness.lm import DepthLM, Dial
+from depthdial.evaluate.harness.lm import DepthLM
+from depthdial.evaluate.harness.setting import Dial, Setting
 from depthdial.evaluate.harness.tasks import Suite, load_suites
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.subjects import INT8, Lineup, Row, Setup, Subject, identity
@@ -52,6 +54,7 @@ class Options:
             raise ValueError(f"--fewshot must be at least 0, not {self.fewshot}")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: the folder of the run that is to go on")
+        self.lineup.check(self.setup)
 
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
@@ -127,21 +130,28 @@ def _measure(
     record = None if kept is None else Record.from_json(kept)
     if record is None:
         lm.report = lambda done, total: report(name, done, total)
-        target = _target(row, suite.name, records)
+        target = row.budget if row.kind not in ("baseline", "where") else _target(row, suite.name, records)
         store = folder.store(row, suite.name)
         with redirect_stdout(sys.stderr):
-            dial = Dial.of(subject.llm.model, subject.knob(row, target))
-            record = measure(suite, lm, dial, store, options.limit, options.run_code)
+            setting = _setting(subject, row, target, options.setup)
+            record = measure(suite, lm, setting, store, options.limit, options.run_code)
         folder.put(row, suite.name, record.to_json())
     records.setdefault(row.name, {})[suite.name] = record
 
 
-def _target(row: Row, task: str, records: Mapping[str, Mapping[str, Record]]) -> float | None:
-    """The cost that a baseline is to meet: what the plug-in had on the task."""
-    if row.kind != "baseline":
-        return None
+def _target(row: Row, task: str, records: Mapping[str, Mapping[str, Record]]) -> float:
+    """The cost that a row is to meet: what the plug-in had on the task in what was written; where no written token ran,
+    its budget."""
     adaptive = next(name for name in records if name.endswith(f" {row.budget:g}"))
-    return records[adaptive][task].cost
+    cost = records[adaptive][task].cost
+    return row.budget if math.isnan(cost) else cost
+
+
+def _setting(subject: Subject, row: Row, target: float, setup: Setup) -> Setting:
+    if row.part:
+        written = 1.0 if row.part == "prompt" else row.budget
+        return Setting.alike(Dial.of(subject.llm, written, subject.read_at(target)))
+    return Setting.of(subject, subject.knob(row, target), setup.prompt_budget_of(row))
 
 
 def _done(
@@ -165,6 +175,7 @@ def _identity(options: Options, subject: Subject, baselines: dict[str, str], sui
             "what": "tasks",
             "model": fingerprint(subject.llm.model).weights,
             "plugin": options.lineup.identity(subject.llm, options.model),
+            "prompt_budget": subject.llm.prompt_budget,
             "dtype": options.setup.dtype,
             "limit": options.limit,
             "harness": lm_eval.__version__,
@@ -187,6 +198,7 @@ def _about(options: Options, subject: Subject, suites: Sequence[Suite]) -> dict[
             "budgets": list(options.lineup.budgets),
             "limit": options.limit,
             "fewshot": {s.name: next(iter(s.parts.values())).get_config("num_fewshot") for s in suites},
+            "prompt_budget": subject.llm.prompt_budget,
             "dtype": options.setup.dtype,
             "baselines": list(options.lineup.baselines),
         },

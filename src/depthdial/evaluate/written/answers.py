@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from depthdial.core.dial import PromptBudget
+from depthdial.engine.dials import Dials
 from depthdial.engine.llm import LLM, RequestOutput, SamplingParams
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.store import Store, key_of
@@ -44,7 +45,7 @@ class Asked:
 
     ids: list[int]
     budget: float
-    prompt_budget: PromptBudget
+    prompt_budget: PromptBudget | None
 
 
 class Writer:
@@ -95,7 +96,7 @@ class Writer:
 
     def _score(self, groups: Sequence[Sequence[Text]]) -> tuple[list[Any], list[float]]:
         began = time.perf_counter(), time.process_time()
-        found = [score.logprob for (score,) in self._scorer.score(groups, math.inf)]
+        found = [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
         return found, [time.perf_counter() - began[0], time.process_time() - began[1]]
 
 

@@ -32,7 +32,7 @@ class Record:
 
     budgets: list[float]
     """Of each prompt: asked for, of what is written."""
-    prompt_budget: PromptBudget
+    prompt_budget: PromptBudget | None
     """Asked for, of what is read."""
     answers: list[Answer]
     seconds: float

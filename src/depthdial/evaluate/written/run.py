@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ TASK = "written"
 
 @dataclass(frozen=True)
 class Options:
-    """An evaluation. prompts: "default" or a file; prompt_budget: of every row but those of `Lineup.where`."""
+    """An evaluation. prompts: "default" or a file."""
 
     model: str
     lineup: Lineup
@@ -45,7 +45,6 @@ class Options:
     prompts: str = "default"
     limit: float | None = None
     max_tokens: int = 120
-    prompt_budget: PromptBudget = 1.0
     output: Path | None = None
     resume: bool = False
 
@@ -56,8 +55,7 @@ class Options:
             raise ValueError(f"--max-tokens must be at least 1, not {self.max_tokens}")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: the folder of the run that is to go on")
-        if self.lineup.where and self.prompt_budget != 1.0:
-            raise ValueError("--where reads prompts in full beside rows that do not: leave --prompt-budget out")
+        self.lineup.check(self.setup)
 
 
 class Found(NamedTuple):
@@ -91,7 +89,8 @@ class _Evaluation:
         options, lineup = self.options, self.options.lineup
         baselines = {name: identity(path) for name, path in lineup.baselines.items()}
         self.report("loading", 0, 0)
-        subjects = lineup.subjects(options.setup)
+        # without a prefix cache what runs is counted for every text
+        subjects = lineup.subjects(replace(options.setup, prefix_cache=False))
         with redirect_stdout(sys.stderr):
             first = next(subjects)()
         if is_own(first.llm.model) and first.llm.plugin is None:
@@ -147,21 +146,22 @@ class _Evaluation:
 
     def _record(self, writer: Writer, subject: Subject, row: Row, ids: Sequence[list[int]], store: Store) -> Record:
         """Write a row's answers, at the cost that it is to meet where there is one, and let the base judge them."""
-        read, lowest = self.options.prompt_budget, _lowest(subject.llm)
+        read = self.options.setup.prompt_budget_of(row)
         target = 1.0 if row.kind in ("base", "int8", "adaptive") else self._beside(row).cost
         knob = subject.knob(row, target)
         spent = 0.0
 
-        def written(budgets: Sequence[float], read: PromptBudget) -> list[Answer]:
+        def written(budgets: Sequence[float], read: PromptBudget | None) -> list[Answer]:
             nonlocal spent
-            answers, spent = writer.write([Asked(*one, read) for one in zip(ids, budgets, strict=True)], store)
+            asked = [Asked(own, b, subject.reading(b, read)) for own, b in zip(ids, budgets, strict=True)]
+            answers, spent = writer.write(asked, store)
             return answers
 
         budgets = [1.0] * len(ids) if row.part == "prompt" else _budgets(knob, len(ids))
         if row.part:  # what is read is to cost what the adaptive row's written tokens do
-            read, answers = met(lambda aim: written(budgets, aim), prompt_cost_of, target, lowest)
+            read, answers = met(lambda aim: written(budgets, aim), prompt_cost_of, target, subject.read_at(0.0))
         elif row.kind == "baseline" and isinstance(knob, float):
-            aim, answers = met(lambda aim: written([aim] * len(ids), read), cost_of, target, lowest)
+            aim, answers = met(lambda aim: written([aim] * len(ids), read), cost_of, target, subject.read_at(0.0))
             budgets = [aim] * len(ids)
         else:
             answers = written(budgets, read)
@@ -182,7 +182,7 @@ class _Evaluation:
                 "dtype": options.setup.dtype,
                 "limit": options.limit,
                 "max_tokens": options.max_tokens,
-                "prompt_budget": options.prompt_budget,
+                "prompt_budget": first.llm.prompt_budget,
             },
             "tasks": {TASK: digest_of(options.prompts)},
             "baselines": baselines,
@@ -202,7 +202,7 @@ class _Evaluation:
                 "prompts": name_of(options.prompts),
                 "limit": options.limit,
                 "max_tokens": options.max_tokens,
-                "prompt_budget": options.prompt_budget,
+                "prompt_budget": first.llm.prompt_budget,
                 "budgets": list(options.lineup.budgets),
                 "chat": bool(first.llm.tokenizer.chat_template),
                 "dtype": options.setup.dtype,
@@ -236,9 +236,3 @@ def _budgets(knob: Knob, count: int) -> list[float]:
     if not isinstance(knob, Mix):
         return [knob] * count
     return [knob.high if high else knob.low for high in knob.at_high(torch.arange(count)).tolist()]
-
-
-def _lowest(llm: LLM) -> float:
-    """The lowest budget that all curves of a plug-in can be set to."""
-    curves = {} if llm.plugin is None else llm.plugin.curves
-    return max((curve.floor for curve in curves.values()), default=1.0)
