@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.other_device import OTHER, There, other_device
 
 from depthdial.core import layers
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
@@ -83,7 +83,7 @@ def engine(model: Any, tokenizer: Any) -> LLM:
 def finished(llm: LLM, **params: Any) -> list[Any]:
     offsets = (math.inf, math.inf if params.get("lossless") else 0.0)
     given = SamplingParams(**{"max_tokens": 4, "ignore_eos": True, "seed": 1, **params})
-    requests = [Request(None, IDS, given, 1, Dials(offset), 4, first_key("test")) for offset in offsets]
+    requests = [Request(None, IDS, given, 1, Dials.same(offset), 4, first_key("test")) for offset in offsets]
     for request in requests:
         llm.engine.submit(request, llm.tokenizer)
     for _ in range(30):
@@ -128,7 +128,7 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     model: Any = adapted(tiny_model("llama").to(other), method_named("flexidepth", dict(METHODS["flexidepth"].example)))
     llm = engine(model, tiny_tokenizer)
     for offset in (math.inf, 0.0):
-        ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials(offset))
+        ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials.same(offset))
         assert math.isfinite(score.logprob)
         slow, fast = (passes_of(model, tiny_tokenizer, offset, way, False, True, 2, 64) for way in (None, llm.engine))
         for wanted, found in zip(slow([IDS]), fast([IDS]), strict=True):

@@ -104,3 +104,39 @@ def test_a_layer_counts_when_any_unit_ran_and_a_unit_without_decisions_always_do
         keep = route.keep(unit)
         assert keep[0].all() and keep[1].int().tolist() == expected
     assert torch.equal(route.layers_used, route.keep().sum(0))
+
+
+def test_tokens_that_are_read_have_a_dial_of_their_own(route: Route):
+    route.offset, route.read = -1.0, torch.tensor([[True, False], [False, False]])
+    logit = torch.zeros(2, 2)
+    assert route.shifted(logit).tolist() == [[-1, -1], [-1, -1]], "no other dial: the form of the papers"
+    route.read_offset = math.inf
+    assert route.shifted(logit).tolist() == [[math.inf, -1], [-1, -1]]
+    route.offset = torch.tensor([-1.0, 0.5])
+    assert route.shifted(logit).tolist() == [[math.inf, -1], [0.5, 0.5]]
+    route.offset, route.read_offset = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), -0.5
+    assert route.shifted(logit).tolist() == [[-0.5, 1], [2, 3]]
+    assert not route.dense
+    route.offset = math.inf
+    assert not route.dense
+    route.read_offset = math.inf
+    assert route.dense
+
+
+def test_what_a_pass_cost_is_told_by_its_own_dial(route: Route):
+    decisions = dict(route.decisions)
+    route.offset = torch.tensor([[math.inf, 0.0], [0.0, 0.0]])
+    route.begin((2, 2), None)
+    route.decisions.update(decisions)
+    route.offset = 0.0
+    assert route.token_cost().tolist()[0] == pytest.approx([1.0, 408 / 400])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("offset", (2, 3)), ("offset", (2, 1)), ("offset", (3, 2)), ("read", (2,)), ("read", (1, 2))]
+)
+def test_dials_of_other_tokens_are_refused(route: Route, name: str, shape: tuple[int, ...]):
+    setattr(route, name, torch.zeros(shape, dtype=torch.bool if name == "read" else torch.float32))
+    with pytest.raises(ValueError, match=rf"route.{name} has shape .* the batch 2 rows") as caught:
+        route.begin((2, 2), None)
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.output import RequestOutput
 from depthdial.engine.prefix import first_key
@@ -25,7 +25,8 @@ def made(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Callab
 
     def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None, **engine: Any) -> LLM:
         chosen = method_named(method, {**METHODS[method].example, **(fields or {})})
-        return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **{"prompt_budget": "same", **engine})
+        options: dict[str, Any] = {"prompt_budget": "same", **engine}
+        return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **options)
 
     return make
 
@@ -35,7 +36,7 @@ def asked() -> Callable[..., Request]:
     """`asked(llm, ids, dials, **params)`: a request at logit offsets, not submitted; greedy and 12 tokens long."""
 
     def ask(llm: LLM, ids: list[int], dials: float | Dials = 0.0, **params: Any) -> Request:
-        at = dials if isinstance(dials, Dials) else Dials(dials)
+        at = dials if isinstance(dials, Dials) else Dials.same(dials)
         given = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "seed": 1, **params})
         limit = min(given.max_tokens, llm.context - len(ids))
         return Request(None, ids, given, given.seed or 0, at, limit, first_key("test"))
@@ -64,7 +65,7 @@ def agrees() -> Callable[..., None]:
 
     def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
         model, start = llm.model, len(request.token_ids)
-        before, model.route.offset = model.route.offset, request.dials.write
+        before, model.route.offset = model.route.offset, request.dials.written
         try:
             for sample in output.samples:
                 with torch.no_grad():

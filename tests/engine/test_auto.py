@@ -133,7 +133,7 @@ def test_a_dial_that_moves_never_lets_a_text_read_what_nobody_wrote(made, method
         llm.engine.step()
         for i, request in enumerate(requests):
             if any(row.slot is not None for row in request.rows):
-                offsets[i].add(request.dials.write)
+                offsets[i].add(request.dials.written)
     for i, request in enumerate(requests):
         (row,) = request.rows
         assert row.error is None and len(row.token_ids) == 10

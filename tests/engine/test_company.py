@@ -40,7 +40,7 @@ def on(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Maker:
     def make(isa: str, weights: str, family: str | None = None, **engine: Any) -> LLM:
         base = tiny_model(family or FAMILY[weights], **{**SIZES, "max_position_embeddings": 512}).bfloat16()
         method = method_named("flexidepth", {"first": 2, "start": 0.0})
-        asked = {"prompt_budget": "same", "weights": "int8" if weights == "int8" else "auto", **engine}
+        asked: dict[str, Any] = {"prompt_budget": "same", "weights": "int8" if weights == "int8" else "auto", **engine}
         llm = LLM.of(adapted(base, method), tiny_tokenizer, **asked)
         old = llm.engine.runner
         assert isinstance(old, NativeRunner), "there is no compiler here"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
@@ -41,7 +41,7 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     seen: dict[int, list[tuple[int, torch.Tensor]]] = {}
     reader, tokens, passes = Reader(llm.engine, llm.tokenizer, room), llm.stats.tokens, llm.stats.passes
     look = (lambda i, start, logits: seen.setdefault(i, []).append((start, logits.clone()))) if looking else None
-    found = reader.read(texts, Dials(offset), look)
+    found = reader.read(texts, Dials.same(offset), look)
     total = sum(map(len, texts))
     assert llm.stats.tokens - tokens == total, "every token runs once"
     if not tight:
@@ -81,7 +81,7 @@ def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(made, text):
     llm = made(max_batch=2, cache_tokens=64)
     reader = Reader(llm.engine, llm.tokenizer, 512)
     with pytest.raises(ValueError, match="raise cache_tokens"):
-        reader.read([[1, 2], text], Dials(0.0))
+        reader.read([[1, 2], text], Dials.same(0.0))
     cache = llm.engine.scheduler.cache
     assert cache.free_slots == 2 and cache.available == cache.pages
     assert reader.fits(64) and not reader.fits(len(text))
@@ -105,8 +105,10 @@ def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny
     seen: dict[int, list[torch.Tensor]] = {}
     texts = [list(range(3, 60)), [9] * 40, list(range(200, 100, -1))]
     reader = Reader(llm.engine, llm.tokenizer, room)
-    unseen = reader.read(texts, Dials(0.0))  # no pass is asked for logits
-    found = reader.read(texts, Dials(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
+    unseen = reader.read(texts, Dials.same(0.0))  # no pass is asked for logits
+    found = reader.read(
+        texts, Dials.same(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone())
+    )
     for i, text in enumerate(texts):
         wanted, logits = by_routed(llm, text, 0.0)
         assert np.array_equal(found[i], wanted) and np.array_equal(unseen[i], wanted)

@@ -61,7 +61,7 @@ def bench(made: Callable, asked: Callable) -> Callable[..., Bench]:
 
 def reference(on: Bench, row: Row) -> tuple[torch.Tensor, list[int], list[float]]:
     model = on.llm.model
-    model.route.offset = row.request.dials.write
+    model.route.offset = row.request.dials.written
     with torch.no_grad():
         logits = model(torch.tensor([row.tokens]), use_cache=False).logits[0]
     return logits, model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.score import Ran, Scorer, Text
 from depthdial.methods import METHODS, method_named
 
@@ -33,7 +33,7 @@ def by_routed(llm, text: Text, offset: float):
 def check(llm, groups, offset: float, room: int = 512) -> None:
     scorer = Scorer(llm.engine, llm.tokenizer, room)
     tokens = llm.stats.tokens
-    found = [score for chunk in scorer.chunks(groups) for score in scorer.score(groups[chunk], Dials(offset))]
+    found = [score for chunk in scorer.chunks(groups) for score in scorer.score(groups[chunk], Dials.same(offset))]
     ran = llm.stats.tokens - tokens
     assert ran == sum(distinct(group) for group in groups), "what is shared within a group runs once"
     layers, cost = 0, 0.0
@@ -107,10 +107,10 @@ def test_a_chunk_gives_the_same_whatever_ran_before(made):
     llm = made(max_batch=4)
     scorer = Scorer(llm.engine, llm.tokenizer)
     groups = [[Text(list(range(10, 90)), 70)], [Text(list(range(10, 90)), 60), Text([*range(10, 80), 5], 70)]]
-    first = scorer.score(groups, Dials(0.0))
-    scorer.score([[Text(list(range(100, 190)), 5)]], Dials(0.5))
+    first = scorer.score(groups, Dials.same(0.0))
+    scorer.score([[Text(list(range(100, 190)), 5)]], Dials.same(0.5))
     llm.generate([list(range(10, 90))])
-    assert scorer.score(groups, Dials(0.0)) == first
+    assert scorer.score(groups, Dials.same(0.0)) == first
 
 
 def test_chunks_fit_and_leave_nothing_out(made):
@@ -122,7 +122,7 @@ def test_chunks_fit_and_leave_nothing_out(made):
     assert all(sum(map(len, groups[cut])) <= 3 for cut in cuts) and len(cuts) > 4
     assert list(scorer.chunks([])) == []
     with pytest.raises(ValueError, match="raise cache_tokens"):
-        scorer.score([[Text([i, 4], 1) for i in range(3, 8)]], Dials(0.0))
+        scorer.score([[Text([i, 4], 1) for i in range(3, 8)]], Dials.same(0.0))
     assert llm.engine.scheduler.cache.free_slots == 3
 
 

@@ -209,7 +209,7 @@ def test_a_text_that_repeats_itself_is_looked_up(made, asked, drafted, finish):
     assert counted.ideal_speedup > 1.5
 
 
-def test_prefixes_of_the_mode_are_its_own(made):
+def test_a_prompt_read_in_full_is_shared_by_all_that_read_it_so(made):
     llm = made()
     (ids,) = prompts(70)
 
@@ -219,7 +219,9 @@ def test_prefixes_of_the_mode_are_its_own(made):
         return llm.stats.cached_tokens - before
 
     lossless, base = SamplingParams(4, lossless=True), SamplingParams(4, budget=1.0)
-    assert [cached(params) for params in (lossless, base, lossless, base)] == [0, 0, 64, 64]
+    full, skipping = SamplingParams(4, prompt_budget=1.0), SamplingParams(4)
+    assert [cached(params) for params in (lossless, base, full, lossless)] == [0, 64, 64, 64]
+    assert [cached(params) for params in (skipping, skipping, base)] == [0, 64, 64]
 
 
 def test_a_draft_that_fails_ends_its_rows_alone(made, asked, drafted, finish, agrees, monkeypatch):

@@ -7,8 +7,7 @@ import math
 
 import pytest
 
-from depthdial.core.dial import Curve
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Curve, Dials
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.harness.setting import Setting
 from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
@@ -67,10 +66,10 @@ def test_rows_and_dials(setup, tiny_plugin, baselines):
     assert names[-1] == "early exit 0.75" and len(set(names)) == len(names) == 9
     adaptive, random, *fixed = made
     base, nine, _ = adaptive.rows
-    assert dials_of(adaptive, base, 1.0) == [Dials(math.inf)]
-    assert dials_of(adaptive, nine, 0.9) == [Dials(offset_for(adaptive.llm.model, 0.9))]
-    assert dials_of(random, random.rows[0], 0.8) == [Dials(0.0)]
-    assert dials_of(random, random.rows[0], 0.01) == [Dials(-3.0)], "not below what it can do"
+    assert dials_of(adaptive, base, 1.0) == [Dials.same(math.inf)]
+    assert dials_of(adaptive, nine, 0.9) == [Dials.same(offset_for(adaptive.llm.model, 0.9))]
+    assert dials_of(random, random.rows[0], 0.8) == [Dials.same(0.0)]
+    assert dials_of(random, random.rows[0], 0.01) == [Dials.same(-3.0)], "not below what it can do"
     for subject in fixed:
         row = subject.rows[0]
         for wanted in (0.66, 0.7, 0.77, 0.83):
@@ -87,7 +86,7 @@ def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
     subject = make()
     dials, *_ = dials_of(subject, subject.rows[0], 0.6)
     model = tiny_model("llama")
-    cut = round(sum(1 for _ in model.model.layers) + dials.write - 1)  # count is 1
+    cut = round(sum(1 for _ in model.model.layers) + dials.written - 1)  # count is 1
     tokens = [5, 9, 40, 41, 200, 7]
     ((score,),) = Scorer(subject.llm.engine, subject.llm.tokenizer).score([[Text(tokens, 1)]], dials)
     model.model.layers = model.model.layers[:cut]

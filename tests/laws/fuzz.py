@@ -17,11 +17,11 @@ import torch
 from tests.engine.poison import poison
 from tests.laws.test_laws import VARIANTS
 
+from depthdial.core.dial import Dials
 from depthdial.engine.acceptance import Prices
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven, Point
 from depthdial.engine.cache import pages_for
-from depthdial.engine.dials import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.prefix import first_key
@@ -203,7 +203,7 @@ def run(case: Case, tiny_model: Callable, tokenizer: Any, adapted: Callable) -> 
     watch = Watch(llm)
     requests = [
         Request(
-            None, plan.ids, plan.params, plan.params.seed or 0, Dials(plan.offset),
+            None, plan.ids, plan.params, plan.params.seed or 0, Dials.same(plan.offset),
             min(plan.params.max_tokens, CONTEXT - len(plan.ids)), first_key("fuzz", plan.params.lossless), plan.draft,
         )
         for plan in case.plans

@@ -110,7 +110,7 @@ def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tenso
         keep = ran.keeps[row]
         asked[:, b, : len(keep)], known[b, : len(keep)] = torch.from_numpy(keep.T), True
     route = model.route
-    route.offset = torch.tensor([row.request.dials.write for row in rows])
+    route.offset = torch.tensor([row.request.dials.written for row in rows])
     following = Following(route, asked, known, GATE[ran.case.dtype], ran.case.apart)
     vars(route).update(voted=following)
     logits = model(ids, use_cache=False).logits.float()

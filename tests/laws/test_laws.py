@@ -166,6 +166,23 @@ def test_1_keep_all_is_the_base_bit_for_bit(case: Case, offset: float | Tensor) 
         assert case.model.route.cost() == 1.0
 
 
+def test_1_what_is_read_in_full_is_the_base(case: Case) -> None:
+    """Beside tokens of the same rows that are written."""
+    ids, route = tokens(), case.model.route
+    route.read, route.read_offset = torch.arange(12).expand(3, 12) < torch.tensor([[5], [12], [0]]), math.inf
+    logits, expected = forward(case.model, ids), case.base(ids).logits
+    assert torch.equal(logits[0, :5], expected[0, :5]) and torch.equal(logits[1], expected[1])
+    cost = route.token_cost()
+    assert cost[route.read].eq(1.0).all()
+    if decides(case):
+        assert not torch.equal(logits[0, 5:], expected[0, 5:]) and not cost[2].eq(1.0).all()
+    route.read = None
+    torch.testing.assert_close(forward(case.model, ids)[2], logits[2], rtol=1e-5, atol=1e-5)
+    mixed = torch.tensor([[0.0] * 6 + [math.inf] * 6, [-0.5] * 12, [1.0, -1.0] * 6])
+    forward(case.model, ids, mixed)
+    assert case.model.route.token_cost()[0, 6:].eq(1.0).all()
+
+
 def test_2_weights_are_zero_off_their_branch(case: Case) -> None:
     for training in (False, True):
         case.model.route.training, case.model.route.offset = training, 0.0

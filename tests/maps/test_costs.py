@@ -47,7 +47,7 @@ def test_a_map_on_disk_has_them_and_its_tables_tell_them(facts, rows, tmp_path):
     held = read(place)
     assert held.facts == facts
     for a, b in zip(held.rows, rows, strict=True):
-        assert np.array_equal(a.cost, b.cost, equal_nan=True)
+        assert a.cost is not None and b.cost is not None and np.array_equal(a.cost, b.cost, equal_nan=True)
     summary = summarise(place)
     told = summary.to_json()
     assert told["prompt_cost"]["mean"] == 1 and told["cost"]["mean"] == pytest.approx(5 / 7)

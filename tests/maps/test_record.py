@@ -108,7 +108,7 @@ def test_conversations_mark_their_answers(tiny_tokenizer):
 
 def test_rows_from_an_engine_have_its_depths(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer)
-    (output,) = llm.generate("the quick brown", SamplingParams(max_tokens=6, ignore_eos=True))
+    (output,) = llm.generate("the quick brown", SamplingParams(6, ignore_eos=True, prompt_budget="same"))
     row = row_of_output(output, tiny_tokenizer, "one")
     text = Text(row.token_ids.tolist(), row.generated.tolist(), "one")
     (full,) = Recorder(tiny_converted, tiny_tokenizer, llm.offset_of(None)).rows([text])

@@ -68,6 +68,27 @@ def retensor(plugin: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
     save_file(tensors, plugin / PARTS_FILE)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"), [(1.0, "read in full"), (0.75, "at a cost of 0.75"), ("same", "form of the papers"), (None, "")]
+)
+def test_it_says_how_its_prompts_were_read(base: Any, plugin: Path, prompt: Any, said: str):
+    edit(plugin, lambda data: data.update(prompt_budget=prompt))
+    known = attach(base, plugin).plugin
+    assert known.prompt_budget == prompt and said in known.form and bool(said) == bool(known.form)
+    assert save(base, plugin.parent / "again") and read(plugin.parent / "again").prompt_budget == prompt
+
+
+def test_one_of_before_was_trained_in_the_form_of_the_papers(plugin: Path):
+    edit(plugin, lambda data: data.pop("prompt_budget"))
+    assert read(plugin).prompt_budget == "same" and "form of the papers" in read(plugin).form
+
+
+@pytest.mark.parametrize("prompt", [0, -1, 1.5, True, "full", [], {"a": 1}, 10**399])
+def test_an_odd_prompt_budget_is_refused(base: Any, plugin: Path, prompt: Any):
+    edit(plugin, lambda data: data.update(prompt_budget=prompt))
+    assert "prompt_budget is" in refusal(base, plugin)
+
+
 def test_round_trip(base: Any, tiny_model: Callable, adaptive: Callable, tmp_path: Path):
     model = adaptive(tiny_model("llama"), weights="hard", but=[4])
     curve = Curve((-1.0, 0.5), (0.8, 0.9), (0.3, 0.1))

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from depthdial.core.dial import Curve
-from depthdial.methods import Dense, FlexiDepth
-from depthdial.models.checkpoint import attach
+from depthdial.core.hold import GRID
+from depthdial.methods import METHODS, Dense, FlexiDepth, Static, method_named
+from depthdial.models.checkpoint import Plugin, attach
 from depthdial.models.convert import convert
-from depthdial.models.dial import offset_for, set_budget
+from depthdial.models.dial import dials_for, offset_for, prompt_budget_for, set_budget
+from depthdial.models.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -78,3 +81,73 @@ def test_set_budget_turns_the_dial(model: Any):
         costs.append(model.route.cost())
     assert costs[:3] == sorted(costs[:3]) and costs[0] < costs[2]
     assert costs[3] == 1.0, "below it, routers are paid for even where all layers run"
+
+
+def test_a_prompt_has_a_dial_of_its_own(model: Any):
+    dials = dials_for(model, 0.75)
+    assert dials.read == math.inf and dials.hold is not None
+    assert dials.hold.start == offset_for(model, 0.75, "generated") == pytest.approx(0.0)
+    assert dials.written == round(dials.hold.start / GRID) * GRID
+    assert dials.hold.slope == pytest.approx(0.3 / 4), "of the curve of generated tokens"
+    assert dials_for(model, 0.75, 0.85).read == offset_for(model, 0.85, "text") != offset_for(model, 0.85, "generated")
+    same = dials_for(model, 0.75, "same")
+    assert same == (dials.written, dials.written, dials.hold)
+    assert dials_for(model, None) == dials_for(model, 0.8)
+    assert dials_for(model, 1.0) == (math.inf, math.inf, None)
+
+
+@pytest.mark.parametrize("prompt", [0, -0.1, 1.1, math.nan, "full", True])
+def test_what_no_prompt_can_cost_is_refused(model: Any, prompt: Any):
+    set_budget(model, 0.75)
+    for ask in (dials_for, lambda model, _, prompt: set_budget(model, 0.8, prompt=prompt)):
+        with pytest.raises(ValueError, match="prompt_budget must be above 0") as caught:
+            ask(model, 0.75, prompt)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="is outside"):
+        set_budget(model, 0.8, prompt=0.3)
+    assert model.turned.budget == 0.75, "the dials are left alone"
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.frozen])
+def test_a_model_with_its_own_routers_has_no_base_to_read_with(name: str, tiny_model: Callable):
+    model: Any = convert(tiny_model("llama"), method_named(name, dict(METHODS[name].example)))
+    if not model.method.skips:  # then there is nothing to be read otherwise
+        assert prompt_budget_for(model) == 1.0
+        return
+    assert prompt_budget_for(model) == prompt_budget_for(model, "same") == "same"
+    set_budget(model, None)
+    assert model.route.read_offset is None
+    for prompt in (1.0, 0.8):
+        with pytest.raises(ValueError, match=r"own routers.*leave prompt_budget out") as caught:
+            set_budget(model, None, prompt=prompt)
+        assert "\n" not in str(caught.value)
+
+
+def test_whole_layers_are_not_held_where_they_leave_no_keys(tiny_model: Callable):
+    model: Any = convert(tiny_model("llama"), Static(order=(3, 1, 4), count=2, adapter_ratio=0))
+    curve = Curve((-1.0, 0.0, 1.0, 2.0), (0.7, 0.8, 0.9, 1.0), (0.3, 0.2, 0.1, 0.0), step=1.0)
+    model.plugin = Plugin("static", model.method, fingerprint(model), {"text": curve})
+    assert dials_for(model, 0.86) == (math.inf, 0.0, None), "the step below"
+    assert dials_for(model, 0.8, 0.9) == (1.0, 0.0, None)
+    with pytest.raises(ValueError, match=r"a prompt read at 0\.7 leaves no K and V"):
+        dials_for(model, 0.9, 0.7)
+
+
+def test_a_forward_pass_scores_and_may_read(model: Any):
+    """Which is what one pass over the prompt and one after it do."""
+    ids = torch.arange(3, 43).view(2, 20)
+    set_budget(model, 0.75)
+    with torch.no_grad():
+        scored = model(ids).logits
+        model.route.read = torch.arange(20).expand(2, 20) < torch.tensor([[8], [0]])
+        both, costs = model(ids).logits, model.route.token_cost()
+        model.route.read = None
+        cache = DynamicCache(config=model.config)
+        model.route.offset, before = math.inf, model.route.offset
+        model(ids[:1, :8], past_key_values=cache)
+        model.route.offset = before
+        rest = model(ids[:1, 8:], past_key_values=cache).logits
+    assert costs[0, :8].eq(1.0).all() and costs[0, 8:].lt(1.0).any() and costs[1].lt(1.0).any()
+    torch.testing.assert_close(both[:1, 8:], rest)
+    torch.testing.assert_close(both[1], scored[1])
+    assert not torch.allclose(both[0, 8:], scored[0, 8:])

@@ -94,6 +94,35 @@ def test_the_dial_stays_where_it_stands(made: Callable, turn: float | None, tmp_
     assert opened(tmp_path / "turned").route.offset == again.route.offset
 
 
+@pytest.mark.parametrize("prompt", [1.0, 0.75, "same", None])
+def test_so_does_the_one_of_prompts(made: Callable, prompt: Any, tiny_tokenizer: Any, tmp_path: Path):
+    model = made()
+    set_budget(model, 0.8, prompt=prompt)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded: Any = load(str(tmp_path), dtype="float32", device="cpu")[0]
+    expected = model.generate(IDS, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    for again in (opened(tmp_path), loaded):
+        assert again.turned == model.turned and again.route.read_offset == model.route.read_offset
+        assert torch.equal(again.generate(IDS, max_new_tokens=20, do_sample=False, pad_token_id=0), expected)
+    other: Any = load(str(tmp_path), budget=0.8, dtype="float32", device="cpu", prompt_budget="same")[0]
+    assert other.turned.prompt_budget == "same" and other.route.read_offset is None
+    model.route.read_offset = 0.25
+    with pytest.raises(ValueError, match="set prompt_budget"):
+        model.save_pretrained(tmp_path / "between")
+
+
+def test_a_folder_of_before_there_was_a_choice_reads_in_full(made: Callable, tmp_path: Path):
+    model = made()
+    set_budget(model, 0.8, prompt="same")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    told = json.loads(file.read_text())
+    assert told.pop("prompt_budget") == "same"
+    file.write_text(json.dumps(told))
+    assert opened(tmp_path).turned.prompt_budget == 1.0
+
+
 @pytest.mark.parametrize("offset", [-0.37, 1.25, math.inf, torch.tensor(0.5)])
 @pytest.mark.parametrize("known", [True, False], ids=["a plug-in", "no plug-in"])
 def test_so_does_one_that_no_budget_names(

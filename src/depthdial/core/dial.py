@@ -33,8 +33,18 @@ class Dials(NamedTuple):
     """Of its prompt."""
     written: float
     """Of what is generated; where it is held, of the first tokens."""
-    hold: Hold | None
+    hold: Hold | None = None
     """What moves `written` so that the budget is met; None where it stays."""
+
+    @classmethod
+    def same(cls, offset: float) -> Dials:
+        """One offset for all tokens (the form of the papers)."""
+        return cls(offset, offset)
+
+    @property
+    def alike(self) -> bool:
+        """Does a token run the same whether it is read or written?"""
+        return self.hold is None and self.read == self.written
 
 
 @dataclass(frozen=True)

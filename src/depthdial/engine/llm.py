@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import dtype as Dtype
 
-from depthdial.core.dial import PromptBudget
+from depthdial.core.dial import Dials, PromptBudget
 from depthdial.core.dial import prompt_budget as checked
 from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.budgets import Budgets
 from depthdial.engine.config import Budget, EngineConfig, EngineOptions
-from depthdial.engine.dials import Dials
 from depthdial.engine.output import Piece, RequestOutput, Sample
 from depthdial.engine.own_sampling import OwnSampling
 from depthdial.engine.prefix import first_key
@@ -109,7 +108,7 @@ class LLM:
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self.plugin: Plugin | None = getattr(model, "plugin", None)
-        self.budgets = Budgets(model, budget, prompt_budget, auto)
+        self.budgets = Budgets(model, budget, prompt_budget, auto, hold=options.grain == "token")
         """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
@@ -291,7 +290,10 @@ class LLM:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
             moving = self.budgets.auto is not None and params.budget is None
             steady = self.budgets.steady
-            return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)
-        draft = self.budget if params.draft_budget is None else params.draft_budget
-        offset = self.offset_of(draft)
-        return Request(text, ids, params, seed, Dials(math.inf), limit, key, offset, 1.0 if draft is None else draft)
+            follows = moving and (params.prompt_budget or self.prompt_budget) == "same"
+            return Request(
+                text, ids, params, seed, dials, limit, key, target=target, moving=moving, follows=follows, steady=steady
+            )
+        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials.same(math.inf)
+        cost = 1.0 if draft is None else draft
+        return Request(text, ids, params, seed, dials, limit, key, self.offset_of(draft), cost)

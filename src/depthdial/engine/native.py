@@ -200,7 +200,7 @@ class NativeRunner:
 
 
 class Costs:
-    """True cost of tokens from the layers they kept: `core.cost.token_cost`, bit for bit (a budget that is held goes by
+    """True cost of tokens from the layers they kept: `core.cost.exact_cost`, bit for bit (a budget that is held goes by
     each of them), where a layer is kept as a whole."""
 
     def __init__(self, ledger: Ledger):
@@ -213,12 +213,11 @@ class Costs:
 
     def __call__(self, keep: np.ndarray, offsets: np.ndarray) -> list[float]:
         """keep: uint8 [L, N] -> N numbers."""
-        cost = ((self._least + self._work @ keep) / self._dense).astype(np.float32)
-        return np.where(offsets == np.inf, np.float32(1.0), cost).tolist()
+        return np.where(offsets == np.inf, 1.0, (self._least + self._work @ keep) / self._dense).tolist()
 
     def of_one(self, keep: np.ndarray) -> float:
         """keep: uint8 [L], of a token that does not run the untouched base."""
-        return float(np.float32((self._least + float(self._work @ keep)) / self._dense))
+        return (self._least + float(self._work @ keep)) / self._dense
 
 
 class GivenTable:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.core.dial import Dials
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.cache import pages_for
-from depthdial.engine.dials import Dials
 from depthdial.engine.request import Request, Row
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.scheduler import Slice

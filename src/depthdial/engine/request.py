@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK
-from depthdial.engine.dials import Dials, Held, runs
+from depthdial.engine.held import Held, runs
 from depthdial.engine.output import Finish, Piece, RequestOutput, Sample
 from depthdial.engine.prefix import first_key, next_key
 from depthdial.engine.sampling import SamplingParams, draw_key
@@ -38,6 +39,8 @@ class Request:
     """True cost that generated tokens should have on the mean; None where nobody says."""
     moving: bool = False
     """Does the offset of what is written follow the engine's own dial (`auto`)?"""
+    follows: bool = False
+    """Does that of the prompt follow with it?"""
     steady: bool = False
     """Does it stay where it is once a row has begun? Where skipped tokens leave no K and V, tokens that come after a
     layer is back would read what nobody wrote."""
@@ -59,7 +62,7 @@ class Request:
     def key(self) -> bytes:
         """The start of the hash chain of its pages (see `prefix`): of those of a prompt that is read in full the same
         whatever is written after it."""
-        return first_key(self.facts, self._writing if self.dials.read is None else self.dials.read)
+        return first_key(self.facts, self._writing if self.follows else self.dials.read)
 
     @property
     def written_key(self) -> bytes | None:
@@ -67,13 +70,13 @@ class Request:
 
         Held offsets follow from the tokens and from what is to be held.
         """
-        if self.dials.alike and (self.dials.read is None or not self.moving):
+        if self.dials.alike and (self.follows or not self.moving):
             return None
         return first_key("written", self._writing, self.dials.hold)
 
     @property
     def _writing(self) -> float | str:
-        return "moving" if self.moving and not self.steady else self.dials.write
+        return "moving" if self.moving and not self.steady else self.dials.written
 
     def output(self) -> RequestOutput:
         """What came of it. All its rows must be done."""
@@ -130,8 +133,8 @@ class Row:
         request = self.request
         before = place - len(request.token_ids)
         if before < 0:
-            return request.dials.reading
-        return request.dials.write if self._held is None else self._held.offsets[before // BLOCK]
+            return request.dials.read
+        return request.dials.written if self._held is None else self._held.offsets[before // BLOCK]
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, float]]:
         """The places start..end-1, before the horizon, in parts of one offset each: (start, end, offset)."""

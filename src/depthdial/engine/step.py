@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.core.dial import Dials
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
@@ -102,7 +103,8 @@ class Engine:
         for row in (*queue.running, *queue.waiting):
             request = row.request
             if request.moving and not (request.steady and request.begun):
-                request.dials, request.target = request.dials._replace(write=offset), dial.auto.budget
+                read = offset if request.follows else request.dials.read
+                request.dials, request.target = Dials(read, offset), dial.auto.budget
         if queue.idle:
             dial.auto.rest()
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from depthdial import __version__
+from depthdial.core.dial import Dials
 from depthdial.engine.breakeven import ROWS, BreakEven, Trial, cached, measure
-from depthdial.engine.dials import Dials
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.step import Engine
@@ -54,7 +54,7 @@ class Trials:
         texts = torch.randint(vocabulary, (rows, PROMPT), generator=torch.Generator().manual_seed(rows)).tolist()
         params = SamplingParams(max_tokens=STEPS + rows + 1, ignore_eos=True, seed=0)
         # a row more may start a step later: all have their first token before the clock starts
-        requests = [Request(None, text, params, 0, Dials(offset), params.max_tokens, f"trial {offset}".encode())
+        requests = [Request(None, text, params, 0, Dials.same(offset), params.max_tokens, f"trial {offset}".encode())
                     for text in texts]  # fmt: skip
         try:
             for request in requests:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.reading import Reader
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import BaseReading, Expected
@@ -143,10 +143,10 @@ class EnginePasses:
 
     def _fitting(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
         if self._reading is None:
-            return [Pass(ran, None, None) for ran in self._wide.read(texts, Dials(self._offset))]
+            return [Pass(ran, None, None) for ran in self._wide.read(texts, Dials.same(self._offset))]
         ran, expected = self._expected(texts, self._reading)
         if self._offset != self._base:  # else that was all
-            ran = self._wide.read(texts, Dials(self._offset))
+            ran = self._wide.read(texts, Dials.same(self._offset))
         return [Pass(mask, None, read) for mask, read in zip(ran, expected, strict=True)]
 
     def _expected(
@@ -159,7 +159,7 @@ class EnginePasses:
             coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # what follows the last is not told
             found[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
 
-        ran = self._narrow.read(texts, Dials(self._base), look)
+        ran = self._narrow.read(texts, Dials.same(self._base), look)
         return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from depthdial.core.dial import PromptBudget
 from depthdial.core.vml import settle
 from depthdial.methods import Dense
 from depthdial.models.base import load_base
@@ -26,14 +27,22 @@ def load(
     dtype: str | torch.dtype = "bfloat16",
     device: str = "auto",
     allow_other_weights: bool = False,
+    prompt_budget: PromptBudget | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An adaptive-depth causal LM and its tokenizer.
 
     model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
     base; at budget 1.0 none is needed) or None (the base alone, its route still recorded); a model pre-trained with its
-    routers takes none. budget: mean true cost on text, None for the plug-in's recommended one. dtype: of weights, parts
-    and activations. The model is a plain Hugging Face causal LM: call it with labels, `generate`, and read
-    `model.route.cost()` and `model.route.layers_used` [B, T] after a forward pass.
+    routers takes none. dtype: of weights, parts and activations.
+
+    budget: true cost of what is written, relative to dense, None for the plug-in's recommended one; `generate` holds it
+    for each text. prompt_budget: of what is read: 1.0 (the untouched base), a lower number, or "same" as what is
+    written (the form of the papers); None is 1.0, or "same" where routers were trained with the base.
+
+    The model is a plain Hugging Face causal LM: call it with labels, `generate`, and read `model.route.cost()` and
+    `model.route.layers_used` [B, T] after a forward pass. `generate` reads the prompt and writes the rest; a call of
+    `forward` scores its tokens as written ones, at the offset that costs `budget` on the mean over held-out text, but
+    those that `model.route.read`, bool [B, T], says are read (None: none).
     Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
     """
     if not shipped_ahead(model) and plugin == "default":
@@ -51,5 +60,5 @@ def load(
     for name, tensor in base.named_parameters():
         if ".parts." in name:
             tensor.data = tensor.data.to(base.dtype)
-    set_budget(base, budget)
+    set_budget(base, budget, prompt=prompt_budget)
     return base.eval(), tokenizer

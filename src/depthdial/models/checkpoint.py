@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthdial.core.decision import Site
-from depthdial.core.dial import Curve
+from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Method
 from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
@@ -53,10 +53,23 @@ class Plugin:
     """The budget used when none is asked for."""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How it was trained: for people, never read by code."""
+    prompt_budget: PromptBudget | None = None
+    """What prompts might cost in its training; "same" is the form of the papers, that of plug-ins of before there was a
+    choice. None where it is not known."""
 
     @property
     def curve(self) -> Curve | None:
         return self.curves.get("text")
+
+    @property
+    def form(self) -> str:
+        """How prompts were read in its training, in words; empty where it is not known."""
+        if self.prompt_budget is None:
+            return ""
+        if self.prompt_budget == "same":
+            return "trained in the form of the papers: prompts skip layers as answers do"
+        how = "in full, by the untouched base" if self.prompt_budget == 1.0 else f"at a cost of {self.prompt_budget:g}"
+        return f"trained with prompts that are read {how}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +78,7 @@ class Plugin:
             "method": {"name": name_of(self.method), **dataclasses.asdict(self.method)},  # pyright: ignore
             "base": dataclasses.asdict(self.base),
             "recommended_budget": self.recommended,
+            "prompt_budget": self.prompt_budget,
             "curves": {kind: dataclasses.asdict(curve) for kind, curve in self.curves.items()},
             "training": self.training,
         }
@@ -126,6 +140,7 @@ def read(path: str | Path) -> Plugin:
             curves=curves_from(data["curves"]),
             recommended=data["recommended_budget"],
             training=data["training"],
+            prompt_budget=data.get("prompt_budget", "same"),
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}; get the plug-in again") from None

@@ -48,9 +48,12 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
 
 
 def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None) -> PromptBudget:
-    """What prompts may cost in a converted model: as asked, checked; None is 1.0, or "same" for a model with its own
-    routers, which has no untouched base to read with. Raises ValueError for what cannot be had."""
+    """What prompts may cost in a converted model: as asked, checked. None is what a saved model was set to, else 1.0,
+    or "same" for a model with its own routers, which has no untouched base to read with. Raises ValueError for what
+    cannot be had."""
     own = has_own_routers(model)
+    if prompt is None:
+        prompt = getattr(model.config, "prompt_budget", None)
     if prompt is None:
         return "same" if own else 1.0
     prompt = prompt_budget(prompt)
@@ -63,12 +66,14 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
 
 
 def has_own_routers(model: PreTrainedModel) -> bool:
-    """Were a converted model's weights trained together with its routers? Then running all layers is not its base."""
+    """Were a converted model's weights trained together with its routers? Then running all layers is not its base. One
+    of our types is taken for such where it knows of no base and was not saved to read its prompts otherwise."""
     method: Any = getattr(model, "method", None)
     assert isinstance(method, Method)
     if getattr(model, "plugin", None) is not None or not method.skips or not method.layers(len(layers_of(model))):
         return False
-    return not method.frozen or model.config.model_type.startswith(OWN)
+    of_own_type = model.config.model_type.startswith(OWN) and model.config.prompt_budget in (None, "same")
+    return not method.frozen or of_own_type
 
 
 def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:

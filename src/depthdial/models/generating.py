@@ -51,8 +51,9 @@ class Generating:
         ids, embeds = (kwargs.get("input_ids") if inputs is None else inputs), kwargs.get("inputs_embeds")
         first = embeds if ids is None else ids
         prompt = int(embeds is None) if ids is None else ids.shape[1]  # without both it is a token of its own
+        stock: Any = type(model)
         with _Dials(route, written, hold, prompt, 1 if first is None else len(first)).set_for(model):
-            return type(model).generate(model, inputs, *args, **kwargs)
+            return stock.generate(model, inputs, *args, **kwargs)
 
 
 class _Text:

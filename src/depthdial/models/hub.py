@@ -73,6 +73,8 @@ Plain transformers weighs skipped layers by zero and saves no time; depthdial's 
     python -m vllm.entrypoints.openai.api_server --model {place}
 
 """
+    if isinstance(plugin, Plugin) and plugin.form:
+        text += f"The plug-in was {plugin.form}. By default prompts are read by the untouched base.\n\n"
     tables = [_table(kind, curve) for kind, curve in curves.items()]
     dial = ["## The dial, as it was measured on held-out text", *tables] if tables else []
     return "\n".join(lines) + text + "\n".join(dial)

@@ -54,11 +54,11 @@ def plugin_from(config: PretrainedConfig) -> Plugin | None:
 
 
 def _routed(model: Any, config: PretrainedConfig) -> None:
-    """Convert a model that is being made, everything trainable, and turn its dial to the configuration's budget."""
+    """Convert a model that is being made, everything trainable, and turn its dials to the configuration's budgets."""
     method = method_from(config)
     convert(model, method, frozen=False)
     vars(model).update(plugin=plugin_from(config))
-    set_budget(model, None if model.plugin is None else config.budget)
+    set_budget(model, None if model.plugin is None else config.budget, prompt=config.prompt_budget)
 
 
 class DepthdialLlamaConfig(LlamaConfig):
@@ -71,6 +71,8 @@ class DepthdialLlamaConfig(LlamaConfig):
     """True cost relative to dense that the dial is set to; None is the trained form, or `offset`."""
     offset: float | None = None
     """Logit offset of the dial, where it stands between budgets."""
+    prompt_budget: float | str | None = None
+    """What prompts may cost to be read; None, as in folders of before there was a choice, is what `load` does."""
     curves: dict | None = None
     """The plug-in's measured curves, as in its method.json."""
     base: dict | None = None
@@ -85,6 +87,7 @@ class DepthdialMistralConfig(MistralConfig):
     method: dict | None = None
     budget: float | None = None
     offset: float | None = None
+    prompt_budget: float | str | None = None
     curves: dict | None = None
     base: dict | None = None
 
@@ -97,6 +100,7 @@ class DepthdialQwen2Config(Qwen2Config):
     method: dict | None = None
     budget: float | None = None
     offset: float | None = None
+    prompt_budget: float | str | None = None
     curves: dict | None = None
     base: dict | None = None
 
@@ -109,6 +113,7 @@ class DepthdialQwen3Config(Qwen3Config):
     method: dict | None = None
     budget: float | None = None
     offset: float | None = None
+    prompt_budget: float | str | None = None
     curves: dict | None = None
     base: dict | None = None
 

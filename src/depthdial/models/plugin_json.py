@@ -41,6 +41,9 @@ def check_plugin(data: dict[str, Any]) -> None:
     budget = _field(data, "recommended_budget")
     if budget is not None and (not _number(budget) or not 0 < budget <= 1):
         raise ValueError(f"recommended_budget is {_said(budget)}, not a number up to 1 or null")
+    prompt = data.get("prompt_budget")  # plug-ins of before there was a choice have none
+    if prompt not in (None, "same") and (not _number(prompt) or not 0 < prompt <= 1):
+        raise ValueError(f'prompt_budget is {_said(prompt)}, not a number up to 1, "same" or null')
     check_curves(data["curves"])
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
+from depthdial.core.dial import PromptBudget
 from depthdial.core.method import Method
 from depthdial.core.route import Route
 from depthdial.methods import name_of
 from depthdial.models.families import OWN
+from depthdial.models.generating import Turned
 from depthdial.models.offloaded import brought
 
-_MOVING = ("budget", "offset", "auto_map")
+_MOVING = ("budget", "offset", "prompt_budget", "auto_map")
 """What may change in a model that is of one of our types already."""
 
 
@@ -57,10 +59,12 @@ def own_config(model: PreTrainedModel) -> Any:
     fields = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "dtype")}
     known = None if plugin is None else plugin.to_json()
     budget, offset = _dial(model)
+    turned = getattr(model, "turned", None)
     kept = {
         "method": {"name": name_of(method), **dataclasses.asdict(method)},
         "budget": budget,
         "offset": offset,
+        "prompt_budget": _prompt_budget(model.route, turned),
         "curves": None if known is None else known["curves"],
         "base": None if known is None else known["base"],
         "architectures": [kind_of.__name__],
@@ -85,6 +89,17 @@ def as_own(model: PreTrainedModel, config: Any, weights: bool = True) -> PreTrai
     whole.tie_weights()
     whole.generation_config = model.generation_config
     return whole
+
+
+def _prompt_budget(route: Any, turned: Turned | None) -> PromptBudget:
+    """That of the configuration. ValueError for a dial that stands where no budget has put it."""
+    assert isinstance(route, Route)
+    read = route.read_offset
+    if turned is not None and read == (None if turned.prompt_budget == "same" else turned.dials.read):
+        return turned.prompt_budget
+    if read in (None, math.inf):
+        return "same" if read is None else 1.0
+    raise ValueError("route.read_offset stands at a number, which no folder can hold; set prompt_budget (`load`)")
 
 
 def _dial(model: PreTrainedModel) -> tuple[float | None, float | None]:

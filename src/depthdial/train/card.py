@@ -39,7 +39,7 @@ tags: [adaptive-depth, layer-skipping, {name_of(plugin.method)}]
 A depthdial plug-in: `{plugin.method}`.
 
 It belongs to a base of type `{plugin.base.model_type}` with weights `{plugin.base.weights[:16]}` (sha256 of their bf16
-form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
+form) and leaves that base as it is. Recommended budget: {plugin.recommended}. {_sentence(plugin.form)}
 
 ## Training
 - {training}
@@ -50,6 +50,10 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}.
 |---|---|---|
 {table}
 """
+
+
+def _sentence(text: str) -> str:
+    return f"It was {text}." if text else ""
 
 
 def _budgets(told: Mapping[str, Any]) -> str:

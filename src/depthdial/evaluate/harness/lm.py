@@ -18,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from depthdial.core.dial import PromptBudget
-from depthdial.engine.dials import Dials
+from depthdial.core.dial import Dials, PromptBudget
 from depthdial.engine.llm import LLM, RequestOutput, SamplingParams
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.store import Store, key_of
@@ -96,7 +95,7 @@ class Writer:
 
     def _score(self, groups: Sequence[Sequence[Text]]) -> tuple[list[Any], list[float]]:
         began = time.perf_counter(), time.process_time()
-        found = [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
+        found = [score.logprob for (score,) in self._scorer.score(groups, Dials.same(math.inf))]
         return found, [time.perf_counter() - began[0], time.process_time() - began[1]]
 
 

@@ -1,33 +1,12 @@
-"""At which offset of the dial each token of a text runs: one where it is read, and where it is written one that may
+"""At which offset of the dial each token of a text runs: where it is read one, and where it is written one that may
 follow what the text has cost so far."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
+from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
-
-
-class Dials(NamedTuple):
-    """Logit offsets of a text; `inf` is the untouched base."""
-
-    write: float
-    """Of written tokens, unless `hold` says more."""
-    read: float | None = None
-    """Of the prompt's tokens; None: as `write`, wherever that is (the form of the papers)."""
-    hold: Hold | None = None
-    """Moves the offset of written tokens, so that their mean cost meets a budget."""
-
-    @property
-    def reading(self) -> float:
-        """The offset of the prompt's tokens."""
-        return self.write if self.read is None else self.read
-
-    @property
-    def alike(self) -> bool:
-        """Does a token run the same whether it is read or written?"""
-        return self.hold is None and self.read in (None, self.write)
 
 
 class Held:
@@ -50,9 +29,9 @@ def runs(dials: Dials, held: Held | None, prompt: int, start: int, end: int) -> 
     the text are read. What is held must be known so far (`Held`)."""
     while start < end:
         if start < prompt:
-            stop, offset = min(prompt, end), dials.reading
+            stop, offset = min(prompt, end), dials.read
         elif held is None:
-            stop, offset = end, dials.write
+            stop, offset = end, dials.written
         else:
             block = (start - prompt) // BLOCK
             stop, offset = min(prompt + (block + 1) * BLOCK, end), held.offsets[block]
