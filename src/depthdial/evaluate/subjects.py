@@ -68,11 +68,9 @@ class Setup:
         return load(self.model, plugin, None, self.dtype, self.device, self.allow_other_weights)
 
     def llm(self, model: Any, tokenizer: Any, weights: Literal["auto", "int8"] = "auto") -> LLM:
-        """Raises ValueError for a `prompt_budget` that the model cannot have."""
         return LLM.of(
             model,
             tokenizer,
-            prompt_budget=self.prompt_budget,
             max_batch=self.max_batch,
             cache_tokens=self.cache_tokens,
             weights=weights,
@@ -82,6 +80,10 @@ class Setup:
     def prompt_budget_of(self, row: Row) -> PromptBudget | None:
         """What the row asks of what is read: the base is the untouched one in all it does."""
         return "same" if row.budget == 1.0 else self.prompt_budget
+
+    def read_by(self, llm: LLM) -> PromptBudget:
+        """What is asked of the plug-in's prompts."""
+        return llm.prompt_budget if self.prompt_budget is None else self.prompt_budget
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ class Subject:
         return min(max(cost, *(curve.floor for curve in curves.values()), 0.0), 1 - 1e-9)
 
     def reading(self, written: float, read: PromptBudget | None) -> PromptBudget | None:
-        """What is asked of a prompt before an answer at `written`. Where skipped tokens leave no K and V, a prompt that
-        is to cost less than its answer is read as this is written: no layer may come back."""
-        less = isinstance(read, float) and read < written
-        return "same" if less and self.llm.budgets.steady else read
+        """What is asked of a prompt before an answer at `written`: no less than the dial can do. Where skipped tokens
+        leave no K and V, a prompt that is to cost less than its answer is read as this is written: no layer may come
+        back."""
+        if not isinstance(read, float) or read == 1.0:
+            return read
+        return "same" if read < written and self.llm.budgets.steady else self.read_at(read)
 
 
 def rows_of(name: str, budgets: Sequence[float], kind: Kind) -> list[Row]:
@@ -185,8 +189,8 @@ class Lineup:
         llm = setup.llm(*setup.loaded(plugin))
         name = name_of(method_of(llm.model))
         for budget in budgets:  # said before anything runs
-            for kind in ("text", "generated"):
-                offset_for(llm.model, budget, kind)
+            offset_for(llm.model, budget, "text")
+            llm.dials(budget, setup.prompt_budget)
         rows = [Row("base", "base", name, 1.0), *rows_of(name, budgets, "adaptive")]
         if self.where and llm.budgets.steady:
             raise ValueError(

@@ -116,7 +116,7 @@ def test_prompts_that_skip_as_answers_do(options):
     base, own = results["rows"]
     assert base["prompt_cost"]["mean"] == 1 and own["prompt_cost"]["mean"] < 0.99
     assert results["arguments"]["prompt_budget"] == "same"
-    with pytest.raises(ValueError, match=r"prompt_budget: budget 0\.2 is outside"):
+    with pytest.raises(ValueError, match=r"budget 0\.2 is outside"):
         run(options(prompt_budget=0.2, output=None))
 
 
