@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthdial.core.dial import Dials
 from depthdial.maps.parse import facts_of, rows_of
 from depthdial.maps.schema import KEY, DepthMap, Facts, Row, columns, pack, table, unpack
 from depthdial.methods import Dense
@@ -69,7 +70,7 @@ def test_starts_are_where_the_pieces_are(tiny_map):
 
 
 def test_facts_are_those_of_the_model(tiny_converted):
-    facts = Facts.of(tiny_converted, "tiny", 1.0, math.inf)
+    facts = Facts.of(tiny_converted, "tiny", 1.0, Dials.same(math.inf))
     assert (facts.layers, facts.routed, facts.always_on, facts.method) == (6, (2, 3, 4, 5), 2, "FlexiDepth")
     assert facts.to_json()["offset"] is None and facts_of(facts.to_json(), "it") == facts
 

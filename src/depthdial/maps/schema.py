@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depthdial.core.dial import PromptBudget
+from depthdial.core.dial import Dials, PromptBudget
 from depthdial.core.names import public_name
 
 if TYPE_CHECKING:
@@ -69,16 +69,22 @@ class Facts:
 
     @classmethod
     def of(
-        cls, model: Any, name: str, budget: float | None = None, offset: float | None = None, alternatives: int = 0
+        cls,
+        model: Any,
+        name: str,
+        budget: float | None = None,
+        dials: Dials | None = None,
+        alternatives: int = 0,
+        prompt_budget: PromptBudget | None = "same",
     ) -> Facts:
-        """Of a converted model; offset None is where its dial stands. name: as the model was asked for; of a place on
-        this machine the last part is kept. ValueError for a model that is not converted."""
+        """Of a converted model; dials None is where its dial stands, for all tokens. name: as the model was asked for;
+        of a place on this machine the last part is kept. ValueError for a model that is not converted."""
         from depthdial.models.convert import method_of, route_of  # torch, which to read a map takes no part in
 
         route, method = route_of(model), method_of(model)
         layers = len(route.ledger.layers)
         routed = tuple(sorted(method.layers(layers)))
-        dial = route.offset if offset is None else offset
+        dials = Dials.same(float(route.offset)) if dials is None else dials
         plugin = getattr(model, "plugin", None)
         return cls(
             model=public_name(name),
@@ -86,12 +92,14 @@ class Facts:
             parts_sha256=_digest(model),
             method=type(method).__name__,
             budget=budget,
-            offset=float(dial),
+            offset=float(dials.written),
             layers=layers,
             routed=routed,
             always_on=method.always_on(layers),
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
+            prompt_budget=prompt_budget,
+            prompt_offset=None if prompt_budget == "same" else float(dials.read),
         )
 
     @property
