@@ -295,7 +295,7 @@ def _counts(case: Case, llm: LLM, requests: list[Request]) -> Counter[str]:
             row.request.dials.read == math.inf and min(row.depths[1:], default=llm.layers) < llm.layers for row in rows
         ),
         "dials that moved": sum(
-            len({offset for *_, offset in row.runs(len(row.request.token_ids), len(row.ran_depths))}) > 1 for row in rows
+            len({at for *_, at in row.runs(len(row.request.token_ids), len(row.ran_depths))}) > 1 for row in rows
         ),
         "forks": sum(len(request.rows) - 1 for request in requests),
         "cancelled": sum(row.finish_reason == "cancelled" for row in rows),
