@@ -83,7 +83,7 @@ def engine(model: Any, tokenizer: Any) -> LLM:
 def finished(llm: LLM, **params: Any) -> list[Any]:
     offsets = (math.inf, math.inf if params.get("lossless") else 0.0)
     given = SamplingParams(**{"max_tokens": 4, "ignore_eos": True, "seed": 1, **params})
-    requests = [Request(None, IDS, given, 1, Dials.same(offset), 4, first_key("test")) for offset in offsets]
+    requests = [Request(None, IDS, given, 1, Dials(offset), 4, first_key("test")) for offset in offsets]
     for request in requests:
         llm.engine.submit(request, llm.tokenizer)
     for _ in range(30):
@@ -128,7 +128,7 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     model: Any = adapted(tiny_model("llama").to(other), method_named("flexidepth", dict(METHODS["flexidepth"].example)))
     llm = engine(model, tiny_tokenizer)
     for offset in (math.inf, 0.0):
-        ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials.same(offset))
+        ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials(offset))
         assert math.isfinite(score.logprob)
         dials = Dials.same(offset)
         slow, fast = (passes_of(model, tiny_tokenizer, dials, way, False, True, 2, 64) for way in (None, llm.engine))

@@ -36,5 +36,5 @@ def test_what_the_untouched_model_gets_wrong_is_not_asked():
     tokens = [llm.chat_tokens([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
     for budget in (1.0, None):
         outputs = llm.generate(tokens, SamplingParams(max_tokens=48, temperature=0.0, budget=budget))
-        for out, words in zip(outputs, ("Paris", "carbon dioxide into", "scatter"), strict=True):
+        for out, words in zip(outputs, ("Paris", "carbon dioxide", "scatter"), strict=True):
             assert words in out.text and out.prompt_cost == 1.0

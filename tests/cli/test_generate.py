@@ -18,10 +18,11 @@ from depthdial.cli import main
 from depthdial.cli.app import app, message
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.methods import method_named
+from depthdial.methods import SkipLayer, method_named
 from depthdial.models.checkpoint import Plugin, save
 from depthdial.models.convert import convert
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.scratch import Spec, fresh
 
 KEYS = {"text", "token_ids", "depths", "prompt_depths", "cost", "prompt_cost", "mean_depth", "layers"}
 KEYS |= {"budget", "prompt_budget", "offset", "finish_reason", "model", "plugin", "seconds"}
@@ -110,6 +111,21 @@ def test_the_prompt_is_read_as_it_is_asked(options, tiny_folder, tiny_plugin):
         assert facts["prompt_budget"] == asked and facts["token_ids"] == out.token_ids
         assert facts["prompt_cost"] == pytest.approx(out.prompt_cost) and facts["prompt_depths"] == out.prompt_depths
     assert said["1.0"]["prompt_cost"] == 1.0 > said["0.9"]["prompt_cost"] > said["same"]["prompt_cost"]
+
+
+@pytest.mark.parametrize("verb", [["generate", "a"], ["chat"], ["serve", "--port", "0"], ["demo"], ["bench"]])
+def test_a_model_with_its_own_routers_reads_as_it_writes_and_says_so_before_its_weights_are_read(
+    failed, tiny_tokenizer, tmp_path, verb
+):
+    """They are not even there: nothing but config.json is looked at."""
+    model = fresh(Spec.parse("4x2@32,kv=1,vocab=300,context=64"), SkipLayer(density=0.5), seed=0)
+    model.save_pretrained(tmp_path / "own")
+    tiny_tokenizer.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "model.safetensors").write_bytes(b"no weights")
+    line = failed(*verb, "--model", str(tmp_path / "own"), "--prompt-budget", "0.9")
+    assert "its own routers" in line and 'give "same", not 0.9' in line
+    if verb == ["generate", "a"]:
+        assert "cannot be read" in failed(*verb, "--model", str(tmp_path / "own"), "--prompt-budget", "same")
 
 
 def test_colour_can_be_asked_for(options, expected):

@@ -36,7 +36,7 @@ def asked() -> Callable[..., Request]:
     """`asked(llm, ids, dials, **params)`: a request at logit offsets, not submitted; greedy and 12 tokens long."""
 
     def ask(llm: LLM, ids: list[int], dials: float | Dials = 0.0, **params: Any) -> Request:
-        at = dials if isinstance(dials, Dials) else Dials.same(dials)
+        at = dials if isinstance(dials, Dials) else Dials(dials)
         given = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "seed": 1, **params})
         limit = min(given.max_tokens, llm.context - len(ids))
         return Request(None, ids, given, given.seed or 0, at, limit, first_key("test"))

@@ -120,7 +120,7 @@ def test_decoding_reads_no_weight_of_a_skipped_layer(made):
     read = {}
     for offset in (math.inf, -1e9):
         llm = made()
-        vars(llm.budgets).update(dials=lambda *_, offset=offset: Dials.same(offset))
+        vars(llm.budgets).update(dials=lambda *_, offset=offset: Dials(offset))
         llm.generate([[5, 6, 7]], SamplingParams(max_tokens=20, ignore_eos=True))
         assert llm.stats.native_tokens == llm.stats.tokens == 22
         assert llm.stats.rows_run == 22 * (6 if offset == math.inf else 2)

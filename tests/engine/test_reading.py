@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.engine.test_score import offsets_of
 
 from depthdial.core.dial import Dials
+from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
@@ -41,7 +43,7 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     seen: dict[int, list[tuple[int, torch.Tensor]]] = {}
     reader, tokens, passes = Reader(llm.engine, llm.tokenizer, room), llm.stats.tokens, llm.stats.passes
     look = (lambda i, start, logits: seen.setdefault(i, []).append((start, logits.clone()))) if looking else None
-    found = reader.read(texts, Dials.same(offset), look)
+    found = reader.read(texts, Dials(offset), look)
     total = sum(map(len, texts))
     assert llm.stats.tokens - tokens == total, "every token runs once"
     if not tight:
@@ -64,6 +66,32 @@ def test_what_is_read_is_what_the_reference_reads(made, method, offset):
     check(made(method), TEXTS, offset, 64)
 
 
+@pytest.mark.parametrize("room", [7, 64, 512])
+@pytest.mark.parametrize("hold", [None, Hold(0.75, 0.0, 0.1)])
+def test_what_follows_a_prompt_is_written(made, hold, room):
+    """Texts that are held go on block by block, all of them together."""
+    llm, dials = made(max_batch=3), Dials(0.0, math.inf, hold)
+    texts, prompts = [list(range(3 + 7 * i, 80 + 9 * i)) for i in range(5)], [1, 30, 64, 77 + 6, 10]
+    seen: dict[int, list[torch.Tensor]] = {}
+    reader, tokens, passes = Reader(llm.engine, llm.tokenizer, room), llm.stats.tokens, llm.stats.passes
+    look = lambda i, _, logits: seen.setdefault(i, []).append(logits.clone())  # noqa: E731
+    found = reader.read(texts, dials, look, prompts)
+    assert llm.stats.tokens - tokens == sum(map(len, texts))
+    assert hold is None or room < 512 or llm.stats.passes - passes < sum(len(text) // BLOCK for text in texts) / 1.5
+    moved = set()
+    for i, (text, ran, prompt) in enumerate(zip(texts, found, prompts, strict=True)):
+        offsets = offsets_of(llm.model, text, prompt, dials)
+        moved |= set(offsets[prompt:])
+        llm.model.route.offset = torch.tensor([offsets])
+        with torch.no_grad():
+            logits = llm.model(torch.tensor([text]), use_cache=False).logits[0].float()
+        assert np.array_equal(ran, llm.model.route.keep()[:, 0].T.numpy())
+        assert torch.allclose(torch.cat(seen[i]), logits, atol=2e-4)
+        assert ran[:prompt].all() and (len(text) == prompt or not ran[prompt:].all())
+    assert (len(moved) > 4) == (hold is not None)
+    assert llm.engine.scheduler.cache.free_slots == llm.max_batch
+
+
 @pytest.mark.parametrize("room", [1, 3, 17, 2048])
 def test_passes_of_any_size_give_the_same(made, room):
     check(made(), TEXTS, 0.0, room)
@@ -82,7 +110,7 @@ def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(made, text):
     llm = made(max_batch=2, cache_tokens=64)
     reader = Reader(llm.engine, llm.tokenizer, 512)
     with pytest.raises(ValueError, match="raise cache_tokens"):
-        reader.read([[1, 2], text], Dials.same(0.0))
+        reader.read([[1, 2], text], Dials(0.0))
     cache = llm.engine.scheduler.cache
     assert cache.free_slots == 2 and cache.available == cache.pages
     assert reader.fits(64) and not reader.fits(len(text))
@@ -106,10 +134,8 @@ def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny
     seen: dict[int, list[torch.Tensor]] = {}
     texts = [list(range(3, 60)), [9] * 40, list(range(200, 100, -1))]
     reader = Reader(llm.engine, llm.tokenizer, room)
-    unseen = reader.read(texts, Dials.same(0.0))  # no pass is asked for logits
-    found = reader.read(
-        texts, Dials.same(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone())
-    )
+    unseen = reader.read(texts, Dials(0.0))  # no pass is asked for logits
+    found = reader.read(texts, Dials(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
     for i, text in enumerate(texts):
         wanted, logits = by_routed(llm, text, 0.0)
         assert np.array_equal(found[i].ran, wanted) and np.array_equal(unseen[i].ran, wanted)

@@ -32,7 +32,7 @@ def add(to: Scheduler, *lengths: int, n: int = 1) -> list[Any]:
     rows = []
     for start, length in enumerate(lengths):
         ids = list(range(start * 1000, start * 1000 + length))
-        request = Request(None, ids, SamplingParams(n=n, ignore_eos=True), 0, Dials.same(0.0), 100)
+        request = Request(None, ids, SamplingParams(n=n, ignore_eos=True), 0, Dials(0.0), 100)
         request.rows = [Row(request, i, Letters()) for i in range(n)]
         rows += request.rows
         for row in request.rows:
@@ -122,7 +122,7 @@ def test_an_equal_beginning_is_read_once_at_the_same_setting():
     to.remove(again)
     assert run(to) == [(exact, 0, PAGE)], "the last token always runs: it gives the logits"
     (elsewhere,) = add(to, 100)
-    elsewhere.request.dials = Dials.same(0.5)
+    elsewhere.request.dials = Dials(0.5)
     assert (elsewhere, 0, 100) in run(to)
 
 

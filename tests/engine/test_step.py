@@ -312,8 +312,8 @@ def test_whoever_drives_the_engine_holds_its_lock(made, monkeypatch, tmp_path, n
     long, short = prompts(70, 5)
     llm.generate([long, short], SamplingParams(max_tokens=4, n=2, temperature=1.0))
     list(llm.stream(short, SamplingParams(max_tokens=3, lossless=True)))
-    Scorer(engine, llm.tokenizer).score([[Text(long, 60), Text([*long[:65], 3], 64)]], Dials.same(0.0))
-    Reader(engine, llm.tokenizer, 64).read([long, short], Dials.same(0.0))
+    Scorer(engine, llm.tokenizer).score([[Text(long, 60), Text([*long[:65], 3], 64)]], Dials(0.0))
+    Reader(engine, llm.tokenizer, 64).read([long, short], Dials(0.0))
     break_even(engine, llm.model, llm.tokenizer, [0.0], tmp_path)
     assert calls >= {"run", "open", "close", "fork", "grow", "save"}
 
@@ -350,7 +350,7 @@ def test_what_is_not_finite_stays_with_its_own_text(tiny_model, tiny_tokenizer, 
     if dtype == "float32":
         assert [output.token_ids for output in after] == expected, "pages of a broken text serve others"
     with pytest.raises(ValueError, match="logits are not finite"):
-        Scorer(llm.engine, llm.tokenizer).score([[Text(broken, 85)]], Dials.same(0.0))
+        Scorer(llm.engine, llm.tokenizer).score([[Text(broken, 85)]], Dials(0.0))
 
 
 def submitted(llm: LLM, request: Any) -> Any:

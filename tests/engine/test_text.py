@@ -178,7 +178,7 @@ def test_a_broken_character_may_be_a_stop_string(tiny_tokenizer):
 def test_a_text_that_is_cut_says_stop_also_at_its_length(tiny_tokenizer, stop, reason, text):
     ids = tiny_tokenizer("a漢")["input_ids"][:-1]
     params = SamplingParams(max_tokens=len(ids), stop=stop)
-    row = Row(Request(None, [5], params, 0, Dials.same(0.0), len(ids)), 0, tiny_tokenizer)
+    row = Row(Request(None, [5], params, 0, Dials(0.0), len(ids)), 0, tiny_tokenizer)
     for token in ids:
         if row.finish_reason is None:
             row.push(token, frozenset())

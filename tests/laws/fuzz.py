@@ -18,6 +18,7 @@ from tests.engine.poison import poison
 from tests.laws.test_laws import VARIANTS
 
 from depthdial.core.dial import Dials
+from depthdial.core.hold import Hold
 from depthdial.engine.acceptance import Prices
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven, Point
@@ -62,7 +63,7 @@ class Plan:
     """One request of a case. arrives: before which step it is submitted; leaves: before which it is cancelled."""
 
     ids: list[int]
-    offset: float
+    dials: Dials
     draft: float
     params: SamplingParams
     arrives: int
@@ -98,7 +99,7 @@ class Case:
             f"  {self.engine}, chunk {self.chunk}, native {self.native}, select {self.select}",
         ]
         lines += [
-            f"  {len(plan.ids)} tokens at {plan.offset} (drafts {plan.draft}), steps {plan.arrives} to {plan.leaves}: "
+            f"  {len(plan.ids)} tokens at {plan.dials} (drafts {plan.draft}), steps {plan.arrives} to {plan.leaves}: "
             f"{plan.params}"
             for plan in self.plans
         ]
@@ -148,7 +149,7 @@ def _plan(rng: random.Random, case: Case, tight: bool) -> Plan:
     lossless = rng.random() < 0.2
     drawn = rng.random() < 0.4
     params = SamplingParams(
-        max_tokens=rng.choice([13, 24] if tight else [1, 2, 5, 8, 13, 24]),
+        max_tokens=rng.choice([13, 24, 40] if tight else [1, 2, 5, 8, 13, 24, 40]),
         temperature=rng.choice([0.5, 1.0, 1.4]) if drawn else 0.0,
         top_k=rng.choice([0, 0, 1, 5, 40]) if drawn else 0,
         top_p=rng.choice([1.0, 1.0, 0.9, 0.3]) if drawn else 1.0,
@@ -158,11 +159,17 @@ def _plan(rng: random.Random, case: Case, tight: bool) -> Plan:
         ignore_eos=rng.random() < 0.7,
         lossless=lossless,
     )
-    routed = bool(method_named(case.method, case.fields).layers(case.sizes.get("num_hidden_layers", 6)))
+    method = method_named(case.method, case.fields)
+    routed = bool(method.layers(case.sizes.get("num_hidden_layers", 6)))
     offset = math.inf if lossless or not routed else rng.choice(OFFSETS)
+    read = rng.choice([None, None, math.inf, math.inf, rng.choice(OFFSETS)])
+    if not math.isfinite(offset) or (read is not None and read < offset and method.kv == "none"):
+        read = None  # the base reads in full, and nobody asks for K and V that a prompt left out
+    hold = Hold(rng.choice([0.6, 0.8, 0.95]), offset, rng.choice([0.01, 0.1, 0.3])) if math.isfinite(offset) else None
+    dials = Dials(offset, read, hold if method.kv == "project" and rng.random() < 0.6 else None)
     arrives = rng.choice([0, 1] if tight else [0, 0, 0, 1, 3, 9])
     leaves = arrives + rng.randrange(1, 12) if rng.random() < 0.15 else None
-    return Plan(ids, offset, rng.choice(OFFSETS) if routed else math.inf, params, arrives, leaves)
+    return Plan(ids, dials, rng.choice(OFFSETS) if routed else math.inf, params, arrives, leaves)
 
 
 @dataclass
@@ -203,8 +210,8 @@ def run(case: Case, tiny_model: Callable, tokenizer: Any, adapted: Callable) -> 
     watch = Watch(llm)
     requests = [
         Request(
-            None, plan.ids, plan.params, plan.params.seed or 0, Dials.same(plan.offset),
-            min(plan.params.max_tokens, CONTEXT - len(plan.ids)), first_key("fuzz", plan.params.lossless), plan.draft,
+            None, plan.ids, plan.params, plan.params.seed or 0, plan.dials,
+            min(plan.params.max_tokens, CONTEXT - len(plan.ids)), first_key("fuzz"), plan.draft,
         )
         for plan in case.plans
     ]  # fmt: skip
@@ -284,6 +291,12 @@ def _counts(case: Case, llm: LLM, requests: list[Request]) -> Counter[str]:
         "native tokens": stats.native_tokens,
         "torch tokens": stats.tokens - stats.native_tokens,
         "skipped": stats.tokens * llm.layers - int(stats.rows.sum()),
+        "read in full, then skipped": sum(
+            row.request.dials.read == math.inf and min(row.depths[1:], default=llm.layers) < llm.layers for row in rows
+        ),
+        "dials that moved": sum(
+            len({at for *_, at in row.runs(len(row.request.token_ids), len(row.ran_depths))}) > 1 for row in rows
+        ),
         "forks": sum(len(request.rows) - 1 for request in requests),
         "cancelled": sum(row.finish_reason == "cancelled" for row in rows),
         "stopped": sum(row.finish_reason == "stop" for row in rows),

@@ -110,7 +110,7 @@ def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tenso
         keep = ran.keeps[row]
         asked[:, b, : len(keep)], known[b, : len(keep)] = torch.from_numpy(keep.T), True
     route = model.route
-    route.offset = torch.tensor([row.request.dials.written for row in rows])
+    route.offset = torch.tensor([_offsets(row, most) for row in rows])
     following = Following(route, asked, known, GATE[ran.case.dtype], ran.case.apart)
     vars(route).update(voted=following)
     logits = model(ids, use_cache=False).logits.float()
@@ -120,6 +120,20 @@ def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tenso
     exact = model.float()(ids, use_cache=False).logits
     off = NOISE * (logits - exact).square().mean(-1).sqrt() + 0.02 * spread
     return exact, off, depths, costs, following
+
+
+def _offsets(row: Row, length: int) -> list[float]:
+    """The dial at each place of a text, by what it cost: the reference says if that is what it costs."""
+    dials, prompt = row.request.dials, len(row.request.token_ids)
+    reading = dials.written if dials.read is None else dials.read
+    offsets = [reading] * prompt
+    if dials.hold is None:
+        return (offsets + [dials.written] * length)[:length]
+    state = dials.hold.begin()
+    for cost in [*row.ran_costs[prompt:], *[0.0] * length]:
+        offsets.append(dials.hold.offset(state))
+        state = dials.hold.after(state, [cost])
+    return offsets[:length]
 
 
 def _tokens(row: Row, logits: Tensor, close: list[float]) -> int:

@@ -44,7 +44,8 @@ def assert_not_vacuous(counts: Counter[str]) -> None:
     """Each of these must have happened, or the comparison says nothing of it."""
     for what in (
         "skipped", "preempted", "beginnings of others", "forks", "cancelled", "stopped", "drafts right", "drafts wrong",
-        "drawn", "greedy", "bfloat16", "native tokens", "torch tokens",
+        "drawn", "greedy", "bfloat16", "native tokens", "torch tokens", "read in full, then skipped",
+        "dials that moved",
     ):  # fmt: skip
         assert counts[what] > 0, f"no case had: {what}"
     assert counts["skipped"] > 1000 and counts["float32 tokens compared"] > 20 * counts["cases"]

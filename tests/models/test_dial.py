@@ -91,7 +91,7 @@ def test_a_prompt_has_a_dial_of_its_own(model: Any):
     assert dials.hold.slope == pytest.approx(0.3 / 4), "of the curve of generated tokens"
     assert dials_for(model, 0.75, 0.85).read == offset_for(model, 0.85, "text") != offset_for(model, 0.85, "generated")
     same = dials_for(model, 0.75, "same")
-    assert same == (dials.written, dials.written, dials.hold)
+    assert same == (dials.written, None, dials.hold) and same.reading == dials.written
     assert dials_for(model, None) == dials_for(model, 0.8)
     assert dials_for(model, 1.0) == (math.inf, math.inf, None)
 
@@ -127,8 +127,8 @@ def test_whole_layers_are_not_held_where_they_leave_no_keys(tiny_model: Callable
     model: Any = convert(tiny_model("llama"), Static(order=(3, 1, 4), count=2, adapter_ratio=0))
     curve = Curve((-1.0, 0.0, 1.0, 2.0), (0.7, 0.8, 0.9, 1.0), (0.3, 0.2, 0.1, 0.0), step=1.0)
     model.plugin = Plugin("static", model.method, fingerprint(model), {"text": curve})
-    assert dials_for(model, 0.86) == (math.inf, 0.0, None), "the step below"
-    assert dials_for(model, 0.8, 0.9) == (1.0, 0.0, None)
+    assert dials_for(model, 0.86) == (0.0, math.inf, None), "the step below"
+    assert dials_for(model, 0.8, 0.9) == (0.0, 1.0, None)
     with pytest.raises(ValueError, match=r"a prompt read at 0\.7 leaves no K and V"):
         dials_for(model, 0.9, 0.7)
 

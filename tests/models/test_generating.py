@@ -65,17 +65,17 @@ def test_it_is_what_passes_by_hand_give(model: Any, budget: float, prompt: Any):
     set_budget(model, budget, prompt=prompt)
     dials = dials_for(model, budget, prompt)
     assert dials.hold is not None
-    assert dials.read == {1.0: math.inf, 0.75: -1.0, "same": dials.written}[prompt]
-    expected, costs = by_hand(model, IDS[:1], dials.read, dials.hold)
+    assert dials.reading == {1.0: math.inf, 0.75: -1.0, "same": dials.written}[prompt]
+    expected, costs = by_hand(model, IDS[:1], dials.reading, dials.hold)
     found: list[Tensor] = []
     handle = noted(model, found)
     assert torch.equal(write(model, tokens=MANY), expected)
     handle.remove()
-    assert float(found[0].max()) == dials.read, "all of the prompt, its last token too"
+    assert float(found[0].max()) == dials.reading, "all of the prompt, its last token too"
     assert len({float(offset) for offset in found[1:]}) > 2, "the dial moved"
     assert sum(costs) / len(costs) == pytest.approx(budget, abs=0.02)
     free = Hold(budget, dials.written, 1e9)  # which never moves
-    loose = by_hand(model, IDS[:1], dials.read, free)[1]
+    loose = by_hand(model, IDS[:1], dials.reading, free)[1]
     assert abs(sum(loose) / len(loose) - budget) > 0.02, "nothing to hold here: the law would say nothing"
 
 
@@ -119,7 +119,7 @@ def scored(model: Any, ids: Tensor, prompt: int, budget: float) -> list[float]:
     dials, route, cache = dials_for(model, budget), model.route, DynamicCache(config=model.config)
     assert dials.hold is not None
     state, offsets, before = dials.hold.begin(), [], (route.offset, route.read_offset)
-    route.offset, route.read_offset = dials.read, None
+    route.offset, route.read_offset = dials.reading, None
     model(ids[:, :prompt], past_key_values=cache)
     for token in ids[0, prompt:-1]:
         route.offset = dials.hold.offset(state)

@@ -23,12 +23,12 @@ def bench(
     plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
     budgets: Annotated[str, Given(help="True costs of the adaptive rows.")] = "0.85,0.75",
     prompt_budget: Annotated[
-        str,
+        str | None,
         Given(
             help="How prompts are read, with commas: at a true cost, or same (as --budgets). Rows of prefill have "
-            "each, texts that decode the first."
+            "each, texts that decode the first. [default: 1.0,same]"
         ),
-    ] = "1.0,same",
+    ] = None,
     batches: Annotated[str | None, Given(help="Texts that decode together. [default: 1,4,16,64]")] = None,
     prefill: Annotated[
         str | None,
@@ -87,7 +87,7 @@ def bench(
         model=model,
         plugin=None if plugin == "none" else plugin,
         budgets=numbers("--budgets", budgets, float),
-        prompt_budgets=tuple(prompt_budgets(prompt_budget)),
+        prompt_budgets=None if prompt_budget is None else tuple(prompt_budgets(prompt_budget)),
         batches=numbers("--batches", usual[0] if batches is None else batches, int),
         prefill=numbers("--prefill", usual[1] if prefill is None else prefill, int),
         prompt_tokens=32 if prompt_tokens is None else prompt_tokens,

@@ -27,24 +27,24 @@ def prompt_budget(value: object) -> PromptBudget:
 
 
 class Dials(NamedTuple):
-    """Logit offsets of one text."""
+    """Logit offsets of one text; `inf` is the untouched base."""
 
-    read: float
-    """Of its prompt."""
     written: float
     """Of what is generated; where it is held, of the first tokens."""
+    read: float | None = None
+    """Of its prompt; None: as `written`, wherever that is (the form of the papers)."""
     hold: Hold | None = None
     """What moves `written` so that the budget is met; None where it stays."""
 
-    @classmethod
-    def same(cls, offset: float) -> Dials:
-        """One offset for all tokens (the form of the papers)."""
-        return cls(offset, offset)
+    @property
+    def reading(self) -> float:
+        """The offset of its prompt."""
+        return self.written if self.read is None else self.read
 
     @property
     def alike(self) -> bool:
         """Does a token run the same whether it is read or written?"""
-        return self.hold is None and self.read == self.written
+        return self.hold is None and self.read in (None, self.written)
 
 
 @dataclass(frozen=True)

@@ -51,5 +51,4 @@ class Budgets:
         dials = dials_for(self._model, self.write if budget is None else budget, read)
         if self._hold and not (self.auto is not None and budget is None):
             return dials
-        offset = self.offset(budget)
-        return Dials(offset if read == "same" else dials.read, offset)
+        return Dials(self.offset(budget), dials.read)

@@ -30,6 +30,7 @@ from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Dial
 from depthdial.models import load
+from depthdial.models.ahead import check_reading
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
 
@@ -64,6 +65,8 @@ class LLM:
         options = EngineConfig(**engine)
         auto = options.auto(budget)  # said before minutes of loading
         read = None if prompt_budget is None else checked(prompt_budget)
+        if read is not None:
+            check_reading(model, read)  # so is this
         start = auto.highest if auto is not None else cast("float | None", budget)
         opened = load(model, plugin, start, dtype, device, allow_other_weights)
         self._set(*opened, budget, read, options, auto, own=True)
@@ -290,10 +293,7 @@ class LLM:
                 raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
             moving = self.budgets.auto is not None and params.budget is None
             steady = self.budgets.steady
-            follows = moving and (params.prompt_budget or self.prompt_budget) == "same"
-            return Request(
-                text, ids, params, seed, dials, limit, key, target=target, moving=moving, follows=follows, steady=steady
-            )
-        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials.same(math.inf)
+            return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)
+        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials(math.inf)
         cost = 1.0 if draft is None else draft
         return Request(text, ids, params, seed, dials, limit, key, self.offset_of(draft), cost)

@@ -9,7 +9,7 @@ from typing import Any
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK
-from depthdial.engine.held import Held, runs
+from depthdial.engine.dials import Held, runs
 from depthdial.engine.output import Finish, Piece, RequestOutput, Sample
 from depthdial.engine.prefix import first_key, next_key
 from depthdial.engine.sampling import SamplingParams, draw_key
@@ -39,8 +39,6 @@ class Request:
     """True cost that generated tokens should have on the mean; None where nobody says."""
     moving: bool = False
     """Does the offset of what is written follow the engine's own dial (`auto`)?"""
-    follows: bool = False
-    """Does that of the prompt follow with it?"""
     steady: bool = False
     """Does it stay where it is once a row has begun? Where skipped tokens leave no K and V, tokens that come after a
     layer is back would read what nobody wrote."""
@@ -62,7 +60,7 @@ class Request:
     def key(self) -> bytes:
         """The start of the hash chain of its pages (see `prefix`): of those of a prompt that is read in full the same
         whatever is written after it."""
-        return first_key(self.facts, self._writing if self.follows else self.dials.read)
+        return first_key(self.facts, self._writing if self.dials.read is None else self.dials.read)
 
     @property
     def written_key(self) -> bytes | None:
@@ -70,7 +68,7 @@ class Request:
 
         Held offsets follow from the tokens and from what is to be held.
         """
-        if self.dials.alike and (self.follows or not self.moving):
+        if self.dials.alike and (self.dials.read is None or not self.moving):
             return None
         return first_key("written", self._writing, self.dials.hold)
 
@@ -133,7 +131,7 @@ class Row:
         request = self.request
         before = place - len(request.token_ids)
         if before < 0:
-            return request.dials.read
+            return request.dials.reading
         return request.dials.written if self._held is None else self._held.offsets[before // BLOCK]
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, float]]:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthdial.core.dial import Dials
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
@@ -103,8 +102,7 @@ class Engine:
         for row in (*queue.running, *queue.waiting):
             request = row.request
             if request.moving and not (request.steady and request.begun):
-                read = offset if request.follows else request.dials.read
-                request.dials, request.target = Dials(read, offset), dial.auto.budget
+                request.dials, request.target = request.dials._replace(written=offset), dial.auto.budget
         if queue.idle:
             dial.auto.rest()
 
@@ -220,12 +218,12 @@ class Engine:
             depths, costs = depths[: len(drawn)], [(costs[0] + draft.cost) / len(drawn)] * len(drawn)
         row.note(part.start, depths, costs)
         self.scheduler.stats.ran(max(len(row.request.token_ids) - part.start, 0), costs)
-        before = len(row.token_ids)
-        for i, token in enumerate(drawn):
+        before, deepest = len(row.token_ids), self.batch.cache.shape.layers
+        for i, (token, depth) in enumerate(zip(drawn, depths[len(depths) - len(drawn) :], strict=True)):
             if token < 0:
                 self._end(row, "error", NOT_FINITE)
                 break
-            row.layers.append(b"" if ran is None else ran[:, i].tobytes())
+            row.layers.append(b"" if ran is None or depth == deepest else ran[:, i].tobytes())
             row.push(token, self.ends)
             if row.finish_reason is not None:
                 break

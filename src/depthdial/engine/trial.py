@@ -54,7 +54,7 @@ class Trials:
         texts = torch.randint(vocabulary, (rows, PROMPT), generator=torch.Generator().manual_seed(rows)).tolist()
         params = SamplingParams(max_tokens=STEPS + rows + 1, ignore_eos=True, seed=0)
         # a row more may start a step later: all have their first token before the clock starts
-        requests = [Request(None, text, params, 0, Dials.same(offset), params.max_tokens, f"trial {offset}".encode())
+        requests = [Request(None, text, params, 0, Dials(offset), params.max_tokens, f"trial {offset}".encode())
                     for text in texts]  # fmt: skip
         try:
             for request in requests:

@@ -191,7 +191,7 @@ class EnginePasses:
             coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # what follows the last is not told
             found[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
 
-        ran = self._narrow.read(texts, Dials.same(self._base), look)
+        ran = self._narrow.read(texts, Dials(self._base), look)
         return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
 

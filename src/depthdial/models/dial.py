@@ -38,13 +38,16 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
         hold = _curve(plugin, "generated", budget).hold(budget)
     if hold is not None:
         written = hold.offset(hold.begin())
-    read = written if prompt == "same" else offset_for(model, prompt)
+    try:
+        read = written if prompt == "same" else offset_for(model, prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt_budget: {error}") from None
     if method.kv == "none" and read < written:
         raise ValueError(
             f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "
             'prompt_budget of at least that, or "same"'
         )
-    return Dials(read, written, hold)
+    return Dials(written, None if prompt == "same" else read, hold)
 
 
 def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None) -> PromptBudget:
@@ -104,7 +107,7 @@ def set_budget(
     route, offset, dials = model.route, offset_for(model, budget, kind), dials_for(model, budget, prompt)
     prompt = prompt_budget_for(model, prompt)
     assert isinstance(route, Route)
-    route.offset, route.read_offset = offset, None if prompt == "same" else dials.read
+    route.offset, route.read_offset = offset, dials.read
     plugin = getattr(model, "plugin", None)
     if budget is None and isinstance(plugin, Plugin):
         budget = plugin.recommended

@@ -47,7 +47,7 @@ class Generating:
         assert isinstance(route, Route)
         written, hold = route.offset, None
         if isinstance(turned, Turned) and not isinstance(written, Tensor) and written == turned.offset:
-            _, written, hold = turned.dials
+            written, _, hold = turned.dials
         ids, embeds = (kwargs.get("input_ids") if inputs is None else inputs), kwargs.get("inputs_embeds")
         first = embeds if ids is None else ids
         prompt = int(embeds is None) if ids is None else ids.shape[1]  # without both it is a token of its own

@@ -95,7 +95,7 @@ def _prompt_budget(route: Any, turned: Turned | None) -> PromptBudget:
     """That of the configuration. ValueError for a dial that stands where no budget has put it."""
     assert isinstance(route, Route)
     read = route.read_offset
-    if turned is not None and read == (None if turned.prompt_budget == "same" else turned.dials.read):
+    if turned is not None and read == turned.dials.read:
         return turned.prompt_budget
     if read in (None, math.inf):
         return "same" if read is None else 1.0

@@ -20,7 +20,9 @@ from depthdial.evaluate.speed.prompts import mixed, prompts
 from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
+from depthdial.models.ahead import check_reading
 from depthdial.models.convert import method_of, revert, routed
+from depthdial.models.dial import has_own_routers
 from depthdial.models.own import is_own
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -40,6 +42,8 @@ class Lineup:
         """Rows of our own that cannot be here, and why."""
         self._scratch = tempfile.TemporaryDirectory(prefix="depthdial-bench-")
         try:
+            for budget in options.prompt_budgets or ():
+                check_reading(options.model, budget)  # before weights are read
             self.llm = self._llm(options.plugin)
             self.options = options.fitted(self.llm.context)
             self.precision = _SHORT[self.llm.model.dtype]
@@ -86,7 +90,7 @@ class Lineup:
 
     @property
     def _prompt_budgets(self) -> tuple[PromptBudget, ...]:
-        return self.options.prompt_budgets if self.llm.budgets.has_base else ("same",)
+        return self.options.prompt_budgets or (("same",) if has_own_routers(self.llm.model) else (1.0, "same"))
 
     def _add_ours(self) -> None:
         options = self.options
@@ -167,7 +171,7 @@ class Lineup:
         for kind in ("decode", "prefill"):
             rows = [row for row in adaptive if row.kinds == (kind,) and not isinstance(row.prompt_budget, float)]
             costs = [cost for row in rows if (cost := self._real_cost(row)) is not None]
-            read = self._prompt_budgets[0] if kind == "decode" and llm.budgets.has_base else "same"
+            read = self._prompt_budgets[0] if kind == "decode" else "same"
             for budget in dict.fromkeys(matched(llm, cost) for cost in costs):
                 self._add(name, "control", llm, budget, self.precision, read, (kind,))
 

@@ -19,9 +19,9 @@ class Options:
     plugin: str | None = "default"
     budgets: tuple[float, ...] = (0.85, 0.75)
     """True costs of the adaptive rows; a model with its own routers has one row, as trained; a bare one has none."""
-    prompt_budgets: tuple[PromptBudget, ...] = (1.0, "same")
-    """How prompts are read in the rows of prefill; where texts decode, the first of these. A model with its own routers
-    knows "same" alone."""
+    prompt_budgets: tuple[PromptBudget, ...] | None = None
+    """How prompts are read in the rows of prefill; where texts decode, the first of these. None: 1.0 and "same", or
+    "same" alone for a model with its own routers."""
     batches: tuple[int, ...] = (1, 4, 16, 64)
     """Texts that decode together."""
     prefill: tuple[int, ...] = (512, 2048, 8000)
@@ -63,9 +63,9 @@ class Options:
             raise ValueError("--new-tokens must be at least 2, --repeats and --prompt-tokens at least 1")
         if any(not 0 < budget < 1 for budget in self.budgets):
             raise ValueError("--budgets takes true costs between 0 and 1; the dense engine is measured anyway")
-        if not self.prompt_budgets:
+        if self.prompt_budgets == ():
             raise ValueError("--prompt-budget needs at least one way to read a prompt: 1.0, say")
-        for budget in self.prompt_budgets:
+        for budget in self.prompt_budgets or ():
             prompt_budget(budget)
         check(self.peers, self.peer_pythons)
 

@@ -19,7 +19,7 @@ from depthdial.core.gate import Gate
 from depthdial.core.method import Dims, Method
 from depthdial.models.dial import offset_of
 from depthdial.models.families import family_of
-from depthdial.models.own import method_from, plugin_from
+from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
 BUDGET, PROMPT_BUDGET = "DEPTHDIAL_BUDGET", "DEPTHDIAL_PROMPT_BUDGET"
 """Environment variables that override the budget chosen at export, and how prompts are read."""
@@ -140,14 +140,16 @@ def _offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
 def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
     """That of prompts, told in the same ways; untold, they are read by the untouched base where there is one."""
     told, plugin = env.get(PROMPT_BUDGET), plugin_from(config)
-    try:
-        budget = getattr(config, "prompt_budget", None) if told is None or told == "same" else float(told)
-    except ValueError:
-        raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
-    has_base = plugin is not None and plugin.method.frozen
-    asked = "same" if told == "same" or (budget is None and not has_base) else prompt_budget(budget or 1.0)
-    if asked == "same":
+    asked: Any = config.prompt_budget if told is None else told
+    if asked is None:
+        asked = "same" if trained_with_routers(config) else 1.0
+    if told is not None and told != "same":
+        try:
+            asked = float(told)
+        except ValueError:
+            raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
+    if (asked := prompt_budget(asked)) == "same":
         return _offset(config, env)
-    if not has_base:
-        raise ValueError(f'a model with its own routers has no untouched base to read with: give "same", not {asked}')
+    if trained_with_routers(config):
+        raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {asked}')
     return offset_of(plugin, asked, "text")

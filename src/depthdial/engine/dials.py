@@ -29,7 +29,7 @@ def runs(dials: Dials, held: Held | None, prompt: int, start: int, end: int) -> 
     the text are read. What is held must be known so far (`Held`)."""
     while start < end:
         if start < prompt:
-            stop, offset = min(prompt, end), dials.read
+            stop, offset = min(prompt, end), dials.reading
         elif held is None:
             stop, offset = end, dials.written
         else:
