@@ -30,7 +30,10 @@ from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"  # else rich takes [default: ...] for its own
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # or [default: ...] would be taken for rich's own marks
 )
 app.command()(generate)
 app.command()(demo)
