@@ -21,11 +21,14 @@ def options(tiny_folder, tmp_path_factory) -> list[str]:
 def test_train_then_generate(options, tiny_folder, tmp_path):
     folder = tmp_path / "plugin"
     trained = CliRunner().invoke(
-        app, ["train", *options, "--output", str(folder), "--set", "weights=hard", "--json"], catch_exceptions=False
+        app,
+        ["train", *options, "--output", str(folder), "--set", "weights=hard", "--fixed-input", "--json"],
+        catch_exceptions=False,
     )
     assert trained.exit_code == 0
     facts = json.loads(trained.stdout)
-    assert facts["method"]["weights"] == "hard" and facts["recommended_budget"] == 0.9
+    assert facts["method"]["weights"] == "hard" and facts["method"]["fixed_input"] is True
+    assert facts["recommended_budget"] == 0.9
     written = CliRunner().invoke(
         app,
         [
@@ -61,4 +64,5 @@ def test_bad_options_are_one_line_and_exit_code_2(failed, options, tmp_path):
     assert "name=value" in failed("train", *options, *out, "--set", "weights")
     assert "objective" in failed("train", *options, *out, "--objective", "guess")
     assert "weights must be" in failed("train", *options, *out, "--set", "weights=loose")
+    assert "no field fixed_input" in failed("train", *options, *out, "--method", "static", "--fixed-input")
     assert "nothing to resume" in failed("train", *options, *out, "--resume")

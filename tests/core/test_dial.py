@@ -115,3 +115,8 @@ def test_any_budget_of_a_curve_can_be_held(steps, share: float):
     curve = curve_of(steps)
     hold = curve.hold(min(1.0, curve.floor + share * (1 - curve.floor)))
     assert hold is None or (math.isfinite(hold.start) and math.isfinite(hold.slope) and hold.slope >= 0)
+
+
+def test_steps_may_differ_in_width():
+    curve = Curve((-1.3, 0.1, 0.2, 2.5), (0.7, 0.8, 0.8, 0.9), (0.4, 0.2, 0.2, 0.1), step=1.27)
+    assert [curve.offset(budget) for budget in (0.7, 0.79, 0.8, 0.89, 0.9, 0.95)] == [-1.3, -1.3, 0.2, 0.2, 2.5, 2.5]

@@ -136,7 +136,8 @@ def test_what_a_pass_cost_is_told_by_its_own_dial(route: Route):
     ("name", "shape"), [("offset", (2, 3)), ("offset", (2, 1)), ("offset", (3, 2)), ("read", (2,)), ("read", (1, 2))]
 )
 def test_dials_of_other_tokens_are_refused(route: Route, name: str, shape: tuple[int, ...]):
+    route.read_offset = math.inf
     setattr(route, name, torch.zeros(shape, dtype=torch.bool if name == "read" else torch.float32))
-    with pytest.raises(ValueError, match=rf"route.{name} has shape .* the batch 2 rows") as caught:
-        route.begin((2, 2), None)
+    with pytest.raises(ValueError, match=rf"route.{name} has shape .* the batch 2 rows of 2 tokens") as caught:
+        route.shifted(torch.zeros(2, 2))
     assert "\n" not in str(caught.value)

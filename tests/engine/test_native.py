@@ -26,6 +26,14 @@ from depthdial.models.families import FAMILIES
 
 TILED = [name for name, method in METHODS.items() if method.kv != "evict"]
 """Methods for passes in tiles, which ask for the fields' own widths."""
+FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
+EACH = pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        *(pytest.param(name, {}, id=name) for name in TILED),
+        *(pytest.param(name, {"fixed_input": True}, id=f"{name}-fixed") for name in FIXED),
+    ],
+)
 NARROW = ("adapter_ratio", "router_ratio")
 
 
@@ -58,9 +66,9 @@ def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
-def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: str):
-    llms = [made(method, family) for _ in range(2)]
+@EACH
+def test_a_native_pass_is_the_torch_runners(made, asked, method: str, fields: dict, family: str):
+    llms = [made(method, family, fields) for _ in range(2)]
     if not fused(llms[0]):
         assert isinstance(llms[0].engine.runner, TorchRunner)
         return
@@ -90,12 +98,12 @@ def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: st
 
 
 @pytest.mark.parametrize("isa", all_isas())
-@pytest.mark.parametrize("method", TILED)
-def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, method: str, isa: str):
+@EACH
+def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, method: str, fields: dict, isa: str):
     """The same decisions where a method looks at places; a router's may differ where its logit is close to the cut."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
     base = tiny_model("llama", **sizes).bfloat16()
-    fields = {name: value for name, value in METHODS[method].example.items() if name not in NARROW}
+    fields = {**{name: value for name, value in METHODS[method].example.items() if name not in NARROW}, **fields}
     llm = LLM.of(adapted(base, method_named(method, fields)), tiny_tokenizer)
     if not fused(llm):
         return
@@ -110,7 +118,7 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     assert runner.tiles == isa.startswith("amx") and llm.stats.native_tokens == 97
     assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
     differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
-    assert differ <= (10 if llm.model.method.reads_input else 0)
+    assert differ <= (10 if llm.model.method.reads_input and not llm.model.method.fixed_input else 0)
     assert (ran < 97).any() == (method != "dense")
     (logits,) = mine.logits
     assert (logits - plain.logits[0].float()).norm() < 0.1 * logits.norm()

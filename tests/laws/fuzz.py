@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from tests.engine.poison import poison
-from tests.laws.test_laws import VARIANTS
+from tests.laws.test_laws import FIXED, VARIANTS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import Hold
@@ -114,7 +114,7 @@ def drawn_case(seed: int) -> Case:
         (name, fields)
         for name, kind in METHODS.items()
         if kind.kv != "evict"
-        for fields in VARIANTS.get(name, {"default": {}}).values()
+        for fields in [*VARIANTS.get(name, {"default": {}}).values(), *FIXED.get(name, {}).values()]
     ])  # fmt: skip
     sizes = {**rng.choice(SHAPES), **slides(family, rng.choice(WINDOWS)), "max_position_embeddings": CONTEXT}
     if rng.random() < 0.3:

@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "static": {"bare": {"order": (0, 5), "count": 1, "adapter_ratio": 0}},
 }
 """Fields beside a method's own example, by variant. A method need not be here: all are tested by their examples."""
+FIXED = {name: {"fixed": {"fixed_input": True}} for name, kind in METHODS.items() if "fixed_input" in vars(kind)}
+"""The control that cannot see the token, of every method with a router."""
 EXAMPLE, PLAIN, ODD = "example", "llama", "gemma3_text"
 """A method's example meets every family; the variants the plainest one and the one with most norms."""
 
@@ -63,8 +65,8 @@ def cases(which: Callable[[Method], bool] = lambda _: True) -> list[Any]:
 
 def variants(method: str) -> dict[str, dict[str, Any]]:
     """A method's fields, by name of the variant."""
-    example = dict(METHODS[method].example)
-    return {EXAMPLE: example, **{name: {**example, **fields} for name, fields in VARIANTS.get(method, {}).items()}}
+    example, more = dict(METHODS[method].example), {**VARIANTS.get(method, {}), **FIXED.get(method, {})}
+    return {EXAMPLE: example, **{name: {**example, **fields} for name, fields in more.items()}}
 
 
 def has_parts(method: Method) -> bool:
@@ -146,7 +148,7 @@ def test_the_laws_are_tested_where_tokens_differ(case: Case) -> None:
     keep = torch.stack(list(case.keeps.values()))
     assert 0.1 < keep.float().mean() < 0.9, "some must be skipped and some kept; give the method an `example` with both"
     assert case.model.route.cost() != 1.0
-    if case.model.method.grain != "static":
+    if not case.model.method.steps:
         assert all(0 < kept.float().mean() < 1 for kept in keep), "at each site"
 
 
@@ -251,6 +253,8 @@ def test_3_what_is_skipped_costs_nothing(case: Case) -> None:
                 macs = linear(part.enc) + part.enc.out_features
             if isinstance(part, LinearRouter):  # two logits, of which the difference counts
                 macs = part.head.in_features
+            if isinstance(part, Router | LinearRouter) and part.fixed:  # a number
+                macs = 0
             work += macs * (skipped if isinstance(part, Part) and part.runs_for == "skipped" else 1)
         work -= (linear(unit.unit) - written(unit, case.model.method.kv)) * skipped
     work[2] = dense  # a row at `inf` makes no decision

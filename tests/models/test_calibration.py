@@ -14,10 +14,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthdial.methods import Dense, FlexiDepth, Static
-from depthdial.models.calibration import BaseProbe, Heldout, measure_curve
+from depthdial.core.method import Method
+from depthdial.methods import Dense, FlexiDepth, SkipLayer, Static
+from depthdial.models.calibration import BaseProbe, Heldout, measure_curve, measure_steps, turning_points
 from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
+
+IDS = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
+BATCH = {"input_ids": IDS, "labels": IDS, "position_ids": torch.arange(16).expand(2, 16)}
+FIXED = [FlexiDepth(first=2, start=0.0, fixed_input=True), SkipLayer(fixed_input=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,6 +114,31 @@ def test_a_staircase_has_its_steps():
 def test_a_method_without_choices_has_a_flat_curve():
     curve = measure_curve(lambda _offset: (1.0, 0.0))
     assert curve.floor == 1.0 and set(curve.costs) == {1.0}
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_a_router_that_cannot_see_the_token_turns_once(tiny_model: Callable, adapted: Callable, method: Method):
+    """All tokens run a layer or none does, so each layer is a step of the dial."""
+    model: Any = adapted(tiny_model("llama"), method)
+    turns = turning_points(model)
+    assert len(turns) == len(method.layers(6))
+    heldout = Heldout(model, [BATCH])
+    curve = measure_steps(heldout.measure, turns)
+    assert len(curve.offsets) == len(turns) + 1 and all(b > a + 0.01 for a, b in pairwise(curve.costs))
+    for offset, cost in zip(curve.offsets, curve.costs, strict=True):
+        heldout.run(0, offset)
+        assert len(model.route.token_cost().unique()) == 1, "no token differs"
+        assert curve.offset(min(1.0, cost + 0.005)) in (offset, math.inf)
+        if cost + 0.005 < 1.0:
+            assert heldout.measure(curve.offset(cost + 0.005))[0] <= cost + 0.005
+
+
+def test_whole_layers_turn_between_whole_numbers(tiny_model: Callable, adapted: Callable):
+    model = adapted(tiny_model("llama"), Static(order=(3, 1, 4), count=2))
+    assert turning_points(model) == pytest.approx([-0.5, 0.5, 1.5], abs=1e-4)
+    curve = measure_steps(lambda offset: (0.8 + 0.05 * offset, 0.0), turning_points(model))
+    assert curve.offsets == (-1.0, 0.0, 1.0, 2.0) and curve.step == 1.0
+    assert turning_points(adapted(tiny_model("llama"), Dense())) == []
 
 
 # ---------------------------------------------------------------- the probe

@@ -61,6 +61,19 @@ def test_a_run_gives_a_plugin_that_loads_and_keeps_its_budget(config, method, tm
     assert [line["step"] for line in lines] == list(range(1, 7)) and {"loss", "cost", "layers"} <= set(lines[0])
 
 
+def test_routers_that_cannot_see_the_token_are_trained_and_give_steps(config, tmp_path):
+    fields = {**METHODS["flexidepth"].budgeted, "fixed_input": True}
+    folder = train(dataclasses.replace(config, fields=fields, output=str(tmp_path / "fixed")))
+    plugin = read(folder)
+    assert plugin.method.fixed_input and plugin.curves["text"].step > 0
+    model, _ = load(config.model, str(folder), budget=0.9, dtype="float32", device="cpu")
+    with torch.no_grad():
+        model(TOKENS)
+    cost = route_of(model).token_cost()
+    assert len(cost.unique()) == 1 and plugin.curves["text"].floor < cost[0, 0] <= 0.9 + 1e-6
+    assert any(tensor.any() for name, tensor in parts(model).items() if name.endswith("adapter.down.weight"))
+
+
 @pytest.mark.parametrize(("method", "fields"), [("random", {}), ("static", {}), ("static", {"order": [2, 3]})])
 def test_a_method_without_anything_to_train_gets_its_curve(config, method, fields, tmp_path):
     bare = dataclasses.replace(

@@ -55,7 +55,8 @@ class Curve:
     costs: tuple[float, ...]
     kls: tuple[float, ...]
     step: float = 0.0
-    """Offsets act in steps of this size (a static method drops whole layers); 0 is a dial without steps."""
+    """The mean size of the steps in which offsets act (a static method drops whole layers), with a measured point in
+    each; 0 is a dial without steps."""
 
     def __post_init__(self):
         if not len(self.offsets) == len(self.costs) == len(self.kls) or len(self.offsets) < 2:
@@ -82,8 +83,8 @@ class Curve:
     def offset(self, budget: float) -> float:
         """The logit offset for a requested mean cost in [floor, 1.0]; 1.0 is `inf`, the untouched base.
 
-        Linear between measured points; where the dial has steps, the step below: never more than the budget. Between
-        the highest measured cost and 1.0 the highest offset is used, the nearest the routers come to running
+        Linear between measured points; where the dial has steps, that of the step below: never more than the budget.
+        Between the highest measured cost and 1.0 the highest offset is used, the nearest the routers come to running
         everything. Raises ValueError outside the range.
         """
         if not (isinstance(budget, int | float) and self.floor - 1e-9 <= budget <= 1.0):  # nan fails, too
@@ -93,8 +94,11 @@ class Curve:
             )
         if budget == 1.0:
             return math.inf
-        offset = self._between(budget)
-        return math.floor(offset / self.step + 1e-9) * self.step if self.step else offset
+        if self.step:
+            return max(
+                o for o, cost in zip(self.offsets, self.costs, strict=True) if cost <= max(budget, self.floor) + 1e-9
+            )
+        return self._between(budget)
 
     def hold(self, budget: float) -> Hold | None:
         """What holds a text at a budget, from where this curve says; None at 1.0, the untouched base, which costs that.

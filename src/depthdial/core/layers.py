@@ -50,16 +50,19 @@ class Router(Part):
     """FlexiDepth's gate (arXiv 2503.23798, released code): head(dec(tanh(RMSNorm(enc(z))))), d -> d/ratio -> d -> 1.
 
     No non-linearity stands between dec and head, so they are folded into one vector. `bias` is ours (0 in the released
-    form): it lets training start from "runs everything".
+    form): it lets training start from "runs everything". fixed: it is fed ones in place of its input (a control), and
+    is a number then that costs nothing.
     """
 
     runs_for = "all"
 
-    def __init__(self, dim: int, ratio: int, eps: float, order: str = "norm_tanh", start: float = 0.0):
+    def __init__(
+        self, dim: int, ratio: int, eps: float, order: str = "norm_tanh", start: float = 0.0, fixed: bool = False
+    ):
         super().__init__()
         if order not in ("norm_tanh", "tanh_norm"):
             raise ValueError(f"unknown router order {order!r}; choose norm_tanh (released code) or tanh_norm (paper)")
-        self.order, self.start = order, float(start)
+        self.order, self.start, self.fixed = order, float(start), fixed
         rank = max(1, dim // ratio)
         self.enc = nn.Linear(dim, rank, bias=False)
         self.norm = nn.RMSNorm(rank, eps=eps)
@@ -79,6 +82,11 @@ class Router(Part):
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
+        if self.fixed:
+            return self._logit(_ones(x), folded).expand(x.shape[:-1])
+        return self._logit(x, folded)
+
+    def _logit(self, x: Tensor, folded: Tensor | None) -> Tensor:
         code = _product(self.enc, x).float()
         code = self._normed(code).tanh() if self.order == "norm_tanh" else self._normed(code.tanh())
         if folded is None and not (_linear(self.dec) and _linear(self.head)):
@@ -103,19 +111,21 @@ class Router(Part):
 
     @property
     def macs(self) -> int:
-        return self.enc.in_features * self.enc.out_features + self.enc.out_features
+        return 0 if self.fixed else self.enc.in_features * self.enc.out_features + self.enc.out_features
 
 
 class LinearRouter(Part):
     """A linear gate without bias: d -> 2 classes, "run" against "skip", or d -> 1 score; evaluated in fp32.
 
-    Of two classes only the difference of their logits counts, so at inference both are one vector.
+    Of two classes only the difference of their logits counts, so at inference both are one vector. fixed: as a
+    `Router`'s.
     """
 
     runs_for = "all"
 
-    def __init__(self, dim: int, classes: int = 2):
+    def __init__(self, dim: int, classes: int = 2, fixed: bool = False):
         super().__init__()
+        self.fixed = fixed
         self.head = nn.Linear(dim, classes, bias=False)
         self.reset_parameters()
 
@@ -125,7 +135,11 @@ class LinearRouter(Part):
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
-        x = x.float()
+        if self.fixed:
+            return self._logit(_ones(x), folded).expand(x.shape[:-1])
+        return self._logit(x.float(), folded)
+
+    def _logit(self, x: Tensor, folded: Tensor | None) -> Tensor:
         if folded is None and not _linear(self.head):
             logits = _product(self.head, x)
             return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
@@ -142,7 +156,7 @@ class LinearRouter(Part):
 
     @property
     def macs(self) -> int:
-        return self.head.in_features
+        return 0 if self.fixed else self.head.in_features
 
 
 class Adapter(Part):
@@ -170,6 +184,11 @@ class Adapter(Part):
     @property
     def macs(self) -> int:
         return 3 * self.gate.in_features * self.gate.out_features
+
+
+def _ones(x: Tensor) -> Tensor:
+    """What a fixed router is fed: fp32 [1, 1, d], whatever x is."""
+    return torch.ones(1, 1, x.shape[-1], device=x.device)
 
 
 def _linear(module: nn.Module) -> bool:

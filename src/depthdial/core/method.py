@@ -65,6 +65,9 @@ class Method(ABC):
     grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
     """The finest thing a decision depends on. Only "static" is read: its dial is measured by whole layers, and its
     decisions are asked for once, not for each place. The others are told to readers; executors treat them alike."""
+    fixed_input: bool = False
+    """A control, and a field of every method with a router: routers are fed a constant vector of ones, so that each
+    learns one rate for its layer and cannot see the token. What seeing it is worth is the difference."""
     reads_input: ClassVar[bool] = True
     """False: `decide` looks at tokens, places and layers only, so an executor may ask for all layers before a pass."""
     budgeted: ClassVar[Mapping[str, object]] = {}
@@ -75,6 +78,11 @@ class Method(ABC):
     refuse a method that skips nothing there, as they would say nothing of it."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
+
+    @property
+    def steps(self) -> bool:
+        """Do decisions depend on nothing but the layer and the dial, so that the dial acts in steps?"""
+        return self.grain == "static" or self.fixed_input
 
     def layers(self, depth: int) -> Sequence[int]:
         """The layers that get decisions, of a model with `depth` layers; the others always run."""

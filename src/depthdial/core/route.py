@@ -58,8 +58,8 @@ class Route:
     """(B, T) of the last forward pass."""
     device: torch.device | None = None
     """Of its tokens."""
-    dial: float | Tensor = 0.0
-    """Its offsets: a number, or float [B, 1] or [B, T]."""
+    began: tuple[float | Tensor, Tensor | None, float | None] = (0.0, None, None)
+    """`offset`, `read` and `read_offset` as they were when it began."""
     learns: bool = False
     """Did the last forward pass begin with gradients?"""
     blind: bool = False
@@ -75,17 +75,11 @@ class Route:
         self, shape: tuple[int, int], mask: Tensor | None, device: torch.device | None = None,
         tokens: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Forget the last pass; called once at the start of each forward of the model. ValueError where `offset` or
-        `read` is for other tokens."""
+        """Forget the last pass; called once at the start of each forward of the model."""
         self.decisions.clear()
-        rows, length = shape
-        if isinstance(self.offset, Tensor) and self.offset.ndim == 2 and self.offset.shape[1] != length:
-            raise _misfit("offset", self.offset, rows, length)
-        if self.read is not None and self.read.shape != shape:
-            raise _misfit("read", self.read, rows, length)
-        self.dial = self.offsets(rows)
         self.shape, self.mask, self.device, self.tokens = shape, mask, device, tokens
         self.positions = None
+        self.began = self.offset, self.read, self.read_offset
         self.learns, self.blind = torch.is_grad_enabled(), False
 
     def record(self, site: Site, decision: Decision) -> None:
@@ -99,25 +93,15 @@ class Route:
                 stacklevel=2,
             )
 
-    def offsets(self, rows: int) -> float | Tensor:
-        """The dial for a pass of so many rows: a number, or float [rows, 1] or [rows, T].
-
-        ValueError where `offset` has another number of rows and not each of them the same number of times.
-        """
-        offset = self.offset
-        if isinstance(offset, Tensor) and offset.ndim:
-            if offset.ndim > 2 or not len(offset) or rows % len(offset):
-                raise _misfit("offset", offset, rows)
-            offset = offset.repeat_interleave(rows // len(offset), 0)
-            offset = offset[:, None] if offset.ndim == 1 else offset
-        if self.read is None or self.read_offset is None:
-            return offset
-        offset = torch.as_tensor(offset, dtype=torch.float32, device=self.read.device)
-        return torch.where(self.read, self.read_offset, offset)
+    @property
+    def dial(self) -> float | Tensor:
+        """The offsets of the last pass: a number, or float [B, 1] or [B, T]. ValueError where they do not fit it."""
+        return _offsets(*self.began, *self.shape)
 
     def shifted(self, logit: Tensor) -> Tensor:
-        """The gate's logit [B, T] with the dial's offset added (README, "What the budget means"), in fp32."""
-        offset = self.offsets(len(logit))
+        """The gate's logit [B, T] with the dial's offset added (README, "What the budget means"), in fp32. ValueError
+        where `offset` or `read` is for other tokens."""
+        offset = _offsets(self.offset, self.read, self.read_offset, *logit.shape)
         return logit.float() + (offset.to(logit.device) if isinstance(offset, Tensor) else offset)
 
     def voted(self, site: Site, decision: Decision) -> Decision:
@@ -133,7 +117,7 @@ class Route:
             raise ValueError("rows vote by their routers' scores, and this method gives none; decide per token")
         score = decision.score
         voters = torch.ones_like(decision.keep) if self.mask is None else self.mask.to(score.device)
-        offset = self.offsets(len(score))
+        offset = _offsets(self.offset, self.read, self.read_offset, *score.shape)
         if isinstance(offset, Tensor):
             voters = voters & (offset.to(score.device) != math.inf)
         mean = (score * voters).sum(0) / voters.sum(0).clamp(min=1)
@@ -199,10 +183,31 @@ class Route:
         return {**vars(self), "decisions": {site: _detached(made) for site, made in self.decisions.items()}}
 
 
-def _misfit(name: str, tensor: Tensor, rows: int, length: int | None = None) -> ValueError:
-    ways = "one number, one per row, or one per token" if name == "offset" else "one per token, or None"
-    batch = f"{rows} rows" + (f" of {length} tokens" if length is not None else "")
-    return ValueError(f"route.{name} has shape {list(tensor.shape)}, the batch {batch}; give {ways}")
+def _offsets(
+    offset: float | Tensor, read: Tensor | None, read_offset: float | None, rows: int, length: int
+) -> float | Tensor:  # fmt: skip
+    """The dial of a pass of rows x length tokens: a number, or float [rows, 1] or [rows, length].
+
+    ValueError where `offset` has another number of rows and not each of them the same number of times, and where it or
+    `read` has another number of tokens.
+    """
+    if isinstance(offset, Tensor) and offset.ndim:
+        per_token = offset.ndim == 2 and offset.shape[1] == length
+        if not (offset.ndim == 1 or per_token) or not len(offset) or rows % len(offset):
+            raise ValueError(
+                f"route.offset has shape {list(offset.shape)}, the batch {rows} rows of {length} tokens; give one "
+                "number, one per row, or one per token"
+            )
+        offset = offset.repeat_interleave(rows // len(offset), 0)
+        offset = offset if per_token else offset[:, None]
+    if read is None or read_offset is None:
+        return offset
+    if read.shape != (rows, length):
+        raise ValueError(
+            f"route.read has shape {list(read.shape)}, the batch {rows} rows of {length} tokens; say of each token "
+            "whether it is read, or set it to None"
+        )
+    return torch.where(read, read_offset, torch.as_tensor(offset, dtype=torch.float32, device=read.device))
 
 
 def layer_keep(decisions: Mapping[Site, Decision], layer: int, unit: str | None = None) -> Tensor:

@@ -55,6 +55,8 @@ def _gate(method: Method, parts: Mapping[str, Any], layer: int) -> Gate:
 
 @torch.no_grad()
 def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
+    if router.fixed:
+        return _number(router, gate, dtype)
     if isinstance(router, LinearRouter):
         return _linear_router(router.folded, gate.cut, dtype)
     return RouterTensors(
@@ -67,6 +69,17 @@ def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> Ro
         gate.cut,
         gate.weights == "soft",
     )
+
+
+def _number(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
+    """A router that is the same for every token: a code of zeros and the number itself as the bias."""
+    some = router.enc if isinstance(router, Router) else router.head
+    logit = float(router(torch.ones(1, 1, some.in_features, device=some.weight.device)))
+    rows = some.out_features if isinstance(router, Router) else 1
+    zeros = torch.zeros(rows, device=some.weight.device)
+    order = "norm_tanh" if isinstance(router, Router) else "linear"
+    enc = torch.zeros(rows, some.in_features, dtype=dtype, device=some.weight.device)
+    return RouterTensors(enc, zeros + 1, 1.0, order, zeros, logit, gate.cut, gate.weights == "soft")
 
 
 def _linear_router(vector: Tensor, cut: float, dtype: torch.dtype) -> RouterTensors:

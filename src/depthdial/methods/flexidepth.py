@@ -66,6 +66,8 @@ class FlexiDepth(Method):
     """Norm before tanh (released code) or after it (the paper's formula)."""
     start: float = 2.0
     """Initial bias of every gate's logit: positive starts from "runs everything". The released form has none (0)."""
+    fixed_input: bool = False
+    """Whether routers are fed ones in place of their input: the control that cannot see the token (ours)."""
 
     def __post_init__(self):
         object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
@@ -89,7 +91,8 @@ class FlexiDepth(Method):
 
     def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
         if site.unit == "attn":
-            return {"router": Router(dims.hidden, self.router_ratio, dims.eps, self.router_order, self.start)}
+            more = (self.router_order, self.start, self.fixed_input)
+            return {"router": Router(dims.hidden, self.router_ratio, dims.eps, *more)}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:

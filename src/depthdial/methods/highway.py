@@ -36,6 +36,8 @@ class Highway(Method):
     """One past the last gated layer; None is the top."""
     but: tuple[int, ...] = ()
     """Layers of that span without a gate."""
+    fixed_input: bool = False
+    """Whether routers are fed ones in place of their input: the control that cannot see the token (ours)."""
 
     def __post_init__(self):
         object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
@@ -44,7 +46,7 @@ class Highway(Method):
         return span(self.first, self.last, self.but, depth)
 
     def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        return {"router": LinearRouter(dims.hidden, classes=1)}
+        return {"router": LinearRouter(dims.hidden, classes=1, fixed=self.fixed_input)}
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         g = route.shifted(parts["router"](x)).sigmoid()

@@ -48,6 +48,9 @@ class MixtureOfDepths(Method):
     """The predictor's bottleneck is d / predictor_ratio."""
     alpha: float = 1.0
     """Weight of the predictor's loss; it reaches nothing but the predictor."""
+    fixed_input: bool = False
+    """Whether router and predictor are fed ones in place of their input: the control that cannot see the token (ours).
+    In training the first tokens of a sequence are picked then, as all weigh the same."""
 
     def __post_init__(self):
         if not 0 < self.capacity <= 1:
@@ -68,8 +71,8 @@ class MixtureOfDepths(Method):
         share = min(max(self.capacity, 0.01), 0.99)
         start = math.log(share / (1 - share))
         return {
-            "router": LinearRouter(dims.hidden, classes=1),
-            "predictor": Router(dims.hidden, self.predictor_ratio, dims.eps, start=start),
+            "router": LinearRouter(dims.hidden, classes=1, fixed=self.fixed_input),
+            "predictor": Router(dims.hidden, self.predictor_ratio, dims.eps, start=start, fixed=self.fixed_input),
         }
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:

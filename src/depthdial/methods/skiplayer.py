@@ -61,6 +61,8 @@ class SkipLayer(Method):
     nears its density only by what tokens have in common: little, in a fresh model."""
     seed: int = 0
     """Of the Gumbel noise."""
+    fixed_input: bool = False
+    """Whether routers are fed ones in place of their input: the control that cannot see the token (ours)."""
 
     def __post_init__(self):
         object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
@@ -80,7 +82,7 @@ class SkipLayer(Method):
         return span(self.first, self.last, self.but, depth)
 
     def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        return {"router": LinearRouter(dims.hidden)}
+        return {"router": LinearRouter(dims.hidden, fixed=self.fixed_input)}
 
     def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
         logit = route.shifted(parts["router"](x.detach() if self.detach else x))

@@ -15,11 +15,12 @@ from depthdial.core.dial import Curve
 from depthdial.core.route import Route
 from depthdial.methods import Static
 from depthdial.models.compare import HeadCompare
-from depthdial.models.convert import routed
+from depthdial.models.convert import method_of, route_of, routed
 from depthdial.models.halves import Halves
 
 Batch = dict[str, Tensor]
-"""int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count."""
+"""int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count. Where some tokens are read
+by the untouched base, read, bool [B, T], says which."""
 
 
 class Heldout:
@@ -44,12 +45,14 @@ class Heldout:
     def run(self, index: int, offset: float | Tensor) -> tuple[Tensor, Tensor]:
         """One batch at an offset (one number, or one per row, fp32 [B]): hidden states after the last norm, [B, T, d],
         and true cost of each token, fp32 [B, T]. `self.route` holds the decisions until the next run."""
-        before, self.route.offset = self.route.offset, offset
+        route = self.route
+        before = route.offset, route.read, route.read_offset
+        route.offset, route.read, route.read_offset = offset, self.batches[index].get("read"), math.inf
         try:
             hidden = self.halves.upper(self.lower[index], position_ids=self.batches[index]["position_ids"])
-            return hidden, self.route.token_cost()
+            return hidden, route.token_cost()
         finally:
-            self.route.offset = before
+            route.offset, route.read, route.read_offset = before
 
     @torch.no_grad()
     def measure(self, offset: float) -> tuple[float, float]:
@@ -81,9 +84,41 @@ def measure_curve(measure: Callable[[float], tuple[float, float]], points: int =
     return Curve.fit([(offset, *figures) for offset, figures in found.items()])
 
 
-def measure_steps(measure: Callable[[float], tuple[float, float]], most: int) -> Curve:
-    """The curve of a static method, whose dial drops whole layers: every whole offset from -most to most."""
-    return Curve.fit([(float(offset), *measure(float(offset))) for offset in range(-most, most + 1)], step=1.0)
+def measure_steps(measure: Callable[[float], tuple[float, float]], turns: Sequence[float]) -> Curve:
+    """The curve of a dial that acts in steps: a point between each two of the offsets at which a decision turns, and
+    one beyond each end."""
+    edges = [turns[0] - 1, *turns, turns[-1] + 1] if turns else [-1.0, 1.0, 3.0]
+    between = [round((low + high) / 2, 4) for low, high in itertools.pairwise(edges)]
+    step = (between[-1] - between[0]) / (len(between) - 1)
+    return Curve.fit([(offset, *measure(offset)) for offset in between], step=step)
+
+
+@torch.no_grad()
+def turning_points(model: PreTrainedModel, widest: float = 64.0, apart: float = 1e-3) -> list[float]:
+    """Rising offsets at which a unit's decision turns, of a method whose decisions depend on nothing but the layer and
+    the dial (`Method.steps`); one of those that are closer than `apart`. Units that never turn have none."""
+    method, sites, ledger = method_of(model), routed(model), route_of(model).ledger
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    found: list[float] = []
+    for site in sorted(sites):
+        low, high = -widest, widest
+        while high - low > apart / 8:
+            route = Route(ledger, torch.linspace(low, high, 65, device=embedding.device))
+            route.begin((65, 1), None, embedding.device)
+            route.positions = torch.zeros(65, 1, dtype=torch.long, device=embedding.device)
+            x = torch.ones(65, 1, embedding.shape[1], device=embedding.device)
+            for each in (one for one in sorted(sites) if one.layer == site.layer and one <= site):
+                route.record(each, method.decide(sites[each].parts, x, each, route))
+            keep = route.decisions[site].keep[:, 0]
+            first = int(keep.long().argmax())
+            if not first:  # it runs at all of them, or at none
+                break
+            assert isinstance(route.offset, Tensor)
+            low, high = route.offset[first - 1 : first + 1].tolist()
+        else:
+            found.append((low + high) / 2)
+    return [turn for i, turn in enumerate(sorted(found)) if not i or turn - sorted(found)[i - 1] > apart]
 
 
 class BaseProbe:

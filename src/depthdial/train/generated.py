@@ -1,7 +1,8 @@
 """The dial for generated tokens: what a budget costs while the model writes, measured by letting it write.
 
 Text that the model chose itself is not like text it is given, and the same offset buys another cost there: with the
-shipped plug-in answers take more layers than prompts. So the plug-in keeps a curve of its own for it.
+shipped plug-in answers take more layers than prompts. So the plug-in keeps a curve of its own for it, measured as texts
+are written by default: prompts are read by the untouched base, and only what follows them counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.dial import Curve
+from depthdial.engine.budgets import Budgets
 from depthdial.engine.llm import LLM
 from depthdial.engine.output import RequestOutput
 from depthdial.engine.sampling import SamplingParams
@@ -38,15 +40,16 @@ def generated_curve(
     text = plugin.curves["text"]
     vars(model).update(plugin=dataclasses.replace(plugin, curves={"text": text}))
     llm = LLM.of(model, tokenizer, budget=1.0)
+    llm.budgets = Budgets(model, 1.0, None, hold=False)  # each text at one offset
     prompts = _prompts(llm, records, max(1, tokens // TOKENS))
     params = SamplingParams(max_tokens=TOKENS, temperature=1.0, top_p=1.0, top_k=0, seed=seed)
     points, tries = [], _apart(text)
     with Progress("calibrating generation", len(tries)) as progress:
         for offset, cost in tries:
             outputs = llm.generate(prompts, dataclasses.replace(params, budget=min(cost, 1.0)))
-            heldout = Heldout(model, [_row(output, model.device) for output in outputs])
-            points.append((offset, *heldout.measure(offset)))
-            progress.advance(sum(len(output.token_ids) for output in outputs), cost=points[-1][1])
+            if rows := [_row(out, model.device) for out in outputs if len(out.token_ids) > 1]:
+                points.append((offset, *Heldout(model, rows).measure(offset)))
+            progress.advance(sum(len(output.token_ids) for output in outputs), cost=cost)
     vars(model).update(plugin=plugin)
     return Curve.fit(points, text.step)
 
@@ -81,9 +84,9 @@ def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]
 
 
 def _row(output: RequestOutput, device: torch.device) -> Batch:
-    """One generated text as a held-out row on `device`; only the passes that gave its tokens count."""
+    """One generated text as a held-out row on `device`; only the passes over its own tokens count."""
     prompt, made = output.prompt_token_ids, output.token_ids
     ids = torch.tensor([[*prompt, *made[:-1]]], device=device)
-    labels = ids.clone()
-    labels[:, : len(prompt) - 1] = -100
-    return {"input_ids": ids, "labels": labels, "position_ids": torch.arange(ids.shape[1], device=device)[None]}
+    read = torch.arange(ids.shape[1], device=device)[None] < len(prompt)
+    positions = torch.arange(ids.shape[1], device=device)[None]
+    return {"input_ids": ids, "labels": ids.masked_fill(read, -100), "position_ids": positions, "read": read}
