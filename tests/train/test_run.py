@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from depthdial.methods import METHODS, method_named
 from depthdial.models import load
+from depthdial.models.base import load_base
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
 from depthdial.models.convert import convert, route_of
 from depthdial.train import callbacks as loop
@@ -279,7 +280,7 @@ def test_wider_adapters_begin_as_the_narrower_ones_of_a_plugin(config, tmp_path)
     fields = {"first": 2, "adapter_ratio": 8, "router_ratio": 4, "weights": "hard", "start": 0.0}
     narrow = train(dataclasses.replace(config, fields=fields, output=str(tmp_path / "narrow"), steps=2, budget=0.8))
     before, _ = load(config.model, str(narrow), dtype="float32", device="cpu")
-    wide, _ = load(config.model, None, dtype="float32", device="cpu")
+    wide, _ = load_base(config.model, "float32", "cpu")
     torch.manual_seed(1)
     convert(wide, method_named("flexidepth", {**fields, "adapter_ratio": 2}))
     run._take_over(wide, str(narrow))
