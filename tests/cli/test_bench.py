@@ -33,6 +33,8 @@ def test_the_table_goes_to_stdout_and_the_files_where_they_are_asked_for(options
     place = tmp_path / "new" / "speed.json"
     result = run(*options, "--output", str(place))
     assert "| adaptive 0.8, fp32 |" in result.stdout and "**prefill 16**" in result.stdout
+    for row in ("adaptive, prompt read in full, fp32", "adaptive 0.8, prompt skips too, fp32", "our dense, int8"):
+        assert f"| {row} |" in result.stdout
     assert json.loads(place.read_text())["rows"] and place.with_suffix(".png").is_file()
     assert len(list(place.parent.iterdir())) == 2
 
@@ -71,6 +73,10 @@ def test_a_text_of_ones_own_is_read(options, tmp_path):
     [
         (["--budgets", "much"], "--budgets 'much' is not a list"),
         (["--batches", "1,x"], "--batches"),
+        (["--prompt-budget", "1.0,x"], "--prompt-budget 'x' is no number"),
+        (["--prompt-budget", "2"], "prompt_budget must be"),
+        (["--prompt-budget", ""], "--prompt-budget needs"),
+        (["--prompt-budget", "0.01"], "prompt_budget: budget 0.01"),
         (["--budgets", "0.01"], "budget 0.01"),
         (["--peers", "llama"], "'llama' is not known"),
         (["--peers", "tide"], "--peer-python tide=PATH"),

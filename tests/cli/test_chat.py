@@ -40,16 +40,19 @@ def test_it_answers_remembers_and_forgets(options, llm):
     out = said(options, "the fox", "dog", "/reset", "dog")
     at = [out.index(piece) for piece in (first, second)]
     assert at == sorted(at) and out.rindex(text(llm, "dog")) > at[1] and second != text(llm, "dog")
-    assert out.count("true cost") == 3 and "of 6; true cost 0." in out
+    assert out.count("true cost") == 3 and "of 6; true cost 0." in out and out.count("of the prompt 1.000") == 3
 
 
 def test_the_dial_turns_for_the_next_answer(options, llm):
     low, base = text(llm, "the fox", budget=0.7), text(llm, "the fox", budget=1.0)
+    read = text(llm, "the fox", budget=0.7, prompt_budget="same")
     for lines, wanted, cost in (
         (["/budget 1.0"], base, "true cost 1.000"),
         (["/lossless"], base, "true cost"),
         (["/lossless", "/lossless"], text(llm, "the fox"), "true cost 0."),
         (["/budget 0.7"], low, "true cost 0."),
+        (["/budget 0.7", "/prompt-budget same"], read, "of the prompt 0."),
+        (["/prompt-budget same", "/prompt-budget", "/budget 0.7"], low, "of the prompt 1.000"),
     ):
         out = said(options, *lines, "the fox")
         assert wanted in out and cost in out
@@ -64,6 +67,9 @@ def test_a_system_message_is_in_the_prompt(options, llm):
     [
         ("/budget x", "no number"),
         ("/budget 0.1", "0.700"),
+        ("/prompt-budget x", "/prompt-budget 'x' is no number"),
+        ("/prompt-budget 2", '"same"'),
+        ("/prompt-budget 0.1", "0.700"),
         ("/budget 2", "budget"),
         ("/dance", "/help"),
         ("/budget nan", "nan"),
@@ -82,3 +88,4 @@ def test_help_and_quit(options):
 def test_it_refuses_before_the_first_question(tiny_folder, tiny_plugin, failed):
     line = failed("chat", "--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--budget", "0.1")
     assert "budget" in line and "0.7" in line
+    assert "--prompt-budget 'x'" in failed("chat", "--model", "nowhere", "--prompt-budget", "x")

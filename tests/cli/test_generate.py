@@ -18,13 +18,14 @@ from depthdial.cli import main
 from depthdial.cli.app import app, message
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.methods import method_named
+from depthdial.methods import SkipLayer, method_named
 from depthdial.models.checkpoint import Plugin, save
 from depthdial.models.convert import convert
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.scratch import Spec, fresh
 
 KEYS = {"text", "token_ids", "depths", "prompt_depths", "cost", "prompt_cost", "mean_depth", "layers"}
-KEYS |= {"budget", "offset", "finish_reason", "model", "plugin", "seconds"}
+KEYS |= {"budget", "prompt_budget", "offset", "finish_reason", "model", "plugin", "seconds"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -57,9 +58,11 @@ def test_json_is_one_object_and_nothing_else(options, expected):
     assert set(facts) == KEYS
     assert (facts["text"], facts["token_ids"], facts["depths"]) == (out.text, out.token_ids, out.depths)
     assert facts["prompt_depths"] == out.prompt_depths and facts["depths"][0] == facts["prompt_depths"][-1]
-    assert facts["cost"] == pytest.approx(out.cost) and facts["cost"] < 1
+    assert facts["cost"] == pytest.approx(out.cost) and facts["cost"] < 1 == facts["prompt_cost"]
+    assert facts["mean_depth"] == pytest.approx(sum(out.depths[1:]) / 11) and facts["mean_depth"] < 6
     assert facts["layers"] == 6 and facts["finish_reason"] == out.finish_reason
-    assert facts["budget"] == llm.budget and facts["offset"] == pytest.approx(llm.offset_of(None))
+    assert facts["budget"] == llm.budget and facts["prompt_budget"] == llm.prompt_budget == 1.0
+    assert facts["offset"] == pytest.approx(llm.offset_of(None))
 
 
 def test_budget_1_is_the_base_and_its_offset_is_null(options, tiny_folder):
@@ -75,7 +78,8 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
     result = run("generate", "the quick", *options, "--max-new-tokens", "12")
     assert result.stdout == out.text + "\n"
     assert re.search(
-        r"\d+ tokens; layers used \d / \d\.\d / \d \(min / mean / max\) of 6; true cost 0\.\d+ of dense; ",
+        r"\d+ tokens; layers used \d / \d\.\d / \d \(min / mean / max\) of 6; true cost 0\.\d+ of dense, "
+        r"of the prompt 1\.000; ",
         result.stderr,
     )
 
@@ -95,6 +99,33 @@ def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected
         result = run("generate", "the quick", *given, *more)
         assert "in PyTorch, several times slower, without native kernels: the method does not route" in result.stderr
         assert "PyTorch" not in result.stdout
+
+
+def test_the_prompt_is_read_as_it_is_asked(options, tiny_folder, tiny_plugin):
+    words = ["generate", "the quick fox jumps over", *options, "--max-new-tokens", "9", "--json", "--prompt-budget"]
+    said = {told: json.loads(run(*words, told).stdout) for told in ("1.0", "0.9", "same")}
+    for told, facts in said.items():
+        asked = told if told == "same" else float(told)
+        llm = LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu", prompt_budget=asked)
+        (out,) = llm.generate("the quick fox jumps over", SamplingParams(max_tokens=9))
+        assert facts["prompt_budget"] == asked and facts["token_ids"] == out.token_ids
+        assert facts["prompt_cost"] == pytest.approx(out.prompt_cost) and facts["prompt_depths"] == out.prompt_depths
+    assert said["1.0"]["prompt_cost"] == 1.0 > said["0.9"]["prompt_cost"] > said["same"]["prompt_cost"]
+
+
+@pytest.mark.parametrize("verb", [["generate", "a"], ["chat"], ["serve", "--port", "0"], ["demo"], ["bench"]])
+def test_a_model_with_its_own_routers_reads_as_it_writes_and_says_so_before_its_weights_are_read(
+    failed, tiny_tokenizer, tmp_path, verb
+):
+    """They are not even there: nothing but config.json is looked at."""
+    model = fresh(Spec.parse("4x2@32,kv=1,vocab=300,context=64"), SkipLayer(density=0.5), seed=0)
+    model.save_pretrained(tmp_path / "own")
+    tiny_tokenizer.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "model.safetensors").write_bytes(b"no weights")
+    line = failed(*verb, "--model", str(tmp_path / "own"), "--prompt-budget", "0.9")
+    assert "its own routers" in line and 'give "same", not 0.9' in line
+    if verb == ["generate", "a"]:
+        assert "cannot be read" in failed(*verb, "--model", str(tmp_path / "own"), "--prompt-budget", "same")
 
 
 def test_colour_can_be_asked_for(options, expected):
@@ -135,6 +166,11 @@ def test_mistakes_are_one_line_and_exit_code_2(failed, options, tiny_folder, tmp
     assert "budget" in failed("generate", "a", *options, "--budget", "1.5", "--json")
     assert "temperature" in failed("generate", "a", *options, "--temperature", "-1")
     assert "'much'" in failed("generate", "a", *options, "--budget", "much")
+    assert "--prompt-budget 'much' is no" in failed("generate", "a", *options, "--prompt-budget", "much")
+    for wrong in ("0", "1.5", "nan", "-1"):
+        assert 'or "same" as' in failed("generate", "a", "--model", "nowhere", "--prompt-budget", wrong)
+    assert "prompt_budget is 1.0" in failed("generate", "a", *options, "--lossless", "--prompt-budget", "0.9")
+    assert "0.7" in failed("generate", "a", *options, "--prompt-budget", "0.1")
     assert "budget='auto'" in failed("generate", "a", *options, "--target-tokens-per-second", "50")
     assert "--system needs --chat" in failed("generate", "a", *options, "--system", "b")
     assert "nowhere" in failed("generate", "a", "--model", str(tmp_path / "nowhere"), "--plugin", "none")
@@ -158,7 +194,7 @@ def test_an_interrupt_is_a_short_line_and_exit_code_130(capsys, monkeypatch, opt
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LLM, "stream", interrupted)
+    monkeypatch.setattr(LLM, "follow", interrupted)
     with pytest.raises(SystemExit) as caught:
         main(["generate", "a", *options])
     assert caught.value.code == 130

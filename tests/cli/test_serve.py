@@ -8,7 +8,8 @@ import pytest
 @pytest.mark.parametrize(
     ("options", "word"),
     [(["--max-queue", "-1"], "max_queue"), (["--timeout", "0"], "timeout"), (["--api-key", ""], "API key"),
-     (["--budget", "much"], "budget"), (["--host", "256.0.0.1"], "256.0.0.1")],
+     (["--budget", "much"], "budget"), (["--prompt-budget", "much"], "--prompt-budget 'much'"),
+     (["--prompt-budget", "1.1"], "prompt_budget must be"), (["--host", "256.0.0.1"], "256.0.0.1")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_loading(failed, options, word):
     assert word in failed("serve", *options)

@@ -73,7 +73,7 @@ def retensor(plugin: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
 )
 def test_it_says_how_its_prompts_were_read(base: Any, plugin: Path, prompt: Any, said: str):
     edit(plugin, lambda data: data.update(prompt_budget=prompt))
-    known = attach(base, plugin).plugin
+    known: Any = attach(base, plugin).plugin
     assert known.prompt_budget == prompt and said in known.form and bool(said) == bool(known.form)
     assert save(base, plugin.parent / "again") and read(plugin.parent / "again").prompt_budget == prompt
 

@@ -41,13 +41,14 @@ def by_cache(model, ids: Tensor, written: int, offset: float) -> Tensor:
     return torch.stack(found[written:])
 
 
+@pytest.mark.parametrize("by_document", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_base_reads_and_the_dial_writes(family: str, tiny_model: Callable, adapted: Callable):
+def test_the_base_reads_and_the_dial_writes(family: str, by_document: bool, tiny_model: Callable, adapted: Callable):
     model = adapted(tiny_model(family, attn_implementation="eager"), method_named("flexidepth", FIELDS))
     ids, positions, written = documents()
     halves = Halves(model, min(site.layer for site in routed(model)))
-    text = Continuation(model, halves, positions, written)
+    text = Continuation(model, halves, positions, written, by_document)
     lower = halves.lower(ids, position_ids=positions)
     model.route.offset = math.inf
     read = text.read(lower)
@@ -55,7 +56,7 @@ def test_the_base_reads_and_the_dial_writes(family: str, tiny_model: Callable, a
     hidden = text.write(lower, copies=2)
     keep = model.route.keep()[2:].permute(1, 2, 0)  # [rows, W, layers]
     real = text.real.repeat_interleave(2, 0)
-    assert hidden.shape[:2] == (4, 24) and int(text.real.sum()) == 30  # a row is shorter than STEP
+    assert hidden.shape[:2] == (4, STEP) and int(text.real.sum()) == 30
     assert 0.1 < keep[real].float().mean() < 0.9
     for row, copy in ((0, 0), (0, 1), (1, 0), (1, 1)):
         i = row * 2 + copy
@@ -73,8 +74,29 @@ def test_written_tokens_are_filled_up_to_a_step():
     written = torch.zeros(2, 300, dtype=torch.bool)
     written[0, 100:170] = True
     text = Continuation(None, None, positions, written)  # type: ignore[arg-type]
-    assert text.places.shape == (2, 2 * STEP) and text.real.sum(-1).tolist() == [70, 0]
+    assert text.places.shape == (2, -(-70 // STEP) * STEP) and text.real.sum(-1).tolist() == [70, 0]
     assert text.places[0, :70].tolist() == list(range(100, 170)) and (text.places[~text.real] == 300).all()
+
+
+@torch.no_grad()
+def test_attention_by_document_has_the_gradients_of_the_mask(tiny_model: Callable, adapted: Callable):
+    model = adapted(tiny_model("gemma3_text", attn_implementation="eager"), method_named("flexidepth", FIELDS))
+    ids, positions, written = documents()
+    halves, grads = Halves(model, 2), []
+    for by_document in (False, True):
+        text = Continuation(model, halves, positions, written, by_document)
+        lower = halves.lower(ids, position_ids=positions)
+        model.route.offset = math.inf
+        text.read(lower)
+        model.route.offset = torch.tensor([-0.5, 0.7, 0.0, 1.0])
+        with torch.enable_grad():
+            text.write(lower, copies=2)[text.real.repeat_interleave(2, 0)].sin().sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+    assert grads[0]
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, msg=lambda m, n=name: f"{n}: {m}")
+    assert model.config._attn_implementation == "eager"
 
 
 @torch.no_grad()

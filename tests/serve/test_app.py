@@ -10,6 +10,7 @@ import pytest
 from depthdial.engine.llm import LLM, SamplingParams
 
 CHAT = [{"role": "user", "content": "the fox"}]
+METERS = ("depthdial:read_tokens_total", "depthdial:read_cost_total")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,8 @@ def test_a_completion_is_what_the_engine_generates(client, served, llm):
     assert [prompt["depths"] for prompt in said.depth["prompts"]] == [out.prompt_depths]
     assert said.usage.prompt_tokens == len(out.prompt_token_ids)
     assert said.usage.completion_tokens == len(out.token_ids)
+    assert said.usage.cost == pytest.approx(out.cost, abs=1e-4) and said.usage.prompt_cost == 1.0 == out.prompt_cost
+    assert choice.depth["mean_depth"] == pytest.approx(sum(out.depths[1:]) / 11, abs=1e-3)
 
 
 def test_a_chat_uses_the_template_and_its_parts(client, served, llm):
@@ -176,6 +179,35 @@ def test_the_dial_is_a_field_of_the_request(client, served):
     assert costs["low"][0] < 1 == costs["base"][0] and costs["lossless"][1] == costs["base"][1]
 
 
+def test_how_a_prompt_is_read_is_a_field_of_the_request(client, served, llm):
+    (model,) = client.models.list().data
+    assert (model.depth["prompt_budget"], model.depth["prompt_floor"]) == (1.0, pytest.approx(0.7))
+    prompt, costs = "the quick brown fox jumps", {}
+    for asked in (1.0, 0.9, "same"):
+        (out,) = llm.generate(prompt, SamplingParams(max_tokens=9, budget=0.75, prompt_budget=asked))
+        fields = {"model": served.name, "max_tokens": 9, "temperature": 0}
+        more = {"extra_body": {"budget": 0.75, "prompt_budget": asked}}
+        said = client.completions.create(prompt=prompt, **fields, **more)
+        assert said.choices[0].text == out.text
+        assert said.usage.prompt_cost == pytest.approx(out.prompt_cost, abs=1e-4)
+        messages = [{"role": "user", "content": prompt}]
+        talk = client.chat.completions.create(messages=messages, **fields, **more)
+        (out,) = llm.chat(messages, SamplingParams(max_tokens=9, budget=0.75, prompt_budget=asked))
+        assert talk.choices[0].message.content == out.text
+        costs[asked] = said.usage.prompt_cost
+    assert 1.0 == costs[1.0] > costs[0.9] > costs["same"]
+
+
+def test_a_stream_tells_both_costs_last(client, served):
+    fields = {"model": served.name, "prompt": "the quick", "max_tokens": 9, "temperature": 0}
+    whole = client.completions.create(**fields, extra_body={"prompt_budget": "same"})
+    *_, last = client.completions.create(
+        **fields, stream=True, stream_options={"include_usage": True}, extra_body={"prompt_budget": "same"}
+    )
+    assert (last.usage.cost, last.usage.prompt_cost) == (whole.usage.cost, whole.usage.prompt_cost)
+    assert last.usage.cost < 1 > last.usage.prompt_cost
+
+
 def test_layers_run_are_as_many_as_the_depth(client, served):
     said = client.completions.create(
         model=served.name, prompt="the", max_tokens=30, extra_body={"return_depth": True, "ignore_eos": True}
@@ -198,6 +230,8 @@ def test_models_health_and_metrics(client, served, ask):
         assert web.get("/health").json() == {"status": "ok"}
         ask(max_tokens=7, ignore_eos=True)
         after = web.get("/metrics").text
+        ask("lazy dogs the quick", max_tokens=7, ignore_eos=True, prompt_budget="same", budget=0.7)
+        skipped = web.get("/metrics").text
 
     def value(text: str, name: str) -> float:
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{"))
@@ -205,7 +239,14 @@ def test_models_health_and_metrics(client, served, ask):
     def risen(name: str) -> float:
         return value(after, name) - value(before, name)
 
-    assert risen("vllm:generation_tokens_total") == risen("depthdial:token_depth_count") == 7
+    assert risen("vllm:generation_tokens_total") == 7
+    assert risen("depthdial:token_depth_count") == risen("depthdial:token_cost_count") == 6
+    assert risen("depthdial:written_tokens_total") == 6 > risen("depthdial:written_cost_total") > 3
+    assert risen("depthdial:read_tokens_total") == risen("depthdial:read_cost_total")  # in full
+    read = {name: value(skipped, name) - value(after, name) for name in METERS}
+    assert read["depthdial:read_tokens_total"] > read["depthdial:read_cost_total"] > 1
+    assert value(after, "depthdial:prompt_budget") == 1.0 == value(skipped, "depthdial:prompt_budget")
+    assert 0 < value(skipped, "depthdial:prompt_relative_cost") < 1
     assert risen("vllm:request_success_total") == risen("vllm:time_to_first_token_seconds_count") == 1
     assert risen("vllm:inter_token_latency_seconds_count") == 6
     assert 0 < value(after, "depthdial:relative_cost") <= 1.1

@@ -38,6 +38,26 @@ def test_a_model_runs_as_it_was_trained_unless_the_dial_is_moved(facts, moved, b
     assert ("untouched base" in name["says"][1]) == (title == "Dense")
 
 
+@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.parametrize(
+    ("facts", "ways"),
+    [
+        ({**CURVE, "prompt_budget": 1, "prompt_floor": 0.7}, ["read in full", "as the answer"]),
+        ({**CURVE, "prompt_budget": "same", "prompt_floor": 0.7}, ["as the answer", "read in full"]),
+        ({**CURVE, "prompt_budget": 0.9, "prompt_floor": 0.7}, ["read at 0.90", "read in full", "as the answer"]),
+        ({"floor": None, "budget": None, "prompt_budget": "same", "prompt_floor": None}, ["as the answer"]),
+        ({"floor": None, "budget": 1, "prompt_budget": 1, "prompt_floor": 1}, ["read in full"]),  # the bare base
+    ],
+)
+def test_the_ways_to_read_a_prompt_begin_with_the_servers_own(facts, ways):
+    assert NODE is not None
+    code = f"""import {{readings}} from {json.dumps((FOLDER / "dial.js").as_uri())};
+        console.log(JSON.stringify(readings({json.dumps(facts)})));"""
+    command = [NODE, "--input-type=module", "--no-warnings", "-e", code]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [way["says"] for way in found] == ways and found[0]["value"] == facts["prompt_budget"]
+
+
 def test_the_page_asks_no_budget_of_its_own():
     """The dial's place is asked for where it was moved, and nowhere else."""
     page = (FOLDER / "app.js").read_text()

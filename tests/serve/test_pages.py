@@ -12,7 +12,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from tests.serve.conftest import KEY
 
 from depthdial.serve.pages import FOLDER
@@ -82,6 +82,7 @@ def test_an_answer_is_coloured_by_depth_beside_the_dense_one(page):
     only = {token.value_of_css_property("background-color") for token in dense.find_elements(By.CSS_SELECTOR, ".t")}
     assert len(colours) > 1 and only == {"rgba(254, 232, 56, 1)"}  # all six layers, the brightest
     assert "tokens/s" in adaptive.text and "1.000 of dense cost" in dense.text.replace("\n", " ")
+    assert "prompt 1.000" in adaptive.text and "answer 0." in adaptive.text  # both costs
     inked = """const [c] = arguments, d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
         return new Set(d.filter((v, i) => i % 4 === 0)).size"""
     assert page.execute_script(inked, one(page, "canvas.strip")) > 2
@@ -99,6 +100,20 @@ def test_the_dial_applies_to_the_next_answer(page):
 
 
 @pytest.mark.slow
+def test_the_second_dial_says_how_the_prompt_is_read(page):
+    reading = Select(one(page, "#reading"))
+    assert [option.text for option in reading.options] == ["read in full", "as the answer"]
+    ask(page, "the fox")
+    reading.select_by_visible_text("as the answer")
+    ask(page, "the fox", turns=2)
+    first, second = (pane.text for pane in page.find_elements(By.CSS_SELECTOR, ".pane"))
+    assert "prompt 1.000" in first and "prompt 0." in second
+    one(page, "#options").click()
+    one(page, "#lossless").click()  # its prompt is read by the base, whatever was chosen
+    assert not one(page, "#reading").is_enabled()
+
+
+@pytest.mark.slow
 def test_the_keyboard_reaches_every_token_and_all_controls(page):
     ask(page, "the fox")
     seen = [token for token in page.find_elements(By.CSS_SELECTOR, ".t") if token.is_displayed()]
@@ -110,11 +125,11 @@ def test_the_keyboard_reaches_every_token_and_all_controls(page):
     page.switch_to.active_element.send_keys(Keys.END)
     assert page.switch_to.active_element == seen[-1]
     reached = []
-    for _ in range(6):
+    for _ in range(7):
         page.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(page.switch_to.active_element.get_attribute("id") or page.switch_to.active_element.tag_name)
-    assert reached[:5] == ["budget", "compare", "summary", "question", "send"]
-    unnamed = """return [...document.querySelectorAll('input, textarea, button')].filter(
+    assert reached[:6] == ["budget", "reading", "compare", "summary", "question", "send"]
+    unnamed = """return [...document.querySelectorAll('input, select, textarea, button')].filter(
         e => !e.labels?.length && !e.textContent.trim() && !e.ariaLabel).length"""
     assert page.execute_script(unnamed) == 0
 

@@ -15,6 +15,7 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.maps.record import Recorder
 from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
+from depthdial.serve.facts import facts_of
 from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_export import checked, export
 from depthdial.serve.map_queue import MapQueue
@@ -22,7 +23,7 @@ from depthdial.serve.wire import Message, Wire
 from depthdial.serve.worker import DeviceLost, Worker
 
 PARAMS = {"max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0, "stop": None, "ignore_eos": True}
-PARAMS |= {"n": 1, "logprobs": None, "budget": None, "lossless": False}
+PARAMS |= {"n": 1, "logprobs": None, "budget": None, "prompt_budget": None, "lossless": False}
 
 
 @pytest.fixture
@@ -198,8 +199,12 @@ def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         front, worker = Wire(ours), Worker(llm, Wire(theirs), "own", None)
-        facts = worker.facts()
+        facts = facts_of(llm)
         assert (facts["floor"], facts["budget"], facts["own"]) == (None, None, True) and facts["always_on"] < 4
+        assert (facts["prompt_floor"], facts["prompt_budget"]) == (None, "same")
+        worker.take({**text(3), "ids": [[3, 4]], "params": {**PARAMS, "prompt_budget": 1.0}})
+        refused = front.receive()
+        assert refused is not None and refused["param"] == "prompt_budget" and '"same"' in refused["why"]
         for id, budget in ((1, None), (2, 1.0)):
             taken(worker, {**text(id), "params": {**PARAMS, "budget": budget}})
             depths: list[int] = []

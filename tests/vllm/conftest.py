@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def vllm(tmp_path_factory) -> Callable[..., dict[str, Any]]:
         here = Path(__file__).parent
         around = {
             **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},  # set for our kernels
-            "PYTHONPATH": str(here),
+            "PYTHONPATH": os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
             "VLLM_LOGGING_LEVEL": "WARNING",
@@ -93,13 +94,16 @@ def vllm(tmp_path_factory) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def agrees() -> Callable[..., tuple[int, int]]:
-    """`agrees(folder, batches, found, offset)`: tokens, decisions and rows are those of dense passes of the reference.
-    Gives how many decisions there were, and how many of them were to skip."""
+    """`agrees(folder, batches, found, offset, read=inf)`: tokens, decisions and rows are those of dense passes of the
+    reference, with the dial at `read` for prompts and at `offset` for what is written. Gives how many decisions there
+    were for tokens that were not read in full, and how many of them were to skip."""
 
-    def check(folder: Path, batches: Prompts, found: dict[str, Any], offset: float) -> tuple[int, int]:
+    def check(
+        folder: Path, batches: Prompts, found: dict[str, Any], offset: float, read: float = math.inf
+    ) -> tuple[int, int]:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        model.route.offset = offset
-        assert all(at == pytest.approx(offset) for at in found["offsets"]), "every rank has the dial where it was set"
+        for dials in found["offsets"]:
+            assert dials == [pytest.approx(read), pytest.approx(offset)], "every rank has them where they were set"
         routed = set() if offset == float("inf") else set(model.method.layers(model.config.num_hidden_layers))
         adapters = any(".adapter." in name for name in model.state_dict())
         total = skips = ties = made = 0
@@ -113,11 +117,14 @@ def agrees() -> Callable[..., tuple[int, int]]:
                 places = [place for one in mine for place in one["positions"]]
                 assert places == list(range(cached, len(prompt) + len(tokens) - 1)), "each token once, in chunks"
                 told = torch.tensor([row for one in mine for row in one["ran"]])
+                unread = len(told) if read < math.inf else len(tokens) - 1
+                assert told[: len(told) - unread].all(), "what is read in full runs every layer"
+                model.route.offset = torch.tensor([[read] * len(prompt) + [offset] * (len(tokens) - 1)])
                 ties += _ties(model, prompt, steps, told)
+                total += unread * len(routed)
                 ran += told.sum(0)
                 made += len(tokens)
                 passed += len(told)
-            total += passed * len(routed)
             skips += int((passed - ran).sum())
             for rank in batch["rows"]:
                 _check_rows(rank, ran.tolist(), passed, routed if adapters else set())

@@ -35,8 +35,8 @@ class Counting(DepthExtension):
         rows, self.rows = dict(self.rows), Counter()
         return rows
 
-    def offset(self) -> float:
-        return self.model_runner.get_model().model.layers[-1]._offset
+    def offsets(self) -> list[float]:
+        return self.model_runner.get_model().offsets.tolist()
 
     def _hook(self, name: str):
         def add(_module: Any, args: tuple) -> None:
@@ -69,7 +69,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         decisions, rows = llm.collective_rpc("depthdial_decisions"), llm.collective_rpc("counted")
         told = [(out.request_id, _steps(out.outputs[0]), out.num_cached_tokens) for out in outputs]
         batches.append({"outputs": told, "decisions": decisions, "rows": rows})
-    return {"batches": batches, "offsets": llm.collective_rpc("offset")}
+    return {"batches": batches, "offsets": llm.collective_rpc("offsets")}
 
 
 def _steps(output: Any) -> list[tuple[int, dict[int, float]]]:

@@ -11,6 +11,7 @@ import typer
 from depthdial.core.printable import printable, printable_lines
 
 if TYPE_CHECKING:
+    from depthdial.core.dial import PromptBudget
     from depthdial.evaluate.speed.bench import Report
 
 Given = typer.Option
@@ -21,17 +22,29 @@ def bench(
     model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
     plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
     budgets: Annotated[str, Given(help="True costs of the adaptive rows.")] = "0.85,0.75",
+    prompt_budget: Annotated[
+        str | None,
+        Given(
+            help="How prompts are read, with commas: at a true cost, or same (as --budgets). Rows of prefill have "
+            "each, texts that decode the first. [default: 1.0,same]"
+        ),
+    ] = None,
     batches: Annotated[str | None, Given(help="Texts that decode together. [default: 1,4,16,64]")] = None,
     prefill: Annotated[
         str | None,
-        Given(help="Lengths of prompts, tokens; empty: none. [default: 512,2048, or what the context holds]"),
+        Given(
+            help="Lengths of prompts whose time to the first token is measured, tokens; empty: none. "
+            "[default: 512,2048,8000, or what the context holds]"
+        ),
     ] = None,
     prompt_tokens: Annotated[int | None, Given(help="Of the texts that decode. [default: 32]")] = None,
     new_tokens: Annotated[int | None, Given(help="Tokens that each of them gets. [default: 64]")] = None,
     repeats: Annotated[int | None, Given(help="Interleaved; the table has their median. [default: 5]")] = None,
     lossless: Annotated[bool, Given("--lossless", help="Also measure lossless decoding.")] = False,
     vote: Annotated[bool, Given("--vote", help="Also measure batches whose texts decide together.")] = False,
-    int8: Annotated[bool, Given("--int8", help="Also measure int8 weights.")] = False,
+    int8: Annotated[
+        bool, Given("--int8", help="Also measure adaptive rows with int8 weights; dense int8 is there anyway.")
+    ] = False,
     random: Annotated[str | None, Given(help="Plug-in of random skipping. [default: one made on the spot]")] = None,
     static: Annotated[str | None, Given(help="Plug-in of static layers, measured at the same cost.")] = None,
     peers: Annotated[str, Given(help="Other engines: llama-cpp, vllm, economize, tide.")] = "",
@@ -66,7 +79,7 @@ def bench(
 
     if output is not None and output.suffix != ".json":
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
-    usual = ("1", "512", 32, 3) if quick else ("1,4,16,64", "512,2048", 64, 5)
+    usual = ("1", "512", 32, 3) if quick else ("1,4,16,64", "512,2048,8000", 64, 5)
     lengths = {"prefill": prefill, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     if output is not None:
         check_replaceable(output, '"what": "speed"', output.with_suffix(".png"))
@@ -74,6 +87,7 @@ def bench(
         model=model,
         plugin=None if plugin == "none" else plugin,
         budgets=numbers("--budgets", budgets, float),
+        prompt_budgets=None if prompt_budget is None else tuple(prompt_budgets(prompt_budget)),
         batches=numbers("--batches", usual[0] if batches is None else batches, int),
         prefill=numbers("--prefill", usual[1] if prefill is None else prefill, int),
         prompt_tokens=32 if prompt_tokens is None else prompt_tokens,
@@ -113,6 +127,15 @@ def numbers(option: str, told: str, kind: type[Any]) -> tuple[Any, ...]:
         return tuple(kind(item) for item in told.split(",") if item.strip())
     except ValueError:
         raise ValueError(f"{option} {told!r} is not a list of numbers with commas between them") from None
+
+
+def prompt_budgets(told: str) -> Iterator[PromptBudget]:
+    """What --prompt-budget says, with commas. ValueError for what is no cost and not same."""
+    from depthdial.cli.generate import prompt_budget_of
+
+    for item in told.split(","):
+        if item.strip() and (value := prompt_budget_of(item.strip())) is not None:
+            yield value
 
 
 def _python(item: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthdial.cli.generate import Color, Model, Plugin, Temperature, TopP
+from depthdial.cli.generate import Color, Model, Plugin, PromptBudget, Temperature, TopP
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from depthdial.maps.terminal import Ramp
 
 HELP = """\
-/budget 0.8     true cost of the next answers; 1.0 is the untouched base, /budget alone the plug-in's own
-/lossless       the untouched base's own text, sooner; again: back to the budget
-/system TEXT    a system message from here on; /system alone takes it away
-/reset          forget the conversation
-/help, /quit    this, and the end (so does Ctrl-D; Ctrl-C stops an answer)"""
+/budget 0.8          true cost of the next answers; 1.0 is the untouched base, /budget alone the plug-in's own
+/prompt-budget same  true cost that the conversation is read at: a number, or same as the answers; alone: as begun
+/lossless            the untouched base's own text, sooner; again: back to the budget
+/system TEXT         a system message from here on; /system alone takes it away
+/reset               forget the conversation
+/help, /quit         this, and the end (so does Ctrl-D; Ctrl-C stops an answer)"""
 
 
 def chat(
     model: Model = "smollm2-135m-instruct",
     plugin: Plugin = "default",
     budget: Annotated[float | None, typer.Option(help="True cost relative to dense, up to 1.0.")] = None,
+    prompt_budget: PromptBudget = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Temperature = None,
@@ -47,15 +49,19 @@ def chat(
 
     open_input("surrogateescape")  # a line that is no text is refused by itself; the conversation goes on
 
-    from depthdial.cli.generate import console
+    from depthdial.cli.generate import console, prompt_budget_of
+
+    reading = prompt_budget_of(prompt_budget)
+
     from depthdial.engine.llm import LLM, SamplingParams
     from depthdial.maps.terminal import Ramp
 
     params = SamplingParams(max_new_tokens, temperature, top_p, seed=seed, budget=budget)
     out = console(color)
     print(f"depthdial: loading {model} ...", file=sys.stderr, flush=True)
-    llm = LLM(model, None if plugin == "none" else plugin, None, dtype, device, allow_other_weights)
-    llm.offset_of(budget)
+    base = None if plugin == "none" else plugin
+    llm = LLM(model, base, None, dtype, device, allow_other_weights, prompt_budget=reading)
+    llm.dials(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
     talk = Talk(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
     out.print(talk.ramp.legend())
@@ -92,15 +98,22 @@ class Talk:
             self._say(f"{error}")
 
     def _command(self, name: str, rest: str) -> None:
+        from depthdial.cli.generate import prompt_budget_of
+
         rest = rest.strip()
         match name:
             case "budget":
                 budget = _number(rest) if rest else None
-                self.llm.offset_of(budget)
+                self.llm.dials(budget, self.params.prompt_budget)
                 self.params = replace(self.params, budget=budget, lossless=False)
                 self._say(f"budget {self.llm.budget if budget is None else budget}")
+            case "prompt-budget":
+                reading = prompt_budget_of(rest, "/prompt-budget") if rest else None
+                self.llm.dials(self.params.budget, reading)
+                self.params = replace(self.params, prompt_budget=reading, lossless=False)
+                self._say(f"prompt budget {self.llm.prompt_budget if reading is None else reading}")
             case "lossless":
-                self.params = replace(self.params, budget=None, lossless=not self.params.lossless)
+                self.params = replace(self.params, budget=None, prompt_budget=None, lossless=not self.params.lossless)
                 self._say("lossless" if self.params.lossless else f"budget {self.llm.budget}")
             case "system":
                 self.system = rest or None
@@ -123,20 +136,19 @@ class Talk:
 
         asked = [*self.turns, {"role": "user", "content": question}]
         start = [] if self.system is None else [{"role": "system", "content": self.system}]
-        printer, pieces, begun = DepthPrinter(self.out, self.ramp), [], time.perf_counter()
-        stream = self.llm.stream(self.llm.chat_tokens([*start, *asked]), self.params)
+        printer, begun = DepthPrinter(self.out, self.ramp), time.perf_counter()
+        request = self.llm.submit(self.llm.chat_tokens([*start, *asked]), self.params)
+        stream = self.llm.follow(request)
         try:
             for piece in stream:
                 printer.write(piece.text, piece.depth)
-                pieces.append(piece)
         except KeyboardInterrupt:  # an answer can be stopped; what was said stays
             stream.close()
         seconds = time.perf_counter() - begun
         self.out.file.write("\n")
-        if pieces:
-            self.turns = [*asked, {"role": "assistant", "content": "".join(piece.text for piece in pieces)}]
-            costs = [piece.cost for piece in pieces]
-            self._say(summary([piece.depth for piece in pieces], costs, self.llm.layers, seconds))
+        if (out := request.output()).token_ids:
+            self.turns = [*asked, {"role": "assistant", "content": out.text}]
+            self._say(summary(out, self.llm.layers, seconds))
 
     def _say(self, text: str) -> None:
         self.out.print(text, style="dim", markup=False, soft_wrap=True)

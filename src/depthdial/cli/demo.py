@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from depthdial.cli.generate import PromptBudget
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
     from depthdial.maps.terminal import Ramp
 
 PROMPTS = (
-    "Repeat after me, word for word: the quick brown fox jumps over the lazy dog.",
-    "What is 17 plus 25? Explain each step.",
+    "What is the capital of France?",
+    "Explain photosynthesis in one sentence.",
     "Why is the sky blue?",
 )
+"""The untouched model answers all of them well: what goes wrong is then the dial's doing, and can be seen."""
 MODEL = "smollm2-135m-instruct"
 
 
@@ -24,31 +27,38 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens per answer.")] = 48,
     model: Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")] = MODEL,
     plugin: Annotated[str, typer.Option(help="default (the one shipped for the model), or a folder.")] = "default",
+    prompt_budget: PromptBudget = None,
     color: Annotated[bool | None, typer.Option("--color/--no-color", help="[default: where the terminal can]")] = None,
 ) -> None:
     """Answer three questions, and show how many layers each token used."""
     import sys
     import textwrap
 
-    from depthdial.cli.generate import console
+    from depthdial.cli.generate import console, prompt_budget_of
+
+    reading = prompt_budget_of(prompt_budget)
+
     from depthdial.engine.llm import LLM
     from depthdial.maps.terminal import Ramp
 
     out = console(color)
     print(f"depthdial: loading {model} and its depth plug-in ...", file=sys.stderr)
-    llm = LLM(model, plugin)
+    llm = LLM(model, plugin, prompt_budget=reading)
     ramp = Ramp(llm.always_on, llm.layers).on(out)
     dial = "where it was trained" if llm.budget is None else f"at budget {llm.budget:.2f}"
+    read = {1.0: "read in full, by the untouched model", "same": "read on the same dial as the answer"}
     intro = (
-        f"{model} has {llm.layers} layers. With the plug-in, each token runs the {llm.always_on} that are always on "
-        f"and as many of the other {llm.layers - llm.always_on} as its routers ask for. The dial stands {dial}; "
-        "a budget is the mean true cost that is asked for, as a share of the untouched model's."
+        f"{model} has {llm.layers} layers. With the plug-in, each token of an answer runs the {llm.always_on} that are "
+        f"always on and as many of the other {llm.layers - llm.always_on} as its routers ask for. The dial stands "
+        f"{dial}; a budget is the mean true cost of what is written, as a share of the untouched model's. The question "
+        f"is {read.get(llm.prompt_budget, f'read at {llm.prompt_budget}')}."
     )
     print(textwrap.fill(intro, 100), end="\n\n")
     out.print(ramp.legend())
     for prompt in PROMPTS:
         _answer(llm, prompt, max_new_tokens, out, ramp)
-    print('\nYour turn: depthdial generate "Once upon a time" --budget 0.9        (depthdial generate --help)')
+    print("\nSkipping costs quality, in sums and lists first: docs/results.md. --lossless writes the base's own text.")
+    print('Your turn: depthdial generate "Once upon a time" --budget 0.9        (depthdial generate --help)')
 
 
 def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) -> None:
@@ -61,19 +71,18 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
 
     print(f"\n> {prompt}\n", flush=True)
     tokens = llm.chat_tokens([{"role": "user", "content": prompt}])
-    printer, start, pieces = DepthPrinter(out, ramp), time.perf_counter(), []
-    for piece in llm.stream(tokens, SamplingParams(max_tokens=max_tokens, temperature=0.0)):
+    printer, start = DepthPrinter(out, ramp), time.perf_counter()
+    request = llm.submit(tokens, SamplingParams(max_tokens=max_tokens, temperature=0.0))
+    for piece in llm.follow(request):
         printer.write(piece.text, piece.depth)
-        pieces.append(piece)
-    seconds = time.perf_counter() - start
-    depths, costs = [piece.depth for piece in pieces], [piece.cost for piece in pieces]
+    seconds, answer = time.perf_counter() - start, request.output()
     dense = 2e-6 * llm.model.route.ledger.dense
-    mean = sum(costs) / len(costs)
-    print(f"\n\n  {ramp.bars(depths, out.encoding)}")
-    print(f"  {summary(depths, costs, llm.layers, seconds)}")
-    flops = f"{mean * dense:.0f} of {dense:.0f} MFLOPs per token ({mean:.1%})"
+    print(f"\n\n  {ramp.bars(answer.depths, out.encoding)}")
+    print(f"  {summary(answer, llm.layers, seconds)}")
+    flops = f"{answer.cost * dense:.0f} of {dense:.0f} MFLOPs per written token ({answer.cost:.1%})"
     print(f"  {flops}; LM head, K and V, routers and adapters are counted")
-    (base,) = llm.generate([tokens], SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0))
-    same = base.token_ids == [piece.token_id for piece in pieces]
+    untouched = SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0, prompt_budget="same")
+    (base,) = llm.generate([tokens], untouched)
+    same = base.token_ids == answer.token_ids
     theirs = "the same text" if same else base.text.strip().translate(CONTROLS)
     print(f"  budget 1.0, the untouched model: {theirs}", flush=True)

@@ -67,3 +67,4 @@ def export(
     print(f"{folder}: {facts['model_type']} at budget {config.budget}, {facts['bytes'] / 1e6:.0f} MB")
     if format == "vllm":
         print(f"run it: python -m vllm.entrypoints.openai.api_server --model {folder}")
+        print("prompts are read in full; DEPTHDIAL_PROMPT_BUDGET=same lets them skip, too")

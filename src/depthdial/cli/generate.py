@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from depthdial.core.dial import prompt_budget as check_prompt_budget
 from depthdial.core.printable import printable
+from depthdial.core.written import written
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from depthdial.engine.llm import LLM
+    from depthdial.core.dial import PromptBudget as ReadAt
+    from depthdial.engine.llm import LLM, RequestOutput
     from depthdial.engine.sampling import SamplingParams
     from depthdial.engine.stats import Speculation
 
@@ -23,6 +26,13 @@ Budget = Annotated[
     typer.Option(
         help="True cost relative to dense, up to 1.0; or auto, which follows load and clock, so that texts are not "
         "reproducible. [default: what the plug-in recommends]"
+    ),
+]
+PromptBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="True cost that the prompt is read at: 1.0 is the untouched base, same is --budget. [default: 1.0; same "
+        "for a model with its own routers]"
     ),
 ]
 Target = Annotated[
@@ -52,6 +62,7 @@ def generate(
     model: Model = "smollm2-135m-instruct",
     plugin: Plugin = "default",
     budget: Budget = None,
+    prompt_budget: PromptBudget = None,
     target: Target = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: Temperature = None,
@@ -82,13 +93,22 @@ def generate(
     prompt = read_input() if prompt == "-" else prompt
     if not prompt or (chat and not prompt.strip()):
         raise ValueError("the prompt is empty; give at least one word")
+    reading = prompt_budget_of(prompt_budget)
 
     from depthdial.engine.llm import LLM, SamplingParams  # takes seconds
 
     if system is not None and not chat:
         raise ValueError("--system needs --chat: a prompt that is continued as it is has no system message")
     params = SamplingParams(
-        max_new_tokens, temperature, top_p, top_k, seed, stop, lossless=lossless, draft_budget=draft_budget
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        stop,
+        prompt_budget=reading,
+        lossless=lossless,
+        draft_budget=draft_budget,
     )
     # whatever a library prints while loading must not get between the text
     with contextlib.redirect_stdout(sys.stderr):
@@ -99,6 +119,7 @@ def generate(
             dtype,
             device,
             allow_other_weights,
+            prompt_budget=reading,
             target_tokens_per_second=target,
         )
     tokens = prompt
@@ -125,6 +146,17 @@ def budget_of(told: str | None) -> float | Literal["auto"] | None:
         raise ValueError(f"--budget {told!r} is no number up to 1.0 and not auto") from None
 
 
+def prompt_budget_of(told: str | None, name: str = "--prompt-budget") -> ReadAt | None:
+    """What --prompt-budget says; None where it is left out. ValueError for what is no cost and not same."""
+    if told is None:
+        return None
+    try:
+        value = told if told == "same" else float(told)
+    except ValueError:
+        raise ValueError(f"{name} {told!r} is no number up to 1.0 and not same") from None
+    return check_prompt_budget(value)
+
+
 def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: str) -> str:
     """Generate, and say everything about it as one JSON object. `offset` is null where it is infinite (the base)."""
     import json
@@ -135,6 +167,7 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
     (out,) = llm.generate([prompt], params)
     seconds = time.perf_counter() - start
     budget, offset = (1.0, math.inf) if params.lossless else (llm.budget, llm.offset_of(None))
+    depths = written(out.depths)
     facts = {
         "text": out.text,
         "token_ids": out.token_ids,
@@ -142,9 +175,10 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
         "prompt_depths": out.prompt_depths,
         "cost": out.cost,
         "prompt_cost": out.prompt_cost,
-        "mean_depth": sum(out.depths) / len(out.depths),
+        "mean_depth": sum(depths) / len(depths),
         "layers": llm.layers,
         "budget": budget,
+        "prompt_budget": 1.0 if params.lossless else llm.prompt_budget,
         "offset": offset if math.isfinite(offset) else None,
         "finish_reason": out.finish_reason,
         "model": model,
@@ -166,10 +200,9 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     from depthdial.maps.terminal import DepthPrinter, Ramp
 
     printer = DepthPrinter(console(color), Ramp(llm.always_on, llm.layers))
-    start, pieces = time.perf_counter(), []
-    for piece in llm.stream(prompt, params):
+    start, request = time.perf_counter(), llm.submit(prompt, params)
+    for piece in llm.follow(request):
         printer.write(piece.text, piece.depth)
-        pieces.append(piece)
     seconds = time.perf_counter() - start
     print(flush=True)
     # the text alone goes to stdout, so that it can be piped
@@ -177,19 +210,20 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
     if printer.coloured:  # in the text's own colours, of which standard error may know more or fewer
         system: Any = printer.console.color_system if notes.is_terminal else "auto"
         Console(file=sys.stderr, color_system=system, highlight=False).print(printer.ramp.legend())
-    notes.print(summary([p.depth for p in pieces], [p.cost for p in pieces], llm.layers, seconds), soft_wrap=True)
+    notes.print(summary(request.output(), llm.layers, seconds), soft_wrap=True)
     if (reason := slow(llm)) is not None:
         notes.print(reason, soft_wrap=True, markup=False)
     if params.lossless:
         notes.print(drafts(llm.stats.speculation), soft_wrap=True)
 
 
-def summary(depths: list[int], costs: list[float], layers: int, seconds: float) -> str:
-    """Layers used, true cost and speed in one line."""
-    mean = sum(depths) / len(depths)
+def summary(out: RequestOutput, layers: int, seconds: float) -> str:
+    """Layers used by what was written, both true costs, and speed in one line."""
+    depths = written(out.depths)
+    mean, count = sum(depths) / len(depths), len(out.depths)
     return (
-        f"{len(depths)} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
-        f"true cost {sum(costs) / len(costs):.3f} of dense; {len(depths) / seconds:.1f} tokens/s"
+        f"{count} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
+        f"true cost {out.cost:.3f} of dense, of the prompt {out.prompt_cost:.3f}; {count / seconds:.1f} tokens/s"
     )
 
 

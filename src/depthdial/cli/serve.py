@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from depthdial.cli.generate import Budget, Model, Plugin, budget_of
+from depthdial.cli.generate import Budget, Model, Plugin, PromptBudget, budget_of, prompt_budget_of
 
 
 def serve(
     model: Model = "smollm2-135m-instruct",
     plugin: Plugin = "default",
     budget: Budget = None,
+    prompt_budget: PromptBudget = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere: set an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     max_batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 16,
@@ -59,6 +60,7 @@ def serve(
         max_batch,
         cache_tokens,
         weights,
+        prompt_budget_of(prompt_budget),
     )
     limits = Limits(
         max_queue, max_body, max_prompt_tokens, max_tokens, timeout, max_connections=max_connections, watchdog=watchdog

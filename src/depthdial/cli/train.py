@@ -33,6 +33,23 @@ def train(
     objective: Annotated[
         str, typer.Option(help="distill: KL to the same model at full depth. lm: cross-entropy, as in the paper.")
     ] = "distill",
+    prompt_budget: Annotated[
+        str, typer.Option(help="1.0: prompts are read in full and what is written is trained. same: the papers' form.")
+    ] = "1.0",
+    same_share: Annotated[
+        float, typer.Option(help="Share of rows in the papers' form all the same, so that one plug-in serves both.")
+    ] = 0.3,
+    on_policy: Annotated[
+        float, typer.Option(help="Share of the other rows that are answers which the model in training wrote itself.")
+    ] = 0.0,
+    refresh: Annotated[int, typer.Option(help="Steps after which the model writes new text, with --on-policy.")] = 200,
+    divergence: Annotated[
+        str, typer.Option(help="From the base, for distill: forward or reverse (KL), or js (Jensen-Shannon).")
+    ] = "forward",
+    copies: Annotated[int, typer.Option(help="Budgets that a row is written at, for one reading by the base.")] = 4,
+    shortlist: Annotated[
+        int, typer.Option(help="Likeliest tokens at each place that students are compared at; 0: the whole vocabulary.")
+    ] = 64,
     steps: int = 1000,
     fit_steps: Annotated[int, typer.Option(help="Steps of fitting adapters layer by layer first.")] = 150,
     batch: Annotated[int, typer.Option(help="Rows per micro-batch.")] = 8,
@@ -62,6 +79,7 @@ def train(
     """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""
     import json
 
+    from depthdial.cli.generate import prompt_budget_of
     from depthdial.cli.streams import log
     from depthdial.methods import METHODS
     from depthdial.models.checkpoint import read
@@ -89,6 +107,13 @@ def train(
         lowest=lowest,
         highest=highest,
         objective="lm" if objective == "lm" else "distill",
+        prompt_budget=prompt_budget_of(prompt_budget) or 1.0,
+        same_share=same_share,
+        on_policy=on_policy,
+        refresh=refresh,
+        divergence=divergence,
+        copies=copies,
+        shortlist=shortlist,
         drop_sources=tuple(drop_source),
         steps=steps,
         fit_steps=fit_steps,

@@ -30,6 +30,7 @@ from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Dial
 from depthdial.models import load
+from depthdial.models.ahead import check_reading
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
 
@@ -64,6 +65,8 @@ class LLM:
         options = EngineConfig(**engine)
         auto = options.auto(budget)  # said before minutes of loading
         read = None if prompt_budget is None else checked(prompt_budget)
+        if read is not None:
+            check_reading(model, read)  # so is this
         start = auto.highest if auto is not None else cast("float | None", budget)
         opened = load(model, plugin, start, dtype, device, allow_other_weights)
         self._set(*opened, budget, read, options, auto, own=True)

@@ -8,11 +8,15 @@ often as there are budgets to try. This file is *not* about which tokens are wri
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from depthdial.models.halves import Halves
 
@@ -51,11 +55,19 @@ class Continuation:
     """The base's reading of packed rows, and passes over the written tokens on top of it.
 
     halves: of the converted model, cut below its first routed layer. position_ids: int64 [B, T], from 0 at each
-    document; written: bool [B, T].
+    document; written: bool [B, T]. by_document: attention runs for one document of a row after the other, so that what
+    the mask would hide is not computed; a CPU takes half the time then.
     """
 
-    def __init__(self, model: PreTrainedModel, halves: Halves, position_ids: Tensor, written: Tensor):
-        self.model, self.halves, self.positions = model, halves, position_ids
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        halves: Halves,
+        position_ids: Tensor,
+        written: Tensor,
+        by_document: bool = False,
+    ):
+        self.model, self.halves, self.positions, self.by_document = model, halves, position_ids, by_document
         length = position_ids.shape[1]
         width = min(length, -(-max(1, int(written.sum(-1).max())) // STEP) * STEP)
         order = torch.where(written, torch.arange(length, device=written.device), length).sort(-1).values
@@ -79,9 +91,10 @@ class Continuation:
         every = torch.arange(length, device=lower.device).expand(rows, length)
         masks = self._masks(every, torch.ones_like(every, dtype=torch.bool), lower.dtype)
         masks = {kind: mask[..., :length] for kind, mask in masks.items()}
-        return self.halves.upper(
-            lower, position_ids=self.positions, past_key_values=self._kept, attention_mask=_by_kind(masks)
-        )
+        with self._attending(every, torch.ones_like(every, dtype=torch.bool), 1) as how:
+            return self.halves.upper(
+                lower, position_ids=self.positions, past_key_values=self._kept, attention_mask=_by_kind(masks), **how
+            )
 
     def write(self, lower: Tensor, copies: int) -> Tensor:
         """The written tokens by the route, `copies` times: [B * copies, W, d] after the last norm. After `read`."""
@@ -90,7 +103,41 @@ class Continuation:
         masks = self._masks(self.places, self.real, lower.dtype)
         masks = {kind: mask.repeat_interleave(copies, 0) for kind, mask in masks.items()}
         cache: Any = Merged(self._kept, self.places.repeat_interleave(copies, 0), copies)
-        return self.halves.upper(hidden, position_ids=positions, past_key_values=cache, attention_mask=_by_kind(masks))
+        with self._attending(self.places, self.real, copies) as how:
+            return self.halves.upper(
+                hidden, position_ids=positions, past_key_values=cache, attention_mask=_by_kind(masks), **how
+            )
+
+    @contextmanager
+    def _attending(self, places: Tensor, real: Tensor, copies: int) -> Iterator[dict[str, Any]]:
+        """How the decoder attends meanwhile: what it is to be called with."""
+        if not self.by_document:
+            yield {}
+            return
+        config = self.model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = BY_DOCUMENT
+        try:
+            yield {"spans": self._spans(places, real, copies)}
+        finally:
+            config._attn_implementation = before
+
+    def _spans(self, places: Tensor, real: Tensor, copies: int) -> list[list[Span]]:
+        """The documents of each row in which a token at one of `places` [B, W] stands, in order; copies of a row have
+        the same."""
+        starts, length, rows = self.positions == 0, self.positions.shape[1], []
+        for row, (at, there) in enumerate(zip(places, real, strict=True)):
+            edges = [*starts[row].nonzero().flatten().tolist(), length]
+            edges = edges if edges[0] == 0 else [0, *edges]
+            own = at[there].contiguous()
+            cuts = torch.searchsorted(own, torch.tensor(edges, device=own.device)).tolist()
+            spans = [
+                Span(slice(q, end), slice(k, stop), own[q:end, None] - torch.arange(k, stop, device=own.device))
+                for q, end, k, stop in zip(cuts, cuts[1:], edges, edges[1:], strict=False)
+                if end > q
+            ]
+            rows.append(spans)
+        return [spans for spans in rows for _ in range(copies)]
 
     def _masks(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """By type of layer, [B, 1, W, T + 1]: 0 where a token at one of `places` [B, W] sees a place of its own
@@ -116,6 +163,41 @@ def _by_kind(masks: dict[str, Tensor]) -> Any:
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
+class Span(NamedTuple):
+    """A document in a row, as attention sees it."""
+
+    queries: slice
+    keys: slice
+    back: Tensor
+    """int64 [queries, keys]: how many places a key stands before a query."""
+
+
+def attend_by_document(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
+    spans: list[list[Span]], sliding_window: int | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Hugging Face's attention, one document after the other: query [B, heads, W, hd], key and value [B, kv heads, T or
+    more, hd] -> [B, W, heads, hd]. Queries of no document (what fills up) get zeros."""
+    width, groups, rows = query.shape[2], query.shape[1] // key.shape[1], []
+    for q, k, v, row in zip(query.unflatten(1, (-1, groups)), key, value, spans, strict=True):
+        parts, done = [], 0
+        for span in row:
+            count, hidden = span.back.shape[0], span.back < 0
+            if sliding_window is not None:
+                hidden = hidden | (span.back >= sliding_window)
+            mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, -math.inf)
+            asked = q[:, :, span.queries].flatten(1, 2)  # the heads that share keys side by side
+            scores = torch.baddbmm(mask.repeat(groups, 1)[None], asked, k[:, span.keys].mT, alpha=scaling)
+            parts.append((scores.softmax(-1) @ v[:, span.keys]).unflatten(1, (groups, count)))
+            done += count
+        parts.append(q.new_zeros(*q.shape[:2], width - done, q.shape[-1]))
+        rows.append(torch.cat(parts, 2).flatten(0, 1))
+    return torch.stack(rows).transpose(1, 2), None
+
+
+BY_DOCUMENT = "depthdial_by_document"
+"""Its name among Hugging Face's."""
+ALL_ATTENTION_FUNCTIONS.register(BY_DOCUMENT, attend_by_document)
 FULL, SLIDING = "full_attention", "sliding_attention"
-STEP = 64
+STEP = 16
 """Written tokens of a row are filled up to a multiple of this: kernels are made for a shape."""

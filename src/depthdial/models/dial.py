@@ -38,7 +38,10 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
         hold = _curve(plugin, "generated", budget).hold(budget)
     if hold is not None:
         written = hold.offset(hold.begin())
-    read = written if prompt == "same" else offset_for(model, prompt)
+    try:
+        read = written if prompt == "same" else offset_for(model, prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt_budget: {error}") from None
     if method.kv == "none" and read < written:
         raise ValueError(
             f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "

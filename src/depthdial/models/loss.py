@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 CHUNK = 256
 """Tokens whose logits are held at once."""
+SAMPLED = 1024
+"""Tokens drawn to stand for those outside a shortlist."""
 
 
 def kl_rows(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,14 +56,78 @@ def js_rows(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 DIVERGENCES = {"forward": kl_rows, "reverse": reverse_kl_rows, "js": js_rows}
 """Of the student from the teacher, by name."""
-Divergence = Literal["forward", "reverse", "js"]
+
+
+class Shortlist(NamedTuple):
+    """Part of the vocabulary that stands for all of it: some tokens, and a sample of the rest as one bucket."""
+
+    ids: Tensor
+    """int64 [K]"""
+    rest: Tensor
+    """int64 [R]: tokens drawn from the others."""
+    scale: float
+    """log of how many tokens each of `rest` stands for."""
+    tail: Tensor
+    """fp32 [N]: the log of what the teacher's logits sum up to, as exponentials, outside `ids`."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, teacher: Tensor, head: Tensor, likeliest: int, sampled: int, key: int) -> Shortlist:
+        """The `likeliest` tokens of each of the teacher's distributions, and `sampled` of the others, drawn by `key`.
+        teacher: [N, d]; head: [V, d]."""
+        size, wanted, total = len(head), head.new_zeros(len(head), dtype=torch.bool), []
+        for part in teacher.split(CHUNK):
+            logits = part @ head.T
+            wanted[logits.topk(min(likeliest, size)).indices.flatten()] = True
+            total.append(logits.float().logsumexp(-1))
+        ids, others = wanted.nonzero().squeeze(-1), (~wanted).nonzero().squeeze(-1)
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(key))
+        rest = others[order[:sampled].to(others.device)]
+        all_of, few = torch.cat(total), head[ids]
+        known = torch.cat([(part @ few.T).float().logsumexp(-1) for part in teacher.split(CHUNK)])
+        share = (-torch.expm1(known - all_of)).clamp_min(1e-6)  # two sums in bf16: what is left of them may be noise
+        tail = all_of + share.log() if len(others) else all_of - 60  # nothing is left
+        return cls(ids, rest, math.log(max(len(others), 1) / max(len(rest), 1)), tail)
+
+
+class _Shortlisted(torch.autograd.Function):
+    """`_AtHead` over a shortlist: `rows` sees its tokens and the bucket of all others."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, teacher: Tensor, head: Tensor, weight: Tensor, rows: Callable, of: Shortlist):
+        few, others = head[of.ids], head[of.rest]
+        losses, grads = [], []
+        for h, o, w, tail in zip(*_split(hidden, teacher, weight), of.tail.split(CHUNK), strict=True):
+            known = torch.cat([(o @ few.T).float(), tail[:, None]], -1)
+            found = []
+            for own, at in zip(h, w, strict=True):
+                rest = (own @ others.T).float()
+                bucket = rest.logsumexp(-1, keepdim=True) + of.scale if len(of.rest) else tail[:, None]
+                loss, grad = rows(torch.cat([(own @ few.T).float(), bucket], -1), known, at)
+                up = grad[:, :-1].to(head.dtype) @ few
+                if len(of.rest):
+                    up = up + (rest.softmax(-1) * grad[:, -1:]).to(head.dtype) @ others
+                found.append((loss, up))
+            losses.append(torch.stack([loss for loss, _ in found]))
+            grads.append(torch.stack([up for _, up in found]))
+        ctx.save_for_backward(torch.cat(grads, 1))
+        return torch.cat(losses, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor):
+        (grads,) = ctx.saved_tensors
+        return grads * upstream[0][..., None].to(grads.dtype), None, None, None, None, None
+
+
+def _split(hidden: Tensor, other: Tensor, weight: Tensor) -> tuple[Any, Any, Any]:
+    return hidden.split(CHUNK, 1), other.split(CHUNK), weight.split(CHUNK, 1)
 
 
 class _AtHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, other: Tensor, head: Tensor, weight: Tensor, rows: Callable, teach: bool):
         losses, grads = [], []
-        for h, o, w in zip(hidden.split(CHUNK, 1), other.split(CHUNK), weight.split(CHUNK, 1), strict=True):
+        for h, o, w in zip(*_split(hidden, other, weight), strict=True):
             known = o @ head.T if teach else o  # once for all copies
             found = [rows(of @ head.T, known, at) for of, at in zip(h, w, strict=True)]
             losses.append(torch.stack([loss for loss, _ in found]))
@@ -79,24 +145,34 @@ class HeadLoss:
     """Loss per token at a frozen LM head. `compile` fuses the softmax arithmetic (twice as fast on a CPU).
 
     Hidden states may come in several copies: passes over the same tokens by several routes, for which the teacher's
-    logits are computed once.
+    logits are computed once. shortlist: how many of the teacher's likeliest tokens at each place make up, for all
+    places together, the part of the vocabulary at which the student is compared, beside one bucket for the rest; None:
+    all of it.
     """
 
     def __init__(
-        self, head: nn.Module, softcap: float | None = None, compile: bool = False, divergence: Divergence = "forward"
+        self,
+        head: nn.Module,
+        softcap: float | None = None,
+        compile: bool = False,
+        divergence: str = "forward",
+        shortlist: int | None = None,
     ):
         if softcap is not None or getattr(head, "bias", None) is not None:
             raise ValueError("training supports LM heads without bias and without logit soft-capping")
         assert isinstance(head.weight, Tensor)
         self.head = head.weight
-        self.compiled = compile
-        kl = DIVERGENCES[divergence]
+        self.compiled, self.shortlist = compile, shortlist
+        self._rows = kl = DIVERGENCES[divergence]
         self._kl = torch.compile(kl, dynamic=False) if compile else kl
         self._ce = torch.compile(ce_rows, dynamic=False) if compile else ce_rows
 
-    def kl(self, hidden: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    def kl(self, hidden: Tensor, teacher: Tensor, weight: Tensor, key: int = 0) -> Tensor:
         """weight * divergence from the teacher, fp32 [copies, N]. hidden: [copies, N, d] and teacher: [N, d], after the
-        last norm; weight: fp32 [copies, N]."""
+        last norm; weight: fp32 [copies, N]; key: of the sample that stands for the rest of the vocabulary."""
+        if self.shortlist is not None:
+            some = Shortlist.of(teacher, self.head, self.shortlist, SAMPLED, key)
+            return _Shortlisted.apply(hidden, teacher, self.head, weight, self._rows, some)
         return self._at_head(hidden, teacher, weight, self._kl, True)
 
     def ce(self, hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:

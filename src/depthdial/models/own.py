@@ -53,6 +53,14 @@ def plugin_from(config: PretrainedConfig) -> Plugin | None:
     return Plugin(f"{base.model_type}-exported", method_from(config), base, curves, recommended=config.budget)
 
 
+def trained_with_routers(config: PretrainedConfig) -> bool:
+    """What `dial.has_own_routers` says of a model of one of our types, by its configuration alone."""
+    method = method_from(config)
+    if config.base is not None or not method.skips or not method.layers(config.num_hidden_layers):
+        return False
+    return not method.frozen or config.prompt_budget in (None, "same")
+
+
 def _routed(model: Any, config: PretrainedConfig) -> None:
     """Convert a model that is being made, everything trainable, and turn its dials to the configuration's budgets."""
     method = method_from(config)

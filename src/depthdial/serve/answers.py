@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from depthdial.core.written import written
 from depthdial.serve.generation import Generation, Part, Token
 
 Kind = Literal["chat", "text"]
@@ -84,11 +85,14 @@ class Answer:
     def usage(self) -> dict[str, Any]:
         prompt = self.generation.prompt_tokens
         made = sum(len(choice.tokens) for choice in self.choices)
+        costs = [token.cost for choice in self.choices for token in written(choice.tokens)]
         return {
             "prompt_tokens": prompt,
             "completion_tokens": made,
             "total_tokens": prompt + made,
             "prompt_tokens_details": {"cached_tokens": self.generation.cached_tokens},
+            "prompt_cost": self.generation.prompt_cost,
+            "cost": round(sum(costs) / len(costs), 5) if costs else None,
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,10 +161,11 @@ def _depth(tokens: list[Token]) -> dict[str, Any]:
 
 
 def _mean(tokens: list[Token]) -> dict[str, Any]:
+    """Means over the passes over written tokens."""
     if not tokens:
         return {"mean_depth": None, "cost": None}
-    count = len(tokens)
+    ran = written(tokens)
     return {
-        "mean_depth": round(sum(token.depth for token in tokens) / count, 4),
-        "cost": round(sum(token.cost for token in tokens) / count, 5),
+        "mean_depth": round(sum(token.depth for token in ran) / len(ran), 4),
+        "cost": round(sum(token.cost for token in ran) / len(ran), 5),
     }

@@ -1,7 +1,13 @@
-"""Whether a prompt and its answer fit: the one rule for lengths. Prompt and max_tokens together must fit into the
-context; what does not is refused, as the OpenAI API does, and never cut."""
+"""Whether an order can be taken. Prompt and max_tokens together must fit into the context; what does not is refused, as
+the OpenAI API does, and never cut. Budgets must be such as the model can have."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from depthdial.core.dial import PromptBudget
+    from depthdial.engine.llm import LLM
 
 
 class Unfit(ValueError):
@@ -36,3 +42,15 @@ def answer_length(
             why = f"the request has {prompt + (asked or 1)}: {parts}; lower either"
         raise Unfit(f"the maximum context length here is {context} tokens, and {why}", field, "context_length_exceeded")
     return asked if asked is not None else min(default, context - prompt)
+
+
+def check_budgets(llm: LLM, budget: float | None, prompt_budget: PromptBudget | None) -> None:
+    """Raise Unfit, naming the field, for budgets that the model cannot have; None is the server's own."""
+    try:
+        llm.offset_of(budget)
+    except ValueError as error:
+        raise Unfit(str(error), "budget") from None
+    try:
+        llm.dials(budget, prompt_budget)
+    except ValueError as error:
+        raise Unfit(str(error), "prompt_budget") from None

@@ -58,6 +58,8 @@ class Generation:
     def __init__(self, id: int, choices: int, forget: Callable[[Generation], None]):
         self.id, self.choices = id, choices
         self.prompt_tokens = self.cached_tokens = 0
+        self.prompt_cost: float | None = None
+        """Mean true cost of the prompts' tokens, once all is done."""
         self.prompts: list[Message] = []
         """Depths and cost of each prompt, once all is done, where they were asked for."""
         self.inbox: asyncio.Queue[Message | Part | Exception] = asyncio.Queue()
@@ -81,6 +83,7 @@ class Generation:
                 raise Failed
             yield message
         self.cached_tokens, self.prompts = message["cached"], message.get("prompts", [])
+        self.prompt_cost = message["prompt_cost"]
 
     def close(self) -> None:
         """Nobody listens any more: what is not finished is cancelled."""

@@ -56,12 +56,16 @@ class Job:
 
     def end(self) -> Message:
         """What is known of the prompts once all is done."""
-        message: Message = {"done": self.id, "cached": sum(request.cached_tokens for request in self.requests)}
+        outputs = [out for request in self.requests if (out := request.output()).prompt_depths]
+        tokens = sum(len(out.prompt_depths) for out in outputs)
+        cost = sum(out.prompt_cost * len(out.prompt_depths) for out in outputs)
+        message: Message = {
+            "done": self.id,
+            "cached": sum(request.cached_tokens for request in self.requests),
+            "prompt_cost": round(cost / tokens, 5) if tokens else None,
+        }
         if self._detailed:
-            outputs = [request.output() for request in self.requests]
-            message["prompts"] = [
-                {"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs if out.prompt_depths
-            ]
+            message["prompts"] = [{"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs]
         return message
 
 

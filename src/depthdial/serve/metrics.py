@@ -13,6 +13,14 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0,
 TOKENS = tuple(float(2**i) for i in range(16))
 COSTS = tuple(i / 20 for i in range(1, 25))
 
+METERS = {
+    "read_tokens": "Prompt tokens that ran.",
+    "read_cost": "Their true cost, in tokens of the dense model.",
+    "written_tokens": "Written tokens that ran.",
+    "written_cost": "Their true cost, in tokens of the dense model.",
+}
+"""What the engine counts apart of what is read and of what is written (`engine.stats`)."""
+
 
 class Metrics:
     """All figures of one server. Engine counts that begin again when its process does go on rising here."""
@@ -25,6 +33,7 @@ class Metrics:
         self.waiting = gauge("vllm:num_requests_waiting", "Texts that wait.")
         self.cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it.")
         self.budget = gauge("depthdial:budget", "True cost asked for where a request names none.")
+        self.prompt_budget = gauge("depthdial:prompt_budget", "The same of what is read.")
         self.up = gauge("depthdial:engine_up", "1 while the engine's process is there.")
         self.restarts = counter("depthdial:engine_restarts", "How often the engine's process was lost.")
         self.preemptions = counter("vllm:num_preemptions", "Texts that lost their pages and were computed again.")
@@ -45,15 +54,16 @@ class Metrics:
         self.whole = histogram("vllm:e2e_request_latency_seconds", "From request to the end of its answer.", SECONDS)
         self.prompt_length = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self.length = histogram("vllm:request_generation_tokens", "Tokens generated for a text.", TOKENS)
-        self.token_cost = histogram("depthdial:token_cost", "True cost of a generated token, dense is 1.", COSTS)
+        self.token_cost = histogram("depthdial:token_cost", "True cost of the pass over a written token.", COSTS)
         self.depth: Histogram | None = None
-        self.relative = gauge("depthdial:relative_cost", "Mean true cost of all tokens generated, dense is 1.")
+        self.relative = gauge("depthdial:relative_cost", "Mean true cost of the passes over written tokens.")
+        self.prompt_relative = gauge("depthdial:prompt_relative_cost", "Mean true cost of prompt tokens that ran.")
+        self.meters = {name: counter(f"depthdial:{name}", said) for name, said in METERS.items()}
         self.skipped = Gauge(
             "depthdial:layer_skip_ratio", "Share of all tokens, prompts too, for which a layer did not run.",
             ["model_name", "layer"], registry=self.registry,
         )  # fmt: skip
-        self._cost = 0.0
-        self._total = 0
+        self._totals = dict.fromkeys(METERS, 0.0)
         self._seen: dict[str, int] = {}
 
     def _gauge(self, name: str, text: str) -> Any:
@@ -75,7 +85,7 @@ class Metrics:
         self._seen = {}
         if self.depth is None:  # its buckets are the model's layers
             buckets = tuple(float(i) for i in range(facts["layers"] + 1))
-            self.depth = self._histogram("depthdial:token_depth", "Layers run for a generated token.", buckets)
+            self.depth = self._histogram("depthdial:token_depth", "Layers run for a written token.", buckets)
 
     def lost(self) -> None:
         """The engine's process is gone."""
@@ -91,9 +101,17 @@ class Metrics:
         self.cache.set(counts["cache"])
         if counts["budget"] is not None:
             self.budget.set(counts["budget"])
-        for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached)):
+        reading = counts["budget"] if counts["prompt_budget"] == "same" else counts["prompt_budget"]
+        if reading is not None:
+            self.prompt_budget.set(reading)
+        for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached), *self.meters.items()):
             counter.inc(counts[name] - self._seen.get(name, 0))
+            if name in self._totals:
+                self._totals[name] += counts[name] - self._seen.get(name, 0)
             self._seen[name] = counts[name]
+        for gauge, kind in ((self.relative, "written"), (self.prompt_relative, "read")):
+            if tokens := self._totals[f"{kind}_tokens"]:
+                gauge.set(self._totals[f"{kind}_cost"] / tokens)
         if counts["tokens"]:
             for layer, ran in enumerate(counts["layer_tokens"]):
                 self.skipped.labels(**self._label, layer=str(layer)).set(1 - ran / counts["tokens"])
@@ -101,6 +119,8 @@ class Metrics:
     def generated(self, generation: Generation, part: Part) -> None:
         """Tokens have come."""
         now = monotonic()
+        # the first token came from the pass over the prompt's last one, which counts as read
+        ran = part.tokens if generation.counted[part.choice] else part.tokens[1:]
         if part.tokens:
             last = generation.last_token[part.choice]
             if not generation.counted[part.choice]:
@@ -111,14 +131,10 @@ class Metrics:
             generation.last_token[part.choice] = now
             generation.counted[part.choice] += len(part.tokens)
             self.tokens.inc(len(part.tokens))
-        for token in part.tokens:
+        for token in ran:
             assert self.depth is not None
             self.depth.observe(token.depth)
             self.token_cost.observe(token.cost)
-            self._cost += token.cost
-            self._total += 1
-        if self._total:
-            self.relative.set(self._cost / self._total)
         if part.finish is not None:
             self.success.labels(**self._label, finished_reason=part.finish).inc()
             self.length.observe(generation.counted[part.choice])

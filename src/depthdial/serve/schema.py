@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from depthdial.serve.schema_base import Body, Ignored, Strict, no_tools, unsupported, wrong
+from depthdial.serve.schema_base import Body, Ignored, ReadAt, Strict, no_tools, read_at, unsupported, wrong
 from depthdial.serve.schema_messages import ChatMessage
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -18,6 +18,9 @@ MOST_CHOICES = 128
 MOST_STOPS, LONGEST_STOP = 16, 1000
 DEFAULT_LENGTH = 16
 """Tokens of a completion that names no length, if the server gives so many."""
+
+
+READ_AT = 'True cost that the prompt is read at: 1.0 is the untouched base, "same" as budget. Left out: the server\'s.'
 
 
 class StreamOptions(Strict):
@@ -41,7 +44,10 @@ class Generating(Body):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    budget: float | None = Field(None, gt=0, le=1, description="True cost relative to dense; 1.0 is the base.")
+    budget: float | None = Field(
+        None, gt=0, le=1, description="True cost of what is written, relative to dense; 1.0 is the base."
+    )
+    prompt_budget: ReadAt | None = Field(None, description=READ_AT)
     lossless: bool | None = Field(None, description="The untouched base's own text, with drafts to speed it up.")
     return_depth: bool | None = Field(None, description="Add depth, cost and layers of each token to the answer.")
 
@@ -70,6 +76,11 @@ class Generating(Body):
             raise ValueError(f"a stop string may have up to {LONGEST_STOP} characters")
         return value
 
+    @field_validator("prompt_budget", mode="before")
+    @classmethod
+    def _read_at(cls, value: Any) -> Any:
+        return read_at(value)
+
     @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
     @classmethod
     def _neutral(cls, value: Any) -> Any:
@@ -79,6 +90,8 @@ class Generating(Body):
     def _agree(self) -> Generating:
         if self.lossless and self.budget not in (None, 1.0):
             raise wrong("budget", "lossless text is the untouched base's; leave budget out")
+        if self.lossless and self.prompt_budget not in (None, 1.0, "same"):
+            raise wrong("prompt_budget", "lossless text is the untouched base's, prompt and all; leave it out")
         if self.stream_options is not None and not self.stream:
             raise wrong("stream_options", "they need stream: true")
         return self

@@ -37,7 +37,7 @@ class Service:
     def model(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
         facts = self.facts()
-        names = ("layers", "always_on", "budget", "floor", "plugin", "chat", "own")
+        names = ("layers", "always_on", "budget", "prompt_budget", "floor", "prompt_floor", "plugin", "chat", "own")
         return {
             "id": self.settings.name,
             "object": "model",
@@ -107,5 +107,6 @@ def params_of(body: Generating, length: int | None, logprobs: int | None) -> dic
         "n": body.n or 1,
         "logprobs": logprobs,
         "budget": None if body.lossless else body.budget,
+        "prompt_budget": None if body.lossless else body.prompt_budget,
         "lossless": bool(body.lossless),
     }

@@ -20,6 +20,9 @@ class EngineSettings:
     """Texts generated at a time; others wait."""
     cache_tokens: int | None = None
     weights: str = "auto"
+    prompt_budget: float | str | None = None
+    """True cost that prompts are read at where a request does not say: a number, "same" (as the answer), or None: 1.0,
+    the untouched base, where there is one."""
 
 
 @dataclass(frozen=True)

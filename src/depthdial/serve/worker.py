@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -26,9 +25,9 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
-from depthdial.models.own import is_own
 from depthdial.serve import log_lines
-from depthdial.serve.fit import Unfit, answer_length
+from depthdial.serve.facts import facts_of
+from depthdial.serve.fit import Unfit, answer_length, check_budgets
 from depthdial.serve.job import Job
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.prompts import tokenized
@@ -70,23 +69,6 @@ class Worker:
         self._of: dict[Request, Job] = {}
         self._names = TokenNames(llm.tokenizer)
         self._told_at = 0.0
-
-    def facts(self) -> Message:
-        """What the front must know of the model."""
-        llm = self.llm
-        curve = None if llm.plugin is None else llm.plugin.curves.get("generated") or llm.plugin.curves.get("text")
-        return {
-            "layers": llm.layers,
-            "always_on": llm.always_on,
-            "context": llm.context,
-            "budget": llm.budget,
-            "floor": None if curve is None else round(math.ceil(curve.floor * 1000) / 1000, 3),
-            "plugin": None if llm.plugin is None else llm.plugin.name,
-            "chat": bool(llm.tokenizer.chat_template),
-            "own": is_own(llm.model) and llm.plugin is None,
-            "sampling": {name: getattr(llm.sampling.params, name) for name in ("temperature", "top_p", "top_k")},
-            "pid": os.getpid(),
-        }
 
     def run(self) -> None:
         """Work until the front is gone. Raises DeviceLost, once all who wait for it are told."""
@@ -168,10 +150,7 @@ class Worker:
         params = dict(order["params"])
         asked, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
-        try:
-            llm.offset_of(params["budget"])
-        except ValueError as error:
-            raise Unfit(str(error), "budget") from None
+        check_budgets(llm, params["budget"], params["prompt_budget"])
         try:
             for ids in order["ids"]:
                 if not ids:
@@ -230,7 +209,12 @@ class Worker:
             "tokens": stats.tokens,
             "cached_tokens": stats.cached_tokens,
             "layer_tokens": stats.rows.tolist(),
+            "read_tokens": stats.read_tokens,
+            "read_cost": stats.read_cost,
+            "written_tokens": stats.written_tokens,
+            "written_cost": stats.written_cost,
             "budget": self.llm.budget,
+            "prompt_budget": self.llm.prompt_budget,
         }
 
     def _checked_map(self, order: Message) -> Any:
@@ -283,7 +267,7 @@ def main() -> None:
         return
     finally:
         loaded.set()
-    wire.send({"ready": worker.facts()})
+    wire.send({"ready": facts_of(llm)})
     try:
         worker.run()
     except (BrokenPipeError, ConnectionResetError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from depthdial.core.dial import PromptBudget, prompt_budget
+from depthdial.models.loss import DIVERGENCES
 from depthdial.train.lesson import Objective
 
 
@@ -24,7 +26,23 @@ class TrainConfig:
     """Rows are trained at budgets from here ..."""
     highest: float = 0.98
     """... to here, so that one plug-in serves all of them. lowest None: 0.05 below `budget`, or the floor."""
+    prompt_budget: PromptBudget = 1.0
+    """1.0: prompts are read by the untouched base, and what is written is routed, priced and counted. "same": every
+    token is, the papers' form."""
+    same_share: float = 0.3
+    """With prompts read in full: the share of rows in the papers' form all the same, so that a plug-in serves both."""
+    on_policy: float = 0.0
+    """The share of rows, of those read in full, that are answers which the model in training wrote itself."""
+    refresh: int = 200
+    """Steps between two pools of its own text."""
     objective: Objective = "distill"
+    divergence: str = "forward"
+    """From the untouched base, for "distill": forward or reverse KL, or Jensen-Shannon ("js")."""
+    shortlist: int = 64
+    """The likeliest tokens of the teacher at each place, with which and one bucket for the rest students are compared;
+    0: with the whole vocabulary."""
+    copies: int = 4
+    """How often a row is written, each time at another budget, for one reading by the base."""
     drop_sources: tuple[str, ...] = ()
     """Glob patterns of `source` values to leave out (by licence, say)."""
     steps: int = 1000
@@ -68,7 +86,23 @@ class TrainConfig:
             raise ValueError("training runs in bfloat16 or float32, not float16; the plug-in then serves float16, too")
         if self.objective not in ("lm", "distill"):
             raise ValueError(f"objective must be 'lm' or 'distill', not {self.objective!r}")
-        for name in ("steps", "batch", "accumulate", "length", "save_every"):
+        if prompt_budget(self.prompt_budget) not in (1.0, "same"):
+            raise ValueError(
+                "training reads prompts in full (prompt_budget 1.0) or at the budget of what is written (same), not at "
+                f"{self.prompt_budget}"
+            )
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {self.divergence!r}")
+        for name in ("same_share", "on_policy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of rows, 0 to 1, not {getattr(self, name)}")
+        if self.on_policy and (self.prompt_budget == "same" or self.same_share == 1):
+            raise ValueError("own text is written after prompts read in full; on_policy needs prompt_budget 1.0")
+        if self.on_policy and (self.budget is None or self.objective == "lm"):
+            raise ValueError("own text is written at budgets and taught by the base; on_policy needs both")
+        if self.shortlist < 0:
+            raise ValueError(f"shortlist must be at least 0 (the whole vocabulary), not {self.shortlist}")
+        for name in ("steps", "batch", "accumulate", "length", "save_every", "copies", "refresh"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.lr <= 0 or self.fit_lr <= 0:

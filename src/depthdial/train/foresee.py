@@ -18,6 +18,11 @@ def foresee(config: TrainConfig, method: Method) -> None:
 
     Nothing is said of a short name whose weights must be fetched first.
     """
+    if config.prompt_budget != "same" and method.kv != "project" and method.grain != "static":
+        raise ValueError(
+            f"{config.method} leaves no K and V for what it skips, so that its prompts cannot be read by the base; "
+            "give --prompt-budget same"
+        )
     found = config_ahead(config.model)
     if found is None:
         return

@@ -19,7 +19,7 @@ from depthdial.core.route import Route
 from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of, method_of, route_of, routed
 from depthdial.models.halves import Halves
-from depthdial.models.loss import Divergence, HeadLoss
+from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
 
 Objective = Literal["lm", "distill"]
@@ -61,8 +61,9 @@ class Lesson(nn.Module):
         objective: Objective,
         control: BudgetControl | None,
         compile: bool = False,
-        divergence: Divergence = "forward",
+        divergence: str = "forward",
         copies: int = 1,
+        shortlist: int | None = None,
     ):
         super().__init__()
         units = routed(model)
@@ -70,6 +71,7 @@ class Lesson(nn.Module):
         self.control = control
         self.objective: Objective = objective
         self.copies = copies
+        self._by_document = not compile and next(model.parameters()).device.type == "cpu"
         self.progress = 0.0
         """Share of training done, set by the trainer: the range of budgets widens with it."""
         self.seen: dict[str, Tensor] = {}
@@ -78,7 +80,7 @@ class Lesson(nn.Module):
         """What the last loss was divided by: the targets of the whole optimizer step."""
         route, method = route_of(model), method_of(model)
         softcap = getattr(model.config, "final_logit_softcapping", None)
-        loss = HeadLoss(head_of(model), softcap, compile, divergence)
+        loss = HeadLoss(head_of(model), softcap, compile, divergence, shortlist)
         halves = Halves(model, min(site.layer for site in units))
         self._base = (Base(model, halves, loss, route, method),)  # a tuple hides the base from the module tree
 
@@ -92,24 +94,24 @@ class Lesson(nn.Module):
         """
         (base,) = self._base
         route, control = base.route, self.control
+        route.offset = math.inf
         lower = base.halves.lower(input_ids, position_ids=position_ids)
         # the last position predicts nothing; a document's first token follows nothing
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
-        teacher = None
-        if read_in_full is not None and bool(read_in_full):
-            copies = self.copies
-            text = Continuation(base.model, base.halves, position_ids, labels != -100)
-            route.offset = math.inf
+        full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
+        counts = labels != -100
+        # static drops a layer for a whole row, so that nobody misses the K and V that are not there
+        again = base.method.kv == "project" or base.method.grain == "static"
+        if full or (self.objective == "distill" and again):
+            copies, every = self.copies, torch.ones_like(counts)
+            text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
             teacher = text.taken(text.read(lower))
             target = text.taken(target).masked_fill(~text.real, -100)
-            counts = target != -100  # no pass follows the last token that is written
-        else:
-            copies, text = 1, None
-            counts = labels != -100
-            if self.objective == "distill":
-                route.offset = math.inf
-                with torch.no_grad():
-                    teacher = base.halves.upper(lower, position_ids=position_ids)
+            # no pass follows the last token that is written; in the paper's form all targets are priced
+            counts = target != -100 if full else text.taken(counts)
+        elif self.objective == "distill":  # what is skipped leaves no K and V, so that nothing can be read once for all
+            with torch.no_grad():
+                teacher = base.halves.upper(lower, position_ids=position_ids)
         keys = copied(row_keys(input_ids), copies)
         weight = counts.float().repeat_interleave(copies, 0)
         budget = None if control is None else control.draw(row_keys(input_ids), self.progress, copies)
@@ -120,7 +122,8 @@ class Lesson(nn.Module):
 
         cost = (route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
-        loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)))
+        key = int(row_keys(input_ids).sum())
+        loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)), key)
         if control is None or budget is None:
             extra = base.method.loss(route)
             total = loss if extra is None else loss + (extra * weight).sum()
@@ -136,7 +139,7 @@ class Lesson(nn.Module):
         if self.control is not None:
             self.control.step(self.divisor)
 
-    def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor) -> Tensor:
+    def _task(self, hidden: Tensor, teacher: Tensor | None, target: Tensor, emphasis: Tensor, key: int) -> Tensor:
         """Weighted sum of the objective over the places that predict a target.
 
         hidden: [B, copies, T, d]; teacher: [B, T, d]; target: int64 [B, T], the next token or -100; emphasis: fp32
@@ -147,7 +150,7 @@ class Lesson(nn.Module):
         at = hidden.transpose(1, 2)[there].transpose(0, 1)  # [copies, N, d]
         weight = emphasis[:, None].expand(*there.shape, -1)[there].T
         if teacher is not None:
-            return base.loss.kl(at, teacher[there], weight).sum()
+            return base.loss.kl(at, teacher[there], weight, key).sum()
         return base.loss.ce(at, target[there], weight).sum()
 
     @torch.no_grad()

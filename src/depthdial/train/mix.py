@@ -29,21 +29,26 @@ class Kind:
     share: float
     read_in_full: bool
     """Are the targets what is written, all other tokens being read by the untouched base?"""
+    ready: PackedDataset | None = None
+    """The rows, where they are the same for all micro-batches."""
 
     @classmethod
     def fixed(cls, rows: PackedDataset, share: float, read_in_full: bool) -> Kind:
-        return cls(lambda _: rows, share, read_in_full)
+        return cls(lambda _: rows, share, read_in_full, rows)
 
 
 class Mix(Dataset[dict[str, Tensor]]):
     """`samples` micro-batches of `batch` rows: int64 [batch, T] input_ids, labels, position_ids, bool [] read_in_full.
 
-    Each kind goes through its rows epoch after epoch, without replacement within one. Raises ValueError for rows that
-    do not fill a micro-batch.
+    Each kind goes through its rows epoch after epoch, without replacement within one. parts: each micro-batch comes as
+    so many items of equal size, for as many processes. Raises ValueError for rows that do not fill a micro-batch.
     """
 
-    def __init__(self, kinds: Sequence[Kind], batch: int, samples: int, seed: int = 0):
-        self.kinds, self.batch, self.seed = kinds, batch, seed
+    def __init__(self, kinds: Sequence[Kind], batch: int, samples: int, seed: int = 0, parts: int = 1):
+        self.kinds, self.batch, self.seed, self.parts = kinds, batch, seed, parts
+        for kind in kinds:
+            if kind.ready is not None:
+                self._enough(kind.ready)
         shares = np.array([kind.share for kind in kinds])
         draws = np.random.Generator(np.random.Philox(key=[seed, 1])).random(samples)
         self._kind = np.searchsorted((shares / shares.sum()).cumsum(), draws, side="right").clip(max=len(kinds) - 1)
@@ -55,17 +60,20 @@ class Mix(Dataset[dict[str, Tensor]]):
         self._groups: dict[int, tuple[PackedDataset, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        return len(self._kind)
+        return len(self._kind) * self.parts
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        index, part = divmod(index, self.parts)
         number = int(self._kind[index])
         kind, rows = self.kinds[number], self.kinds[number].rows(index)
         groups = self._grouped(number, rows)
         epoch, place = divmod(int(self._turn[index]), len(groups))
         order = np.random.Generator(np.random.Philox(key=[self.seed, 2 + number + len(self.kinds) * epoch]))
-        members = [rows[int(i)] for i in groups[order.permutation(len(groups))[place]]]
+        size = self.batch // self.parts
+        chosen = groups[order.permutation(len(groups))[place]][part * size : (part + 1) * size]
+        members = [rows[int(i)] for i in chosen]
         found = {name: torch.stack([row[name] for row in members]) for name in members[0]}
         return {**found, "read_in_full": torch.tensor(kind.read_in_full)}
 
@@ -73,10 +81,7 @@ class Mix(Dataset[dict[str, Tensor]]):
         """Row numbers of each micro-batch, int64 [micro-batches, batch]; kept while the rows are the same."""
         known = self._groups.get(number)
         if known is None or known[0] is not rows:
-            if len(rows) < self.batch:
-                raise ValueError(
-                    f"the data fills {len(rows)} rows, less than a batch of {self.batch}; give more, or a lower --batch"
-                )
+            self._enough(rows)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 0])).permutation(len(rows))
             written = rows.target.sum(-1)
             window = self.batch * WINDOW
@@ -85,6 +90,12 @@ class Mix(Dataset[dict[str, Tensor]]):
             whole = len(rows) // self.batch
             known = self._groups[number] = rows, order[: whole * self.batch].reshape(whole, self.batch)
         return known[1]
+
+    def _enough(self, rows: PackedDataset) -> None:
+        if len(rows) < self.batch:
+            raise ValueError(
+                f"the data fills {len(rows)} rows, less than a batch of {self.batch}; give more, or a lower --batch"
+            )
 
 
 def single(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

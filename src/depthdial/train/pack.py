@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from depthdial.core.whole import whole
 from depthdial.train.data import Record, digest
 from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
+from depthdial.train.roles import read_in_full
 
 IGNORED = -100  # the label that Hugging Face losses leave out
 FORMAT = 2  # of the cache: raise it when the same options give other rows
@@ -136,9 +137,11 @@ def prepare(
     targets: Targets = "assistant",
     cache_dir: str | Path | None = None,
     vocabulary: int | None = None,
+    full: bool = False,
 ) -> PackedDataset:
     """Tokenise and pack `records` (see `encode_all`, `pack`); with `cache_dir`, keep the rows there for the next time.
 
+    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then.
     The cache's key is a hash of the records' contents, every option, the tokenizer and its template. A file there that
     cannot be read or written is a warning in the log, no error. Raises ValueError as those two do.
     """
@@ -146,7 +149,7 @@ def prepare(
     pad = end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     if vocabulary is not None and pad >= vocabulary:  # an added one, which the model has no embedding for
         pad = end
-    options = [FORMAT, length, seed, end, targets, pad, vocabulary]
+    options = [FORMAT, length, seed, end, targets, pad, vocabulary, full]
     path = Path(cache_dir) / f"{_key(records, tokenizer, options)}.npz" if cache_dir is not None else None
     if path is not None and path.exists():
         try:
@@ -154,7 +157,7 @@ def prepare(
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile):
             log.warning("%s: unreadable cache file; made again", path)
     encoded = encode_all(_watched(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary)
-    packed = pack(encoded, length, seed, pad)
+    packed = pack(read_in_full(encoded, seed) if full else encoded, length, seed, pad)
     if path is not None:
         try:
             packed.save(path)

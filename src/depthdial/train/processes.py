@@ -83,3 +83,13 @@ def share(batch: int, accumulate: int) -> tuple[int, int]:
         f"{batch} x {accumulate} rows a step cannot be shared by {many} processes; "
         "choose --batch or --accumulate divisible by their number"
     )
+
+
+def parts(batch: int, accumulate: int) -> tuple[int, int]:
+    """(items that each micro-batch is cut into, items of a step of one process): as `share`, where a micro-batch must
+    not be mixed with another. Raises ValueError as `share`."""
+    many = world()
+    share(batch, accumulate)
+    # before the smallest: what is reduced over a pass of all processes stays the same
+    fitting = [n for n in (many, *range(1, batch + 1)) if batch % n == 0 and n * accumulate % many == 0]
+    return fitting[0], fitting[0] * accumulate // many

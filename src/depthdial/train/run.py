@@ -34,6 +34,8 @@ from depthdial.train.foresee import bounds, foresee
 from depthdial.train.generated import generated_curve
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
+from depthdial.train.mix import Kind, Mix
+from depthdial.train.own_text import FOLDER, OwnText, Refresh, questions
 from depthdial.train.pack import PackedDataset, prepare
 from depthdial.train.progress import Progress
 from depthdial.train.settings import claimed, told, write_settings
@@ -64,7 +66,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             f"{config.device.removeprefix('cuda:')} and leave --device out"
         )
     processes.start(on_cpu)
-    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows",)) as output:
+    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("rows", FOLDER)) as output:
         return _train(config, asked, on_cpu, output, resume)
 
 
@@ -85,7 +87,14 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"
     options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
-    rows = prepare(records, tokenizer, config.length, targets=targets, **options)
+    asked_of = questions(records, tokenizer) if config.on_policy else []
+    full = same = None
+    if config.prompt_budget != "same" and config.same_share < 1:
+        full = prepare(records, tokenizer, config.length, full=True, **options)
+    if full is None or config.same_share:
+        same = prepare(records, tokenizer, config.length, targets=targets, **options)
+    rows = same if full is None else full
+    assert rows is not None
     checks = prepare(held or records[:8], tokenizer, config.length, targets="all", **options)
     log.info("%s", rows.stats)
     check_batches = list(_batches(checks, config, model.device))
@@ -106,7 +115,24 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     control = None
     if learns:
         control = control_for(model, config, check_batches)
-        run_trainer(Lesson(model, config.objective, control, config.compile), rows, config, resume)
+        lesson = Lesson(
+            model,
+            config.objective,
+            control,
+            config.compile,
+            config.divergence,
+            config.copies,
+            config.shortlist or None,
+        )
+        own = None
+        if config.on_policy:
+            assert control is not None
+            own = OwnText(
+                model, tokenizer, asked_of, output / FOLDER, control, Plugin(output.name, method, base), config
+            )
+        more = [] if own is None else [Refresh(own)]
+        run_trainer(lesson, mixed_rows(config, full, same, own), config, resume, more)
+        route_of(model).offset = 0.0  # it was that of the last rows
     else:
         log.info("this method has nothing to train here: its dial is measured as it is")
     if not processes.is_main():
@@ -130,6 +156,18 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         written = generated_curve(fresh, tokenizer, held or records[:8], config.generated_tokens, config.seed)
         save(model, output, dataclasses.replace(plugin, curves={"text": curve, "generated": written}), card(plugin))
     return output
+
+
+def mixed_rows(config: TrainConfig, full: PackedDataset | None, same: PackedDataset | None, own: OwnText | None) -> Mix:
+    """The run's micro-batches. full: rows whose prompts are read in full; same: rows in the papers' form."""
+    share = config.same_share if full is not None else 1.0
+    kinds = [Kind.fixed(same, share, read_in_full=False)] if same is not None and share else []
+    if full is not None and config.on_policy < 1:
+        kinds.append(Kind.fixed(full, (1 - share) * (1 - config.on_policy), read_in_full=True))
+    if own is not None:
+        kinds.append(Kind(own.rows, (1 - share) * config.on_policy, read_in_full=True))
+    parts, _ = processes.parts(config.batch, config.accumulate)
+    return Mix(kinds, config.batch, config.steps * config.accumulate, config.seed, parts)
 
 
 def _same_records(output: Path, now: str, config: TrainConfig) -> None:

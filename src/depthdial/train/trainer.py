@@ -7,6 +7,7 @@ interruption into a checkpoint.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.layers import Router
@@ -24,6 +25,7 @@ from depthdial.train.checkpoints import step_of, sweep, to_resume
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import one_device
+from depthdial.train.mix import single
 from depthdial.train.settings import CHECKPOINTS
 
 
@@ -40,9 +42,13 @@ class Hold(TrainerCallback):
         self.lesson.hold()
 
 
-def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool) -> None:
-    """Train the lesson's parts in place. Checkpoints go to `<output>/checkpoints`; `resume` goes on from the last whole
-    one. Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
+def run_trainer(
+    lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool, more: Sequence[TrainerCallback] = ()
+) -> None:
+    """Train the lesson's parts in place on micro-batches as `Mix` orders them. Checkpoints go to
+    `<output>/checkpoints`; `resume` goes on from the last whole one. more: further callbacks, called first.
+
+    Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
     folder = output / CHECKPOINTS
@@ -51,11 +57,12 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         lesson.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
         return
     stop = StopCleanly()
-    batch, accumulate = processes.share(config.batch, config.accumulate)
+    _, accumulate = processes.parts(config.batch, config.accumulate)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",  # the mix has an order of its own
         gradient_accumulation_steps=accumulate,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
@@ -77,8 +84,8 @@ def run_trainer(lesson: Lesson, rows: Dataset, config: TrainConfig, resume: bool
         model=lesson,
         args=one_device(arguments),
         train_dataset=rows,
-        data_collator=default_data_collator,
-        callbacks=[Hold(lesson), Report(lesson, output), Seal(), stop],
+        data_collator=single,
+        callbacks=[*more, Hold(lesson), Report(lesson, output), Seal(), stop],
         optimizers=(optimizer_for(lesson, config), None),
     )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json

@@ -11,11 +11,13 @@ from depthdial.evaluate.speed import bench as bench_
 from depthdial.evaluate.speed.bench import bench
 from depthdial.evaluate.speed.lineup import Lineup
 from depthdial.evaluate.speed.options import Options
+from depthdial.evaluate.speed.subjects import EngineSubject
+from depthdial.evaluate.speed.table import machine_lines
 from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 
-ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget"}
-SPEED = {"tokens_per_second", "repeats", "speedup", "speedup_over", "cost"}
+ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget", "prompt_budget"}
+SPEED = {"first_token_seconds", "times_dense", "tokens_per_second", "repeats", "speedup", "speedup_over", "cost"}
 IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_ideal", "layers"}
 
 
@@ -33,7 +35,7 @@ def options(tiny_folder, tiny_plugin):
 def results(options):
     seen = []
     found = bench(options(), lambda *told: seen.append(told))
-    assert seen[0] == ("loading", 0, 1) and seen[-1][1] == seen[-1][2] == 3 * 6 * 3
+    assert seen[0] == ("loading", 0, 1) and seen[-1][1] == seen[-1][2] == (7 + 7 + 8) * 3
     return found
 
 
@@ -42,7 +44,8 @@ def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
     assert str(tiny_folder) not in text and str(tiny_plugin) not in text
     assert results["model"] == tiny_folder.name and results["plugin"] == "tiny" and results["what"] == "speed"
     assert set(results) == {
-        "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "limits", "rows",
+        "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "left_out", "limits",
+        "rows",
     }  # fmt: skip
     assert results["arguments"]["seed"] == 0 and results["arguments"]["budgets"] == (0.85, 0.75)
 
@@ -50,17 +53,37 @@ def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
 def test_every_regime_has_every_row(results):
     for regime in (("decode", 1, 6), ("decode", 3, 6), ("prefill", 1, 20)):
         rows = [r for r in results["rows"] if (r["regime"], r["batch"], r["prompt_tokens"]) == regime]
-        assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "adaptive", "control", "control"]
-        for row in rows:
+        adaptive = ["adaptive"] * (3 if regime[0] == "prefill" else 2)
+        assert [row["kind"] for row in rows] == ["baseline", "dense", *adaptive, "control", "control", "dense"]
+        assert rows[-1]["precision"] == "int8" and rows[-1]["cost"] == 1.0 and rows[-1]["ideal_speedup"] >= 1
+        for row in rows[:-1]:
             ours = row["kind"] != "baseline"
             assert set(row) == ROW | SPEED | (IDEAL if ours else set())
             assert len(row["repeats"]) == 2 and (row["cost"] is not None) == ours
-            assert row["speedup_over"] == "our dense, fp32"
+            assert row["speedup_over"] == "our dense, fp32" and row["first_token_seconds"]["median"] > 0
+            assert row["times_dense"] == row["speedup"]
             if row["kind"] == "dense":
                 assert row["cost"] == row["speedup"] == row["ideal_speedup"] == row["of_ideal"] == 1.0
                 assert row["layers"] == 6
+            elif ours and row["prompt_budget"] == 1.0:  # there is nothing to gain
+                assert row["cost"] == 1.0 == row["ideal_speedup"] and row["layers"] == 6 and row["budget"] is None
             elif ours:
-                assert row["cost"] < 1 and row["layers"] < 6
+                assert row["cost"] < 1 and row["layers"] < 6 and row["budget"] is not None
+
+
+def test_prompts_are_read_in_each_way_where_prefill_is_measured(results):
+    ways = {regime: [r["prompt_budget"] for r in results["rows"] if r["regime"] == regime and r["kind"] == "adaptive"]
+            for regime in ("decode", "prefill")}  # fmt: skip
+    assert ways == {"decode": [None] * 4, "prefill": [1.0, "same", "same"]}
+    controls = [row for row in results["rows"] if row["regime"] == "prefill" and row["kind"] == "control"]
+    assert [row["prompt_budget"] for row in controls] == ["same", "same"]
+
+
+def test_where_texts_decode_their_prompts_are_read_in_full(options):
+    with contextlib.closing(Lineup(options(prompt_budgets=(1.0, 0.9)))) as lineup:
+        reading = {s.title: s.params.prompt_budget for s in lineup.subjects if isinstance(s, EngineSubject)}
+    assert reading["adaptive 0.85, fp32"] == 1.0 and reading["adaptive, prompt read at 0.9, fp32"] == 0.9
+    assert not any("skips" in title and "adaptive" in title for title in reading)
 
 
 def test_limits_are_measured_with_each_regime(results):
@@ -70,7 +93,7 @@ def test_limits_are_measured_with_each_regime(results):
 
 def test_a_bare_model_has_no_adaptive_rows(options):
     found = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
-    assert [row["kind"] for row in found["rows"]] == ["baseline", "dense"] and found["plugin"] is None
+    assert [row["kind"] for row in found["rows"]] == ["baseline", "dense", "dense"] and found["plugin"] is None
 
 
 def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_tokenizer):
@@ -80,8 +103,9 @@ def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_toke
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False}
     found = bench(Options(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
     for regime in ("decode", "prefill"):
-        rows = [row for row in found["rows"] if row["regime"] == regime]
+        rows = [row for row in found["rows"] if row["regime"] == regime and row["precision"] != "int8"]
         assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "control"]
+        assert rows[2]["prompt_budget"] == (None if regime == "decode" else "same")
         _, dense, adaptive, random = rows
         assert dense["cost"] == 1 and dense["layers"] == 6
         assert adaptive["budget"] is None and adaptive["cost"] < 1 and adaptive["layers"] < 6
@@ -96,7 +120,8 @@ def test_int8_is_compared_with_int8(options):
     found = bench(chosen)
     rows = [row for row in found["rows"] if row["precision"] == "int8"]
     assert [row["kind"] for row in rows] == ["dense", "adaptive"]
-    assert {row["speedup_over"] for row in rows} == {"our dense, int8"}
+    assert [row["speedup_over"] for row in rows] == ["our dense, fp32", "our dense, int8"]
+    assert rows[0]["times_dense"] == rows[0]["speedup"]
 
 
 def test_texts_that_vote_are_measured_in_batches(options):
@@ -109,7 +134,20 @@ def test_texts_that_vote_are_measured_in_batches(options):
 
 def test_a_static_plugin_takes_part(options, tiny_plugin):
     found = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
-    assert [row["name"] for row in found["rows"]][3:] == ["random", "static"]
+    assert [row["name"] for row in found["rows"]][3:] == ["random", "static", "our dense"]
+
+
+def test_int8_that_cannot_be_is_said(options, monkeypatch):
+    def none(*_, **__):
+        raise ValueError("int8 weights need the native kernels (no compiler); use weights='auto'")
+
+    monkeypatch.setattr("depthdial.engine.assemble._int8_runner", none)
+    found = bench(options(batches=(1,), prefill=(), repeats=1))
+    assert "no compiler" in found["left_out"]["our dense, int8"]
+    assert {row["precision"] for row in found["rows"]} == {"fp32"}
+    assert "not measured: our dense, int8 (int8 weights need" in machine_lines(found)
+    with pytest.raises(ValueError, match="no compiler"):
+        bench(options(int8=True, batches=(1,), prefill=(), repeats=1))
 
 
 def test_the_break_even_is_explained(options, tmp_path, monkeypatch):
@@ -129,6 +167,8 @@ def test_the_break_even_is_explained(options, tmp_path, monkeypatch):
         ({"new_tokens": 1}, "--new-tokens must be at least 2"),
         ({"repeats": 0}, "--repeats"),
         ({"budgets": (1.0,)}, "between 0 and 1"),
+        ({"prompt_budgets": ()}, "--prompt-budget needs"),
+        ({"prompt_budgets": (1.0, 2.0)}, "prompt_budget must be"),
         ({"peers": ("vlm",)}, "not known"),
     ],
 )
@@ -139,7 +179,12 @@ def test_what_makes_no_sense_is_refused_at_once(options, wrong, says):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"prefill": (128,)}, "context is 128 tokens, and 129"), ({"budgets": (0.2,)}, "budget"), ({"text": ""}, "empty")],
+    [
+        ({"prefill": (128,)}, "context is 128 tokens, and 129"),
+        ({"budgets": (0.2,)}, "budget"),
+        ({"text": ""}, "empty"),
+        ({"prompt_budgets": (0.2,)}, "prompt_budget: budget 0.2"),
+    ],
 )
 def test_what_would_fail_later_fails_before_measuring(options, wrong, says):
     with pytest.raises(ValueError, match=says):

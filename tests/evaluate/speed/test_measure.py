@@ -54,7 +54,7 @@ def test_a_regime_that_a_subject_does_not_take_is_left_out():
 
 
 def test_rates_and_costs_of_a_prompt_and_of_steps():
-    run = Timed(2.0, 4.0, 16, 8, (Ran([1] * 6, 3, 4, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),))
+    run = Timed(2.0, 4.0, 16, 8, (Ran([1] * 6, 3, 4, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], [0.0] * 6),))
     assert run.rate(PREFILL) == 4.0 and run.rate(DECODE) == 4.0
     assert run.cost(PREFILL) == pytest.approx(0.6) and run.cost(DECODE) == pytest.approx(0.95)
     assert Timed(1, 1, 1, 1).cost(DECODE) is None

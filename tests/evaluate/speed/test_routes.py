@@ -14,7 +14,7 @@ def test_keeps_are_those_of_each_text_alone(tiny_llm):
     model = tiny_llm().model
     texts = [[5, 6, 7, 8, 9], [11, 12], [20] * 9]
     before = model.route.offset
-    found = keeps(model, texts, 0.5, at_once=2)
+    found = keeps(model, texts, [[0.5] * len(text) for text in texts], at_once=2)
     assert model.route.offset == before
     for text, keep in zip(texts, found, strict=True):
         model.route.offset = 0.5
@@ -23,12 +23,25 @@ def test_keeps_are_those_of_each_text_alone(tiny_llm):
         assert torch.equal(keep, model.route.keep()[:, 0])
     model.route.offset = before
     assert not torch.cat(found, 1).all()
-    assert torch.cat(keeps(model, texts, math.inf), 1).all()
+    assert torch.cat(keeps(model, texts, [[math.inf] * len(text) for text in texts]), 1).all()
+
+
+def test_each_token_is_asked_at_its_own_place_of_the_dial(tiny_llm):
+    """A prompt that is read in full, and what is written after it at offsets that change."""
+    model = tiny_llm().model
+    text = list(range(30, 50))
+    (found,) = keeps(model, [text], [[math.inf] * 8 + [0.0] * 6 + [-1.0] * 6])
+    model.route.offset = torch.tensor([[math.inf] * 8 + [0.0] * 6 + [-1.0] * 6])
+    with torch.no_grad():
+        model(torch.tensor([text]))
+    assert torch.equal(found, model.route.keep()[:, 0]) and found[:, :8].all() and not found[:, 8:].all()
+    (other,) = keeps(model, [text], [[math.inf] * 8 + [0.0] * 12])
+    assert torch.equal(other[:, :14], found[:, :14]) and not torch.equal(other, found)
 
 
 def test_depths_are_told_by_as_many_layers(tiny_llm):
     model = tiny_llm().model
-    (alone,) = keeps(model, [[5, 6, 7, 8, 9]], 0.0)
+    (alone,) = keeps(model, [[5, 6, 7, 8, 9]], [[0.0] * 5])
     made = of_depths(route_of(model).ledger, alone.sum(0).tolist())
     assert made.sum(0).tolist() == alone.sum(0).tolist() and not alone.all()
     always = [layer for layer in range(6) if layer not in model.method.layers(6)]

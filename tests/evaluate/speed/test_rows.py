@@ -26,8 +26,10 @@ def test_a_peer_is_compared_at_the_precision_most_like_its_own():
     times = {"our dense, bf16": 4.0, "our dense, int8": 2.0}
     runs = {s.title: [Timed(1.0, times.get(s.title, 8.0), 2, 2)] for s in subjects}
     rows = rows_of(Measured(REGIME, runs), subjects, {}, DENSE)
-    assert [row["speedup_over"] for row in rows[2:]] == [DENSE["bf16"], DENSE["int8"], DENSE["bf16"]]
-    assert [row["speedup"] for row in rows] == pytest.approx([1.0, 1.0, 0.5, 0.25, 0.5])
+    assert [row["speedup_over"] for row in rows[1:]] == [DENSE["bf16"], DENSE["bf16"], DENSE["int8"], DENSE["bf16"]]
+    assert [row["speedup"] for row in rows] == pytest.approx([1.0, 2.0, 0.5, 0.25, 0.5])
+    assert [row["times_dense"] for row in rows] == pytest.approx([1.0, 2.0, 0.5, 0.5, 0.5])
+    assert rows[0]["first_token_seconds"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert rows[0]["tokens_per_second"] == {"median": 0.5, "low": 0.5, "high": 0.5} and rows[0]["cost"] is None
 
 

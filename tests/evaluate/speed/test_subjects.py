@@ -11,8 +11,9 @@ DECODE = Regime("decode", 2, 6, 8)
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
 
 
-def subject(llm, budget, ticks, kind: Kind = "adaptive"):
-    return EngineSubject("adaptive", kind, llm, SamplingParams(budget=budget), "fp32", ticks)
+def subject(llm, budget, ticks, kind: Kind = "adaptive", read=None, kinds=("decode", "prefill")):
+    params = SamplingParams(budget=budget, prompt_budget=read)
+    return EngineSubject("adaptive", kind, llm, params, "fp32", ticks, kinds)
 
 
 def test_costs_and_tokens_are_those_of_generate(tiny_llm, ticks):
@@ -33,8 +34,9 @@ def test_costs_and_tokens_are_those_of_generate(tiny_llm, ticks):
 def test_the_base_costs_1_and_skips_nothing(tiny_llm, ticks):
     llm = tiny_llm()
     dense = subject(llm, 1.0, ticks, "dense")
-    assert dense.budget is None and dense.offset == float("inf") and dense.title == "adaptive, fp32"
+    assert dense.budget is None and dense.title == "adaptive, fp32"
     run = dense.run(PROMPTS, 3)
+    assert {offset for ran in run.ran for offset in ran.offsets} == {float("inf")}
     assert run.cost(DECODE) == 1.0 and {c for ran in run.ran for c in ran.costs} == {1.0}
 
 
@@ -50,14 +52,31 @@ def test_too_few_tokens_for_a_batch_is_said(tiny_llm, ticks):
     assert llm.engine.scheduler.idle
 
 
-def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks):
+@pytest.mark.parametrize("read", [1.0, "same"])
+def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks, read):
     """The engine counts rows where it runs them; the route says which it must run."""
     from depthdial.evaluate.speed.routes import keeps
 
     llm = tiny_llm()
-    one = subject(llm, 0.7, ticks)
+    one = subject(llm, 0.8, ticks, read=read)
     before = llm.stats.rows_run
-    run = one.run(PROMPTS, 6)
-    kept = keeps(llm.model, [ran.tokens for ran in run.ran], one.offset)
+    run = one.run(PROMPTS, 40)
+    kept = keeps(llm.model, [ran.tokens for ran in run.ran], [ran.offsets for ran in run.ran])
     assert llm.stats.rows_run - before == sum(int(k.sum()) for k in kept)
     assert [k.shape[1] for k in kept] == [len(ran.costs) for ran in run.ran]
+    for keep, ran in zip(kept, run.ran, strict=True):
+        assert bool(keep[:, : ran.prompt].all()) == (read == 1.0) and not keep[:, ran.prompt :].all()
+        assert len(set(ran.offsets[ran.prompt :])) > 1, "the dial moves to hold the budget"
+
+
+def test_a_row_of_prefill_says_how_its_prompt_is_read(tiny_llm, ticks):
+    llm, prefill = tiny_llm(), Regime("prefill", 1, 40, 1)
+    full, same, at = (subject(llm, 0.8, ticks, read=read, kinds=("prefill",)) for read in (1.0, "same", 0.9))
+    assert [one.title for one in (full, same, at)] == [
+        "adaptive, prompt read in full, fp32", "adaptive 0.8, prompt skips too, fp32",
+        "adaptive, prompt read at 0.9, fp32",
+    ]  # fmt: skip
+    assert (full.budget, full.prompt_budget, same.budget) == (None, 1.0, 0.8)
+    assert full.takes(prefill) and not full.takes(DECODE)
+    costs = [one.run([list(range(3, 43))], 1).cost(prefill) or 0.0 for one in (full, at, same)]
+    assert 1.0 == costs[0] > costs[1] > costs[2] > 0

@@ -11,8 +11,9 @@ import pytest
 from depthdial.evaluate.speed.picture import draw
 from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
 
-COMMON = {"batch": 1, "prompt_tokens": 32, "new_tokens": 64, "precision": "bf16", "budget": None}
-SPEED = {"tokens_per_second": {"median": 100.0, "low": 90.0, "high": 1100.0}, "cost": None, "speedup": 1.0}
+COMMON = {"batch": 1, "prompt_tokens": 32, "new_tokens": 64, "precision": "bf16", "budget": None, "prompt_budget": None}
+SPEED: dict[str, Any] = {"first_token_seconds": {"median": 0.0123}, "times_dense": 1.0}
+SPEED |= {"tokens_per_second": {"median": 100.0, "low": 90.0, "high": 1100.0}, "cost": None, "speedup": 1.0}
 IDEAL = {"of_limit": 0.667, "ideal_speedup": 1.0, "of_ideal": 1.0}
 
 
@@ -39,7 +40,19 @@ RESULTS: dict[str, Any] = {
         ),
         {"regime": "decode", **COMMON, "name": "llama.cpp", "kind": "peer", "missing": "no GGUF"},
         row("our dense", "dense", cost=1.0, regime="prefill", prompt_tokens=512, **IDEAL),
+        row("adaptive", "adaptive", cost=1.0, regime="prefill", prompt_tokens=512, prompt_budget=1.0, **IDEAL),
+        row(
+            "adaptive",
+            "adaptive",
+            cost=0.8,
+            regime="prefill",
+            prompt_tokens=512,
+            prompt_budget="same",
+            budget=0.85,
+            **IDEAL | {"first_token_seconds": {"median": 1.234}},
+        ),
     ],
+    "left_out": {"our dense, int8": "no kernels"},
 }
 
 
@@ -49,15 +62,18 @@ def test_every_row_is_a_line_under_its_regime():
     assert [line.split("|")[1].strip() for line in lines] == [
         "", "---", "**decode, batch 1**", "Hugging Face generate, bf16", "our dense, bf16", "adaptive 0.85, bf16",
         "llama.cpp, bf16", "**prefill 512**", "our dense, bf16",
+        "adaptive, prompt read in full, bf16", "adaptive 0.85, prompt skips too, bf16",
     ]  # fmt: skip
     adaptive = [cell.strip() for cell in lines[5].split("|")[2:-1]]
-    assert adaptive == ["0.861", "100.0", "90.0 to 1,100", "1.10", "1.15", "96%", "67%"]
+    assert adaptive == ["0.861", "12 ms", "100.0", "90.0 to 1,100", "1.10", "1.15", "96%", "67%"]
     assert "not measured: no GGUF" in lines[6] and lines[3].count("–") == 4
+    assert "| 1.23 s |" in lines[-1]
 
 
 def test_the_machine_and_its_limits_are_told():
     told = machine_lines(RESULTS)
     assert "tiny on A|B, 2 of 4 cores; torch 2; commit abc" in told
+    assert "not measured: our dense, int8 (no kernels)" in told
     assert "limits in decode, batch 1: 40.0 GB/s read, 1000 GFLOP/s" in told
 
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from depthdial.core.decision import Site
+from depthdial.core.dial import Curve
 from depthdial.core.route import Route
 from depthdial.methods import method_named
+from depthdial.models.checkpoint import Plugin
 from depthdial.models.convert import route_of
 from depthdial.models.export import own_config
+from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import TYPES
 from depthdial.serve.vllm.depths import DepthLog, histogram, layers_used
-from depthdial.serve.vllm.shape import BUDGET, Shape, gate_of, parts_of
+from depthdial.serve.vllm.shape import BUDGET, PROMPT_BUDGET, Shape, gate_of, parts_of
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_sizes_are_those_of_the_model(family: str, tiny_model: Callable, adaptiv
     assert shape.qkv_bias == (attn.q_proj.bias is not None) and shape.o_bias == (attn.o_proj.bias is not None)
     assert shape.head_norms == ("q_norm" in dict(attn.named_modules()))
     assert shape.windows == (8 if family == "mistral" else None,) * 6
-    assert shape.routed() == {2, 3, 4, 5} and shape.offset == 0.0
+    assert shape.routed() == {2, 3, 4, 5} and shape.offset == shape.prompt_offset == 0.0  # it has no base
 
 
 def test_a_gate_of_fresh_parts_decides_as_the_method_does(config: Any, tiny_model: Callable, adaptive: Callable):
@@ -55,6 +58,37 @@ def test_the_environment_turns_the_dial(tiny_model: Callable, adaptive: Callable
         Shape.of(config, env={BUDGET: "much"})
     with pytest.raises(ValueError, match="needs a plug-in with a budget curve"):
         Shape.of(config, env={BUDGET: "0.7"})
+
+
+def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callable, adaptive: Callable):
+    model = adaptive(tiny_model("llama"))
+    curves = {
+        "text": Curve((-1.0, 3.0), (0.7, 0.9), (0.1, 0.1)),
+        "generated": Curve((-2.0, 2.0), (0.7, 0.9), (0.1, 0.1)),
+    }
+    vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
+    config = own_config(model)
+
+    def offsets(told: str | None = None, **fields: Any) -> tuple[float, float]:
+        config.update({"prompt_budget": None, **fields})
+        shape = Shape.of(config, env={} if told is None else {PROMPT_BUDGET: told})
+        return round(shape.prompt_offset, 6) if shape.prompt_offset < math.inf else math.inf, round(shape.offset, 6)
+
+    assert offsets() == (math.inf, 0.0), "written by the curve of what is written"
+    assert offsets("same") == (0.0, 0.0) == offsets(prompt_budget="same")
+    assert offsets("0.8") == (1.0, 0.0) == offsets(prompt_budget=0.8), "read by the curve of what is read"
+    assert offsets("1.0", prompt_budget="same") == (math.inf, 0.0), "the environment says more"
+    for wrong in ("much", "0", "1.5"):
+        with pytest.raises(ValueError, match="same"):
+            offsets(wrong)
+    with pytest.raises(ValueError, match="outside what this plug-in can do"):
+        offsets("0.5")
+
+
+def test_what_was_trained_with_its_routers_reads_as_it_writes(config: Any):
+    assert Shape.of(config, env={}).prompt_offset == Shape.of(config, env={}).offset == 0.0
+    with pytest.raises(ValueError, match=r'its own routers.*"same" there, not 1\.0'):
+        Shape.of(config, env={PROMPT_BUDGET: "1.0"})
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def _results(lineup: Lineup, report: Report) -> Figures:
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "arguments": options.to_json(),
         "peers": lineup.peers,
+        "left_out": lineup.left_out,
         "limits": limits,
         "rows": rows,
     }

@@ -96,9 +96,11 @@ def seconds(ledger: Ledger, passes: Sequence[Tokens], sizes: Sizes, limits: Limi
     return sum(work(ledger, tokens, sizes).seconds(limits) for tokens in passes)
 
 
-def ideal_speedup(ledger: Ledger, passes: Sequence[Tokens], sizes: Sizes, limits: Limits) -> float:
-    """limit(dense) / limit(this route), for the same tokens."""
-    dense = seconds(ledger, [tokens.dense() for tokens in passes], sizes, limits)
+def ideal_speedup(
+    ledger: Ledger, passes: Sequence[Tokens], sizes: Sizes, limits: Limits, against: Sizes | None = None
+) -> float:
+    """limit(dense) / limit(this route), for the same tokens. against: sizes of dense's numbers; None: these."""
+    dense = seconds(ledger, [tokens.dense() for tokens in passes], against or sizes, limits)
     return dense / seconds(ledger, passes, sizes, limits)
 
 

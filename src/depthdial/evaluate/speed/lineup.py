@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 
+from depthdial.core.dial import PromptBudget
 from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.speed.controls import matched, random_like
@@ -19,7 +20,9 @@ from depthdial.evaluate.speed.prompts import mixed, prompts
 from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
+from depthdial.models.ahead import check_reading
 from depthdial.models.convert import method_of, revert, routed
+from depthdial.models.dial import has_own_routers
 from depthdial.models.own import is_own
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -35,8 +38,12 @@ class Lineup:
         """By title, for the rows whose ideal is known."""
         self.peers: dict[str, dict[str, Any]] = {}
         """What each peer tells of itself, or why it is missing."""
+        self.left_out: dict[str, str] = {}
+        """Rows of our own that cannot be here, and why."""
         self._scratch = tempfile.TemporaryDirectory(prefix="depthdial-bench-")
         try:
+            for budget in options.prompt_budgets or ():
+                check_reading(options.model, budget)  # before weights are read
             self.llm = self._llm(options.plugin)
             self.options = options.fitted(self.llm.context)
             self.precision = _SHORT[self.llm.model.dtype]
@@ -71,7 +78,8 @@ class Lineup:
                 "give less in --prefill, --prompt-tokens or --new-tokens"
             )
         for budget in self._budgets:
-            self.llm.offset_of(budget)
+            for read in self._prompt_budgets:
+                self.llm.dials(budget, read)
 
     @property
     def _budgets(self) -> tuple[float | None, ...]:
@@ -80,27 +88,49 @@ class Lineup:
             return (None,) if routed(self.llm.model) and method_of(self.llm.model).skips else ()
         return self.options.budgets
 
+    @property
+    def _prompt_budgets(self) -> tuple[PromptBudget, ...]:
+        return self.options.prompt_budgets or (("same",) if has_own_routers(self.llm.model) else (1.0, "same"))
+
     def _add_ours(self) -> None:
         options = self.options
         self._add("our dense", "dense", self.llm, 1.0, self.precision)
-        adaptive = [self._add("adaptive", "adaptive", self.llm, budget, self.precision) for budget in self._budgets]
+        adaptive = self._add_adaptive("adaptive", self.llm, self.precision)
         if options.lossless:
             params = SamplingParams(budget=1.0, lossless=True)
             self.subjects.append(EngineSubject("lossless", "lossless", self.llm, params, self.precision))
         if options.vote:
             llm = self._llm(options.plugin, grain="step")
             for budget in self._budgets:
-                self._add("adaptive, texts vote", "adaptive", llm, budget, self.precision)
-        costs = [self._real_cost(subject) for subject in adaptive]
-        if costs:
-            self._add_controls("random", self._random(), costs)
+                self._add("adaptive, texts vote", "adaptive", llm, budget, self.precision, *self._decoding)
+        if adaptive:
+            self._add_controls("random", self._random(), adaptive)
             if options.static is not None:
-                self._add_controls("static", self._llm(options.static), costs)
-        if options.int8:
+                self._add_controls("static", self._llm(options.static), adaptive)
+        try:
             llm = self._llm(options.plugin, weights="int8")
-            self._add("our dense", "dense", llm, 1.0, "int8")
-            for budget in self._budgets:
-                self._add("adaptive", "adaptive", llm, budget, "int8")
+        except ValueError as reason:
+            if options.int8:
+                raise
+            self.left_out["our dense, int8"] = str(reason)
+            return
+        self._add("our dense", "dense", llm, 1.0, "int8")
+        if options.int8:
+            self._add_adaptive("adaptive", llm, "int8")
+
+    @property
+    def _decoding(self) -> tuple[PromptBudget, tuple[str, ...]]:
+        """How prompts are read where texts decode."""
+        return self._prompt_budgets[0], ("decode",)
+
+    def _add_adaptive(self, name: str, llm: LLM, precision: str) -> list[EngineSubject]:
+        """Rows where texts decode, and one for each way to read a prompt; where that is at a number, what would be
+        written after it makes no difference."""
+        added = [self._add(name, "adaptive", llm, budget, precision, *self._decoding) for budget in self._budgets]
+        for read in self._prompt_budgets:
+            for budget in self._budgets if read == "same" else self._budgets[:1]:
+                added.append(self._add(name, "adaptive", llm, budget, precision, read, ("prefill",)))
+        return added
 
     def _add_others(self) -> None:
         options = self.options
@@ -118,26 +148,40 @@ class Lineup:
             theirs.append(HuggingFace(base, self.precision, compiled=True))
         self.subjects[:0] = theirs
 
-    def _add(self, name: str, kind: Kind, llm: LLM, budget: float | None, precision: str) -> EngineSubject:
-        subject = EngineSubject(name, kind, llm, SamplingParams(budget=budget), precision)
+    def _add(
+        self,
+        name: str,
+        kind: Kind,
+        llm: LLM,
+        budget: float | None,
+        precision: str,
+        read: PromptBudget | None = None,
+        kinds: tuple[str, ...] = ("decode", "prefill"),
+    ) -> EngineSubject:
+        params = SamplingParams(budget=budget, prompt_budget=read)
+        subject = EngineSubject(name, kind, llm, params, precision, kinds=kinds)
         self.subjects.append(subject)
         # an engine with weights of its own leaves the model that it was made from unfit to be asked
         model = self.llm.model if precision == "int8" else llm.model
         self.references[subject.title] = Reference(model, self.sizes(precision))
         return subject
 
-    def _add_controls(self, name: str, llm: LLM, costs: list[float]) -> None:
-        """One row for each true cost that an adaptive row had; a dial in steps may give the same twice."""
-        for budget in dict.fromkeys(matched(llm, cost) for cost in costs):
-            self._add(name, "control", llm, budget, self.precision)
+    def _add_controls(self, name: str, llm: LLM, adaptive: list[EngineSubject]) -> None:
+        """One row for each true cost that an adaptive row had where it skips; a dial in steps may give one twice."""
+        for kind in ("decode", "prefill"):
+            rows = [row for row in adaptive if row.kinds == (kind,) and not isinstance(row.prompt_budget, float)]
+            costs = [cost for row in rows if (cost := self._real_cost(row)) is not None]
+            read = self._prompt_budgets[0] if kind == "decode" else "same"
+            for budget in dict.fromkeys(matched(llm, cost) for cost in costs):
+                self._add(name, "control", llm, budget, self.precision, read, (kind,))
 
-    def _real_cost(self, subject: EngineSubject) -> float:
-        """The cost a row will have, from one run of the first regime."""
-        regime = self.options.regimes[0]
+    def _real_cost(self, subject: EngineSubject) -> float | None:
+        """The cost a row will have, from one run of the first regime that it takes; None: there is no such regime."""
+        regime = next((regime for regime in self.options.regimes if subject.takes(regime)), None)
+        if regime is None:
+            return None
         texts = prompts(self.llm.tokenizer, mixed(regime.batch, regime.prompt), self.options.text)
-        cost = subject.run(texts, regime.new_tokens).cost(regime)
-        assert cost is not None
-        return cost
+        return subject.run(texts, regime.new_tokens).cost(regime)
 
     def _random(self) -> LLM:
         options = self.options

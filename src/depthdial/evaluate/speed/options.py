@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from depthdial.core.dial import PromptBudget, prompt_budget
 from depthdial.evaluate.speed.peers import check
 from depthdial.evaluate.speed.subjects import Regime
 
@@ -18,10 +19,13 @@ class Options:
     plugin: str | None = "default"
     budgets: tuple[float, ...] = (0.85, 0.75)
     """True costs of the adaptive rows; a model with its own routers has one row, as trained; a bare one has none."""
+    prompt_budgets: tuple[PromptBudget, ...] | None = None
+    """How prompts are read in the rows of prefill; where texts decode, the first of these. None: 1.0 and "same", or
+    "same" alone for a model with its own routers."""
     batches: tuple[int, ...] = (1, 4, 16, 64)
     """Texts that decode together."""
-    prefill: tuple[int, ...] = (512, 2048)
-    """Lengths of prompts."""
+    prefill: tuple[int, ...] = (512, 2048, 8000)
+    """Lengths of prompts whose time to the first token is measured."""
     prompt_tokens: int = 32
     """Of the texts that decode."""
     new_tokens: int = 64
@@ -30,6 +34,7 @@ class Options:
     vote: bool = False
     """Measure batches whose texts decide together, too."""
     int8: bool = False
+    """Measure adaptive rows with int8 weights, too; the dense one is always there where it can run."""
     compiled: bool = True
     """Measure Hugging Face compiled, too: a minute or more for each batch."""
     peers: tuple[str, ...] = ()
@@ -58,6 +63,10 @@ class Options:
             raise ValueError("--new-tokens must be at least 2, --repeats and --prompt-tokens at least 1")
         if any(not 0 < budget < 1 for budget in self.budgets):
             raise ValueError("--budgets takes true costs between 0 and 1; the dense engine is measured anyway")
+        if self.prompt_budgets == ():
+            raise ValueError("--prompt-budget needs at least one way to read a prompt: 1.0, say")
+        for budget in self.prompt_budgets or ():
+            prompt_budget(budget)
         check(self.peers, self.peer_pythons)
 
     def fitted(self, context: int) -> Options:

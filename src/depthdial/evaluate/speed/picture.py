@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.core.extras import there
-from depthdial.evaluate.speed.table import regime_name
+from depthdial.evaluate.speed.table import regime_name, row_name
 from depthdial.maps.keep_figure import keep_figure, need_matplotlib
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
@@ -35,16 +35,17 @@ def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
     first = rows[0]["precision"] if rows else None
     ours = [row for row in rows if row["precision"] == first and "ideal_speedup" in row]
     for label in dict.fromkeys(row["name"] for row in ours if row["kind"] == "adaptive"):
-        line = sorted((r["cost"], r["ideal_speedup"]) for r in ours if r["name"] == label or r["kind"] == "dense")
+        alike = [row for row in ours if row["kind"] == "dense" or row["name"] == label]
+        line = sorted((row["cost"], row["ideal_speedup"]) for row in alike)
         style = "--" if label == "adaptive" else ":"
         axes.plot(*zip(*line, strict=True), color="#888888", linestyle=style, linewidth=1, label=f"ideal, {label}")
     told = set()
     for row in rows:
-        label = f"{row['name']}, {row['precision']}"
+        label = row_name({**row, "budget": None})
         style = {"color": _COLOURS.get(row["kind"], "#888888"), "marker": _MARKS.get(row["name"], "x")}
         if row["precision"] == "int8":
             style["fillstyle"] = "none"
-        axes.plot([row["cost"]], [row["speedup"]], linestyle="", label=None if label in told else label, **style)
+        axes.plot([row["cost"]], [row["times_dense"]], linestyle="", label=None if label in told else label, **style)
         told.add(label)
     axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
     axes.set_title(name, fontsize=10)

@@ -5,6 +5,7 @@ So an engine that runs more than its method asks for is measured against the wor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +18,23 @@ from depthdial.models.convert import route_of
 
 
 @torch.no_grad()
-def keeps(model: Any, texts: Sequence[Sequence[int]], offset: float, at_once: int = 16) -> list[Tensor]:
-    """bool [L, T] for each text: the layers that run for its tokens, by the converted model at this offset.
+def keeps(
+    model: Any, texts: Sequence[Sequence[int]], offsets: Sequence[Sequence[float]], at_once: int = 16
+) -> list[Tensor]:
+    """bool [L, T] for each text: the layers that run for its tokens, by the converted model at these offsets, one for
+    each token.
 
     The route's own offset is put back. Texts are padded on the right, which causal attention does not see.
     """
     route, found = route_of(model), []
-    before, route.offset = route.offset, offset
+    before, layers = route.offset, len(route.ledger.layers)
+    if all(offset == math.inf for of in offsets for offset in of):  # nothing to ask: everything runs
+        return [torch.ones(layers, len(text), dtype=torch.bool) for text in texts]
     try:
         for start in range(0, len(texts), at_once):
-            some = texts[start : start + at_once]
+            some, dials = texts[start : start + at_once], offsets[start : start + at_once]
             longest = max(map(len, some))
+            route.offset = torch.tensor([[*of, *[0.0] * (longest - len(of))] for of in dials], device=model.device)
             ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some], device=model.device)
             positions = torch.arange(longest, device=model.device).expand(len(some), -1)
             model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)

@@ -33,15 +33,18 @@ class Reference:
     def ledger(self) -> Ledger:
         return route_of(self.model).ledger
 
-    def passes(self, run: Timed, regime: Regime, offset: float) -> list[Tokens]:
+    def passes(self, run: Timed, regime: Regime) -> list[Tokens]:
         """The passes that were timed, with the layers that each token had to run."""
-        decided = offset != float("inf")
+        first = 0 if regime.kind == "prefill" else min(ran.start for ran in run.ran)
+        decided = any(offset != float("inf") for ran in run.ran for offset in ran.offsets[first:])
         depths = [ran.depths for ran in run.ran if ran.depths is not None]
         if depths:
             kept = [of_depths(self.ledger, found) for found in depths]
         else:
-            texts = [ran.tokens[: ran.prompt] if regime.kind == "prefill" else ran.tokens for ran in run.ran]
-            kept = keeps(self.model, texts, offset)
+            lengths = [ran.prompt if regime.kind == "prefill" else len(ran.tokens) for ran in run.ran]
+            texts = [ran.tokens[:length] for ran, length in zip(run.ran, lengths, strict=True)]
+            dials = [ran.offsets[:length] for ran, length in zip(run.ran, lengths, strict=True)]
+            kept = keeps(self.model, texts, dials)
         if regime.kind == "prefill":
             return prefill_pass(kept, decided)
         return decode_passes(kept, [ran.start for ran in run.ran], run.steps, decided)
@@ -63,35 +66,48 @@ def rows_of(
             "kind": subject.kind,
             "precision": subject.precision,
             "budget": subject.budget,
+            "prompt_budget": subject.prompt_budget,
         }
         if (reason := measured.missing.get(subject.title)) is not None:
             rows.append({**row, "missing": reason})
         elif subject.title in measured.runs:
-            compared = dense.get(_LIKE.get(subject.precision, subject.precision)) or next(iter(dense.values()))
-            rows.append({**row, **_figures(measured, subject, references.get(subject.title), compared)})
+            first = next(iter(dense.values()))
+            compared = dense.get(_LIKE.get(subject.precision, subject.precision)) or first
+            compared = first if subject.kind == "dense" else compared
+            rows.append({**row, **_figures(measured, subject, references, compared, first)})
     return rows
 
 
-def _figures(measured: Measured, subject: Subject, reference: Reference | None, compared: str) -> Figures:
+def _figures(
+    measured: Measured, subject: Subject, references: Mapping[str, Reference], compared: str, main: str
+) -> Figures:
+    """compared, main: titles of the dense engines that the row is compared with, and of the one that all are."""
+    reference = references.get(subject.title)
     regime, runs, rates = measured.regime, measured.runs[subject.title], measured.rates(subject.title)
     figures: Figures = {
+        "first_token_seconds": spread([run.first for run in runs]),
         "tokens_per_second": spread(rates),
         "repeats": rates,
         "speedup": measured.ratio(subject.title, compared),
         "speedup_over": compared,
+        "times_dense": measured.ratio(subject.title, main),
         "cost": runs[-1].cost(regime),
     }
     if reference is None or measured.limits is None or not isinstance(subject, EngineSubject):
         return figures
-    passes = reference.passes(runs[-1], regime, subject.offset)
-    return figures | _ideal(reference, passes, measured.limits, figures, regime)
+    passes = reference.passes(runs[-1], regime)
+    against = references[compared].sizes if compared in references else reference.sizes
+    return figures | _ideal(reference, passes, measured.limits, figures, regime, against)
 
 
-def _ideal(reference: Reference, passes: list[Tokens], limits: Limits, figures: Figures, regime: Regime) -> Figures:
+def _ideal(
+    reference: Reference, passes: list[Tokens], limits: Limits, figures: Figures, regime: Regime, against: Sizes
+) -> Figures:
+    """against: sizes of the dense engine that the row is compared with."""
     ledger, sizes = reference.ledger, reference.sizes
     tokens = regime.batch * (regime.prompt if regime.kind == "prefill" else len(passes))
     limit = tokens / seconds(ledger, passes, sizes, limits)
-    ideal = ideal_speedup(ledger, passes, sizes, limits)
+    ideal = ideal_speedup(ledger, passes, sizes, limits, against)
     one = work(ledger, passes[0], sizes)
     return {
         "limit_tokens_per_second": limit,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Row
 
@@ -39,6 +40,8 @@ class Ran(NamedTuple):
     """Place of the first token of the timed steps."""
     costs: list[float]
     """True cost of each token relative to dense."""
+    offsets: list[float]
+    """Where the dial stood for each of them."""
     depths: list[int] | None = None
     """Layers run for each token where the texts of a batch decide together: what one did alone does not tell."""
 
@@ -69,6 +72,15 @@ class Timed(NamedTuple):
         return sum(costs) / len(costs) if costs else None
 
 
+def title(name: str, budget: float | None, prompt: PromptBudget | None, precision: str) -> str:
+    """What a row is called."""
+    asked = "" if budget is None else f" {budget:.3g}"
+    read = "" if prompt is None else ", prompt skips too" if prompt == "same" else ", prompt read in full"
+    if isinstance(prompt, float) and prompt < 1:
+        read = f", prompt read at {prompt:.3g}"
+    return f"{name}{asked}{read}, {precision}"
+
+
 class Subject(ABC):
     """One row of the table. `name` and `precision` together name it."""
 
@@ -76,15 +88,16 @@ class Subject(ABC):
     kind: Kind
     precision: str
     budget: float | None = None
-    """The true cost that was asked for."""
+    """The true cost that was asked for; None where there is no such thing, or any will do."""
+    prompt_budget: PromptBudget | None = None
+    """That of what is read, where the row is about that."""
     warmups: int = 1
     optional: bool = False
     """May it be missing from the table, its reason told there?"""
 
     @property
     def title(self) -> str:
-        asked = "" if self.budget is None else f" {self.budget:.3g}"
-        return f"{self.name}{asked}, {self.precision}"
+        return title(self.name, self.budget, self.prompt_budget, self.precision)
 
     def takes(self, regime: Regime) -> bool:
         """Is this regime measured here at all?"""
@@ -99,7 +112,8 @@ class Subject(ABC):
 
 
 class EngineSubject(Subject):
-    """Our engine at one budget. llm: may be shared; its prefix cache must be off, or prompts are read only once."""
+    """Our engine at one budget. llm: may be shared; its prefix cache must be off, or prompts are read only once. kinds:
+    of the regimes it is measured in. A row of prefill that is no dense one says how its prompts are read."""
 
     def __init__(
         self,
@@ -109,15 +123,14 @@ class EngineSubject(Subject):
         params: SamplingParams,
         precision: str,
         clock: Callable[[], float] = time.perf_counter,
+        kinds: tuple[str, ...] = ("decode", "prefill"),
     ):
         self.name, self.kind, self.llm, self.precision = name, kind, llm, precision
-        self.params, self._clock = params, clock
-        self.budget = params.budget if kind in ("adaptive", "control") else None
-
-    @property
-    def offset(self) -> float:
-        """The dial, as the engine sets it."""
-        return self.llm.offset_of(self.params.budget)
+        self.params, self._clock, self.kinds = params, clock, kinds
+        if kind in ("adaptive", "control"):
+            self.prompt_budget = params.prompt_budget if kinds == ("prefill",) else None
+            # what a prompt costs that is read at a number does not hang on what is written after it
+            self.budget = None if isinstance(self.prompt_budget, float) else params.budget
 
     @property
     def votes(self) -> bool:
@@ -125,7 +138,7 @@ class EngineSubject(Subject):
         return self.llm.options.grain == "step"
 
     def takes(self, regime: Regime) -> bool:
-        return not self.votes or (regime.kind == "decode" and regime.batch > 1)
+        return regime.kind in self.kinds and not (self.votes and regime.batch == 1)
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
         params = replace(self.params, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
@@ -156,7 +169,8 @@ class EngineSubject(Subject):
         """length: tokens it had when the timed steps began."""
         count = len(row.tokens) - 1
         depths = row.ran_depths[:count] if self.votes else None
-        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], depths)
+        offsets = [row.offset(place) for place in range(count)]
+        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], offsets, depths)
 
     def _step(self, rows: Sequence[Row]) -> None:
         self.llm.engine.step()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from depthdial.evaluate.speed.subjects import title
+
 Figures = Mapping[str, Any]
-_HEAD = ("", "true cost", "tokens/s", "low to high", "x our dense", "ideal x", "of ideal", "of limit")
+_HEAD = ("", "true cost", "first token", "tokens/s", "low to high", "x our dense", "ideal x", "of ideal", "of limit")
 
 
 def speed_table(results: Figures) -> str:
-    """All rows, regime by regime: speed, the cost a row really had, its ratio to our dense engine at the same
-    precision, the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
+    """All rows, regime by regime: the cost that tokens really had (written ones; in prefill the prompt's), the time to
+    the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
+    the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
     lines, before = [_line(_HEAD), _line(["---"] * len(_HEAD))], None
     for row in results["rows"]:
         if (name := regime_name(row)) != before:
@@ -26,8 +29,7 @@ def regime_name(row: Figures) -> str:
 
 
 def row_name(row: Figures) -> str:
-    budget = "" if row["budget"] is None else f" {row['budget']:.3g}"
-    return f"{row['name']}{budget}, {row['precision']}"
+    return title(row["name"], row["budget"], row["prompt_budget"], row["precision"])
 
 
 def machine_lines(results: Figures) -> str:
@@ -36,6 +38,7 @@ def machine_lines(results: Figures) -> str:
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [f"{results['model']} on {where}; {told}; commit {results['commit'] or 'unknown'}"]
+    lines += [f"not measured: {name} ({reason})" for name, reason in results["left_out"].items()]
     for entry in results["limits"]:
         lines.append(
             f"limits in {regime_name(entry)}: {entry['read_gigabytes_per_second']:.1f} GB/s read, "
@@ -59,6 +62,7 @@ def _cells(row: Figures) -> list[str]:
     return [
         row_name(row),
         _number(row.get("cost"), ".3f"),
+        _seconds(row["first_token_seconds"]["median"]),
         _rate(speed["median"]),
         f"{_rate(speed['low'])} to {_rate(speed['high'])}",
         _number(row["speedup"], ".2f"),
@@ -70,6 +74,10 @@ def _cells(row: Figures) -> list[str]:
 
 def _rate(value: float) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def _number(value: float | None, form: str) -> str:

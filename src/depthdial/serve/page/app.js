@@ -1,6 +1,6 @@
-// The page: the conversation, the dial, and what is asked of the server.
+// The page: the conversation, the two dials, and what is asked of the server.
 
-import {chosen, named} from "./dial.js";
+import {chosen, named, readings} from "./dial.js";
 import {Card, Pane} from "./pane.js";
 import {Ramp} from "./ramp.js";
 import {answer, map, model} from "./stream.js";
@@ -8,9 +8,11 @@ import {answer, map, model} from "./stream.js";
 const at = id => document.getElementById(id);
 const card = new Card(at("card"), at("says"));
 const turns = [];
-let facts, ramp, moved = false, running = null;
+let facts, ramp, ways = [], moved = false, running = null;
 
 const key = () => at("key").value.trim();
+/** How the prompt is to be read; the first way is the server's own. */
+const readingNow = () => ways[at("reading").selectedIndex];
 const budgetNow = () => chosen(facts, moved, Number(at("budget").value));
 
 async function connect() {
@@ -41,6 +43,9 @@ async function connect() {
   dial.disabled = facts.floor === null;
   dial.min = facts.floor === null ? 1 : Math.ceil(facts.floor * 100) / 100;
   dial.value = facts.budget ?? 1;
+  ways = readings(facts);
+  at("reading").replaceChildren(...ways.map(way => new Option(way.says)));
+  at("reading").disabled = ways.length === 1;
   moved = false;
   turned();
 }
@@ -51,6 +56,7 @@ function turned() {
   const strong = document.createElement("b");
   strong.textContent = says[0];
   at("dial-says").replaceChildren(strong, ` ${says[1]}`);
+  at("reading").disabled = ways.length === 1 || at("lossless").checked;
 }
 
 function messages() {
@@ -65,6 +71,7 @@ async function fill(pane, body, signal) {
   try {
     for await (const chunk of answer(path, body, key(), signal)) {
       const choice = chunk.choices[0];
+      if (chunk.usage) pane.read = chunk.usage.prompt_cost;
       if (!choice) continue;
       pane.add(choice.depth);
       finish = choice.finish_reason ?? finish;
@@ -107,7 +114,8 @@ async function ask(question) {
     max_tokens: Number(at("length").value), ...(seed === "" ? {} : {seed: Number(seed)}),
     ...(facts.chat ? {messages: text} : {prompt: question}),
   };
-  const dial = lossless ? {lossless: true} : budget === null ? {} : {budget};
+  const way = readingNow(), read = way === ways[0] ? {} : {prompt_budget: way.value};
+  const dial = lossless ? {lossless: true} : {...(budget === null ? {} : {budget}), ...read};
   const name = lossless ? "Lossless" : named(budget, facts).title;
   const panes = laidOut(question, compare ? [name, named(1, facts).title] : [name]);
   running = new AbortController();
@@ -116,7 +124,7 @@ async function ask(question) {
   try {
     await fill(panes[0], {...common, ...dial}, running.signal);
     // one after the other, so that neither slows the other down
-    if (compare) await fill(panes[1], {...common, budget: 1}, running.signal);
+    if (compare) await fill(panes[1], {...common, budget: 1, prompt_budget: "same"}, running.signal);
   } catch { /* the pane says it */ }
   if (panes[0].tokens.length) turns.push({question, pane: panes[0], budget: lossless ? 1 : budget});
   at("says").textContent = `${panes[0].said} ${panes[0].summary}`;

@@ -13,7 +13,7 @@ function made(tag, className, text) {
 
 export class Pane {
   constructor(title, layers, ramp, card) {
-    Object.assign(this, {title, layers, ramp, card, tokens: [], spans: [], costs: 0, depths: 0, first: 0, last: 0});
+    Object.assign(this, {title, layers, ramp, card, tokens: [], spans: [], first: 0, last: 0});
     this.root = made("section", "pane");
     this.figures = made("p", "figures", " ");
     this.text = made("p", "tokens waits");
@@ -34,9 +34,8 @@ export class Pane {
       const token = {text, id: depth.token_ids[i], depth: depth.depths[i], cost: depth.costs[i], mask: depth.layers_run[i]};
       this.last = performance.now();
       this.first ||= this.last;
-      this.costs += token.cost;
-      this.depths += token.depth;
       const at = this.tokens.push(token) - 1;
+      token.read = at === 0;
       const span = made("span", "t", text);
       const {paper, ink} = this.ramp.of(token.depth);
       span.style.backgroundColor = paper;
@@ -79,18 +78,26 @@ export class Pane {
 
   get speed() { return this.tokens.length > 1 ? (this.tokens.length - 1) / ((this.last - this.first) / 1000) : 0; }
 
+  /** The mean of a figure over the passes over written tokens: the first token came from the prompt's last one. */
+  mean(figure) {
+    const ran = this.tokens.length > 1 ? this.tokens.slice(1) : this.tokens;
+    return ran.reduce((sum, token) => sum + token[figure], 0) / ran.length;
+  }
+
+  get prompt() { return this.read?.toFixed(3) ?? "–"; }
+
   get summary() {
-    const count = this.tokens.length;
-    if (!count) return "";
-    return `Mean ${(this.depths / count).toFixed(1)} of ${this.layers} layers, true cost ${(this.costs / count).toFixed(3)}.`;
+    if (!this.tokens.length) return "";
+    return `Mean ${this.mean("depth").toFixed(1)} of ${this.layers} layers, true cost ${this.mean("cost").toFixed(3)}, of the prompt ${this.prompt}.`;
   }
 
   #tell(note = "") {
     const count = this.tokens.length;
     if (!count) return;
-    const parts = [[this.speed ? this.speed.toFixed(1) : "–", " tokens/s"], [(this.costs / count).toFixed(3), " of dense cost"],
-      [(this.depths / count).toFixed(1), ` of ${this.layers} layers`], [count, count === 1 ? " token" : " tokens"]];
-    this.figures.replaceChildren(...parts.flatMap(([figure, unit], i) => [i ? " · " : "", made("b", "", figure), unit]), note && ` · ${note}`);
+    const parts = [["", this.speed ? this.speed.toFixed(1) : "–", " tokens/s"], ["answer ", this.mean("cost").toFixed(3), " of dense cost"],
+      ["prompt ", this.prompt, ""], ["", this.mean("depth").toFixed(1), ` of ${this.layers} layers`], ["", count, count === 1 ? " token" : " tokens"]];
+    this.figures.replaceChildren(
+      ...parts.flatMap(([before, figure, after], i) => [i ? " · " : "", before, made("b", "", figure), after]), note && ` · ${note}`);
   }
 
   #draw() {
@@ -167,7 +174,8 @@ export class Card {
       if (ran) cell.style.backgroundColor = ramp.of(token.depth).paper;
       cells.append(cell);
     });
-    const line = `${token.depth} of ${layers} layers · true cost ${token.cost.toFixed(3)} · token ${token.id}`;
+    const line = `${token.depth} of ${layers} layers · true cost ${token.cost.toFixed(3)} · token ${token.id}`
+      + (token.read ? " · from the pass over the prompt’s last token" : "");
     const text = JSON.stringify(token.text).slice(1, -1).replaceAll('\\"', '"');
     this.root.replaceChildren(made("code", "", text || "no text"), made("p", "soft", line), cells);
     this.root.hidden = false;

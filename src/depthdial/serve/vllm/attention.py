@@ -8,6 +8,7 @@ queries that run: each becomes a request of one token that sees its own text up 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Tokens:
     """int64 [T]: the place of each token in its text."""
     requests: Tensor
     """int64 [T]: which of the pass's requests it belongs to."""
+    offsets: Tensor | None
+    """fp32 [1, T]: the dial of each; None: `inf` for all of them, the untouched base."""
 
 
 class RowAttention(nn.Module):
@@ -82,6 +85,7 @@ class RowAttention(nn.Module):
             per_layer_sliding_window=shape.windows[layer],
             prefix=f"{prefix}.attn",
         )
+        self.attn.attn_backend = telling(self.attn.attn_backend)
         self._builder: Any = None
 
     def whole(self, positions: Tensor, z: Tensor) -> Tensor:
@@ -145,6 +149,25 @@ class RowAttention(nn.Module):
             make = self.attn.attn_backend.get_builder_cls()
             self._builder = make(spec, [name], self._config, kept.device)
         return self._builder.build(0, common)
+
+
+@functools.cache
+def telling(backend: Any) -> Any:
+    """The same attention backend, whose metadata also have what vLLM tells its builder: `is_prefilling`, bool
+    [requests], true of those whose prompts are not read yet."""
+
+    class Builder(backend.get_builder_cls()):
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+            metadata = super().build(common_prefix_len, common_attn_metadata, *args, **kwargs)
+            metadata.is_prefilling = common_attn_metadata.is_prefilling
+            return metadata
+
+    class Backend(backend):
+        @staticmethod
+        def get_builder_cls() -> Any:
+            return Builder
+
+    return Backend
 
 
 def metadata_of(name: str) -> Any:

@@ -42,7 +42,7 @@ class RoutedLayer(nn.Module):
 
     def __init__(self, config: VllmConfig, shape: Shape, layer: int, log: DepthLog, prefix: str):
         super().__init__()
-        self._layer, self._log, self._offset = layer, log, shape.offset
+        self._layer, self._log = layer, log
         self.self_attn = RowAttention(config, shape, layer, f"{prefix}.self_attn")
         self.mlp = MLP(config, shape, f"{prefix}.mlp")
         self.input_layernorm = Norm(shape.hidden, eps=shape.eps)
@@ -55,10 +55,10 @@ class RoutedLayer(nn.Module):
     def forward(self, positions: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
         """x: the residual stream, [T, d] -> [T, d]. tokens: None while vLLM warms up; then all of them run."""
         z = self.input_layernorm(x)
-        if self.gate is None or tokens is None or self._offset == float("inf"):
+        if self.gate is None or tokens is None or tokens.offsets is None:
             x = x + self.self_attn.whole(positions, z)
             return x + self.mlp(self.post_attention_layernorm(x))
-        decision = self._decide(self.gate, z)
+        decision = self._decide(self.gate, z, tokens.offsets)
         keep = decision.keep[0]
         self._log.decided(self._layer, keep)
         kept, skipped = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
@@ -77,9 +77,9 @@ class RoutedLayer(nn.Module):
             y.index_copy_(0, skipped, self._add(before, update, decision.skip[0, skipped]))
         return y
 
-    def _decide(self, gate: Gate, z: Tensor) -> Decision:
+    def _decide(self, gate: Gate, z: Tensor, offsets: Tensor) -> Decision:
         """The MLP's decision, whose `keep` is attention's, too, [1, T]: the same on every rank, or they would wait for
-        each other for ever."""
+        each other for ever. offsets: fp32 [1, T]."""
         assert gate.router is not None
         if self.folded is None:  # weights are there by now
             self.folded = gate.router.folded
@@ -87,7 +87,7 @@ class RoutedLayer(nn.Module):
         group = get_tp_group()
         if group.world_size > 1:
             logit = group.broadcast(logit.contiguous(), src=0)
-        return gate.of(logit, self._offset)[1]
+        return gate.of(logit, offsets)[1]
 
     def _add(self, x: Tensor, update: Tensor, weight: Tensor) -> Tensor:
         """x + weight * update. x, update: [n, d]; weight: float [n], all 1 where the gate is hard."""

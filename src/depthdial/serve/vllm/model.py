@@ -75,7 +75,9 @@ class RoutedForCausalLM(nn.Module):
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(shape.vocabulary)
         self._first = f"{start}model.layers.0.self_attn.attn"
-        log.info("depthdial: %s, offset %.3f", type(shape.method).__name__, shape.offset)
+        self.offsets = torch.tensor([shape.prompt_offset, shape.offset], dtype=torch.float32)
+        """Of tokens that are read and of those that are written. These stay: a budget is not held per text here."""
+        log.info("depthdial: %s, offsets %.3f (prompts), %.3f", type(shape.method).__name__, *self.offsets.tolist())
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """input_ids: int [T] -> [T, d]."""
@@ -120,7 +122,13 @@ class RoutedForCausalLM(nn.Module):
         counts = starts[1:] - starts[:-1]
         requests = torch.repeat_interleave(torch.arange(len(counts), device=positions.device), counts)
         assert len(requests) == len(positions), "a padded pass: pass --enforce-eager"
-        return Tokens(positions, requests)
+        return Tokens(positions, requests, self._dials(metadata.is_prefilling, requests))
+
+    def _dials(self, reads: Tensor | None, requests: Tensor) -> Tensor | None:
+        """The dial of each token, fp32 [1, T]; None: `inf` for all. reads: bool [requests]; requests: int64 [T]."""
+        assert reads is not None, "vLLM tells which requests still read their prompts"
+        of_request = torch.where(reads.cpu(), *self.offsets)
+        return None if bool((of_request == torch.inf).all()) else of_request.to(requests.device)[requests][None]
 
 
 def stock_name(name: str) -> str:

@@ -14,14 +14,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from depthdial.core.decision import Site
+from depthdial.core.dial import prompt_budget
 from depthdial.core.gate import Gate
 from depthdial.core.method import Dims, Method
 from depthdial.models.dial import offset_of
 from depthdial.models.families import family_of
-from depthdial.models.own import method_from, plugin_from
+from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
-BUDGET = "DEPTHDIAL_BUDGET"
-"""Environment variable that overrides the budget chosen at export."""
+BUDGET, PROMPT_BUDGET = "DEPTHDIAL_BUDGET", "DEPTHDIAL_PROMPT_BUDGET"
+"""Environment variables that override the budget chosen at export, and how prompts are read."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Shape:
     method: Method
     dims: Dims
     offset: float
-    """Added to each router's logit; `inf` runs everything."""
+    """Added to each router's logit, for written tokens; `inf` runs everything."""
+    prompt_offset: float
+    """The same for tokens of prompts."""
 
     @classmethod
     def of(cls, config: PretrainedConfig, env: Mapping[str, str] | None = None) -> Shape:
@@ -56,6 +59,7 @@ class Shape:
         Raises ValueError, with the remedy, for a model that the vLLM model cannot run and a budget it cannot keep.
         """
         family, told = family_of(config), config.to_dict()
+        env = os.environ if env is None else env
         other = family.after_attn or family.after_mlp or family.plus_one or family.scales_embeddings
         if other or family.rope_per_kind or told.get(family.activation) not in ("silu", "swish"):
             raise ValueError(
@@ -81,7 +85,8 @@ class Shape:
             tied=config.tie_word_embeddings,
             method=_checked(method_from(config), family.dims(config), depth),
             dims=family.dims(config),
-            offset=_offset(config, os.environ if env is None else env),
+            offset=_offset(config, env),
+            prompt_offset=_prompt_offset(config, env),
         )
 
     def split(self, ranks: int) -> None:
@@ -129,4 +134,22 @@ def _offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         budget = config.budget if told is None else float(told)
     except ValueError:
         raise ValueError(f"{BUDGET}={told!r} is no number up to 1.0") from None
-    return (config.offset or 0.0) if budget is None else offset_of(plugin_from(config), budget)
+    return (config.offset or 0.0) if budget is None else offset_of(plugin_from(config), budget, "generated")
+
+
+def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
+    """That of prompts, told in the same ways; untold, they are read by the untouched base where there is one."""
+    told, plugin = env.get(PROMPT_BUDGET), plugin_from(config)
+    asked: Any = config.prompt_budget if told is None else told
+    if asked is None:
+        asked = "same" if trained_with_routers(config) else 1.0
+    if told is not None and told != "same":
+        try:
+            asked = float(told)
+        except ValueError:
+            raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
+    if (asked := prompt_budget(asked)) == "same":
+        return _offset(config, env)
+    if trained_with_routers(config):
+        raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {asked}')
+    return offset_of(plugin, asked, "text")
