@@ -48,9 +48,10 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     assert llm.stats.tokens - tokens == total, "every token runs once"
     if not tight:
         assert llm.stats.passes - passes == passes_of([len(text) for text in texts], room), "texts share passes"
-    for i, (text, ran) in enumerate(zip(texts, found, strict=True)):
+    for i, (text, (ran, costs)) in enumerate(zip(texts, found, strict=True)):
         wanted, logits = by_routed(llm, text, offset)
         assert np.array_equal(ran, wanted)
+        assert np.allclose(costs, llm.model.route.token_cost()[0])
         if looking:
             parts = seen[i]
             assert [start for start, _ in parts] == list(np.cumsum([0, *(len(p) for _, p in parts)])[:-1])
@@ -137,6 +138,6 @@ def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny
     found = reader.read(texts, Dials(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
     for i, text in enumerate(texts):
         wanted, logits = by_routed(llm, text, 0.0)
-        assert np.array_equal(found[i], wanted) and np.array_equal(unseen[i], wanted)
+        assert np.array_equal(found[i].ran, wanted) and np.array_equal(unseen[i].ran, wanted)
         here = torch.cat(seen[i])
         assert (here - logits).norm() < 0.05 * logits.norm()
