@@ -130,7 +130,7 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     for offset in (math.inf, 0.0):
         ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials(offset))
         assert math.isfinite(score.logprob)
-        dials = Dials.same(offset)
+        dials = Dials(offset)
         slow, fast = (passes_of(model, tiny_tokenizer, dials, way, False, True, 2, 64) for way in (None, llm.engine))
         jobs = [Job(IDS, len(IDS))]
         for wanted, found in zip(slow(jobs), fast(jobs), strict=True):

@@ -79,13 +79,14 @@ def test_what_follows_a_prompt_is_written(made, hold, room):
     assert llm.stats.tokens - tokens == sum(map(len, texts))
     assert hold is None or room < 512 or llm.stats.passes - passes < sum(len(text) // BLOCK for text in texts) / 1.5
     moved = set()
-    for i, (text, ran, prompt) in enumerate(zip(texts, found, prompts, strict=True)):
+    for i, (text, (ran, costs), prompt) in enumerate(zip(texts, found, prompts, strict=True)):
         offsets = offsets_of(llm.model, text, prompt, dials)
         moved |= set(offsets[prompt:])
         llm.model.route.offset = torch.tensor([offsets])
         with torch.no_grad():
             logits = llm.model(torch.tensor([text]), use_cache=False).logits[0].float()
         assert np.array_equal(ran, llm.model.route.keep()[:, 0].T.numpy())
+        assert np.allclose(costs, llm.model.route.token_cost()[0])
         assert torch.allclose(torch.cat(seen[i]), logits, atol=2e-4)
         assert ran[:prompt].all() and (len(text) == prompt or not ran[prompt:].all())
     assert (len(moved) > 4) == (hold is not None)

@@ -66,10 +66,10 @@ def test_rows_and_dials(setup, tiny_plugin, baselines):
     assert names[-1] == "early exit 0.75" and len(set(names)) == len(names) == 9
     adaptive, random, *fixed = made
     base, nine, _ = adaptive.rows
-    assert dials_of(adaptive, base, 1.0) == [Dials.same(math.inf)]
-    assert dials_of(adaptive, nine, 0.9) == [Dials.same(offset_for(adaptive.llm.model, 0.9))]
-    assert dials_of(random, random.rows[0], 0.8) == [Dials.same(0.0)]
-    assert dials_of(random, random.rows[0], 0.01) == [Dials.same(-3.0)], "not below what it can do"
+    assert dials_of(adaptive, base, 1.0) == [Dials(math.inf)]
+    assert dials_of(adaptive, nine, 0.9) == [Dials(offset_for(adaptive.llm.model, 0.9))]
+    assert dials_of(random, random.rows[0], 0.8) == [Dials(0.0)]
+    assert dials_of(random, random.rows[0], 0.01) == [Dials(-3.0)], "not below what it can do"
     for subject in fixed:
         row = subject.rows[0]
         for wanted in (0.66, 0.7, 0.77, 0.83):

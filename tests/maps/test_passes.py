@@ -23,7 +23,7 @@ JOBS = [Job(text, len(text)) for text in TEXTS]
 def both(model, tokenizer, offset: float | Dials, base: bool = True, alternatives: int = 0, room: int = 128):
     """The passes of `Routed` and of an engine, and the engine's `LLM`."""
     llm = LLM.of(model, tokenizer, prefix_cache=False)
-    dials = offset if isinstance(offset, Dials) else Dials.same(offset)
+    dials = offset if isinstance(offset, Dials) else Dials(offset)
     slow, fast = (
         passes_of(model, tokenizer, dials, engine, False, base, alternatives, room) for engine in (None, llm.engine)
     )
@@ -52,7 +52,7 @@ def test_an_engine_gives_what_routed_gives(tiny_converted, tiny_tokenizer, offse
 @pytest.mark.parametrize("hold", [None, Hold(0.8, -0.4, 0.3)])
 def test_what_is_read_and_what_is_written(tiny_converted, tiny_tokenizer, hold, room):
     """One dial for each; where a budget is held, both ways follow it block by block."""
-    dials = Dials(math.inf, -0.4, hold)
+    dials = Dials(-0.4, math.inf, hold)
     slow, fast, _ = both(tiny_converted, tiny_tokenizer, dials, room=room)
     jobs = [Job(list(range(4, 90)), 10), Job([9] * 70, 1), Job([7, 8, 9], 3), Job([*range(100, 150)], 3)]
     found = fast(jobs)
@@ -64,7 +64,7 @@ def test_what_is_read_and_what_is_written(tiny_converted, tiny_tokenizer, hold, 
         costs, state = found[0].costs[10:].tolist(), hold.begin()
         offsets = [hold.offset(state := hold.after(state, costs[i : i + BLOCK])) for i in range(0, len(costs), BLOCK)]
         assert len({hold.start, *offsets}) > 2, "the dial moves"
-        free = both(tiny_converted, tiny_tokenizer, Dials(math.inf, -0.4))[1](jobs[:1])
+        free = both(tiny_converted, tiny_tokenizer, Dials(-0.4, math.inf))[1](jobs[:1])
         assert not np.array_equal(free[0].ran, found[0].ran)
 
 
@@ -103,7 +103,7 @@ def test_a_model_with_its_own_routers_is_asked_itself(tiny_tokenizer):
 
 def test_scores_need_routed(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer)
-    passes = passes_of(tiny_converted, tiny_tokenizer, Dials.same(0.0), llm.engine, True, False, 0, 128)
+    passes = passes_of(tiny_converted, tiny_tokenizer, Dials(0.0), llm.engine, True, False, 0, 128)
     assert isinstance(passes, RoutedPasses)
     scores = passes([Job([4, 5, 6], 3)])[0].scores
     assert scores is not None and scores.shape == (3, 4)
@@ -112,7 +112,7 @@ def test_scores_need_routed(tiny_converted, tiny_tokenizer):
 def test_what_the_cache_has_no_room_for_is_read_by_routed(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer, cache_tokens=64)
     slow, fast = (
-        passes_of(tiny_converted, tiny_tokenizer, Dials.same(0.0), engine, False, True, 0, 512)
+        passes_of(tiny_converted, tiny_tokenizer, Dials(0.0), engine, False, True, 0, 512)
         for engine in (None, llm.engine)
     )
     before = llm.stats.tokens

@@ -70,7 +70,7 @@ def test_starts_are_where_the_pieces_are(tiny_map):
 
 
 def test_facts_are_those_of_the_model(tiny_converted):
-    facts = Facts.of(tiny_converted, "tiny", 1.0, Dials.same(math.inf))
+    facts = Facts.of(tiny_converted, "tiny", 1.0, Dials(math.inf))
     assert (facts.layers, facts.routed, facts.always_on, facts.method) == (6, (2, 3, 4, 5), 2, "FlexiDepth")
     assert facts.to_json()["offset"] is None and facts_of(facts.to_json(), "it") == facts
 

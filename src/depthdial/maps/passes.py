@@ -19,7 +19,7 @@ from torch import Tensor
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK
-from depthdial.engine.held import Held
+from depthdial.engine.dials import Held
 from depthdial.engine.reading import Read, Reader
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import BaseReading, Expected
@@ -98,7 +98,7 @@ class RoutedPasses:
         try:
             self.route.offset, self.route.read = self.base, None
             lower = self._halves.lower(ids, **places)
-            both = self.dials == Dials.same(self.base)  # then one pass is both
+            both = self.dials.alike and self.dials.written == self.base  # then one pass is both
             hidden = self._halves.upper(lower, **places) if self._reading is not None or both else None
             if not both:
                 self._decide(jobs, lower, places)
@@ -179,7 +179,7 @@ class EnginePasses:
             found = self._wide.read(texts, self._dials, prompts=prompts)
             return [Pass(*told, None, None) for told in found]
         found, expected = self._expected(texts, self._reading)
-        if self._dials != Dials.same(self._base):  # else that was all
+        if not (self._dials.alike and self._dials.written == self._base):  # else that was all
             found = self._wide.read(texts, self._dials, prompts=prompts)
         return [Pass(*told, None, read) for told, read in zip(found, expected, strict=True)]
 
@@ -225,5 +225,6 @@ def _offsets(job: Job, dials: Dials, costs: Sequence[float], length: int) -> lis
         written = held.offsets
     last = len(written) - 1
     return [
-        dials.read if place < job.read else written[min((place - job.read) // BLOCK, last)] for place in range(length)
+        dials.reading if place < job.read else written[min((place - job.read) // BLOCK, last)]
+        for place in range(length)
     ]

@@ -54,8 +54,8 @@ class Recorder:
             raise ValueError("alternatives are the base's; leave them out, or let the base run")
         if dials is None:
             route = route_of(model)
-            dials = float(route.offset) if route.read_offset is None else Dials(route.read_offset, float(route.offset))
-        dials = dials if isinstance(dials, Dials) else Dials.same(dials)
+            dials = Dials(float(route.offset), route.read_offset)
+        dials = dials if isinstance(dials, Dials) else Dials(dials)
         self.facts = Facts.of(model, name, budget, dials, alternatives, prompt_budget)
         self._passes = passes_of(model, tokenizer, dials, engine, scores, base, alternatives, batch_tokens)
         self._alike = dials.alike

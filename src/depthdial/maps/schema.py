@@ -84,7 +84,7 @@ class Facts:
         route, method = route_of(model), method_of(model)
         layers = len(route.ledger.layers)
         routed = tuple(sorted(method.layers(layers)))
-        dials = Dials.same(float(route.offset)) if dials is None else dials
+        dials = Dials(float(route.offset)) if dials is None else dials
         plugin = getattr(model, "plugin", None)
         return cls(
             model=public_name(name),
@@ -99,7 +99,7 @@ class Facts:
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
             prompt_budget=prompt_budget,
-            prompt_offset=None if prompt_budget == "same" else float(dials.read),
+            prompt_offset=None if prompt_budget == "same" else float(dials.reading),
         )
 
     @property

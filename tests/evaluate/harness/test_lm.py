@@ -20,8 +20,7 @@ CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and
 
 def at(scored: float, generated: float, read: float | None = None) -> Setting:
     """By offsets; read: None is the form of the papers."""
-    first, second = (Dials(offset if read is None else read, offset) for offset in (scored, generated))
-    return Setting.alike(Dial(first, second, Dials.same(scored)))
+    return Setting.alike(Dial(Dials(scored, read), Dials(generated, read), Dials(scored)))
 
 
 def instance(kind: Any, doc: int, *args: Any) -> Instance:
@@ -128,7 +127,7 @@ def test_texts_take_turns_between_two_dials(tiny_llm):
         lm.begin(at(offset, offset), Store())
         alone.append(lm.loglikelihood(requests))
     lm = DepthLM(tiny_llm())
-    high, low = (Dial(*[Dials.same(offset)] * 3) for offset in (0.5, -0.5))
+    high, low = (Dial(*[Dials(offset)] * 3) for offset in (0.5, -0.5))
     lm.begin(Setting(high, low, 0.5), Store())
     assert lm.loglikelihood(requests) == [alone[i % 2 == 0][i] for i in range(4)] and alone[0] != alone[1]
 

@@ -17,15 +17,15 @@ class Dial(NamedTuple):
     """Where texts run: what is scored after its context, what is generated after its prompt, and texts that are scored
     as a whole (perplexity), which nobody reads or writes: they run in the form of the papers, at one offset."""
 
-    scored: Dials = Dials.same(math.inf)
-    generated: Dials = Dials.same(math.inf)
-    whole: Dials = Dials.same(math.inf)
+    scored: Dials = Dials(math.inf)
+    generated: Dials = Dials(math.inf)
+    whole: Dials = Dials(math.inf)
 
     @classmethod
     def of(cls, llm: LLM, budget: float, prompt_budget: PromptBudget | None) -> Dial:
         """At budgets of what is written and of what is read; None is the engine's own. Where both are the same, most of
         what is scored is context, so the curve of text is asked, as it is for whole texts."""
-        both, whole = llm.dials(budget, prompt_budget), Dials.same(offset_for(llm.model, budget, "text"))
+        both, whole = llm.dials(budget, prompt_budget), Dials(offset_for(llm.model, budget, "text"))
         same = (llm.prompt_budget if prompt_budget is None else prompt_budget) == "same"
         return cls(whole if same else both, both, whole)
 

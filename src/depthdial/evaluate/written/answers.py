@@ -95,7 +95,7 @@ class Writer:
 
     def _score(self, groups: Sequence[Sequence[Text]]) -> tuple[list[Any], list[float]]:
         began = time.perf_counter(), time.process_time()
-        found = [score.logprob for (score,) in self._scorer.score(groups, Dials.same(math.inf))]
+        found = [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
         return found, [time.perf_counter() - began[0], time.process_time() - began[1]]
 
 
