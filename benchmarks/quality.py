@@ -1,5 +1,7 @@
 """Quality on held-out text against true cost: plug-ins, baselines and peer at the same true costs, in one table.
 
+All of the text skips: that is the form of the papers, not that of an answer to a prompt which is read in full.
+
     python benchmarks/quality.py --data FOLDER --plugin flexidepth=RUN --plugin random=RUN --plugin static=RUN \\
         --output benchmarks/results/DATE-MACHINE.json
 
@@ -184,7 +186,8 @@ def _continue(results: dict[str, Any], path: Path) -> None:
 
 def _show(results: dict[str, Any]) -> None:
     for group in results["text"]["groups"]:
-        print(f"\nPerplexity relative to the base's ({results['base'][group]['perplexity']:.2f}), {group}\n")
+        base = results["base"][group]["perplexity"]
+        print(f"\nPerplexity relative to the base's ({base:.2f}), {group}; all of the text skips\n")
         print(quality_table(results, group))
     print("\nKL from the base, nats per token\n\n" + kl_table(results))
     print("\nTrue cost met / layers used\n\n" + layers_table(results))
