@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from heldout_text import Held, held_out
 from record import about
-from subjects import Setup, Subject, bare, peers, plugins
+from subjects import Setup, Subject, bare, int8, peers, plugins
 
 from depthdial.core.whole import plain, write_json
 from depthdial.evaluate.plot import draw
@@ -48,6 +48,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
     which.add_argument("--bare-only", action="store_true", help="measure nothing but those")
+    parser.add_argument("--no-int8", dest="int8", action="store_false", help="leave out the base in int8")
     parser.add_argument("--vote", action="store_true", help="routers a second time, rows of a batch deciding together")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument(
@@ -94,6 +95,8 @@ def benchmark(args: argparse.Namespace) -> None:
         _continue(results, path)
     ours = [] if args.bare_only else [*plugins(setup, args.plugin, args.vote)]
     ours += [] if args.trained_only else [*bare(setup, args.plugin)]
+    if args.int8 and all(subject["name"] != "int8 dense" for subject in results["subjects"]):
+        ours.append(lambda: int8(setup))
     for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)
