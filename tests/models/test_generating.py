@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,19 @@ def test_an_error_leaves_the_dials_alone(model: Any):
     assert model.route.offset == model.turned.offset and model.route.read is None
     assert "prepare_inputs_for_generation" not in vars(model)
     assert write(model).shape == (1, FEW)
+
+
+def test_a_copy_generates_by_its_own_dials(model: Any):
+    set_budget(model, 0.8)
+    own = copy.deepcopy(model)
+    set_budget(own, 0.75)
+    expected = by_hand(model, IDS[:1], math.inf, dials_for(model, 0.75).hold, FEW)[0]
+    found: list[Tensor] = []
+    handle = noted(model, found)
+    assert torch.equal(write(own), expected) and not found, "the first model did not run"
+    handle.remove()
+    assert not torch.equal(write(model), expected)
+    assert torch.equal(write(pickle.loads(pickle.dumps(own))), expected)
 
 
 def test_embeddings_are_a_prompt_too(model: Any):
