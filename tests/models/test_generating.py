@@ -213,7 +213,9 @@ def test_a_copy_generates_by_its_own_dials(model: Any):
     set_budget(model, 0.8)
     own = copy.deepcopy(model)
     set_budget(own, 0.75)
-    expected = by_hand(model, IDS[:1], math.inf, dials_for(model, 0.75).hold, FEW)[0]
+    hold = dials_for(model, 0.75).hold
+    assert hold is not None
+    expected = by_hand(model, IDS[:1], math.inf, hold, FEW)[0]
     found: list[Tensor] = []
     handle = noted(model, found)
     assert torch.equal(write(own), expected) and not found, "the first model did not run"

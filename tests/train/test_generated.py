@@ -1,6 +1,7 @@
 """The dial of generated text, and its prompts, taken from records as a user would write them."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ SYSTEM: Message = {"role": "system", "content": "be brief"}
 
 
 def test_the_curve_is_what_written_tokens_cost_after_prompts_that_were_read(tiny_model, tiny_plugin, tiny_tokenizer):
-    model = attach(tiny_model(), tiny_plugin)
+    model: Any = attach(tiny_model(), tiny_plugin)
     records = [Record("a", text="the quick fox jumps over the lazy dog"), Record("b", text="dogs and foxes")]
     text = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
     curve = generated_curve(model, tiny_tokenizer, records, 2 * TOKENS)
