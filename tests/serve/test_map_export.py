@@ -30,7 +30,25 @@ def test_a_map_as_parquet_has_the_depths_of_the_budget(served):
     assert set(depths[1.0]) == {6} and set(depths[0.7]) != {6} and len(depths[0.7]) == len(depths[1.0])
 
 
+def test_the_map_of_an_answer_has_its_prompt_read_as_asked(served):
+    depths = {}
+    for read in (None, 1.0, "same"):
+        fields = {"format": "parquet", "budget": 0.7} | ({} if read is None else {"prompt_budget": read})
+        table = pyarrow.parquet.read_table(io.BytesIO(kept(served, **fields).content))
+        (ran,), (written,) = (table.column(name).to_pylist() for name in ("layers_used", "generated"))
+        depths[read] = [depth for depth, own in zip(ran, written, strict=True) if not own]
+        assert min(depth for depth, own in zip(ran, written, strict=True) if own) < 6
+    assert depths[None] == depths[1.0] and set(depths[1.0]) == {6} != set(depths["same"])
+
+
 def test_what_cannot_be_mapped_is_refused(served):
-    for fields in ({"budget": 0.1}, {"format": "pdf"}, {"messages": []}, {"title": "x" * 999}):
+    for fields in (
+        {"budget": 0.1},
+        {"prompt_budget": 0.1},
+        {"prompt_budget": "full"},
+        {"format": "pdf"},
+        {"messages": []},
+        {"title": "x" * 999},
+    ):
         response = kept(served, **fields)
         assert response.status_code == 400 and response.json()["error"]["message"]

@@ -49,7 +49,8 @@ def text(id: int) -> Message:
 
 def map_of(id: int) -> Message:
     messages = [{"role": "user", "content": "the fox jumps"}]
-    return {"op": "map", "id": id, "messages": messages, "format": "parquet", "budget": None, "title": None}
+    budgets = {"budget": None, "prompt_budget": None}
+    return {"op": "map", "id": id, "messages": messages, "format": "parquet", "title": None, **budgets}
 
 
 def test_a_text_does_not_wait_for_all_maps(llm):

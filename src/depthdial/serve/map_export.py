@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.maps.html import page
 from depthdial.maps.record import Recorder
@@ -14,7 +15,7 @@ from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import write
 from depthdial.maps.texts import Text, conversation
 from depthdial.models.convert import head_of, layers_of
-from depthdial.serve.fit import Unfit
+from depthdial.serve.fit import Unfit, check_budgets
 from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_queue import Stages
 
@@ -23,10 +24,11 @@ MOST = 2048
 
 
 class MapOrder(NamedTuple):
-    """A map that can be made: budget (None is the engine's), format, title, and the conversation as tokens."""
+    """A map that can be made: budgets (None is the engine's), format, title, and the conversation as tokens."""
 
     text: Text
     budget: float | None
+    prompt_budget: PromptBudget | None
     format: str
     title: str | None
 
@@ -35,16 +37,13 @@ def checked(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, A
     """What is to be mapped. Raises ValueError for what cannot be, with the OpenAI API's code where it is too long."""
     if int8:
         raise ValueError("a server with int8 weights draws no maps: it keeps no model that could be run on its own")
-    try:
-        llm.offset_of(order["budget"])
-    except ValueError as error:
-        raise Unfit(str(error), "budget") from None
+    check_budgets(llm, order["budget"], order["prompt_budget"])
     text = conversation(llm.tokenizer, order["messages"], id="chat")
     most = min(MOST, llm.context, longest_prompt or MOST)
     if len(text.ids) > most:
         why = f"the maximum context length of a map is {most} tokens here, and the conversation has {len(text.ids)}"
         raise Unfit(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
-    return MapOrder(text, order["budget"], order["format"], order["title"])
+    return MapOrder(text, order["budget"], order["prompt_budget"], order["format"], order["title"])
 
 
 def export(llm: LLM, name: str, order: MapOrder) -> Stages:
@@ -66,15 +65,16 @@ def export(llm: LLM, name: str, order: MapOrder) -> Stages:
 
 def _passes(llm: LLM, name: str, order: MapOrder) -> DepthMap:
     budget = llm.budget if order.budget is None else order.budget
+    read = llm.prompt_budget if order.prompt_budget is None else order.prompt_budget
     recorder = Recorder(
         llm.model,
         llm.tokenizer,
-        llm.dials(budget),
+        llm.dials(budget, read),
         name,
         budget,
         scores=True,
         alternatives=3,
-        prompt_budget=llm.prompt_budget,
+        prompt_budget=read,
     )
     return DepthMap(recorder.facts, recorder.rows([order.text]))
 

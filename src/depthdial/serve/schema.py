@@ -203,4 +203,10 @@ class MapRequest(Body):
     model: str | None = Field(None, max_length=1000)
     format: Literal["html", "parquet"] = "html"
     budget: float | None = Field(None, gt=0, le=1)
+    prompt_budget: ReadAt | None = Field(None, description=READ_AT)
     title: str | None = Field(None, max_length=200)
+
+    @field_validator("prompt_budget", mode="before")
+    @classmethod
+    def _read_at(cls, value: Any) -> Any:
+        return read_at(value)

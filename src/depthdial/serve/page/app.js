@@ -126,7 +126,8 @@ async function ask(question) {
     // one after the other, so that neither slows the other down
     if (compare) await fill(panes[1], {...common, budget: 1, prompt_budget: "same"}, running.signal);
   } catch { /* the pane says it */ }
-  if (panes[0].tokens.length) turns.push({question, pane: panes[0], budget: lossless ? 1 : budget});
+  const drawn = lossless ? {budget: 1, prompt_budget: "same"} : dial;  // on the dials of its last answer
+  if (panes[0].tokens.length) turns.push({question, pane: panes[0], drawn});
   at("says").textContent = `${panes[0].said} ${panes[0].summary}`;
   running = null;
   busy(false);
@@ -139,7 +140,7 @@ function busy(on) {
 
 async function keep(format) {
   const last = turns.at(-1), title = turns[0].question.slice(0, 100);
-  const body = {messages: messages(), budget: last.budget, format, title};
+  const body = {messages: messages(), ...last.drawn, format, title};
   at("says").textContent = "Drawing the map";
   try {
     const link = document.createElement("a");
