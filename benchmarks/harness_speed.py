@@ -25,9 +25,9 @@ from depthdial.core.whole import write_json
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.data import DataFolder
 from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
 from depthdial.evaluate.harness.tasks import load_suites
 from depthdial.evaluate.speed.machine import facts
+from depthdial.evaluate.store import Store
 from depthdial.models import load, load_base
 
 

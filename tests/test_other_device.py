@@ -22,7 +22,7 @@ from depthdial.engine.request import Request
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.score import Scorer, Text
-from depthdial.maps.passes import passes_of
+from depthdial.maps.passes import Job, passes_of
 from depthdial.methods import METHODS, method_named
 from depthdial.models import base as base_module
 from depthdial.models.calibration import BaseProbe, Heldout
@@ -130,8 +130,10 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     for offset in (math.inf, 0.0):
         ((score,),) = Scorer(llm.engine, tiny_tokenizer, 64).score([[Text(tuple(IDS), 3)]], Dials(offset))
         assert math.isfinite(score.logprob)
-        slow, fast = (passes_of(model, tiny_tokenizer, offset, way, False, True, 2, 64) for way in (None, llm.engine))
-        for wanted, found in zip(slow([IDS]), fast([IDS]), strict=True):
+        dials = Dials.same(offset)
+        slow, fast = (passes_of(model, tiny_tokenizer, dials, way, False, True, 2, 64) for way in (None, llm.engine))
+        jobs = [Job(IDS, len(IDS))]
+        for wanted, found in zip(slow(jobs), fast(jobs), strict=True):
             assert (wanted.ran == found.ran).all() and found.expected is not None
     batch = {name: tensor.to(other) for name, tensor in packed().items()}
     cost, kl = Heldout(model, [batch]).measure(0.0)

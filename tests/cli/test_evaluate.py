@@ -41,7 +41,7 @@ def test_json_is_one_object_and_nothing_else(options):
     result = run(*options, "--json", "--no-early-exit")
     found = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
-    assert [row["name"] for row in found["rows"]] == ["base", "flexidepth 0.8"] and found["complete"]
+    assert [row["name"] for row in found["rows"]] == ["base", "flexidepth 0.8", "base int8"] and found["complete"]
 
 
 def test_a_share_of_the_items(options):
@@ -94,6 +94,41 @@ def test_a_run_that_is_there_is_not_overwritten(failed, options, tmp_path):
     run(*options, *place)
     assert "pass --resume" in failed("evaluate", *options, *place)
     assert "its limit is None, not 2" in failed("evaluate", *options, *place, "--resume", "--limit", "2")
+
+
+@pytest.fixture
+def prompts(tmp_path) -> list[str]:
+    file = tmp_path / "prompts.txt"
+    file.write_text("the quick fox\nthe lazy dog\nthe other foxes\n")
+    return ["--written", str(file), "--max-tokens", "8"]
+
+
+def test_what_is_written(options, prompts, tmp_path):
+    place = tmp_path / "written"
+    result = run(*options, *prompts, "--output", str(place), "--limit", "2", "--where", "--int8", "all")
+    assert "2 prompts, prompt_budget 1.0, up to 8 tokens" in result.stdout
+    for row in ("base int8", "plug-in int8 0.8", "early exit 0.8", "prompt only 0.8", "answer only 0.8"):
+        assert f"| {row} |" in result.stdout
+    assert (place / "results.md").read_text() == result.stdout and (place / "results.png").is_file()
+    assert (place / "results.html").read_text().count("<article") == 2
+    again = run(*options, *prompts, "--output", str(place), "--limit", "2", "--where", "--int8", "all", "--resume")
+    assert again.stdout == result.stdout
+    assert json.loads(run(*options, *prompts, "--json", "--no-early-exit").stdout)["complete"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--written", "nowhere.jsonl"], "nowhere.jsonl: no such file of prompts"),
+        (["--limit", "0.5"], "--limit must be a whole number of prompts"),
+        (["--max-tokens", "0"], "--max-tokens must be at least 1"),
+        (["--max-tokens", "1000"], "give less in --max-tokens"),
+        (["--int8", "some"], "--int8 is dense, all or none"),
+        (["--budgets", "0.2"], "budget 0.2 is outside"),
+    ],
+)
+def test_mistakes_about_what_is_written(failed, options, prompts, wrong, says):
+    assert says in failed("evaluate", *options, *prompts, *wrong)
 
 
 def test_plug_ins():

@@ -20,6 +20,7 @@ from depthdial.core.extras import need, there
         ("lm_eval", ["evaluate"], "depthdial[evaluate]"),
         ("pyarrow", ["evaluate"], "depthdial[evaluate]"),
         ("datasets", ["evaluate"], "depthdial[evaluate]"),
+        ("sacrebleu", ["evaluate", "--written", "default"], "depthdial[evaluate]"),
         ("fastapi", ["serve"], "depthdial[serve]"),
         ("uvicorn", ["serve"], "depthdial[serve]"),
         ("prometheus_client", ["serve"], "depthdial[serve]"),

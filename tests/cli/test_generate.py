@@ -214,6 +214,16 @@ def test_version_and_methods():
     assert "flexidepth: " in listed and "    tau = 0.5\n" in listed
 
 
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [("generate", "[default: 1.0; same for a model with its own routers]"), ("bench", "[default: 1.0,same]"),
+     ("serve", "[default: what the plug-in recommends]"), ("demo", "[default: where the terminal can]")],
+)  # fmt: skip
+def test_help_says_what_is_done_unasked(verb, says):
+    told = run(verb, "--help", env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"}).stdout
+    assert says in " ".join(ANSI.sub("", told).replace("│", "").split())
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from depthdial.core.dial import Dials
+from depthdial.core.hold import Hold
 from depthdial.engine.batch import Batch
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.model_tensors import tensors_of
@@ -31,17 +33,19 @@ FAMILY = {"bf16": "qwen2", "int8": "gemma3_text"}
 """With biases; with windows and norms around."""
 
 Maker = Callable[..., LLM]
+ALIKE, FULL, HELD = Dials(0.0), Dials(0.0, math.inf), Dials(0.0, math.inf, Hold(0.7, 0.0, 0.1))
 
 
 @pytest.fixture
 def on(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Maker:
-    """`on(isa, weights, **engine)`: a small bf16 model of whole tiles, run by that instruction set."""
+    """`on(isa, weights, dials, **engine)`: a small bf16 model of whole tiles, run by that instruction set; dials: of
+    texts that ask for no budget."""
 
-    def make(isa: str, weights: str, family: str | None = None, **engine: Any) -> LLM:
-        base = tiny_model(family or FAMILY[weights], **{**SIZES, "max_position_embeddings": 512}).bfloat16()
+    def make(isa: str, weights: str, dials: Dials = ALIKE, **engine: Any) -> LLM:
+        base = tiny_model(FAMILY[weights], **{**SIZES, "max_position_embeddings": 512}).bfloat16()
         method = method_named("flexidepth", {"first": 2, "start": 0.0})
-        asked: dict[str, Any] = {"prompt_budget": "same", "weights": "int8" if weights == "int8" else "auto", **engine}
-        llm = LLM.of(adapted(base, method), tiny_tokenizer, **asked)
+        llm = LLM.of(adapted(base, method), tiny_tokenizer, weights="int8" if weights == "int8" else "auto", **engine)
+        vars(llm.budgets).update(dials=lambda budget, read: dials if budget is None else Dials(math.inf, math.inf))
         old = llm.engine.runner
         assert isinstance(old, NativeRunner), "there is no compiler here"
         llm.engine.runner = runner = NativeRunner(old.plain, tensors_of(old.plain.spine, old.plain), isa)
@@ -69,12 +73,17 @@ PROMPT, WRITTEN = 120, 20
 
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize("isa", all_isas())
-def test_any_cut_and_any_company_gives_the_same_bits(isa: str, weights: str, on: Maker, asked: Callable):
+@pytest.mark.parametrize("dials", [ALIKE, FULL])
+def test_any_cut_and_any_company_gives_the_same_bits(isa: str, weights: str, dials: Dials, on: Maker, asked: Callable):
     llm = on(isa, weights, cache_tokens=4096)
     cache, found = llm.engine.scheduler.cache, []
     for i, places in enumerate(CUTS):
-        row = _row(llm, asked, text(0, PROMPT + WRITTEN), PROMPT)
-        others = [_row(llm, asked, text(seed, 40 + 30 * seed), 30) for seed in range(1, 4)] if i % 2 else []
+        row = _row(llm, asked, text(0, PROMPT + WRITTEN), PROMPT, dials)
+        others = (
+            [_row(llm, asked, text(seed, 40 + 30 * seed), 30, ALIKE if seed % 2 else FULL) for seed in range(1, 4)]
+            if i % 2
+            else []
+        )
         batch, last, at = Batch(cache, 1024, torch.device("cpu")), None, [0] * len(others)
         for start, count in cut(PROMPT + WRITTEN, places):
             mine = Slice(row, start, count)
@@ -101,9 +110,9 @@ def test_any_cut_and_any_company_gives_the_same_bits(isa: str, weights: str, on:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def _row(llm: LLM, asked: Callable, ids: list[int], prompt: int) -> Row:
+def _row(llm: LLM, asked: Callable, ids: list[int], prompt: int, dials: Dials) -> Row:
     """A text of which the first tokens are the prompt and the rest is written already."""
-    request: Request = asked(llm, ids[:prompt], 0.0, temperature=1.0)
+    request: Request = asked(llm, ids[:prompt], dials, temperature=1.0)
     row = Row(request, 0, llm.tokenizer)
     row.tokens += ids[prompt:]
     row.slot = llm.engine.scheduler.cache.open()
@@ -120,21 +129,23 @@ def _kv(llm: LLM, row: Row) -> tuple[Tensor, Tensor]:
 
 LENGTHS = (1, 3, 15, 16, 17, 40, 64, 65, 90, 130, 200)
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+LONGER = SamplingParams(max_tokens=36, ignore_eos=True)
 
 
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize("isa", all_isas())
-def test_served_texts_are_the_same_however_they_are_served(isa: str, weights: str, on: Maker):
+@pytest.mark.parametrize("dials", [ALIKE, HELD])
+def test_served_texts_are_the_same_however_they_are_served(isa: str, weights: str, dials: Dials, on: Maker):
     """Alone, all at once, again from the prefix cache, in another order, with drafts."""
     prompts = [text(seed, length) for seed, length in enumerate(LENGTHS)]
     dense = SamplingParams(max_tokens=12, ignore_eos=True, budget=1.0)
-    budgets = [GREEDY if i % 3 else dense for i in range(len(prompts))]
-    llm = on(isa, weights, prefix_cache=False)
+    budgets = [(GREEDY if dials is ALIKE else LONGER) if i % 3 else dense for i in range(len(prompts))]
+    llm = on(isa, weights, dials, prefix_cache=False)
     alone = [llm.generate([p], params)[0].token_ids for p, params in zip(prompts, budgets, strict=True)]
-    llm = on(isa, weights, cache_tokens=4096)
+    llm = on(isa, weights, dials, cache_tokens=4096)
     for _ in range(2):
         assert [out.token_ids for out in llm.generate(prompts, budgets)] == alone
-    turned = on(isa, weights, cache_tokens=4096)
+    turned = on(isa, weights, dials, cache_tokens=4096)
     for i in reversed(range(len(prompts))):
         assert turned.generate([prompts[i]], budgets[i])[0].token_ids == alone[i]
     drafted = [SamplingParams(max_tokens=12, ignore_eos=True, lossless=True)] * len(prompts)
@@ -144,12 +155,19 @@ def test_served_texts_are_the_same_however_they_are_served(isa: str, weights: st
 
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize("isa", all_isas())
-def test_rows_that_give_way_are_read_again_as_they_were_written(isa: str, weights: str, on: Maker):
+@pytest.mark.parametrize("dials", [ALIKE, HELD])
+def test_rows_that_give_way_are_read_again_as_they_were_written(isa: str, weights: str, dials: Dials, on: Maker):
     prompts, params = [text(seed, 55 + seed) for seed in range(5)], SamplingParams(max_tokens=100, ignore_eos=True)
-    llm = on(isa, weights, prefix_cache=False, cache_tokens=4096)
+    llm = on(isa, weights, dials, prefix_cache=False, cache_tokens=4096)
     alone = [llm.generate([p], params)[0].token_ids for p in prompts]
+    watched = llm.submit(prompts[0], params)
+    while not watched.done:
+        llm.engine.step()
+    (row,) = watched.rows
+    assert (len({offset for *_, offset in row.runs(55, 154)}) > 2) == (dials is HELD), "the dial moves where it is held"
+    assert row.token_ids == alone[0] and min(row.depths[1:]) < llm.layers
     for prefixes in (False, True):
-        small = on(isa, weights, prefix_cache=prefixes, cache_tokens=384)
+        small = on(isa, weights, dials, prefix_cache=prefixes, cache_tokens=384)
         assert [out.token_ids for out in small.generate(prompts, params)] == alone
         assert small.stats.preemptions
 

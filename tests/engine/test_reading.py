@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.engine.test_score import offsets_of
 
 from depthdial.core.dial import Dials
+from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
@@ -46,9 +48,10 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     assert llm.stats.tokens - tokens == total, "every token runs once"
     if not tight:
         assert llm.stats.passes - passes == passes_of([len(text) for text in texts], room), "texts share passes"
-    for i, (text, ran) in enumerate(zip(texts, found, strict=True)):
+    for i, (text, (ran, costs)) in enumerate(zip(texts, found, strict=True)):
         wanted, logits = by_routed(llm, text, offset)
         assert np.array_equal(ran, wanted)
+        assert np.allclose(costs, llm.model.route.token_cost()[0])
         if looking:
             parts = seen[i]
             assert [start for start, _ in parts] == list(np.cumsum([0, *(len(p) for _, p in parts)])[:-1])
@@ -61,6 +64,32 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_what_is_read_is_what_the_reference_reads(made, method, offset):
     check(made(method), TEXTS, offset, 64)
+
+
+@pytest.mark.parametrize("room", [7, 64, 512])
+@pytest.mark.parametrize("hold", [None, Hold(0.75, 0.0, 0.1)])
+def test_what_follows_a_prompt_is_written(made, hold, room):
+    """Texts that are held go on block by block, all of them together."""
+    llm, dials = made(max_batch=3), Dials(0.0, math.inf, hold)
+    texts, prompts = [list(range(3 + 7 * i, 80 + 9 * i)) for i in range(5)], [1, 30, 64, 77 + 6, 10]
+    seen: dict[int, list[torch.Tensor]] = {}
+    reader, tokens, passes = Reader(llm.engine, llm.tokenizer, room), llm.stats.tokens, llm.stats.passes
+    look = lambda i, _, logits: seen.setdefault(i, []).append(logits.clone())  # noqa: E731
+    found = reader.read(texts, dials, look, prompts)
+    assert llm.stats.tokens - tokens == sum(map(len, texts))
+    assert hold is None or room < 512 or llm.stats.passes - passes < sum(len(text) // BLOCK for text in texts) / 1.5
+    moved = set()
+    for i, (text, ran, prompt) in enumerate(zip(texts, found, prompts, strict=True)):
+        offsets = offsets_of(llm.model, text, prompt, dials)
+        moved |= set(offsets[prompt:])
+        llm.model.route.offset = torch.tensor([offsets])
+        with torch.no_grad():
+            logits = llm.model(torch.tensor([text]), use_cache=False).logits[0].float()
+        assert np.array_equal(ran, llm.model.route.keep()[:, 0].T.numpy())
+        assert torch.allclose(torch.cat(seen[i]), logits, atol=2e-4)
+        assert ran[:prompt].all() and (len(text) == prompt or not ran[prompt:].all())
+    assert (len(moved) > 4) == (hold is not None)
+    assert llm.engine.scheduler.cache.free_slots == llm.max_batch
 
 
 @pytest.mark.parametrize("room", [1, 3, 17, 2048])
@@ -109,6 +138,6 @@ def test_bf16_is_near_the_reference_and_one_pass_does_not_overwrite_another(tiny
     found = reader.read(texts, Dials(0.0), lambda i, _, logits: seen.setdefault(i, []).append(logits.float().clone()))
     for i, text in enumerate(texts):
         wanted, logits = by_routed(llm, text, 0.0)
-        assert np.array_equal(found[i], wanted) and np.array_equal(unseen[i], wanted)
+        assert np.array_equal(found[i].ran, wanted) and np.array_equal(unseen[i].ran, wanted)
         here = torch.cat(seen[i])
         assert (here - logits).norm() < 0.05 * logits.norm()

@@ -11,37 +11,57 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from depthdial.core.dial import Dials
+from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.score import Ran, Scorer, Text
 from depthdial.methods import METHODS, method_named
 
 RECTANGULAR = [name for name in METHODS if method_named(name, {}).kv in ("project", "none")]
 
 
-def by_routed(llm, text: Text, offset: float):
-    """(log-probability, greedy?, layers and costs by place) of one pass of the reference over the whole text."""
-    model = llm.model
-    model.route.offset = offset
+@torch.no_grad()
+def offsets_of(model, tokens: list[int], start: int, dials: Dials) -> list[float]:
+    """The dial at each place of a text that is read up to `start`, and written from there on: where it is held, from
+    the reference's own costs, a pass for each block."""
+    offsets = [dials.reading] * start + [dials.written] * (len(tokens) - start)
+    if dials.hold is None:
+        return offsets
+    state = dials.hold.begin()
+    for first in range(start, len(tokens), BLOCK):
+        offsets[first:] = [dials.hold.offset(state)] * (len(tokens) - first)
+        model.route.offset = torch.tensor([offsets])
+        model(torch.tensor([tokens]), use_cache=False)
+        state = dials.hold.after(state, model.route.token_cost()[0, first : first + BLOCK].tolist())
+    return offsets
+
+
+def by_routed(llm, text: Text, dials: Dials):
+    """(log-probability, greedy?, layers and costs by place, offsets) of the reference over the whole text."""
+    model, tokens = llm.model, list(text.tokens)
+    offsets = offsets_of(model, tokens, text.start, dials)
+    model.route.offset = torch.tensor([offsets])
     with torch.no_grad():
-        logits = model(torch.tensor([list(text.tokens)]), use_cache=False).logits[0].float()
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
     wanted = torch.tensor(text.tokens[text.start :])
     before = logits[text.start - 1 : -1]
     logprob = float(before.log_softmax(-1).gather(1, wanted[:, None]).sum())
     greedy = bool((before.argmax(-1) == wanted).all())
-    return logprob, greedy, model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
+    return logprob, greedy, model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist(), offsets
 
 
-def check(llm, groups, offset: float, room: int = 512) -> None:
+def check(llm, groups, offset: float | Dials, room: int = 512) -> None:
+    dials = offset if isinstance(offset, Dials) else Dials(offset)
     scorer = Scorer(llm.engine, llm.tokenizer, room)
     tokens = llm.stats.tokens
-    found = [score for chunk in scorer.chunks(groups) for score in scorer.score(groups[chunk], Dials(offset))]
+    found = [score for chunk in scorer.chunks(groups) for score in scorer.score(groups[chunk], dials)]
     ran = llm.stats.tokens - tokens
     assert ran == sum(distinct(group) for group in groups), "what is shared within a group runs once"
     layers, cost = 0, 0.0
     for group, scores in zip(groups, found, strict=True):
         seen: set[tuple[int, ...]] = set()
         for text, score in zip(group, scores, strict=True):
-            logprob, greedy, depths, costs = by_routed(llm, text, offset)
+            logprob, greedy, depths, costs, offsets = by_routed(llm, text, dials)
             assert score.logprob == pytest.approx(logprob, abs=2e-4) and score.greedy == greedy
+            assert score.dense == sum(offset == math.inf for offset in offsets[text.start - 1 : -1])
             for place in range(len(text.tokens) - 1):
                 beginning = tuple(text.tokens[: place + 1])
                 if place < shared(group) and beginning in seen:
@@ -80,6 +100,59 @@ def test_scores_are_those_of_the_reference(made, method, offset):
     check(llm, groups, offset)
 
 
+HOLD = Hold(0.75, 0.0, 0.1)
+
+
+@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize(
+    "dials", [Dials(0.0, math.inf), Dials(0.0, 0.7), Dials(0.0, math.inf, HOLD), Dials(0, None, HOLD)]
+)
+def test_contexts_are_read_and_continuations_are_written(made, method, dials):
+    llm = made(method, max_batch=8)
+    if dials.hold is not None and llm.model.method.kv != "project":
+        return
+    context, answer = list(range(40, 105)), list(range(200, 250))
+    groups = [
+        [Text([*context, *answer[:count], 5, 6], len(context)) for count in (50, 20, 3)],  # share what is written, too
+        [Text([*context[:30], *answer[:30]], start) for start in (30, 20)],  # what one reads another writes
+        [Text([*context, 7], len(context)), Text([*context, 8], len(context))],
+    ]
+    check(llm, groups, dials)
+    found = Scorer(llm.engine, llm.tokenizer).score(groups, dials)
+    if dials.read == math.inf:
+        assert {score.dense for scores in found for score in scores} == {1}, "from the context's last token"
+        contexts = [score.context for scores in found for score in scores if score.context.tokens]
+        assert all(ran.cost == ran.tokens and ran.layers == ran.tokens * llm.layers for ran in contexts)
+    skipped = llm.model.method.layers(llm.layers) and llm.model.method.skips
+    assert (found[0][0].scored.layers < found[0][0].scored.tokens * llm.layers) == bool(skipped)
+
+
+def test_what_is_held_takes_a_pass_a_block(made):
+    llm = made(max_batch=4)
+    scorer, dials = Scorer(llm.engine, llm.tokenizer), Dials(0.0, math.inf, HOLD)
+    texts = [Text(list(range(30 + i, 30 + i + 101)), 20) for i in range(4)]
+    before = llm.stats.passes
+    apart = [scorer.score([[text]], dials)[0] for text in texts]
+    assert llm.stats.passes - before == 4 * 5, "80 tokens that run after 20"
+    before = llm.stats.passes
+    assert scorer.score([[text] for text in texts], dials) == apart
+    assert llm.stats.passes - before == 5, "all texts share them"
+    offsets = offsets_of(llm.model, list(texts[0].tokens), 20, dials)
+    assert len(set(offsets)) > 3, "the dial moved"
+
+
+def test_a_score_is_that_of_the_passes_that_would_write_it(made, asked, finish):
+    """The log-probabilities of a generated text, as its generation told them."""
+    llm, prompt, dials = made(), list(range(40, 70)), Dials(0.0, math.inf, HOLD)
+    request = asked(llm, prompt, dials, max_tokens=60, logprobs=0)
+    llm.engine.submit(request, llm.tokenizer)
+    (out,) = finish(llm, [request])
+    ((score,),) = Scorer(llm.engine, llm.tokenizer).score([[Text(prompt + out.token_ids, 30)]], dials)
+    told = [told[token] for told, token in zip(out.logprobs, out.token_ids, strict=True)]
+    assert score.logprob == pytest.approx(math.fsum(told), abs=1e-3) and score.greedy
+    assert score.scored.cost == pytest.approx(59 * out.cost) and score.context.cost == 30 * out.prompt_cost
+
+
 @pytest.mark.parametrize("room", [1, 3, 17, 40])
 def test_passes_of_any_size_give_the_same(made, room):
     llm = made(max_batch=6)
@@ -100,7 +173,8 @@ def test_any_texts(made, data):
             tokens = stem + data.draw(st.lists(token, min_size=2, max_size=6))
             group.append(Text(tokens, data.draw(st.integers(1, len(tokens) - 1))))
         groups.append(group)
-    check(llm, groups, data.draw(st.sampled_from([0.0, -0.5, math.inf])), data.draw(st.sampled_from([5, 64])))
+    dials = st.sampled_from([0.0, -0.5, math.inf, Dials(0.0, math.inf), Dials(0.0, None, HOLD)])
+    check(llm, groups, data.draw(dials), data.draw(st.sampled_from([5, 64])))
 
 
 def test_a_chunk_gives_the_same_whatever_ran_before(made):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.sampling import SamplingParams
 from depthdial.maps.base_reading import BaseReading
@@ -39,12 +40,13 @@ def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
         with torch.no_grad():
             route.offset = 0.3
             tiny_converted(ids, use_cache=False)
+            cost = route.token_cost()[0].numpy()
             ran, scores = route.keep()[:, 0].T.numpy(), route.stack("score", "attn")[:, 0].T
             route.offset = math.inf
             logits = tiny_converted(ids, use_cache=False).logits[0].log_softmax(-1)
             route.offset = 0.0
         assert np.array_equal(row.ran, ran) and np.array_equal(row.layers_used, ran.sum(1))
-        assert row.layers_used.min() >= 2
+        assert row.layers_used.min() >= 2 and np.allclose(row.cost, cost) and row.cost.min() < 1
         assert torch.allclose(torch.from_numpy(row.scores).float(), scores, atol=2e-3)
         entropy = -(logits.exp() * logits).sum(-1)
         assert np.allclose(row.entropy, entropy, atol=1e-4)
@@ -106,12 +108,41 @@ def test_conversations_mark_their_answers(tiny_tokenizer):
     assert answer == "brown dogs<|im_end|>" and text.forced
 
 
+def test_each_answer_is_written_after_all_before_it_was_read(tiny_converted, tiny_tokenizer):
+    """Of a text with two answers each is what it would be as the last one; what is read is read in full."""
+    ids = list(range(4, 44))
+    marks = [8 <= t < 16 or 20 <= t < 32 for t in range(40)]
+    dials = Dials(math.inf, -0.5)
+    (row,) = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0, scores=True).rows(
+        [Text(ids, marks, "a")]
+    )
+    route = tiny_converted.route
+    assert row.ran is not None and row.cost is not None and row.scores is not None
+    for start, end in ((8, 16), (20, 32)):
+        offsets = torch.full((1, end), math.inf)
+        offsets[:, start:] = -0.5
+        route.offset = offsets
+        with torch.no_grad():
+            tiny_converted(torch.tensor([ids[:end]]), use_cache=False)
+        assert np.array_equal(row.ran[start:end], route.keep()[:, 0, start:].T)
+        assert np.allclose(row.cost[start:end], route.token_cost()[0, start:])
+        scores = route.stack("score", "attn")[:, 0, start:].T
+        assert torch.allclose(torch.from_numpy(row.scores[start:end]).float(), scores, atol=2e-3)
+        assert row.cost[start:end].mean() < 0.97
+    route.offset = 0.0
+    read = ~np.array(marks)
+    assert row.ran[read].all() and (row.cost[read] == 1).all() and not row.ran[~read].all()
+    whole = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0)
+    assert whole.facts.prompt_offset == math.inf and whole.facts.offset == -0.5
+    assert np.allclose(whole.rows([Text(ids, marks, "a")])[0].entropy, row.entropy, atol=1e-5)
+
+
 def test_rows_from_an_engine_have_its_depths(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer)
     (output,) = llm.generate("the quick brown", SamplingParams(6, ignore_eos=True, prompt_budget="same"))
     row = row_of_output(output, tiny_tokenizer, "one")
     text = Text(row.token_ids.tolist(), row.generated.tolist(), "one")
-    (full,) = Recorder(tiny_converted, tiny_tokenizer, llm.offset_of(None)).rows([text])
+    (full,) = Recorder(tiny_converted, tiny_tokenizer, llm.dials(None, "same")).rows([text])
     assert np.array_equal(row.layers_used[:-1], full.layers_used[:-1]) and row.layers_used[-1] == 0
     assert row.ran is None and row.text == full.text
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthdial.core.dial import Dials
 from depthdial.maps.parse import facts_of, rows_of
 from depthdial.maps.schema import KEY, DepthMap, Facts, Row, columns, pack, table, unpack
 from depthdial.methods import Dense
@@ -56,7 +57,7 @@ def test_a_map_comes_back_from_its_table(tiny_map):
 def test_what_was_not_recorded_is_null(made_up, six_layers):
     found = table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
     assert {name for name in found.column_names if found[name].null_count} == {
-        "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
+        "cost", "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
     }  # fmt: skip
     (row,) = rows_of(found, "it").rows
     assert row.ran is None and row.scores is None and row.alternatives is None
@@ -69,7 +70,7 @@ def test_starts_are_where_the_pieces_are(tiny_map):
 
 
 def test_facts_are_those_of_the_model(tiny_converted):
-    facts = Facts.of(tiny_converted, "tiny", 1.0, math.inf)
+    facts = Facts.of(tiny_converted, "tiny", 1.0, Dials.same(math.inf))
     assert (facts.layers, facts.routed, facts.always_on, facts.method) == (6, (2, 3, 4, 5), 2, "FlexiDepth")
     assert facts.to_json()["offset"] is None and facts_of(facts.to_json(), "it") == facts
 

@@ -141,7 +141,7 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
 
 def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
     order = checked(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
-    recorder = Recorder(llm.model, llm.tokenizer, offset=llm.offset_of(None), scores=True, alternatives=3)
+    recorder = Recorder(llm.model, llm.tokenizer, llm.dials(llm.budget), scores=True, alternatives=3)
     (wanted,) = recorder.rows([order.text])
 
     def hooks() -> int:

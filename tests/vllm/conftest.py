@@ -25,6 +25,7 @@ from depthdial.core.decision import Decision, Site
 from depthdial.core.dial import Curve
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.dial import set_budget
 from depthdial.models.export import export
 from depthdial.models.fingerprint import fingerprint
 
@@ -51,6 +52,7 @@ def exported(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, tmp_p
         model = adapted(tiny_model(family, **{**SIZES, **config}), method_named(method, fields))
         curves = {"text": CURVE, "generated": CURVE}
         vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
+        set_budget(model, budget)
         return export(model, tiny_tokenizer, tmp_path_factory.mktemp("exported") / family, budget)
 
     return make

@@ -29,7 +29,12 @@ from depthdial.cli.serve import serve
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # or [default: ...] would be taken for rich's own marks
+)
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)

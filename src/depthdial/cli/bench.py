@@ -21,7 +21,7 @@ PeerPython = Annotated[list[str], Given(help="Where a peer is installed, as NAME
 def bench(
     model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
     plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
-    budgets: Annotated[str, Given(help="True costs of the adaptive rows.")] = "0.85,0.75",
+    budgets: Annotated[str, Given(help="True costs of what adaptive rows write.")] = "0.85,0.75",
     prompt_budget: Annotated[
         str | None,
         Given(

@@ -28,7 +28,7 @@ HELP = """\
 def chat(
     model: Model = "smollm2-135m-instruct",
     plugin: Plugin = "default",
-    budget: Annotated[float | None, typer.Option(help="True cost relative to dense, up to 1.0.")] = None,
+    budget: Annotated[float | None, typer.Option(help="True cost of answers, relative to dense, up to 1.0.")] = None,
     prompt_budget: PromptBudget = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,

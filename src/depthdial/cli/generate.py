@@ -24,8 +24,8 @@ Plugin = Annotated[str, typer.Option(help="default (the one shipped for the mode
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="True cost relative to dense, up to 1.0; or auto, which follows load and clock, so that texts are not "
-        "reproducible. [default: what the plug-in recommends]"
+        help="True cost of what is written, relative to dense, up to 1.0; or auto, which follows load and clock, so "
+        "that texts are not reproducible. [default: what the plug-in recommends]"
     ),
 ]
 PromptBudget = Annotated[

@@ -42,7 +42,16 @@ def make(
         str, typer.Option(help="default (the one shipped for the model), none, or a folder.")
     ] = "default",
     budget: Annotated[
-        float | None, typer.Option(help="True cost relative to dense. [default: what the plug-in recommends]")
+        float | None,
+        typer.Option(help="True cost of answers, relative to dense. [default: what the plug-in recommends]"),
+    ] = None,
+    prompt_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|same",
+            help="True cost that prompts are read at: 1.0 is the untouched base, same is --budget. [default: 1.0; same "
+            "for a model with its own routers]",
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Most tokens to generate where a prompt brings no answer; 0 maps prompts alone.")
@@ -83,6 +92,9 @@ def make(
     if (prompts is None) == (tasks is None):
         raise ValueError("give --prompts FILE or --tasks NAMES, one of the two")
 
+    from depthdial.cli.generate import prompt_budget_of
+
+    read = prompt_budget_of(prompt_budget)
     from depthdial.maps.folder import Folder, told_of
     from depthdial.maps.mapping import Mapper, Settings, Shard
     from depthdial.maps.mapping import make as run
@@ -107,7 +119,7 @@ def make(
         )
         if tasks is not None and chat is None and not tokenizer.chat_template:
             settings = settings.raw()
-        mapper = Mapper(loaded, tokenizer, model, budget, settings)
+        mapper = Mapper(loaded, tokenizer, model, budget, settings, read)
         told = told_of(mapper.recorder.facts, fingerprint(loaded).weights, source.told, settings.told)
         parts = -(-source.total // part_size)
         folder = Folder(output, told, resume, turn.parts(parts))
@@ -117,6 +129,8 @@ def make(
         print(json_.dumps(facts))
         return
     mean = "" if facts["layers"] is None else f", {facts['layers']:.2f} of {mapper.llm.layers} layers a token"
+    for name, what in (("prompt_cost", "prompts"), ("cost", "answers")):
+        mean += "" if facts[name] is None else f", true cost of {what} {facts[name]:.3f}"
     print(f"{done.texts} texts, {done.tokens} tokens{mean} in {done.seconds:.0f} s: {output}")
     if len(folder.parts) < parts:
         print(f"{len(folder.parts)} of {parts} parts are there; other shards have the rest")

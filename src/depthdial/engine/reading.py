@@ -9,7 +9,7 @@ begin alike (`score`); what it gives is tested against one pass of `Routed` over
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,15 @@ _READ = SamplingParams(max_tokens=1, logprobs=0)  # asks for logits, not for the
 
 Look = Callable[[int, int, Tensor], None]
 """Told which text, the place of its first token, and the logits [n, V] of n tokens from there on."""
+
+
+class Read(NamedTuple):
+    """What ran for a text of T tokens."""
+
+    ran: np.ndarray
+    """bool [T, L]"""
+    costs: np.ndarray
+    """float64 [T]: true cost of each token, relative to dense."""
 
 
 class Reader:
@@ -58,8 +67,8 @@ class Reader:
         dials: Dials,
         look: Look | None = None,
         prompts: Sequence[int] | None = None,
-    ) -> list[np.ndarray]:
-        """The run mask of each text, bool [T, L]. dials: where it is read and written (`LLM.dials`, or offsets by
+    ) -> list[Read]:
+        """What ran for each text. dials: where it is read and written (`LLM.dials`, or offsets by
         hand). look: called with all logits, pass by pass. prompts: how many tokens of each text are read, at least one;
         the others are written, block by block where a budget is held. None: all are read.
 
@@ -71,13 +80,14 @@ class Reader:
 
     def _read(
         self, texts: Sequence[Sequence[int]], dials: Dials, look: Look | None, prompts: Sequence[int]
-    ) -> list[np.ndarray]:
+    ) -> list[Read]:
         if bad := [len(text) for text in texts if not self.fits(len(text))]:
             raise ValueError(
                 f"a text of {bad[0]} tokens cannot be read: there is room for 1 to {self._most}; raise cache_tokens"
             )
         ran = [np.ones((len(text), self.layers), dtype=bool) for text in texts]
-        waiting = [(i, self._row(*told, dials)) for i, told in enumerate(zip(texts, prompts, strict=True))]
+        rows = [self._row(*told, dials) for told in zip(texts, prompts, strict=True)]
+        waiting = list(enumerate(rows))
         open_: set[int] = set()
         try:
             while waiting:
@@ -96,7 +106,7 @@ class Reader:
         finally:
             for slot in open_:
                 self._cache.close(slot)
-        return ran
+        return [Read(mask, np.array(row.ran_costs)) for mask, row in zip(ran, rows, strict=True)]
 
     def _row(self, text: Sequence[int], prompt: int, dials: Dials) -> Row:
         row = Row(Request(None, list(text[:prompt]), _READ, 0, dials, 1), 0, self._tokenizer)

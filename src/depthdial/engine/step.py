@@ -218,12 +218,12 @@ class Engine:
             depths, costs = depths[: len(drawn)], [(costs[0] + draft.cost) / len(drawn)] * len(drawn)
         row.note(part.start, depths, costs)
         self.scheduler.stats.ran(max(len(row.request.token_ids) - part.start, 0), costs)
-        before = len(row.token_ids)
-        for i, token in enumerate(drawn):
+        before, deepest = len(row.token_ids), self.batch.cache.shape.layers
+        for i, (token, depth) in enumerate(zip(drawn, depths[len(depths) - len(drawn) :], strict=True)):
             if token < 0:
                 self._end(row, "error", NOT_FINITE)
                 break
-            row.layers.append(b"" if ran is None else ran[:, i].tobytes())
+            row.layers.append(b"" if ran is None or depth == deepest else ran[:, i].tobytes())
             row.push(token, self.ends)
             if row.finish_reason is not None:
                 break

@@ -41,7 +41,7 @@ def router_table(health: Figures) -> str:
         for layer in health["layers"]
     ]
     head = ["layer", "run rate", *kinds, "std of score", "against majority", ""]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def class_table(rows: Sequence[Figures]) -> str:
@@ -55,7 +55,7 @@ def class_table(rows: Sequence[Figures]) -> str:
         ]
         for row in sorted(rows, key=lambda row: row["layers"])
     ]
-    return _markdown(["class of token", "tokens", "layers used", "95 % interval"], lines)
+    return markdown(["class of token", "tokens", "layers used", "95 % interval"], lines)
 
 
 def _by_budget(results: Figures, group: str, cell: Callable[[Figures], str]) -> str:
@@ -64,7 +64,7 @@ def _by_budget(results: Figures, group: str, cell: Callable[[Figures], str]) -> 
     for subject in results["subjects"]:
         found = {p["budget"]: cell(p["groups"][group]) for p in subject["points"]}
         lines.append([subject["name"], *(found.get(budget, "out of reach") for budget in budgets)])
-    return _markdown(["method \\ true cost", *(f"{budget:g}" for budget in budgets)], lines)
+    return markdown(["method \\ true cost", *(f"{budget:g}" for budget in budgets)], lines)
 
 
 def _ratio(summary: Figures) -> str:
@@ -77,6 +77,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
+def markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
+    """A table: its head, and a line for each row."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

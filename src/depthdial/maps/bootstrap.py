@@ -80,15 +80,20 @@ class Bootstrap:
             mean = sums.sum(0) / sizes.sum(0)
         return Estimate(sizes.sum(0), mean, draws)
 
-    def rates(self, ran: np.ndarray, where: np.ndarray) -> Estimate:
-        """Share of the tokens `where` (bool [N]) that ran each layer; ran: bool [N, L]."""
-        sums = np.zeros((self.count, ran.shape[1]))
-        np.add.at(sums, self.groups[where], ran[where])
-        sizes = np.bincount(self.groups[where], minlength=self.count)[:, None]
+    def ratios(self, values: np.ndarray, weights: np.ndarray) -> Estimate:
+        """Sum of `values` over sum of `weights` in each of K cells; both [N, K]."""
+        sums, sizes = np.zeros((self.count, values.shape[1])), np.zeros((self.count, values.shape[1]))
+        np.add.at(sums, self.groups, values)
+        np.add.at(sizes, self.groups, weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             draws = (self._picked @ sums) / (self._picked @ sizes)
             mean = sums.sum(0) / sizes.sum(0)
-        return Estimate(np.full(ran.shape[1], int(where.sum())), mean, draws)
+        return Estimate(sizes.sum(0).astype(np.int64), mean, draws)
+
+    def rates(self, ran: np.ndarray, where: np.ndarray) -> Estimate:
+        """Share of the tokens `where` (bool [N]) that ran each layer; ran: bool [N, L]."""
+        among = np.broadcast_to(where[:, None], ran.shape)
+        return self.ratios(ran & among, among)
 
     def correlation(self, x: np.ndarray, y: np.ndarray, where: np.ndarray) -> Interval:
         """Pearson's correlation over the tokens `where`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from depthdial.maps.costs import Costs
 from depthdial.maps.folder import Folder
 from depthdial.maps.schema import FORMAT_VERSION, LEXICAL, Facts
 from depthdial.maps.store import read_parts
@@ -21,6 +22,7 @@ configs:
 
 {texts} texts, {tokens} tokens of `{model}` with {plugin}, {dial}.
 The model has {layers} layers; {always_on} always run, and {routed} may be skipped. Mean layers used: {mean:.2f}.
+{cost}
 
 | task | texts | tokens | of which generated | answers | mean layers |
 |---|---|---|---|---|---|
@@ -47,6 +49,7 @@ t + 1, unless another is said.
 | `generated` | part of an answer, not of the prompt |
 | `token_class` | {classes} |
 | `layers_used` | int16: layers run; 0 where no pass read the token |
+| `cost` | float32: true cost, relative to dense, of the pass that reads the token |
 | `run_mask` | {bytes} bytes per token: bit i, lowest first, is layer i |
 | `scores` | float16, flat [tokens, {routed}]: the routers' opinions, 0 to 1, of layers {which}; null if not recorded |
 | `entropy` | float32, nats: of the untouched base's prediction after the token, at full depth on the same tokens |
@@ -74,7 +77,8 @@ def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
     """README.md for a folder whose parts are all there."""
     counts: dict[str, list[float]] = {}
     forced: dict[str, set[bool]] = {}
-    for part in read_parts(folder.path):
+    costs = Costs()
+    for part in costs.watched(read_parts(folder.path)):
         for row in part.rows:
             read = int((row.layers_used > 0).sum())
             figures = (1, len(row.token_ids), int(row.generated.sum()), read, int(row.layers_used.sum()))
@@ -90,18 +94,18 @@ def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
     ]
     whole = [sum(column) for column in zip(*counts.values(), strict=True)]
     plugin = "no plug-in" if facts.plugin is None else f"the plug-in `{facts.plugin}` ({facts.method})"
-    dial = "as it was trained" if facts.budget is None else f"budget {facts.budget}"
     return CARD.format(
         licence="" if licence is None else f"license: {licence}\n",
-        name=f"{facts.model}, {dial}",
+        name=f"{facts.model}, {facts.dial}",
         texts=f"{whole[0]:,.0f}",
         tokens=f"{whole[1]:,.0f}",
         model=facts.model,
         plugin=plugin,
-        dial=dial,
+        dial=facts.dial,
         layers=facts.layers,
         always_on=facts.always_on,
         routed=len(facts.routed),
+        cost=_cost(costs),
         mean=whole[4] / max(1, whole[3]),
         tasks="\n".join(tasks),
         classes=", ".join(LEXICAL),
@@ -111,3 +115,9 @@ def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
         dtype=facts.dtype,
         version=FORMAT_VERSION,
     )
+
+
+def _cost(costs: Costs) -> str:
+    words = {"prompt_cost": "of prompts", "cost": "of answers"}
+    told = ", ".join(f"{found.mean:.3f} {words[name]}" for name, found in costs.intervals().items())
+    return f"True cost relative to dense: {told}.\n" if told else ""

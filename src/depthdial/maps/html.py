@@ -126,6 +126,7 @@ def _pane(row: Row, facts: Facts, which: int, many: bool) -> str:
     caption = f"<b>{escape(_short(facts))}</b> · " if many else ""
     return (
         f'<section class="pane" data-m="{which}"><p class="figures">{caption}mean layers: {", ".join(figures)}'
+        f"{_cost([row])}"
         f"{' · answer given' if row.forced else ''}</p>"
         f'<p class="tokens" role="group" aria-label="Tokens; arrow keys move between them">{tokens}</p>'
         '<div class="strip"><canvas role="img" aria-label="Layers run, by token: the lowest layer is at the bottom">'
@@ -188,23 +189,35 @@ def _told(facts: Sequence[Facts], chosen: Sequence[Sequence[Row]], count: int) -
     for i, f in enumerate(facts):
         used = np.concatenate([rows[i].layers_used for rows in chosen])
         mean = used[used > 0].mean() if (used > 0).any() else 0
-        lines.append(f"<li>{escape(f.model)} · {escape(_short(f))} · {mean:.1f} of {f.layers} layers a token</li>")
+        cost = _cost([rows[i] for rows in chosen])
+        lines.append(
+            f"<li>{escape(f.model)} · {escape(_short(f))} · {mean:.1f} of {f.layers} layers a token{cost}</li>"
+        )
     shown_ = f"{len(chosen)} of {count} texts" if len(chosen) < count else f"{count} text{'s' * (count > 1)}"
     return f"<ul>{''.join(lines)}</ul><p>{shown_}</p>"
 
 
 def _short(facts: Facts) -> str:
-    if facts.offset == math.inf:
+    if facts.offset == facts.reading == math.inf:
         return "untouched base"
     plugin = facts.plugin or facts.method
-    return plugin if facts.budget is None else f"{plugin} at budget {facts.budget:g}"
+    return plugin if facts.budget is None else f"{plugin} at {facts.dial}"
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    """True cost of prompts and of answers, where it is known."""
+    found = []
+    for name, generated in (("prompt", False), ("answer", True)):
+        costs = np.concatenate([row.costs(generated) for row in rows])
+        found += [f"{name} {costs.mean():.3f}"] if len(costs) else []
+    return f" · true cost: {', '.join(found)}" if found else ""
 
 
 def _names(facts: Sequence[Facts]) -> list[str]:
     """What tells the maps apart, in as few words as will do."""
     names = [_short(f) for f in facts]
     if len(facts) == 2 and facts[0].plugin == facts[1].plugin and all(f.budget is not None for f in facts):
-        names = ["base" if f.offset == math.inf else f"budget {f.budget:g}" for f in facts]
+        names = ["base" if f.offset == f.reading == math.inf else f.dial for f in facts]
     if len(set(names)) < len(names):
         names = [f"{name}, {side}" for name, side in zip(names, ("left", "right"), strict=True)]
     return names

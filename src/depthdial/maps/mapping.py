@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
+from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.engine.sampling import SamplingParams
 from depthdial.maps.card import card
@@ -93,6 +94,8 @@ class Done:
     tokens: int = 0
     generated: int = 0
     layers: int = 0
+    prompt_cost: float = 0.0
+    cost: float = 0.0
     seconds: float = 0.0
     parts: int = 0
 
@@ -102,30 +105,46 @@ class Done:
         self.tokens += sum(len(row.token_ids) for row in rows)
         self.generated += sum(int(row.generated.sum()) for row in rows)
         self.layers += sum(int(row.layers_used.sum()) for row in rows)
+        self.prompt_cost += sum(float(row.costs(generated=False).sum()) for row in rows)
+        self.cost += sum(float(row.costs(generated=True).sum()) for row in rows)
 
     def to_json(self) -> dict[str, Any]:
-        mean = self.layers / self.tokens if self.tokens else None
-        speed = self.tokens / self.seconds if self.seconds else None
-        return {**vars(self), "layers": mean, "tokens_per_second": speed}
+        """With means in place of sums: of layers over all tokens, of true costs over those read and those written."""
+        read = self.tokens - self.generated
+        return {
+            **vars(self),
+            "layers": self.layers / self.tokens if self.tokens else None,
+            "prompt_cost": self.prompt_cost / read if read else None,
+            "cost": self.cost / self.generated if self.generated else None,
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
+        }
 
 
 class Mapper:
-    """Prompts to rows with one model at one budget.
+    """Prompts to rows with one model at one budget of answers and one of prompts.
 
     model, tokenizer: converted, as `depthdial.load` gives them; name: for the record. budget None is what the plug-in
-    recommends. Raises ValueError for a budget outside the plug-in's curve.
+    recommends, prompt_budget None what an `LLM` does. Raises ValueError for budgets that the model cannot have.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, budget: float | None, settings: Settings):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        budget: float | None,
+        settings: Settings,
+        prompt_budget: PromptBudget | None = None,
+    ):
         vocabulary = model.config.get_text_config().vocab_size
         if settings.alternatives > vocabulary:
             raise ValueError(f"alternatives must be at most {vocabulary}, the vocabulary, not {settings.alternatives}")
         self.settings, self.tokenizer = settings, tokenizer
         # without the prefix cache a part does not depend on the parts before it
-        self.llm = LLM.of(model, tokenizer, budget, prefix_cache=False)
+        self.llm = LLM.of(model, tokenizer, budget, prompt_budget, prefix_cache=False)
         self.recorder = Recorder(
-            model, tokenizer, self.llm.offset_of(None), name, self.llm.budget, settings.scores, settings.base,
-            settings.alternatives, settings.batch_tokens, self.llm.engine,
+            model, tokenizer, self.llm.dials(), name, self.llm.budget, settings.scores, settings.base,
+            settings.alternatives, settings.batch_tokens, self.llm.engine, self.llm.prompt_budget,
         )  # fmt: skip
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Row]:

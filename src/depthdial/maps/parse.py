@@ -17,6 +17,8 @@ MOST_LAYERS = 2**15 - 1
 """What `layers_used` can hold."""
 _ALWAYS = ("id", "task", "group", "forced", "token_ids", "pieces", "generated", "token_class", "layers_used")
 """Columns that have a value in every row; what is null elsewhere was not recorded."""
+_LATER = ("prompt_budget", "prompt_offset", "cost")
+"""Facts and columns that maps of before there were two dials do not have."""
 _REMEDY = "make the map again"
 
 
@@ -38,7 +40,7 @@ def facts_of(data: Any, where: str) -> Facts:
             f"{where} is a map of format version {_short(version)}; this depthdial reads {FORMAT_VERSION}: "
             "upgrade one of the two, or make the map again"
         )
-    if missing := [name for name in Facts.__dataclass_fields__ if name not in data]:
+    if missing := [name for name in Facts.__dataclass_fields__ if name not in data and name not in _LATER]:
         raise ValueError(f"{where}: its facts lack {', '.join(map(repr, missing))}; {_REMEDY}")
     layers = _whole(data, "layers", where, 1, MOST_LAYERS)
     routed = data["routed"]
@@ -48,7 +50,7 @@ def facts_of(data: Any, where: str) -> Facts:
         )
     if list(routed) != sorted(set(routed)):
         raise ValueError(f"{where}: its `routed` must name each layer once, in order; {_REMEDY}")
-    offset = _real(data, "offset", where)
+    offset, read = _real(data, "offset", where), {"prompt_budget": "same", "prompt_offset": None, **data}
     return Facts(
         model=_name(data, "model", where),
         plugin=None if data["plugin"] is None else _name(data, "plugin", where),
@@ -61,6 +63,8 @@ def facts_of(data: Any, where: str) -> Facts:
         always_on=_whole(data, "always_on", where, 0, layers),
         dtype=_name(data, "dtype", where),
         alternatives=_whole(data, "alternatives", where, 0, 2**31 - 1),
+        prompt_budget="same" if read["prompt_budget"] == "same" else _real(read, "prompt_budget", where),
+        prompt_offset=math.inf if read["prompt_offset"] == "inf" else _real(read, "prompt_offset", where),
     )
 
 
@@ -82,10 +86,13 @@ def _columns(found: pa.Table, where: str) -> pa.Table:
     import pyarrow as pa
 
     schema = columns()
-    if missing := [name for name in schema.names if name not in found.column_names]:
+    if missing := [name for name in schema.names if name not in found.column_names and name not in _LATER]:
         raise ValueError(f"{where} lacks the columns {', '.join(missing)}; {_REMEDY}")
     made = []
     for field in schema:
+        if field.name not in found.column_names:
+            made.append(pa.nulls(len(found), field.type))
+            continue
         if found.column_names.count(field.name) > 1:
             raise ValueError(f"{where} has the column `{field.name}` twice; {_REMEDY}")
         column = found.column(field.name)
@@ -109,7 +116,9 @@ def _row(record: dict[str, Any], facts: Facts, where: str) -> Row:
     count, layers = len(record["token_ids"]), facts.layers
     if not count:
         raise ValueError(f"{where} has no tokens; {_REMEDY}")
-    lengths = dict.fromkeys(("pieces", "generated", "token_class", "layers_used", "entropy", "surprisal"), count)
+    lengths = dict.fromkeys(
+        ("pieces", "generated", "token_class", "layers_used", "cost", "entropy", "surprisal"), count
+    )
     lengths |= {"run_mask": count * -(-layers // 8), "scores": count * len(facts.routed)}
     lengths |= dict.fromkeys(("alternatives", "alternative_probs"), (count - 1) * facts.alternatives)
     for name, length in lengths.items():
@@ -122,7 +131,13 @@ def _row(record: dict[str, Any], facts: Facts, where: str) -> Row:
     for name, most in (("token_ids", 2**31 - 1), ("layers_used", layers)):
         if bad := [value for value in record[name] if not 0 <= value <= most]:
             raise ValueError(f"{where}: `{name}` has {bad[0]}, outside 0 to {most}; {_REMEDY}")
-    for name, most in (("scores", 1.0), ("alternative_probs", 1.0), ("entropy", math.inf), ("surprisal", math.inf)):
+    for name, most in (
+        ("scores", 1.0),
+        ("alternative_probs", 1.0),
+        ("entropy", math.inf),
+        ("surprisal", math.inf),
+        ("cost", math.inf),
+    ):
         first = 1 if name == "surprisal" else 0  # the first token's is not known
         if bad := [value for value in (record[name] or ())[first:] if not 0 <= value <= most and not math.isnan(value)]:
             raise ValueError(f"{where}: `{name}` has {bad[0]:g}, outside 0 to {most:g}; {_REMEDY}")
@@ -139,6 +154,7 @@ def _checked(record: dict[str, Any], facts: Facts) -> Row:
         token_ids=array("token_ids", np.int32),
         generated=array("generated", bool),
         layers_used=array("layers_used", np.int16),
+        cost=array("cost", np.float32),
         ran=None if record["run_mask"] is None else unpack(record["run_mask"], facts.layers),
         scores=None if scores is None else scores.reshape(len(record["token_ids"]), len(facts.routed)),
         entropy=array("entropy", np.float32),

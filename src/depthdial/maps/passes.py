@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from depthdial.core.dial import Dials
-from depthdial.engine.reading import Reader
+from depthdial.core.hold import BLOCK
+from depthdial.engine.held import Held
+from depthdial.engine.reading import Read, Reader
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import BaseReading, Expected
 from depthdial.models.convert import head_of, method_of, route_of, routed
@@ -29,11 +31,21 @@ LOGITS = 512
 """Most tokens whose logits an engine holds at once."""
 
 
+class Job(NamedTuple):
+    """A text to be run."""
+
+    ids: Sequence[int]
+    read: int
+    """How many of its tokens are read, as a prompt is, at least one; the others are written."""
+
+
 class Pass(NamedTuple):
     """Of one text of T tokens."""
 
     ran: np.ndarray
     """bool [T, L]"""
+    costs: np.ndarray
+    """float64 [T]: true cost of each token, relative to dense."""
     scores: np.ndarray | None
     """fp16 [T, R]: each routed layer's first decision."""
     expected: Expected | None
@@ -43,62 +55,82 @@ class Pass(NamedTuple):
 class Passes(Protocol):
     """Runs texts, given as token ids, in passes of its own size."""
 
-    def __call__(self, texts: Sequence[Sequence[int]]) -> list[Pass]: ...
+    def __call__(self, jobs: Sequence[Job]) -> list[Pass]: ...
 
 
 class RoutedPasses:
     """One pass of the routed model for the decisions, one of the base; layers below the first routed one run once.
 
-    offset: the dial's, `inf` is the base; base: the offset of the pass that `reading` reads; scores: keep them. Not to
-    be used while another thread uses `model.route`.
+    Where a budget is held, what is written depends on what was written before, so the pass for the decisions is run
+    until they stand: a block more with each time. base: the offset of the pass that `reading` reads; scores: keep them.
+    Not to be used while another thread uses `model.route`.
     """
 
     def __init__(
-        self, model: Any, offset: float, base: float, reading: BaseReading | None, scores: bool, batch_tokens: int
+        self, model: Any, dials: Dials, base: float, reading: BaseReading | None, scores: bool, batch_tokens: int
     ):
-        self.model, self.route, self.offset, self.base = model, route_of(model), offset, base
+        self.model, self.route, self.dials, self.base = model, route_of(model), dials, base
         self._layers = sorted(method_of(model).layers(len(self.route.ledger.layers)))
         self._reading, self._with_scores, self._room = reading, scores, batch_tokens
         self._halves = Halves(model, min((site.layer for site in routed(model)), default=0))
 
-    def __call__(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
         """Texts of like length share a pass."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].ids))
         found: dict[int, Pass] = {}
         while order:
             count = 1
-            while count < len(order) and (count + 1) * len(texts[order[count]]) <= self._room:
+            while count < len(order) and (count + 1) * len(jobs[order[count]].ids) <= self._room:
                 count += 1
             batch, order = order[:count], order[count:]
-            found |= zip(batch, self._batch([texts[i] for i in batch]), strict=True)
-        return [found[i] for i in range(len(texts))]
+            found |= zip(batch, self._batch([jobs[i] for i in batch]), strict=True)
+        return [found[i] for i in range(len(jobs))]
 
     @torch.no_grad()
-    def _batch(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
-        lengths = [len(text) for text in texts]
+    def _batch(self, jobs: Sequence[Job]) -> list[Pass]:
+        lengths = [len(job.ids) for job in jobs]
         # padding stands behind every text, where no token of it can see it
-        padded = [[*text, *[0] * (max(lengths) - len(text))] for text in texts]
+        padded = [[*job.ids, *[0] * (max(lengths) - len(job.ids))] for job in jobs]
         ids = torch.tensor(padded, device=self.model.device)
         places = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
-        before, was_training = self.route.offset, self.model.training
+        before, was_training = (self.route.offset, self.route.read), self.model.training
         self.model.eval()
         try:
-            self.route.offset = self.base
+            self.route.offset, self.route.read = self.base, None
             lower = self._halves.lower(ids, **places)
-            both = self.offset == self.base  # then one pass is both
+            both = self.dials == Dials.same(self.base)  # then one pass is both
             hidden = self._halves.upper(lower, **places) if self._reading is not None or both else None
-            self.route.offset = self.offset
             if not both:
-                self._halves.upper(lower, **places)
-            ran, scores = self.route.keep(), self._scores()
+                self._decide(jobs, lower, places)
+            ran, costs, scores = self.route.keep(), self.route.token_cost().double().cpu(), self._scores()
         finally:
-            self.route.offset = before
+            self.route.offset, self.route.read = before
             self.model.train(was_training)
-        reads = [None] * len(texts) if hidden is None or self._reading is None else self._read(hidden, ids, lengths)
+        reads = [None] * len(jobs) if hidden is None or self._reading is None else self._read(hidden, ids, lengths)
         return [
-            Pass(ran[:, b, :n].T.contiguous().numpy(), None if scores is None else scores[b, :n].numpy(), read)
+            Pass(
+                ran[:, b, :n].T.contiguous().numpy(),
+                costs[b, :n].numpy(),
+                None if scores is None else scores[b, :n].numpy(),
+                read,
+            )
             for b, (n, read) in enumerate(zip(lengths, reads, strict=True))
         ]
+
+    def _decide(self, jobs: Sequence[Job], lower: Tensor, places: dict[str, Tensor]) -> None:
+        """The pass at the dials; its decisions stay in the route."""
+        rows, length, _ = lower.shape
+        costs = [[]] * rows
+        while True:
+            told = [_offsets(job, self.dials, own, length) for job, own in zip(jobs, costs, strict=True)]
+            offsets = torch.tensor(told, device=lower.device)
+            if any(costs) and torch.equal(offsets, self.route.offset):  # pyright: ignore[reportArgumentType] - set here
+                return
+            self.route.offset = offsets
+            self._halves.upper(lower, **places)
+            if self.dials.hold is None:
+                return
+            costs = self.route.token_cost().tolist()
 
     def _scores(self) -> Tensor | None:
         """fp16 [B, T, R] of the pass that the route holds; None without scores."""
@@ -117,41 +149,41 @@ class RoutedPasses:
 
 
 class EnginePasses:
-    """Passes of an engine that is idle meanwhile: the base's, then the texts at the dial. base: the offset of the
+    """Passes of an engine that is idle meanwhile: the base's, then the texts at the dials. base: the offset of the
     former; others: for texts that the engine's cache has no room for."""
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Any,
-        offset: float,
+        dials: Dials,
         base: float,
         reading: BaseReading | None,
         batch_tokens: int,
         others: Passes,
     ):
-        self._offset, self._base, self._reading, self._others = offset, base, reading, others
+        self._dials, self._base, self._reading, self._others = dials, base, reading, others
         self._wide = Reader(engine, tokenizer, batch_tokens)
         self._narrow = Reader(engine, tokenizer, min(LOGITS, batch_tokens))
 
-    def __call__(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
-        long = [i for i, text in enumerate(texts) if not self._wide.fits(len(text))]
-        short = [i for i in range(len(texts)) if i not in set(long)]
-        made = dict(zip(short, self._fitting([texts[i] for i in short]), strict=True))
-        made |= zip(long, self._others([texts[i] for i in long]), strict=True)
-        return [made[i] for i in range(len(texts))]
+    def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
+        long = [i for i, job in enumerate(jobs) if not self._wide.fits(len(job.ids))]
+        short = [i for i in range(len(jobs)) if i not in set(long)]
+        made = dict(zip(short, self._fitting([jobs[i] for i in short]), strict=True))
+        made |= zip(long, self._others([jobs[i] for i in long]), strict=True)
+        return [made[i] for i in range(len(jobs))]
 
-    def _fitting(self, texts: Sequence[Sequence[int]]) -> list[Pass]:
+    def _fitting(self, jobs: Sequence[Job]) -> list[Pass]:
+        texts, prompts = [job.ids for job in jobs], [job.read for job in jobs]
         if self._reading is None:
-            return [Pass(ran, None, None) for ran in self._wide.read(texts, Dials(self._offset))]
-        ran, expected = self._expected(texts, self._reading)
-        if self._offset != self._base:  # else that was all
-            ran = self._wide.read(texts, Dials(self._offset))
-        return [Pass(mask, None, read) for mask, read in zip(ran, expected, strict=True)]
+            found = self._wide.read(texts, self._dials, prompts=prompts)
+            return [Pass(*told, None, None) for told in found]
+        found, expected = self._expected(texts, self._reading)
+        if self._dials != Dials.same(self._base):  # else that was all
+            found = self._wide.read(texts, self._dials, prompts=prompts)
+        return [Pass(*told, None, read) for told, read in zip(found, expected, strict=True)]
 
-    def _expected(
-        self, texts: Sequence[Sequence[int]], reading: BaseReading
-    ) -> tuple[list[np.ndarray], list[Expected]]:
+    def _expected(self, texts: Sequence[Sequence[int]], reading: BaseReading) -> tuple[list[Read], list[Expected]]:
         found: list[list[Expected]] = [[] for _ in texts]
 
         def look(i: int, start: int, logits: Tensor) -> None:
@@ -166,7 +198,7 @@ class EnginePasses:
 def passes_of(
     model: Any,
     tokenizer: Any,
-    offset: float,
+    dials: Dials,
     engine: Engine | None,
     scores: bool,
     base: bool,
@@ -176,8 +208,22 @@ def passes_of(
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     reading = BaseReading(head_of(model), softcap, alternatives) if base else None
-    untouched = offset if is_own(model) and model.plugin is None else math.inf
-    slow = RoutedPasses(model, offset, untouched, reading, scores, batch_tokens)
+    untouched = dials.written if is_own(model) and model.plugin is None else math.inf
+    slow = RoutedPasses(model, dials, untouched, reading, scores, batch_tokens)
     if engine is None or scores:
         return slow
-    return EnginePasses(engine, tokenizer, offset, untouched, reading, batch_tokens, slow)
+    return EnginePasses(engine, tokenizer, dials, untouched, reading, batch_tokens, slow)
+
+
+def _offsets(job: Job, dials: Dials, costs: Sequence[float], length: int) -> list[float]:
+    """The dial of each of `length` places, those of padding among them, by what the tokens cost in the pass before:
+    what is right up to the end of a block is right one block on."""
+    written = [dials.written]
+    if dials.hold is not None:
+        held = Held(dials.hold)
+        held.see(costs[job.read : len(job.ids)])
+        written = held.offsets
+    last = len(written) - 1
+    return [
+        dials.read if place < job.read else written[min((place - job.read) // BLOCK, last)] for place in range(length)
+    ]

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthdial.core.dial import Dials, PromptBudget
 from depthdial.engine.output import RequestOutput
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import Expected
 from depthdial.maps.classes import TokenClasses
-from depthdial.maps.passes import Pass, passes_of
+from depthdial.maps.passes import Job, Pass, passes_of
 from depthdial.maps.pieces import Pieces
 from depthdial.maps.schema import Facts, Row
 from depthdial.maps.texts import Text
+from depthdial.models.convert import route_of
 
 BATCH_TOKENS = 2048
 
@@ -24,7 +26,8 @@ BATCH_TOKENS = 2048
 class Recorder:
     """Maps texts with a converted model.
 
-    offset: the dial's logit offset (None: where the model's dial stands); name, budget: for the record. scores: keep
+    dials: of what is read and written (`LLM.dials`), one logit offset for both, or None: where the model's dials stand.
+    name, budget, prompt_budget: for the record. scores: keep
     the routers' soft opinions. base: also run the base, for entropy and surprisal. alternatives: this many of the
     base's likeliest tokens at each position. batch_tokens: most tokens of one pass. engine: the model's; it runs the
     passes then (see `passes`), unless scores are asked for.
@@ -37,7 +40,7 @@ class Recorder:
         self,
         model: Any,
         tokenizer: Any,
-        offset: float | None = None,
+        dials: Dials | float | None = None,
         name: str = "",
         budget: float | None = None,
         scores: bool = False,
@@ -45,26 +48,39 @@ class Recorder:
         alternatives: int = 0,
         batch_tokens: int = BATCH_TOKENS,
         engine: Engine | None = None,
+        prompt_budget: PromptBudget | None = "same",
     ):
         if alternatives and not base:
             raise ValueError("alternatives are the base's; leave them out, or let the base run")
-        self.facts = Facts.of(model, name, budget, offset, alternatives)
-        self._passes = passes_of(
-            model, tokenizer, self.facts.offset, engine, scores, base, alternatives, batch_tokens
-        )  # fmt: skip
+        if dials is None:
+            route = route_of(model)
+            dials = float(route.offset) if route.read_offset is None else Dials(route.read_offset, float(route.offset))
+        dials = dials if isinstance(dials, Dials) else Dials.same(dials)
+        self.facts = Facts.of(model, name, budget, dials, alternatives, prompt_budget)
+        self._passes = passes_of(model, tokenizer, dials, engine, scores, base, alternatives, batch_tokens)
+        self._alike = dials.alike
         self._alternatives = alternatives
         self._pieces, self._classes = Pieces(tokenizer), TokenClasses(tokenizer)
 
     def rows(self, texts: Sequence[Text]) -> list[Row]:
-        """One row per text, in the order given."""
-        made = self._passes([text.ids for text in texts])
-        return [self._row(text, passed) for text, passed in zip(texts, made, strict=True)]
+        """One row per text, in the order given.
+
+        An answer is written after all that stands before it was read, answers of before among it: a text with several
+        answers is run once for each of them.
+        """
+        jobs = [_jobs(text, self._alike) for text in texts]
+        made = iter(self._passes([job for own in jobs for job in own]))
+        return [
+            self._row(text, _joined(text, own, [next(made) for _ in own]))
+            for text, own in zip(texts, jobs, strict=True)
+        ]
 
     def _row(self, text: Text, passed: Pass) -> Row:
         bare = blank_row(text, self._pieces(text.ids), self._classes)
         columns: dict[str, Any] = {
             "ran": passed.ran,
             "layers_used": passed.ran.sum(1).astype(np.int16),
+            "cost": passed.costs.astype(np.float32),
             "scores": passed.scores,
         }
         if (read := passed.expected) is not None:
@@ -79,6 +95,31 @@ class Recorder:
             [(self._pieces.alone(i), p) for i, p in zip(ids, probabilities, strict=True)]
             for ids, probabilities in zip(read.ids.tolist(), read.probabilities.tolist(), strict=True)
         ]
+
+
+def _jobs(text: Text, alike: bool) -> list[Job]:
+    """One for each answer, up to its end, with all before it read; and one that reads everything, where something
+    stands after the last answer. The last of them is the whole text. alike: it does not matter what is read."""
+    marks = [*text.generated]
+    if alike or not any(marks):
+        return [Job(text.ids, len(text.ids))]
+    starts = [t for t, mark in enumerate(marks) if mark and (t == 0 or not marks[t - 1])]
+    ends = [t + 1 for t, mark in enumerate(marks) if mark and (t + 1 == len(marks) or not marks[t + 1])]
+    jobs = [Job(text.ids[:end], max(1, start)) for start, end in zip(starts, ends, strict=True)]
+    return jobs if marks[-1] else [*jobs, Job(text.ids, len(text.ids))]
+
+
+def _joined(text: Text, jobs: Sequence[Job], made: Sequence[Pass]) -> Pass:
+    """What ran for each token: where it was written, or in the pass over the whole text."""
+    whole = made[-1]
+    ran, costs = whole.ran.copy(), whole.costs.copy()
+    scores = None if whole.scores is None else whole.scores.copy()
+    for job, own in zip(jobs[:-1], made[:-1], strict=True):
+        wrote = slice(job.read, len(job.ids))
+        ran[wrote], costs[wrote] = own.ran[wrote], own.costs[wrote]
+        if scores is not None and own.scores is not None:
+            scores[wrote] = own.scores[wrote]
+    return whole._replace(ran=ran, costs=costs, scores=scores)
 
 
 def blank_row(text: Text, pieces: list[str], classes: TokenClasses) -> Row:

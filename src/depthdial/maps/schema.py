@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depthdial.core.dial import Dials, PromptBudget
 from depthdial.core.names import public_name
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ class Facts:
     """Of the names and values of the plug-in's tensors: two plug-ins of one name are told apart."""
     method: str
     budget: float | None
-    """The budget asked for; None where the plug-in stood as it was trained."""
+    """The budget asked for, of answers; None where the plug-in stood as it was trained."""
     offset: float
-    """The dial's logit offset; `inf` is the untouched base."""
+    """The dial's logit offset of answers, where a budget is held that of their first tokens; `inf` is the untouched
+    base."""
     layers: int
     """Layers of the model."""
     routed: tuple[int, ...]
@@ -58,20 +60,31 @@ class Facts:
     dtype: str
     alternatives: int = 0
     """Next tokens recorded at each position."""
+    prompt_budget: PromptBudget | None = "same"
+    """The budget asked for, of prompts: 1.0 is the untouched base, "same" the dial of answers, as in maps of before
+    there were two; None where an offset was set by hand."""
+    prompt_offset: float | None = None
+    """The dial's logit offset of prompts; None: as `offset`."""
     format_version: int = FORMAT_VERSION
 
     @classmethod
     def of(
-        cls, model: Any, name: str, budget: float | None = None, offset: float | None = None, alternatives: int = 0
+        cls,
+        model: Any,
+        name: str,
+        budget: float | None = None,
+        dials: Dials | None = None,
+        alternatives: int = 0,
+        prompt_budget: PromptBudget | None = "same",
     ) -> Facts:
-        """Of a converted model; offset None is where its dial stands. name: as the model was asked for; of a place on
-        this machine the last part is kept. ValueError for a model that is not converted."""
+        """Of a converted model; dials None is where its dial stands, for all tokens. name: as the model was asked for;
+        of a place on this machine the last part is kept. ValueError for a model that is not converted."""
         from depthdial.models.convert import method_of, route_of  # torch, which to read a map takes no part in
 
         route, method = route_of(model), method_of(model)
         layers = len(route.ledger.layers)
         routed = tuple(sorted(method.layers(layers)))
-        dial = route.offset if offset is None else offset
+        dials = Dials.same(float(route.offset)) if dials is None else dials
         plugin = getattr(model, "plugin", None)
         return cls(
             model=public_name(name),
@@ -79,22 +92,43 @@ class Facts:
             parts_sha256=_digest(model),
             method=type(method).__name__,
             budget=budget,
-            offset=float(dial),
+            offset=float(dials.written),
             layers=layers,
             routed=routed,
             always_on=method.always_on(layers),
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
+            prompt_budget=prompt_budget,
+            prompt_offset=None if prompt_budget == "same" else float(dials.read),
         )
+
+    @property
+    def dial(self) -> str:
+        """Where both dials stood, in words."""
+        if self.budget is None:
+            return "as it was trained"
+        if self.prompt_budget in (None, "same") or self.offset == self.prompt_offset:
+            return f"budget {self.budget:g}"
+        return f"budget {self.budget:g}, prompt budget {self.prompt_budget:g}"
 
     @property
     def asked(self) -> str:
         """Who was asked what comes next: the base; or the model itself, where it has no plug-in."""
         return "the model" if self.plugin is None else "the base"
 
+    @property
+    def reading(self) -> float:
+        """The dial's logit offset of prompts."""
+        return self.offset if self.prompt_offset is None else self.prompt_offset
+
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it; an infinite offset is null."""
-        return {**asdict(self), "offset": self.offset if math.isfinite(self.offset) else None}
+        """As JSON has it: the infinite offset of answers is null, that of prompts "inf", since there null says more."""
+        read = self.prompt_offset
+        return {
+            **asdict(self),
+            "offset": self.offset if math.isfinite(self.offset) else None,
+            "prompt_offset": read if read is None or math.isfinite(read) else "inf",
+        }
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,8 @@ class Row:
     layers_used: np.ndarray
     """int16 [T]: layers run by the pass that reads the token; 0 where there was no such pass (the last token of a text
     that comes from an engine)."""
+    cost: np.ndarray | None = None
+    """float32 [T]: true cost, relative to dense, of the pass that reads the token; nan where there was none."""
     ran: np.ndarray | None = None
     """bool [T, L]: which layers; a layer ran if any unit of it did."""
     scores: np.ndarray | None = None
@@ -133,6 +169,13 @@ class Row:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    def costs(self, generated: bool) -> np.ndarray:
+        """float64 [n]: true costs of the passes that read its answer's tokens, or its prompt's, as far as known."""
+        if self.cost is None:
+            return np.empty(0)
+        found = self.cost[self.generated == generated].astype(float)
+        return found[np.isfinite(found)]
 
     @property
     def starts(self) -> np.ndarray:
@@ -162,7 +205,7 @@ def _digest(model: Any) -> str:
 
 
 def columns() -> pa.Schema:
-    """The columns of a map in Parquet; all have `FORMAT_VERSION`."""
+    """The columns of a map in Parquet, of `FORMAT_VERSION`; maps of before costs were kept have no `cost`."""
     import pyarrow as pa
 
     def many(kind: Any) -> Any:
@@ -181,6 +224,7 @@ def columns() -> pa.Schema:
             "generated": many(pa.bool_()),
             "token_class": many(pa.string()),
             "layers_used": many(pa.int16()),
+            "cost": many(pa.float32()),
             "run_mask": pa.binary(),
             "scores": many(pa.float16()),
             "entropy": many(pa.float32()),
@@ -224,6 +268,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "generated": row.generated,
         "token_class": row.token_class,
         "layers_used": row.layers_used,
+        "cost": row.cost,
         "run_mask": None if row.ran is None else pack(row.ran),
         "scores": None if row.scores is None else row.scores.ravel(),
         "entropy": row.entropy,

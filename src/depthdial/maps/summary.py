@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from depthdial.maps.bootstrap import Bootstrap, Estimate, Interval
+from depthdial.maps.costs import Costs
 from depthdial.maps.schema import FORMAT_VERSION, LEXICAL, Facts
 from depthdial.maps.store import read_parts
 from depthdial.maps.tasks import TASKS
@@ -66,6 +67,8 @@ class Summary:
     entropy: dict[str, Interval] = field(default_factory=dict)
     """Correlation of layers with the base's entropy: Pearson's, Spearman's, and Pearson's by task."""
     orderings: list[Ordering] = field(default_factory=list)
+    costs: dict[str, Interval] = field(default_factory=dict)
+    """True cost of prompts and answers, whole (see `costs`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; null where nothing can be said."""
@@ -74,6 +77,7 @@ class Summary:
             "facts": self.facts.to_json(),
             **{name: getattr(self, name) for name in ("view", "scope", "texts", "groups", "tokens")},
             "layers": self.layers.to_json(),
+            **{name: found.to_json() for name, found in self.costs.items()},
             "tables": {
                 name: [{"name": c.name, "tokens": c.tokens, **c.layers.to_json()} for c in cells]
                 for name, cells in self.tables.items()
@@ -102,14 +106,15 @@ def summarise(path: str | Path, view: View = "wrote", scope: Scope = "answer", s
         raise ValueError(f"view must be {' or '.join(VIEWS)}, not {view!r}")
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
-    facts, tokens, texts = tokens_of(read_parts(path), view)
+    costs = Costs()
+    facts, tokens, texts = tokens_of(costs.watched(read_parts(path)), view)
     if scope == "answer" and not tokens.generated.any():
         scope = "prompt"
     if scope != "all":
         tokens = tokens.where(tokens.generated == (scope == "answer"))
     if not len(tokens):
         raise ValueError(f"{path} has no token in {scope}s; ask for --scope all")
-    return Summariser(facts, tokens, seed).summary(view, scope, texts)
+    return replace(Summariser(facts, tokens, seed).summary(view, scope, texts), costs=costs.intervals(seed))
 
 
 class Summariser:

@@ -17,13 +17,16 @@ _MARKS = {"confirmed": "green", "refuted": "red", "undecided": "yellow"}
 def tables(summary: Summary) -> list[Table | str]:
     """What to print, in order."""
     f = summary.facts
-    dial = "as it was trained" if f.budget is None else f"budget {f.budget:g}"
     view = "the pass that wrote them" if summary.view == "wrote" else "the pass that read them"
     first = printable(
-        f"{f.model}, {f.plugin or 'no plug-in'}, {dial}: {summary.tokens:,} tokens ({summary.scope}) of "
+        f"{f.model}, {f.plugin or 'no plug-in'}, {f.dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts in {summary.groups:,} groups; layers of {view}: {_plus(summary.layers)} of {f.layers}"
     )
     found: list[Table | str] = [escape(first)]
+    if summary.costs:
+        words = {"prompt_cost": "prompts", "cost": "answers"}
+        told = ", ".join(f"{words[name]} {c.mean:.3f} ({_ends(c, 3)})" for name, c in summary.costs.items())
+        found.append(f"true cost relative to dense: {told}")
     for name, cells in summary.tables.items():
         table = _table(name, "tokens", "layers", "95 % interval")
         for cell in cells:

@@ -67,7 +67,14 @@ def export(llm: LLM, name: str, order: MapOrder) -> Stages:
 def _passes(llm: LLM, name: str, order: MapOrder) -> DepthMap:
     budget = llm.budget if order.budget is None else order.budget
     recorder = Recorder(
-        llm.model, llm.tokenizer, offset=llm.offset_of(budget), name=name, budget=budget, scores=True, alternatives=3
+        llm.model,
+        llm.tokenizer,
+        llm.dials(budget),
+        name,
+        budget,
+        scores=True,
+        alternatives=3,
+        prompt_budget=llm.prompt_budget,
     )
     return DepthMap(recorder.facts, recorder.rows([order.text]))
 

@@ -43,6 +43,8 @@ from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
+DOWN, WIDE = "adapter.down.weight", ("adapter.gate.weight", "adapter.up.weight")
+"""The ends of the names of an adapter's weights: [d, width], and [width, d]."""
 POINTS = 26
 """Points of the dial's curve."""
 FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
@@ -141,7 +143,13 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     if control is not None and config.budget is not None:
         _centre(model, control, config.budget)
     cast_parts(model, torch.bfloat16)
-    plugin = Plugin(output.name, method, base, training=_history(config, rows, control, learns))
+    plugin = Plugin(
+        output.name,
+        method,
+        base,
+        training=_history(config, rows, control, learns),
+        prompt_budget=config.prompt_budget if learns else None,
+    )
     save(model, output, plugin)  # the training is safe from here on; --resume measures the dial again
 
     heldout = Heldout(model, check_batches, config.compile)
@@ -271,9 +279,10 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def _take_over(model: PreTrainedModel, folder: str) -> None:
-    """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in."""
+    """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in. Wider
+    adapters begin as the narrower ones: what is new is multiplied by 0."""
     own, given = parts_of(model), read_parts(parts_file(folder))
-    lacking = [k for k, v in own.items() if k not in given or given[k].shape != v.shape]
+    lacking = [k for k, v in own.items() if k not in given or not _holds(k, v, given[k])]
     if lacking:
         raise ValueError(
             f"{folder} has no {lacking[0]} of that shape ({len(lacking)} of {len(own)} parts are missing); "
@@ -281,7 +290,19 @@ def _take_over(model: PreTrainedModel, folder: str) -> None:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(given[name])
+            if name.endswith(DOWN):
+                tensor.zero_()
+            tensor[tuple(slice(0, n) for n in given[name].shape)] = given[name]
+
+
+def _holds(name: str, own: torch.Tensor, given: torch.Tensor) -> bool:
+    """May a tensor begin as a smaller one? An adapter's may, along its width."""
+    if own.shape == given.shape:
+        return True
+    side = 1 if name.endswith(DOWN) else 0 if name.endswith(WIDE) else None
+    if side is None or own.ndim != 2 or given.ndim != 2:
+        return False
+    return own.shape[1 - side] == given.shape[1 - side] and own.shape[side] > given.shape[side]
 
 
 def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from depthdial.engine.score import Ran
 from depthdial.evaluate.harness.compare import Drawn, counts, summary
 from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.subjects import Row
 
 BASE, ADAPTIVE, RANDOM = (
     Row("base", "base", "flexidepth", 1.0),
@@ -22,7 +22,8 @@ BASE, ADAPTIVE, RANDOM = (
 def record(task: str, values, chance: float = 0.0, cost: float = 1.0, **fields) -> Record:
     told = {
         "metric": "acc", "kind": "mean", "higher_is_better": True, "score": float(np.mean(values)), "chance": chance,
-        "prompt": Ran(10, 200, 10 * cost), "answer": Ran(), "seconds": 1.0, "cpu_seconds": 2.0,
+        "prompt": Ran(10, 300, 10.0), "answer": Ran(10, 200, 10 * cost), "tokens": 12, "dense": 2,
+        "seconds": 1.0, "cpu_seconds": 2.0,
     }  # fmt: skip
     return Record(task=task, values=list(values), **{**told, **fields})
 
@@ -34,7 +35,7 @@ def test_means_are_those_of_the_paper_and_above_chance():
     _, row = summary([BASE, ADAPTIVE], {"base": base, "flexidepth 0.8": own})
     assert row["mean_retained"]["mean"] == pytest.approx((0.5 / 0.99 + 1) / 2)
     assert row["mean_above_chance"]["mean"] == pytest.approx((0.25 / 0.74 + 1) / 2)
-    assert row["cost"] == pytest.approx(0.85) and row["layers_prompt"] == 20 and math.isnan(row["layers_answer"])
+    assert row["cost"] == pytest.approx(0.85) and row["layers_prompt"] == 30 and row["layers_answer"] == 20
     assert row["seconds"] == 2 and row["cpu_seconds"] == 4
     low, high = (row["mean_above_chance"][name] for name in ("low", "high"))
     assert low < row["mean_above_chance"]["mean"] < high and 0.05 < high - low < 0.3

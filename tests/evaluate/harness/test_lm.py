@@ -10,10 +10,18 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
+from depthdial.core.dial import Dials
+from depthdial.evaluate.harness.lm import DepthLM
+from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.store import Store
 
 CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and the other foxes")
+
+
+def at(scored: float, generated: float, read: float | None = None) -> Setting:
+    """By offsets; read: None is the form of the papers."""
+    first, second = (Dials(offset if read is None else read, offset) for offset in (scored, generated))
+    return Setting.alike(Dial(first, second, Dials.same(scored)))
 
 
 def instance(kind: Any, doc: int, *args: Any) -> Instance:
@@ -68,7 +76,7 @@ def test_generated_texts_are_those_of_the_harness_own_model(dense, hf):
 def test_a_budget_is_scored_by_its_own_decisions(tiny_llm):
     llm = tiny_llm()
     lm = DepthLM(llm)
-    tally = lm.begin(Dial(0.3, 9.0), Store())
+    tally = lm.begin(at(0.3, 9.0), Store())
     context, continuation = "the quick brown fox", " jumps over the lazy dog"
     ((logprob, greedy),) = lm.loglikelihood([instance("loglikelihood", 0, context, continuation)])
     model, first = llm.model, len(lm.tok_encode(context))
@@ -86,10 +94,49 @@ def test_a_budget_is_scored_by_its_own_decisions(tiny_llm):
     assert layers.min() < llm.layers, "something was skipped"
 
 
+def test_a_context_is_read_and_what_follows_is_written(tiny_llm):
+    llm = tiny_llm()
+    lm = DepthLM(llm)
+    tally = lm.begin(at(-0.3, -0.3, read=math.inf), Store())
+    context, continuations = "the quick brown fox", (" jumps over the lazy dog", " and", " jumps over foxes")
+    found = lm.loglikelihood([instance("loglikelihood", 0, context, each) for each in continuations])
+    first, model = len(lm.tok_encode(context)), llm.model
+    ran = 0.0
+    for (logprob, _), continuation in zip(found, continuations, strict=True):
+        tokens = torch.tensor([lm.tok_encode(context + continuation)])
+        offsets = torch.full((1, tokens.shape[1]), -0.3)
+        offsets[:, :first] = math.inf
+        model.route.offset = offsets
+        with torch.no_grad():
+            logits = model(tokens, use_cache=False).logits[0, first - 1 : -1]
+        assert logprob == pytest.approx(
+            float(logits.log_softmax(-1).gather(1, tokens[0, first:, None]).sum()), abs=1e-4
+        )
+        ran += float(model.route.token_cost()[0, first:-1].sum())
+    assert tally.prompt == (first, 6 * first, first), "read once, by the untouched base"
+    assert tally.answer.cost == pytest.approx(ran) and tally.answer.cost < 0.99 * tally.answer.tokens
+    assert tally.dense == 3 and tally.tokens == sum(len(lm.tok_encode(context + c)) - first for c in continuations)
+
+
+def test_texts_take_turns_between_two_dials(tiny_llm):
+    requests = [
+        instance("loglikelihood", i, "the quick", f" {word}") for i, word in enumerate(("fox", "dog", "foxes", "over"))
+    ]
+    alone = []
+    for offset in (0.5, -0.5):
+        lm = DepthLM(tiny_llm())
+        lm.begin(at(offset, offset), Store())
+        alone.append(lm.loglikelihood(requests))
+    lm = DepthLM(tiny_llm())
+    high, low = (Dial(*[Dials.same(offset)] * 3) for offset in (0.5, -0.5))
+    lm.begin(Setting(high, low, 0.5), Store())
+    assert lm.loglikelihood(requests) == [alone[i % 2 == 0][i] for i in range(4)] and alone[0] != alone[1]
+
+
 def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
     llm = tiny_llm()
     lm = DepthLM(llm)
-    tally = lm.begin(Dial(math.inf, -0.2), Store())
+    tally = lm.begin(at(math.inf, -0.2), Store())
     asked = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
     (text,) = lm.generate_until([asked])
     model = llm.model
@@ -105,7 +152,19 @@ def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
     assert text == llm.tokenizer.decode(ids[count:], skip_special_tokens=True)
     layers = model.route.layers_used[0, :-1]
     assert tally.prompt.layers == int(layers[:count].sum()) and tally.answer.layers == int(layers[count:].sum())
-    assert tally.answer.tokens == len(ids) - count - 1
+    assert tally.answer.tokens == len(ids) - count - 1 and (tally.tokens, tally.dense) == (len(ids) - count, 0)
+
+
+def test_of_an_answer_to_a_prompt_that_is_read_in_full_the_first_token_is_the_bases(tiny_llm):
+    lm = DepthLM(tiny_llm())
+    tally = lm.begin(at(-0.2, -0.2, read=math.inf), Store())
+    asked = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
+    (text,) = lm.generate_until([asked])
+    assert tally.prompt.cost == tally.prompt.tokens and tally.dense == 1 < tally.tokens
+    assert tally.answer.cost < 0.99 * tally.answer.tokens
+    lm.begin(Setting.alike(Dial()), Store())
+    (base,) = lm.generate_until([asked])
+    assert base[:1] == text[:1]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +173,7 @@ def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
 def test_interrupted_anywhere_it_gives_the_same(tiny_llm, tmp_path, ask):
     name, requests = ask[0], ask[1]()
     whole = DepthLM(tiny_llm(max_batch=2))
-    wanted_tally = whole.begin(Dial(0.3, 0.3), Store())
+    wanted_tally = whole.begin(at(0.3, 0.3), Store())
     wanted = getattr(whole, name)(requests)
 
     class Ended(Exception):
@@ -129,13 +188,13 @@ def test_interrupted_anywhere_it_gives_the_same(tiny_llm, tmp_path, ask):
                 raise Ended
 
         lm.report = stop
-        lm.begin(Dial(0.3, 0.3), Store(file))
+        lm.begin(at(0.3, 0.3), Store(file))
         try:
             getattr(lm, name)(requests)
         except Ended:
             lm = DepthLM(tiny_llm(max_batch=2))  # a new process knows nothing but the file
             lm.report = lambda done, total: None
-            tally = lm.begin(Dial(0.3, 0.3), Store(file))
+            tally = lm.begin(at(0.3, 0.3), Store(file))
             assert getattr(lm, name)(requests) == wanted
             assert (tally.prompt, tally.answer) == (wanted_tally.prompt, wanted_tally.answer)
 
@@ -144,11 +203,11 @@ def test_what_is_known_is_not_run_again(tiny_llm, tmp_path):
     llm = tiny_llm()
     lm = DepthLM(llm)
     for _ in range(2):
-        lm.begin(Dial(0.3, 0.3), Store(tmp_path / "a.jsonl"))
+        lm.begin(at(0.3, 0.3), Store(tmp_path / "a.jsonl"))
         lm.loglikelihood(scored())
         lm.generate_until(generated())
         ran = llm.stats.tokens
-    lm.begin(Dial(0.4, 0.3), Store(tmp_path / "a.jsonl"))
+    lm.begin(at(0.4, 0.3), Store(tmp_path / "a.jsonl"))
     lm.generate_until(generated())
     assert llm.stats.tokens == ran
     lm.loglikelihood(scored())

@@ -15,8 +15,8 @@ import pytest
 
 from depthdial.evaluate.harness import run as module
 from depthdial.evaluate.harness.run import Options, run
-from depthdial.evaluate.harness.subjects import Setup
 from depthdial.evaluate.harness.table import tables
+from depthdial.evaluate.subjects import Lineup, Setup
 
 CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
@@ -24,11 +24,14 @@ CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
     def make(**fields: Any) -> Options:
+        lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
+        lineup |= {
+            name: fields.pop(name) for name in ("budgets", "baselines", "early_exit", "int8", "where") if name in fields
+        }
         told = {
             "model": str(tiny_folder),
-            "plugin": str(tiny_plugin),
+            "lineup": Lineup(**lineup),
             "tasks": ["arc_easy", "winogrande"],
-            "budgets": [1.0, 0.8],
             "data_dir": data_folder,
             "output": tmp_path / "out",
             "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
@@ -47,18 +50,44 @@ def timeless(told: Any) -> Any:
 def test_rows_costs_and_files(options, tmp_path):
     results = run(options())
     rows = {row["name"]: row for row in results["rows"]}
-    assert list(rows) == ["base", "flexidepth 0.8", "early exit 0.8"]
+    assert list(rows) == ["base", "flexidepth 0.8", "base int8", "early exit 0.8"]
     assert rows["base"]["cost"] == 1 and rows["base"]["layers_prompt"] == 6
     adaptive, early = rows["flexidepth 0.8"], rows["early exit 0.8"]
-    assert adaptive["cost"] < 1 and adaptive["layers_prompt"] < 6
+    assert adaptive["cost"] < 0.99 and adaptive["prompt_cost"] == 1 and adaptive["layers_prompt"] == 6
     for task in ("arc_easy", "winogrande"):
-        steps = (early["tasks"][task]["cost"] - adaptive["tasks"][task]["cost"]) / (1 / 6)
-        assert abs(steps) <= 0.55, "the nearest number of layers"
+        told = adaptive["tasks"][task]
+        assert early["tasks"][task]["cost"] == pytest.approx(told["cost"], abs=0.04), "texts take turns"
+        assert 0 < told["dense_share"] < 1 == rows["base"]["tasks"][task]["dense_share"]
     assert rows["base"]["tasks"]["arc_easy"]["items"] == 7 and adaptive["seconds"] > 0
     held = json.loads((tmp_path / "out" / "results.json").read_text())
     assert held == results and held["complete"] and held["machine"]["cores"]
     assert str(tmp_path) not in json.dumps(held), "no place of this machine"
     assert "| early exit 0.8 |" in tables(held) and "nan" not in tables(held)
+
+
+def test_both_costs_follow_the_prompt_budget(options, tiny_folder):
+    found = {}
+    for read in (None, 0.75, "same"):
+        setup = Setup(str(tiny_folder), "float32", "cpu", max_batch=4, prompt_budget=read)
+        results = run(options(setup=setup, output=None, early_exit=False, int8="none", tasks=["arc_easy", "wikitext"]))
+        base, own = results["rows"]
+        assert base["cost"] == base["prompt_cost"] == 1, "the base is untouched whatever is asked"
+        found[read] = own["tasks"]
+        assert results["arguments"]["prompt_budget"] == (1.0 if read is None else read)
+    full, some, same = (told["arc_easy"] for told in found.values())
+    assert full["prompt_cost"] == 1 and some["prompt_cost"] < 0.99 and same["prompt_cost"] < 0.99
+    assert some["dense_share"] == same["dense_share"] == 0 < full["dense_share"]
+    perplexities = {told["wikitext"]["score"] for told in found.values()}
+    assert len(perplexities) == 1 and found[None]["wikitext"]["cost"] < 0.99, "text skips as in the papers, always"
+
+
+def test_where_skipping_hurts(options):
+    results = run(options(where=True, output=None, early_exit=False, int8="none", tasks=["arc_easy"]))
+    rows = {row["name"]: row for row in results["rows"]}
+    own, prompt, both = rows["flexidepth 0.8"], rows["prompt only 0.8"], rows["prompt and answer 0.8"]
+    assert (prompt["cost"], own["prompt_cost"]) == (1, 1) and both["cost"] < 0.99
+    assert prompt["prompt_cost"] == both["prompt_cost"] < 0.99
+    assert "Where skipping hurts" in tables(results)
 
 
 def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypatch):
@@ -68,7 +97,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypat
     monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
-    assert measured == ["piqa", "piqa"]
+    assert measured == ["piqa", "piqa", "piqa"]
     assert timeless(grown["rows"][1]["tasks"]["arc_easy"]) == timeless(first["rows"][1]["tasks"]["arc_easy"])
     assert grown["subjects"]["early exit"] == first["subjects"]["early exit"], "not run, but not forgotten"
     assert timeless(run(options(resume=True))) == timeless(first)
@@ -100,7 +129,7 @@ def test_ended_at_any_chunk_it_comes_to_the_same(options, tmp_path):
 def test_killed_it_comes_to_the_same(options, tmp_path, data_folder):
     told = options()
     command = [
-        sys.executable, "-m", "depthdial", "evaluate", "--model", told.model, "--plugin", told.plugin, "--tasks",
+        sys.executable, "-m", "depthdial", "evaluate", "--model", told.model, "--plugin", told.lineup.plugin, "--tasks",
         "arc_easy,winogrande,hellaswag,piqa", "--budgets", "0.8", "--data-dir", str(data_folder), "--dtype", "float32",
         "--device", "cpu", "--batch", "4", "--json",
     ]  # fmt: skip

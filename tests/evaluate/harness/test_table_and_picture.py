@@ -15,6 +15,7 @@ def task(score: float, **fields):
     told = {
         "metric": "acc", "kind": "mean", "items": 200, "score": score, "stderr": 0.03, "chance": 0.25,
         "retained": score / 0.5, "above_chance": (score - 0.25) / 0.25, "cost": 0.9,
+        "prompt_cost": 1.0, "dense_share": 0.31,
         "over_base": {"mean": score - 0.5, "low": None, "high": None},
     }  # fmt: skip
     return {**told, **fields}
@@ -31,7 +32,8 @@ def mean(value: float | None, half: float = 0.02):
 def row(name: str, kind: str, cost: float, score: float, **fields):
     perplexity = {"metric": "word_perplexity", "kind": "perplexity", "chance": 0.0, "above_chance": None}
     return {
-        "name": name, "kind": kind, "budget": 1.0 if kind == "base" else 0.9, "cost": cost, "layers_prompt": 30 * cost,
+        "name": name, "kind": kind, "budget": 1.0 if kind == "base" else 0.9, "part": "", "cost": cost,
+        "prompt_cost": 1.0, "layers_prompt": 30 * cost,
         "layers_answer": None, "seconds": 12.3, "cpu_seconds": 9.8, "mean_retained": mean(score / 0.5),
         "mean_above_chance": mean((score - 0.25) / 0.25), "counted": ["arc"], "at_chance": ["wiki"],
         "tasks": {"arc": task(score), "wiki": task(20 / score, **perplexity)}, **fields,
@@ -46,19 +48,20 @@ def results():
         row("flexidepth 0.9", "adaptive", 0.91, 0.48),
         row("random 0.9", "baseline", 0.9, 0.4, adaptive_over_this=won),
     ]
-    return {"layers": 30, "rows": rows}
+    return {"layers": 30, "rows": rows, "arguments": {"prompt_budget": 1.0}}
 
 
 def test_scores_with_their_errors_and_shares(results):
     lines = score_table(results["rows"]).splitlines()
     assert lines[0] == "|  | arc, acc (n = 200) | wiki, word_perplexity (n = 200) |"
     assert lines[2] == "| base | 50.0 ±3.0 | 40.00 ±0.03 |"
-    assert lines[3].startswith("| flexidepth 0.9 | 48.0 ±3.0 (96) |")
+    assert lines[3].startswith("| flexidepth 0.9 | 48.0 ±3.0 (96; 31) |")
 
 
 def test_costs_depths_and_means(results):
-    assert "| flexidepth 0.9 | 0.910 | 27.3 | – | 96.0 (94.0 to 98.0) | 92.0 (90.0 to 94.0) | 12 | 10 |" in cost_table(
-        results
+    assert (
+        "| flexidepth 0.9 | 0.910 | 1.000 | 27.3 | – | 96.0 (94.0 to 98.0) | 92.0 (90.0 to 94.0) | 12 | 10 |"
+        in cost_table(results)
     )
 
 
@@ -74,11 +77,27 @@ def test_all_tables_say_what_is_left_out(results):
     assert "minus each baseline" not in tables({**results, "rows": rows})
 
 
+def test_where_skipping_hurts(results):
+    parts = [
+        row(f"{part} 0.9", "where", 1.0, 0.45, part=part, prompt_cost=0.91, budget=0.9) for part in ("prompt", "both")
+    ]
+    text = tables({**results, "rows": [*results["rows"], *parts]})
+    lines = text[text.index("Where skipping hurts") :].splitlines()[4:8]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "nothing",
+        "answer only 0.9",
+        "prompt only 0.9",
+        "prompt and answer 0.9",
+    ]
+    assert lines[2].startswith("| prompt only 0.9 | 1.000 | 0.910 | 80.0 (78.0 to 82.0) | 90.0 |")
+    assert "Where" not in tables(results) and "Contexts are read at prompt_budget 1.0" in text
+
+
 def test_a_row_that_has_not_run_every_task(results):
     del results["rows"][2]["tasks"]["wiki"]
     del results["rows"][2]["adaptive_over_this"]["tasks"]["wiki"]
     results["rows"][2]["mean_above_chance"] = mean(None)
-    assert "| random 0.9 | 40.0 ±3.0 (80) | – |" in tables(results)
+    assert "| random 0.9 | 40.0 ±3.0 (80; 31) | – |" in tables(results)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="an extra")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.subjects import Row
 
 DRAWS = 2000
 ABOVE = 5.0
@@ -67,7 +67,9 @@ def _row(row: Row, own: Records, base: Records, adaptive: Mapping[float, Records
         "name": row.name,
         "kind": row.kind,
         "budget": row.budget,
-        "cost": _mean([own[task].cost for task in tasks]),
+        "part": row.part,
+        "cost": _known_mean([own[task].cost for task in tasks]),
+        "prompt_cost": _known_mean([own[task].prompt_cost for task in tasks]),
         "layers_prompt": _layers(own, tasks, "prompt"),
         "layers_answer": _layers(own, tasks, "answer"),
         "seconds": sum(own[task].seconds for task in tasks),
@@ -114,6 +116,8 @@ def _task(own: Record, base: Record, drawn: Drawn) -> dict[str, Any]:
         "above_chance": _above(own.score, base.score, own.chance) if counts(base) else math.nan,
         "over_base": _difference(own, base, drawn),
         "cost": own.cost,
+        "prompt_cost": own.prompt_cost,
+        "dense_share": own.dense_share,
         "layers_prompt": own.prompt.layers / own.prompt.tokens if own.prompt.tokens else math.nan,
         "layers_answer": own.answer.layers / own.answer.tokens if own.answer.tokens else math.nan,
         "tokens_prompt": own.prompt.tokens,
@@ -156,6 +160,11 @@ def _layers(own: Records, tasks: Sequence[str], which: str) -> float:
     """Mean over tasks of the layers a token used."""
     found = [getattr(own[task], which) for task in tasks]
     return _mean([ran.layers / ran.tokens for ran in found if ran.tokens])
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    """Of the values that are known."""
+    return _mean([value for value in values if not math.isnan(value)])
 
 
 def _mean(values: Sequence[float]) -> float:

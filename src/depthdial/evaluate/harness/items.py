@@ -12,9 +12,10 @@ from lm_eval.api.metrics import mean, perplexity, weighted_perplexity
 from lm_eval.evaluator import evaluate
 
 from depthdial.engine.score import Ran
-from depthdial.evaluate.harness.lm import DepthLM, Dial
-from depthdial.evaluate.harness.store import Store
+from depthdial.evaluate.harness.lm import DepthLM
+from depthdial.evaluate.harness.setting import Setting
 from depthdial.evaluate.harness.tasks import FEWSHOT_SEED, Suite
+from depthdial.evaluate.store import Store
 
 PREFERRED = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity")
 """Of the metrics of a task the one that its line shows; of others the first. The rest is in the JSON."""
@@ -37,6 +38,8 @@ class Record:
     values: list[Any]
     prompt: Ran
     answer: Ran
+    tokens: int
+    dense: int
     """See `lm.Tally`."""
     seconds: float
     cpu_seconds: float
@@ -45,9 +48,19 @@ class Record:
 
     @property
     def cost(self) -> float:
-        """Mean true cost of all tokens that ran, relative to dense."""
-        tokens = self.prompt.tokens + self.answer.tokens
-        return (self.prompt.cost + self.answer.cost) / tokens if tokens else math.nan
+        """Mean true cost, relative to dense, of the tokens that were written (or scored as if they had been) and ran;
+        nan where all answers have one token."""
+        return self.answer.cost / self.answer.tokens if self.answer.tokens else math.nan
+
+    @property
+    def prompt_cost(self) -> float:
+        """The same of the tokens that were read."""
+        return self.prompt.cost / self.prompt.tokens if self.prompt.tokens else math.nan
+
+    @property
+    def dense_share(self) -> float:
+        """Share of the scored tokens whose logits the untouched base gave."""
+        return self.dense / self.tokens if self.tokens else math.nan
 
     @property
     def stderr(self) -> float:
@@ -70,12 +83,14 @@ class Record:
         return cls(**{**told, "chance": chance, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
 
 
-def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: float | None, run_code: bool = False) -> Record:
+def measure(
+    suite: Suite, lm: DepthLM, setting: Setting, store: Store, limit: float | None, run_code: bool = False
+) -> Record:
     """Run a task. limit: items of the whole task, the first ones, or below 1 their share. store: chunks of this task at
     this setting."""
     for task in suite.parts.values():  # its draws go on where they stopped: each row would see other examples
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    tally = lm.begin(dial, store)
+    tally = lm.begin(setting, store)
     told: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
         lm=lm,
         task_dict={"tasks": suite.parts, "groups": {}, "group_map": {}},
@@ -102,6 +117,8 @@ def measure(suite: Suite, lm: DepthLM, dial: Dial, store: Store, limit: float | 
         values=values,
         prompt=tally.prompt,
         answer=tally.answer,
+        tokens=tally.tokens,
+        dense=tally.dense,
         seconds=tally.seconds,
         cpu_seconds=tally.cpu_seconds,
         scores=scores,

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -24,7 +24,8 @@ from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.evaluate.harness.store import Store, key_of
+from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.store import Store, key_of
 
 Report = Callable[[int, int], None]
 """Chunks done, chunks in all."""
@@ -34,13 +35,6 @@ SEED = 1234
 _KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks"}
 
 
-class Dial(NamedTuple):
-    """Logit offsets: of texts that are scored, and of texts that are generated. `inf` is the untouched base."""
-
-    text: float = math.inf
-    generated: float = math.inf
-
-
 @dataclass
 class Tally:
     """What ran since the last task began."""
@@ -48,14 +42,19 @@ class Tally:
     prompt: Ran = field(default_factory=Ran)
     """Tokens that were given: prompts, and contexts of what was scored."""
     answer: Ran = field(default_factory=Ran)
-    """Tokens that were generated, or scored as if they had been."""
+    """Tokens that were generated, or scored as if they had been; the last one of each text never runs."""
+    tokens: int = 0
+    """All tokens that were generated or scored."""
+    dense: int = 0
+    """Those whose logits the untouched base gave: at least the first of each answer whose prompt is read in full."""
     seconds: float = 0.0
     """Of the engine's work, by the clock on the wall."""
     cpu_seconds: float = 0.0
     """Of this process, over all its threads: what a machine that is shared does not change."""
 
-    def add(self, prompt: Sequence[float], answer: Sequence[float]) -> None:
+    def add(self, prompt: Sequence[float], answer: Sequence[float], tokens: int, dense: int) -> None:
         self.prompt, self.answer = _sum(self.prompt, prompt), _sum(self.answer, answer)
+        self.tokens, self.dense = self.tokens + tokens, self.dense + dense
 
     def took(self, seconds: Sequence[float]) -> None:
         self.seconds += seconds[0]
@@ -68,13 +67,13 @@ class DepthLM(TemplateLM):
     def __init__(self, llm: LLM, report: Report = lambda done, total: None):
         super().__init__()
         self.llm, self.tokenizer, self.report = llm, llm.tokenizer, report
-        self.dial, self.store, self.tally = Dial(), Store(), Tally()
+        self.setting, self.store, self.tally = Setting.alike(Dial()), Store(), Tally()
         self._scorer = Scorer(llm.engine, llm.tokenizer)
         self._plugin = None if llm.plugin is None else llm.plugin.name
 
-    def begin(self, dial: Dial, store: Store) -> Tally:
-        """The next task's dial and store; gives the tally that it will fill."""
-        self.dial, self.store, self.tally = dial, store, Tally()
+    def begin(self, setting: Setting, store: Store) -> Tally:
+        """The next task's dials and store; gives the tally that it will fill."""
+        self.setting, self.store, self.tally = setting, store, Tally()
         return self.tally
 
     @property
@@ -111,14 +110,16 @@ class DepthLM(TemplateLM):
         groups, found = [], []
         for _, asked in itertools.groupby(requests, lambda request: (request.task_name, request.doc_id)):
             groups.append([self._text(*self._pair(*request.args)) for request in asked])
-        for scores in self._scored(groups):
+        dials = [self.setting.at(i).scored for i in range(len(groups))]
+        for scores in self._scored(groups, dials):
             found += [(logprob, greedy) for logprob, greedy in scores]
         return found
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return [scores[0] for scores in self._scored([[self._text(*pair)] for _, *pair in requests])]
+        groups = [[self._text(*pair)] for _, *pair in requests]
+        return [scores[0] for scores in self._scored(groups, [self.setting.at(i).scored for i in range(len(groups))])]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows = []
@@ -126,7 +127,9 @@ class DepthLM(TemplateLM):
             tokens = self.tok_encode(request.args[0])
             cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
             windows.append([make_disjoint_window(window) for window in cut])
-        scores = iter(self._scored([[self._text(*window)] for cut in windows for window in cut]))
+        groups = [[self._text(*window)] for cut in windows for window in cut]
+        dials = [self.setting.at(i).whole for i, cut in enumerate(windows) for _ in cut]
+        scores = iter(self._scored(groups, dials))
         return [sum(next(scores)[0][0] for _ in cut) for cut in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -137,12 +140,12 @@ class DepthLM(TemplateLM):
         chunks = [order[first : first + size] for first in range(0, len(order), size)]
         for number, chunk in enumerate(chunks):
             self.report(number, len(chunks))
-            own = [asked[i] for i in chunk]
-            key = key_of("generate", self.dial.generated, own)
+            own = [(*asked[i], self.setting.at(i).generated) for i in chunk]
+            key = key_of("generate", own)
             results, seconds = self.store.get(key, lambda own=own, key=key: self._generate(own, key))
             self.tally.took(seconds)
-            for i, (text, prompt, answer) in zip(chunk, results, strict=True):
-                self.tally.add(prompt, answer)
+            for i, (text, *ran) in zip(chunk, results, strict=True):
+                self.tally.add(*ran)
                 texts[i] = postprocess_generated_text(text, list(asked[i][1].stops), None)
         self.report(len(chunks), len(chunks))
         return texts
@@ -166,30 +169,39 @@ class DepthLM(TemplateLM):
         tokens = [*context, *continuation][-(self.max_length + 1) :]
         return Text(tokens, len(tokens) - len(continuation))
 
-    def _scored(self, groups: list[list[Text]]) -> list[list[tuple[float, bool]]]:
-        """Of each text of each group its log-probability, and whether it is the likeliest."""
+    def _scored(self, groups: list[list[Text]], dials: list[Dials]) -> list[list[tuple[float, bool]]]:
+        """Of each text of each group its log-probability, and whether it is the likeliest. dials: of each group."""
         most = self._scorer.most
         order = sorted(range(len(groups)), key=lambda i: (-max(len(text.tokens) for text in groups[i]), i))
-        parts = [(i, groups[i][first : first + most]) for i in order for first in range(0, len(groups[i]), most)]
-        chunks = list(self._scorer.chunks([group for _, group in parts]))
         scores: list[list[tuple[float, bool]]] = [[] for _ in groups]
-        for number, cut in enumerate(chunks):
+        chunks: list[tuple[Dials, list[tuple[int, list[Text]]]]] = []
+        for dial in dict.fromkeys(dials):
+            mine = [i for i in order if dials[i] == dial]
+            parts = [(i, groups[i][first : first + most]) for i in mine for first in range(0, len(groups[i]), most)]
+            chunks += [(dial, parts[cut]) for cut in self._scorer.chunks([group for _, group in parts])]
+        for number, (dial, parts) in enumerate(chunks):
             self.report(number, len(chunks))
-            own = [group for _, group in parts[cut]]
-            key = key_of("score", self.dial.text, own)
-            results, seconds = self.store.get(key, lambda own=own: self._score(own))
+            own = [group for _, group in parts]
+            key = key_of("score", dial, own)
+            results, seconds = self.store.get(key, lambda own=own, dial=dial: self._score(own, dial))
             self.tally.took(seconds)
-            for (i, _), told in zip(parts[cut], results, strict=True):
-                for logprob, greedy, context, scored in told:
-                    self.tally.add(context, scored)
+            for (i, _), told in zip(parts, results, strict=True):
+                for logprob, greedy, *ran in told:
+                    self.tally.add(*ran)
                     scores[i].append((logprob, greedy))
         self.report(len(chunks), len(chunks))
         return scores
 
-    def _score(self, groups: list[list[Text]]) -> tuple[list[Any], list[float]]:
+    def _score(self, groups: list[list[Text]], dials: Dials) -> tuple[list[Any], list[float]]:
         began = _now()
-        found = self._scorer.score(groups, Dials(self.dial.text))
-        told = [[(score.logprob, score.greedy, score.context, score.scored) for score in scores] for scores in found]
+        found = self._scorer.score(groups, dials)
+        told = [
+            [
+                (score.logprob, score.greedy, score.context, score.scored, len(text.tokens) - text.start, score.dense)
+                for text, score in zip(group, scores, strict=True)
+            ]
+            for group, scores in zip(groups, found, strict=True)
+        ]
         return told, _since(began)
 
     def _generation(self, context: str, told: dict[str, Any]) -> tuple[list[int], SamplingParams]:
@@ -214,13 +226,14 @@ class DepthLM(TemplateLM):
             stop=[stop for stop in stops if stop],
         )
 
-    def _generate(self, asked: list[tuple[list[int], SamplingParams]], key: str) -> tuple[list[Any], list[float]]:
+    def _generate(
+        self, asked: list[tuple[list[int], SamplingParams, Dials]], key: str
+    ) -> tuple[list[Any], list[float]]:
         """key: pages are shared within a chunk only, so that the chunk alone decides what it gives."""
-        began, offset = _now(), self.dial.generated
-        first = first_key(self._plugin, offset, key)
+        began, first = _now(), first_key(self._plugin, key)
         requests = [
-            Request(None, tokens, params, SEED + i, Dials(offset), params.max_tokens, first)
-            for i, (tokens, params) in enumerate(asked)
+            Request(None, tokens, params, SEED + i, dials, params.max_tokens, first)
+            for i, (tokens, params, dials) in enumerate(asked)
         ]
         try:
             for request in requests:
@@ -232,14 +245,17 @@ class DepthLM(TemplateLM):
                 self.llm.engine.cancel(request)
         return [self._told(request) for request in requests], _since(began)
 
-    def _told(self, request: Request) -> tuple[str, Ran, Ran]:
-        """A text, and what its prompt's tokens and its own ran; the last of these never runs."""
+    def _told(self, request: Request) -> tuple[str, Ran, Ran, int, int]:
+        """A text, and what its prompt's tokens and its own ran; the last of these never runs. How many it has, and of
+        how many the base gave the logits."""
         (row,), count = request.rows, len(request.token_ids)
         sample = row.result()
         if sample.error is not None:
             raise RuntimeError(sample.error)
         prompt = Ran().plus(row.ran_depths[:count], row.ran_costs[:count])
-        return sample.text, prompt, Ran().plus(row.ran_depths[count:], row.ran_costs[count:])
+        answer = Ran().plus(row.ran_depths[count:], row.ran_costs[count:])
+        dense = sum(row.offset(count - 1 + i) == math.inf for i in range(len(row.token_ids)))
+        return sample.text, prompt, answer, len(row.token_ids), dense
 
 
 def _now() -> list[float]:

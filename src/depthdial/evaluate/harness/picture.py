@@ -26,7 +26,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = results["rows"]
+    rows = [row for row in results["rows"] if row["kind"] != "where" and _known(row["cost"])]
     counted = rows[0]["counted"] if rows else []
     mean, share = ("mean_above_chance", "above_chance") if counted else ("mean_retained", "retained")
     for i, name in enumerate(dict.fromkeys(_subject(row) for row in rows if row["kind"] != "base")):
@@ -36,7 +36,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     tasks = counted or list(dict.fromkeys(task for row in adaptive for task in row["tasks"]))
     for i, task in enumerate(tasks):
         found = [row["tasks"][task] for row in adaptive if task in row["tasks"]]
-        points = [(told["cost"], 100 * told[share]) for told in found if _known(told[share])]
+        points = [(t["cost"], 100 * t[share]) for t in found if _known(t[share]) and _known(t["cost"])]
         if points:
             style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 4}
             right.plot(*zip(*points, strict=True), label=label(task), **style)
@@ -62,7 +62,7 @@ def _means(axes: Any, found: list[tuple[float, Mapping[str, Any]]], place: int, 
 
 def _finish(axes: Any, missing: str) -> None:
     axes.axhline(100, color="#888888", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("true cost relative to dense")
+    axes.set_xlabel("true cost of what is written (or scored), relative to dense")
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -13,17 +14,17 @@ import lm_eval
 
 from depthdial.core.lock import locked
 from depthdial.core.whole import disk_errors, plain, write_json
+from depthdial.evaluate.folder import FORMAT, RESULTS, Folder, check
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.folder import FORMAT, RESULTS, Folder, check
 from depthdial.evaluate.harness.items import Record, measure
 from depthdial.evaluate.harness.lm import DepthLM
-from depthdial.evaluate.harness.subjects import EARLY_EXIT, Row, Setup, Subject, identity, rows_of, subjects
+from depthdial.evaluate.harness.setting import Dial, Setting
 from depthdial.evaluate.harness.tasks import Suite, load_suites
 from depthdial.evaluate.speed.machine import facts
+from depthdial.evaluate.subjects import INT8, Lineup, Row, Setup, Subject, identity
 from depthdial.models.fingerprint import fingerprint
-from depthdial.models.shipped import shipped_for
 
 Report = Callable[[str, int, int], None]
 """What runs now, chunks done, chunks in all."""
@@ -31,20 +32,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """An evaluation. plugin: "default", None (the base alone) or a folder; baselines: name -> folder."""
+    """An evaluation."""
 
     model: str
-    plugin: str | None
+    lineup: Lineup
     tasks: Sequence[str]
-    budgets: Sequence[float]
     limit: float | None = None
     """Items of each task, the first ones; below 1 it is the share of them."""
     fewshot: int | None = None
     data_dir: Path | None = None
     output: Path | None = None
     resume: bool = False
-    baselines: Mapping[str, str] = field(default_factory=dict)
-    early_exit: bool = True
     run_code: bool = False
     setup: Setup = field(default_factory=lambda: Setup(""))
 
@@ -54,17 +52,9 @@ class Options:
             raise ValueError(f"--limit must be at least 1 item, or a share of them below 1, not {limit:g}")
         if self.fewshot is not None and self.fewshot < 0:
             raise ValueError(f"--fewshot must be at least 0, not {self.fewshot}")
-        if bad := [budget for budget in self.budgets if not 0 < budget <= 1]:
-            raise ValueError(f"a budget lies above 0 and up to 1.0 (the untouched base), not at {bad[0]:g}")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: the folder of the run that is to go on")
-        if taken := {"base", EARLY_EXIT} & set(self.baselines):
-            raise ValueError(f"--plugin {taken.pop()}=...: this name is taken; choose another")
-        files: dict[str, str] = {}
-        for name in ("base", EARLY_EXIT, *self.baselines):
-            if other := files.get(file := Row(name, "baseline", name, 1.0).file):
-                raise ValueError(f"--plugin {name}=...: its files would be those of {other!r}; choose another name")
-            files[file] = name
+        self.lineup.check(self.setup)
 
 
 def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
@@ -78,7 +68,8 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
 
 def _run(options: Options, report: Report) -> dict[str, Any]:
     data = None if options.data_dir is None else DataFolder(options.data_dir, _first(options.limit))
-    baselines = {name: identity(path) for name, path in options.baselines.items()}
+    lineup = options.lineup
+    baselines = {name: identity(path) for name, path in lineup.baselines.items()}
     report("tasks", 0, 0)
     with redirect_stdout(sys.stderr):
         suites = load_suites(options.tasks, data, options.fewshot, options.run_code)
@@ -90,17 +81,21 @@ def _run(options: Options, report: Report) -> dict[str, Any]:
     rows: list[Row] = []
     records: dict[str, dict[str, Record]] = {}
     results: dict[str, Any] = {}
-    makers = subjects(options.setup, options.plugin, options.baselines, options.budgets, options.early_exit)
-    names = [None, *options.baselines, EARLY_EXIT]
-    for name, make in zip(names, makers, strict=False):
+    for name, make in zip([None, *lineup.others], lineup.subjects(options.setup), strict=True):
         report("loading" if name is None else f"loading {name}", 0, 0)
-        if folder is not None and name is not None and _done(folder, name, rows, suites, records):
+        if folder is not None and name is not None and _done(folder, lineup.others[name], rows, suites, records):
             continue
-        subject = make()
+        try:
+            subject = make()
+        except ValueError as error:
+            if name != INT8:
+                raise
+            results["missing"] = {"base int8": str(error)}  # a device, or a model, without such kernels
+            continue
         if folder is None:
             folder = Folder(options.output, _identity(options, subject, baselines, suites), options.resume)
             results = _about(options, subject, suites)
-            if subject.name in options.baselines:
+            if subject.name in lineup.baselines:
                 raise ValueError(f"--plugin {subject.name}=...: the plug-in itself has this name; choose another")
             results["subjects"] = dict(folder.subjects)  # what this run does not load, it must not forget
         results["subjects"][subject.name] = subject.about
@@ -131,53 +126,56 @@ def _measure(
     report: Report,
 ) -> None:
     name = f"{row.name}, {suite.name}"
-    record = folder.get(row, suite.name)
+    kept = folder.get(row, suite.name)
+    record = None if kept is None else Record.from_json(kept)
     if record is None:
         lm.report = lambda done, total: report(name, done, total)
-        target = _target(row, suite.name, records)
+        target = row.budget if row.kind not in ("baseline", "where") else _target(row, suite.name, records)
         store = folder.store(row, suite.name)
         with redirect_stdout(sys.stderr):
-            record = measure(suite, lm, subject.dial(row, target), store, options.limit, options.run_code)
-        folder.put(row, record)
+            setting = _setting(subject, row, target, options.setup)
+            record = measure(suite, lm, setting, store, options.limit, options.run_code)
+        folder.put(row, suite.name, record.to_json())
     records.setdefault(row.name, {})[suite.name] = record
 
 
-def _target(row: Row, task: str, records: Mapping[str, Mapping[str, Record]]) -> float | None:
-    """The cost that a baseline is to meet: what the plug-in had on the task."""
-    if row.kind != "baseline":
-        return None
+def _target(row: Row, task: str, records: Mapping[str, Mapping[str, Record]]) -> float:
+    """The cost that a row is to meet: what the plug-in had on the task in what was written; where no written token ran,
+    its budget."""
     adaptive = next(name for name in records if name.endswith(f" {row.budget:g}"))
-    return records[adaptive][task].cost
+    cost = records[adaptive][task].cost
+    return row.budget if math.isnan(cost) else cost
+
+
+def _setting(subject: Subject, row: Row, target: float, setup: Setup) -> Setting:
+    if row.part:
+        written = 1.0 if row.part == "prompt" else row.budget
+        return Setting.alike(Dial.of(subject.llm, written, subject.read_at(target)))
+    return Setting.of(subject, subject.knob(row, target), setup.prompt_budget_of(row))
 
 
 def _done(
-    folder: Folder,
-    name: str,
-    rows: list[Row],
-    suites: Sequence[Suite],
-    records: dict[str, dict[str, Record]],
+    folder: Folder, own: Sequence[Row], rows: list[Row], suites: Sequence[Suite], records: dict[str, dict[str, Record]]
 ) -> bool:
-    """Take a baseline's records if all are there, so that it need not be loaded."""
-    own = rows_of(name, [row.budget for row in rows if row.kind == "adaptive"], "baseline")
+    """Take the records of a subject's rows if all are there, so that it need not be loaded."""
     found = {(row.name, suite.name): folder.get(row, suite.name) for row in own for suite in suites}
     if any(record is None for record in found.values()):
         return False
     rows += own
     for (row, task), record in found.items():
         assert record is not None
-        records.setdefault(row, {})[task] = record
+        records.setdefault(row, {})[task] = Record.from_json(record)
     return True
 
 
 def _identity(options: Options, subject: Subject, baselines: dict[str, str], suites: Sequence[Suite]) -> dict[str, Any]:
-    model, plugin = subject.llm.model, options.plugin
-    if plugin == "default":  # a model that was pre-trained with its routers has none
-        plugin = None if subject.llm.plugin is None else str(shipped_for(model.config, options.model))
     return {
         "format": FORMAT,
         "fixed": {
-            "model": fingerprint(model).weights,
-            "plugin": None if plugin is None else identity(plugin),
+            "what": "tasks",
+            "model": fingerprint(subject.llm.model).weights,
+            "plugin": options.lineup.identity(subject.llm, options.model),
+            "prompt_budget": options.setup.read_by(subject.llm),
             "dtype": options.setup.dtype,
             "limit": options.limit,
             "harness": lm_eval.__version__,
@@ -197,11 +195,12 @@ def _about(options: Options, subject: Subject, suites: Sequence[Suite]) -> dict[
         "model": Path(options.model).name,
         "arguments": {
             "tasks": list(options.tasks),
-            "budgets": list(options.budgets),
+            "budgets": list(options.lineup.budgets),
             "limit": options.limit,
             "fewshot": {s.name: next(iter(s.parts.values())).get_config("num_fewshot") for s in suites},
+            "prompt_budget": options.setup.read_by(subject.llm),
             "dtype": options.setup.dtype,
-            "baselines": list(options.baselines),
+            "baselines": list(options.lineup.baselines),
         },
         "layers": subject.llm.layers,
         "subjects": {},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from depthdial.evaluate.table import markdown
+
 Figures = Mapping[str, Any]
 
 
@@ -12,13 +14,19 @@ def tables(results: Figures) -> str:
     """All tables, each under a line that says what it shows."""
     rows = results["rows"]
     parts = [
-        "Score ± standard error (share of the base's, %)\n\n" + score_table(rows),
+        "Score ± standard error (share of the base's, %; share of scored tokens that a dense pass gave, %). "
+        + _form(results)
+        + "\n\n"
+        + score_table(rows),
         "Cost, depth and what is retained; intervals are 95 %, paired bootstrap over items\n\n" + cost_table(results),
     ]
     if any("adaptive_over_this" in row for row in rows):
         parts.append(
             "The plug-in minus each baseline at the same true cost, on the same items\n\n" + difference_table(rows)
         )
+    parts += [f"Left out: {name} ({why})" for name, why in results.get("missing", {}).items()]
+    if any(row["kind"] == "where" for row in rows):
+        parts.append("Where skipping hurts: what skips has the same true cost\n\n" + where_table(rows))
     left_out = rows[0]["at_chance"] if rows else []
     if left_out:
         parts.append(
@@ -40,7 +48,8 @@ def cost_table(results: Figures) -> str:
     """One line per row: true cost, layers, means of what is retained, wall clock."""
     head = [
         "",
-        "true cost",
+        "cost, written",
+        "cost, prompt",
         f"layers of {results['layers']}, prompt",
         "layers, answer",
         "mean retained, %",
@@ -52,6 +61,7 @@ def cost_table(results: Figures) -> str:
         [
             row["name"],
             _number(row["cost"], 3),
+            _number(row["prompt_cost"], 3),
             _number(row["layers_prompt"], 1),
             _number(row["layers_answer"], 1),
             _percent(row["mean_retained"]),
@@ -62,6 +72,26 @@ def cost_table(results: Figures) -> str:
         for row in results["rows"]
     ]
     return markdown(head, lines)
+
+
+def where_table(rows: Sequence[Figures]) -> str:
+    """One line per row: the base, and for each budget the answer alone, the prompt alone, and both."""
+    named = {"": "answer only", "prompt": "prompt only", "both": "prompt and answer"}
+    shown = [row for row in rows if row["kind"] in ("base", "adaptive", "where")]
+    shown.sort(key=lambda row: (-row["budget"], list(named).index(row["part"])))
+    tasks = list(dict.fromkeys(task for row in shown for task in row["tasks"]))
+    lines = [
+        [
+            "nothing" if row["kind"] == "base" else f"{named[row['part']]} {row['budget']:g}",
+            _number(row["cost"], 3),
+            _number(row["prompt_cost"], 3),
+            _percent(row["mean_above_chance"]),
+            *(_number(row["tasks"][task]["retained"], 1, 100) if task in row["tasks"] else "–" for task in tasks),
+        ]
+        for row in shown
+    ]
+    head = ["what skips", "cost, written", "cost, prompt", "mean above chance, %"]
+    return markdown([*head, *(f"{task}, % of the base's" for task in tasks)], lines)
 
 
 def difference_table(rows: Sequence[Figures]) -> str:
@@ -80,11 +110,6 @@ def difference_table(rows: Sequence[Figures]) -> str:
     return markdown(head, lines)
 
 
-def markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-
 def _score(row: Figures, task: str) -> str:
     told = row["tasks"].get(task)
     if told is None:
@@ -93,7 +118,16 @@ def _score(row: Figures, task: str) -> str:
     text = f"{factor * told['score']:.{digits}f}"
     if told["stderr"] is not None and told["stderr"] == told["stderr"]:
         text += f" ±{factor * told['stderr']:.{digits}f}"
-    return text if row["name"] == "base" else f"{text} ({_number(told['retained'], 0, 100)})"
+    if row["name"] == "base":
+        return text
+    return f"{text} ({_number(told['retained'], 0, 100)}; {_number(told['dense_share'], 0, 100)})"
+
+
+def _form(results: Figures) -> str:
+    """How contexts ran, and perplexities."""
+    read = results["arguments"]["prompt_budget"]
+    whole = "perplexity of text is always in the form of the papers: all of it skips"
+    return f"Contexts are read at prompt_budget {read}; {whole}"
 
 
 def _falls(row: Figures, task: str) -> bool:

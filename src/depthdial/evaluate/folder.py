@@ -1,7 +1,7 @@
 """The output folder of an evaluation: what run it is, every task at every setting, and the results made of them.
 
 A folder belongs to one run: one model, one plug-in, one number of items. To the same run tasks, budgets and baselines
-can be added later.
+can be added later. What is kept of a task is a record of the caller's, as JSON has it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 from depthdial.core.lock import foreign
 from depthdial.core.whole import write_json
-from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.store import Store
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.store import Store
+from depthdial.evaluate.subjects import Row
 
 RUN, RESULTS = "run.json", "results.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class Folder:
@@ -46,15 +45,15 @@ class Folder:
         """The chunks of a task at a setting."""
         return Store(None if self.path is None else self.path / "chunks" / f"{row.file}--{task}.jsonl")
 
-    def get(self, row: Row, task: str) -> Record | None:
+    def get(self, row: Row, task: str) -> dict[str, Any] | None:
         """A finished task; None if it is not there."""
         file = self._record(row, task)
-        return None if file is None or not file.is_file() else Record.from_json(_read(file))
+        return None if file is None or not file.is_file() else _read(file)
 
-    def put(self, row: Row, record: Record) -> None:
-        file = self._record(row, record.task)
+    def put(self, row: Row, task: str, record: dict[str, Any]) -> None:
+        file = self._record(row, task)
         if file is not None:
-            write_json(file, record.to_json())
+            write_json(file, record)
 
     def _record(self, row: Row, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"

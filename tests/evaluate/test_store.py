@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthdial.evaluate.harness.store import Store, key_of
+from depthdial.evaluate.store import Store, key_of
 
 
 def never():

@@ -7,10 +7,8 @@ import json
 
 import pytest
 
-from depthdial.engine.score import Ran
-from depthdial.evaluate.harness.folder import RUN, Folder
-from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.harness.subjects import Row
+from depthdial.evaluate.folder import RUN, Folder
+from depthdial.evaluate.subjects import Row
 
 WHO = {
     "format": 1,
@@ -19,9 +17,7 @@ WHO = {
     "baselines": {"random": "r"},
 }
 ROW = Row("early exit 0.9", "baseline", "early exit", 0.9)
-RECORD = Record(
-    "piqa", "acc", "mean", True, 0.5, 0.5, [1.0, 0.0], Ran(3, 60, 2.7), Ran(), 1.5, 1.0, {"piqa": {"a": 1.0}}
-)
+RECORD = {"task": "piqa", "score": 0.5, "values": [1.0, 0.0]}
 
 
 def changed(**fields):
@@ -31,14 +27,14 @@ def changed(**fields):
 def test_records_come_back(tmp_path):
     folder = Folder(tmp_path / "new", WHO, False)
     assert folder.get(ROW, "piqa") is None
-    folder.put(ROW, RECORD)
+    folder.put(ROW, "piqa", RECORD)
     assert Folder(tmp_path / "new", WHO, True).get(ROW, "piqa") == RECORD
     assert (tmp_path / "new" / "records" / "early-exit-0.9--piqa.json").is_file()
 
 
 def test_without_a_place_nothing_is_kept():
     folder = Folder(None, WHO, False)
-    folder.put(ROW, RECORD)
+    folder.put(ROW, "piqa", RECORD)
     assert folder.get(ROW, "piqa") is None
 
 

@@ -1,0 +1,274 @@
+"""What is measured: the base, the plug-in at each budget, and baselines at the costs that the plug-in really had.
+
+A baseline runs each task at the true cost that the plug-in had on that very task. All dials are budgets here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from depthdial.core.dial import Curve, PromptBudget
+from depthdial.core.method import Method
+from depthdial.engine.llm import LLM
+from depthdial.evaluate.equal_cost import Knob, between
+from depthdial.methods import Static, name_of
+from depthdial.models import load, load_base
+from depthdial.models.checkpoint import METHOD_FILE, Plugin, parts_file, read
+from depthdial.models.convert import convert, method_of, route_of
+from depthdial.models.dial import offset_for
+from depthdial.models.fingerprint import fingerprint
+from depthdial.models.shipped import shipped_for
+
+Kind = Literal["base", "adaptive", "baseline", "int8", "where"]
+"""int8: the base or the plug-in with weights in int8. where: a part of what the adaptive row skips (see `Row.part`)."""
+Part = Literal["", "prompt", "both"]
+Int8 = Literal["dense", "all", "none"]
+EARLY_EXIT, INT8 = "early exit", "int8"
+BATCH = 64
+"""Texts that run together."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. budget: of the adaptive row; a baseline stands beside that of the same budget."""
+
+    name: str
+    kind: Kind
+    subject: str
+    budget: float
+    part: Part = ""
+    """Of a row that tells where skipping hurts: what is read at the budget, or that and what is written."""
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "-").replace("/", "-")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all subjects share."""
+
+    model: str
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    allow_other_weights: bool = False
+    max_batch: int = BATCH
+    cache_tokens: int | None = None
+    prompt_budget: PromptBudget | None = None
+    """Of all rows but the base's and those of `Lineup.where`; None is the engine's default."""
+    prefix_cache: bool = True
+
+    def loaded(self, plugin: str | None) -> tuple[Any, Any]:
+        """A model and its tokenizer."""
+        return load(self.model, plugin, None, self.dtype, self.device, self.allow_other_weights)
+
+    def llm(self, model: Any, tokenizer: Any, weights: Literal["auto", "int8"] = "auto") -> LLM:
+        return LLM.of(
+            model,
+            tokenizer,
+            max_batch=self.max_batch,
+            cache_tokens=self.cache_tokens,
+            weights=weights,
+            prefix_cache=self.prefix_cache,
+        )
+
+    def prompt_budget_of(self, row: Row) -> PromptBudget | None:
+        """What the row asks of what is read: the base is the untouched one in all it does."""
+        return "same" if row.budget == 1.0 else self.prompt_budget
+
+    def read_by(self, llm: LLM) -> PromptBudget:
+        """What is asked of the plug-in's prompts."""
+        return llm.prompt_budget if self.prompt_budget is None else self.prompt_budget
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in memory and its rows. knob: the budget of a row, by the cost that is to be met (a task's own); a mix of
+    two where the dial has steps."""
+
+    name: str
+    llm: LLM
+    rows: list[Row]
+    knob: Callable[[Row, float | None], Knob]
+    about: dict[str, Any]
+
+    def read_at(self, cost: float) -> float:
+        """The budget of what is read that comes nearest to a cost below 1."""
+        curves = {} if self.llm.plugin is None else self.llm.plugin.curves
+        return min(max(cost, *(curve.floor for curve in curves.values()), 0.0), 1 - 1e-9)
+
+    def reading(self, written: float, read: PromptBudget | None) -> PromptBudget | None:
+        """What is asked of a prompt before an answer at `written`: no less than the dial can do. Where skipped tokens
+        leave no K and V, a prompt that is to cost less than its answer is read as this is written: no layer may come
+        back."""
+        if not isinstance(read, float) or read == 1.0:
+            return read
+        return "same" if read < written and self.llm.budgets.steady else self.read_at(read)
+
+
+def rows_of(name: str, budgets: Sequence[float], kind: Kind) -> list[Row]:
+    return [Row(f"{name} {budget:g}", kind, name, budget) for budget in budgets]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Which rows there are. plugin: "default", None (the base alone) or a folder; baselines: name -> folder."""
+
+    plugin: str | None
+    budgets: Sequence[float]
+    baselines: Mapping[str, str]
+    early_exit: bool = True
+    int8: Int8 = "dense"
+    where: bool = False
+
+    def __post_init__(self):
+        if bad := [budget for budget in self.budgets if not 0 < budget <= 1]:
+            raise ValueError(f"a budget lies above 0 and up to 1.0 (the untouched base), not at {bad[0]:g}")
+        taken = ("base", EARLY_EXIT, INT8)
+        if used := set(taken) & set(self.baselines):
+            raise ValueError(f"--plugin {used.pop()}=...: this name is taken; choose another")
+        files: dict[str, str] = {}
+        for name in (*taken, *self.baselines):
+            if other := files.get(file := Row(name, "baseline", name, 1.0).file):
+                raise ValueError(f"--plugin {name}=...: its files would be those of {other!r}; choose another name")
+            files[file] = name
+
+    def check(self, setup: Setup) -> None:
+        """ValueError where the rows of `where` would have nothing to stand beside."""
+        if self.where and setup.prompt_budget not in (None, 1.0):
+            raise ValueError("--where reads prompts in full beside rows that do not: leave --prompt-budget out")
+
+    @property
+    def below(self) -> list[float]:
+        """The budgets at which something is skipped."""
+        return [budget for budget in dict.fromkeys(self.budgets) if budget != 1.0]
+
+    @property
+    def others(self) -> dict[str, list[Row]]:
+        """The rows of all subjects but the first, by its name."""
+        rows = {INT8: self._int8} if self.int8 != "none" else {}
+        if self.below:
+            rows |= {name: rows_of(name, self.below, "baseline") for name in self.baselines}
+        if self.below and self.early_exit:
+            rows[EARLY_EXIT] = rows_of(EARLY_EXIT, self.below, "baseline")
+        return rows
+
+    @property
+    def _int8(self) -> list[Row]:
+        skipping = rows_of("plug-in int8", self.below, "int8") if self.int8 == "all" else []
+        return [Row("base int8", "int8", INT8, 1.0), *skipping]
+
+    def identity(self, llm: LLM, model: str) -> str | None:
+        """A hash of the plug-in that `llm` has; None without one."""
+        if llm.plugin is None or self.plugin is None:  # a model that was pre-trained with its routers has none
+            return None
+        return identity(shipped_for(llm.model.config, model) if self.plugin == "default" else self.plugin)
+
+    def subjects(self, setup: Setup) -> Iterator[Callable[[], Subject]]:
+        """The base and the plug-in, then the `others`, in order; each is loaded when it is called for."""
+        yield lambda: self._adaptive(setup)
+        for name, rows in self.others.items():
+            if name == INT8:
+                yield lambda rows=rows: self._with_int8(setup, rows)
+            elif name == EARLY_EXIT:
+                yield lambda rows=rows: _early_exit(setup, rows)
+            else:
+                yield lambda name=name, rows=rows: _baseline(setup, name, self.baselines[name], rows)
+
+    def _adaptive(self, setup: Setup) -> Subject:
+        plugin, budgets = self.plugin, self.below
+        if plugin is None and budgets:
+            raise ValueError(
+                f"budget {budgets[0]:g} needs a plug-in; give --plugin, or --budgets 1.0 for the base alone"
+            )
+        llm = setup.llm(*setup.loaded(plugin))
+        name = name_of(method_of(llm.model))
+        for budget in budgets:  # said before anything runs
+            offset_for(llm.model, budget, "text")
+            llm.dials(budget, setup.prompt_budget)
+        rows = [Row("base", "base", name, 1.0), *rows_of(name, budgets, "adaptive")]
+        if self.where and llm.budgets.steady:
+            raise ValueError(
+                f"--where writes in layers that the prompt skipped, and {name} leaves no K and V there: leave it out"
+            )
+        if self.where:
+            rows += [Row(f"prompt only {b:g}", "where", name, b, "prompt") for b in budgets]
+            rows += [Row(f"prompt and answer {b:g}", "where", name, b, "both") for b in budgets]
+        training = None if llm.plugin is None else llm.plugin.training
+        return Subject(name, llm, rows, lambda row, _: row.budget, _about(llm.model, training))
+
+    def _with_int8(self, setup: Setup, rows: list[Row]) -> Subject:
+        skips = any(row.budget != 1.0 for row in rows)
+        llm = setup.llm(*setup.loaded(self.plugin if skips else None), "int8")
+        training = None if llm.plugin is None else llm.plugin.training
+        return Subject(INT8, llm, rows, lambda row, _: row.budget, _about(llm.model, training) | {"weights": "int8"})
+
+
+def _baseline(setup: Setup, name: str, path: str, rows: list[Row]) -> Subject:
+    model, tokenizer = setup.loaded(path)
+    plugin: Plugin = model.plugin
+    if isinstance(plugin.method, Static):
+        vars(model)["plugin"] = plugin = replace(plugin, curves=_steps(model))
+    curve = plugin.curves.get("generated") or next(iter(plugin.curves.values()), None)
+    if curve is None:
+        raise ValueError(f"the plug-in {path} has no budget curve, so it cannot be set to a cost; train it again")
+    return Subject(name, setup.llm(model, tokenizer), rows, _to_meet(curve), _about(model, plugin.training))
+
+
+def _early_exit(setup: Setup, rows: list[Row]) -> Subject:
+    """The last layers dropped for every token: what leaving early at a fixed layer gives, with the base's own head."""
+    base, tokenizer = load_base(setup.model, setup.dtype, setup.device)
+    depth = base.config.get_text_config().num_hidden_layers
+    order = tuple(range(depth - 1, 0, -1))
+    model = convert(base, Static(order=order, count=1, length=len(order), adapter_ratio=0)).eval()
+    curves = _steps(model)
+    vars(model)["plugin"] = Plugin(EARLY_EXIT, method_of(model), fingerprint(model), curves)
+    about = {"method": {"name": EARLY_EXIT}, "training": None}
+    return Subject(EARLY_EXIT, setup.llm(model, tokenizer), rows, _to_meet(curves["generated"]), about)
+
+
+def _steps(model: Any) -> dict[str, Curve]:
+    """The curves of a model that drops whole layers for all tokens, counted and not measured: none to all of them."""
+    method, ledger = method_of(model), route_of(model).ledger
+    assert isinstance(method, Static)
+    points, cost = [(float(method.count), 1.0, 0.0)], 1.0
+    for dropped, layer in enumerate(method.order, 1):
+        cost -= sum(ledger.saved(site) for site in ledger.always if site.layer == layer) / ledger.dense
+        points.append((float(method.count - dropped), cost, 0.0))
+    curve = Curve.fit(points, step=1.0)
+    return {"text": curve, "generated": curve}
+
+
+def _to_meet(curve: Curve) -> Callable[[Row, float | None], Knob]:
+    """Budgets by the cost that is to be met, as near as the curve comes to it; in steps at least one is taken."""
+    steps = {cost: cost for cost in curve.costs if cost < 1} if curve.step else {}
+
+    def knob(_: Row, cost: float | None) -> Knob:
+        assert cost is not None
+        wanted = min(max(cost, curve.floor), max(steps, default=1 - 1e-9))
+        return between(steps, wanted) if steps else wanted
+
+    return knob
+
+
+def _about(model: Any, training: dict[str, Any] | None) -> dict[str, Any]:
+    method: Method = method_of(model)
+    told = {name: value for name, value in vars(method).items() if not isinstance(value, float) or math.isfinite(value)}
+    shown = {k: (training or {}).get(k) for k in ("steps", "tokens", "objective", "seed") if k in (training or {})}
+    return {"method": {"name": name_of(method), **told}, "training": shown}
+
+
+def identity(path: str | Path) -> str:
+    """A hash of a plug-in's folder. ValueError where it is none."""
+    read(path)
+    digest = hashlib.sha256()
+    for file in (Path(path) / METHOD_FILE, parts_file(path)):
+        if not file.is_file():
+            raise ValueError(f"{path} is incomplete: it has no {file.name}; get the plug-in again")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
