@@ -41,6 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     ("tokens", "before"),
     [
         (list(range(40)), 40),
+        ([*range(100), *list(range(22)) * 5], 100 + 22 * 3),  # a sentence again and again
         ([*range(10), *[7] * 30], 10 + 12 - 1 + 1),  # a token again and again: its first is no repetition
         ([*range(10), *[1, 2, 3, 4, 5, 6, 7, 8] * 9], 10 + 8 * 3),
         ([*range(20), *range(20)], 40),  # once again is no loop

@@ -46,7 +46,7 @@ TEMPERATURES = (0.0, 0.7)
 USES = 4
 """How often a row is used before the next pool: to write it costs about as much as to train on it."""
 AT_ONCE = 128
-PERIODS, RUN = 12, 12
+PERIODS, RUN = 48, 12
 """A loop is a period of at most so many tokens that has run on for two periods, and for so many tokens."""
 
 
