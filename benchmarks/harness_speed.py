@@ -56,7 +56,7 @@ def main() -> None:
     for _ in range(args.repeats):
         for suite in suites:
             for name, lm in {"depthdial": ours, **theirs}.items():
-                ours.begin(Dial(), Store())  # nothing is remembered
+                ours.begin(Setting.alike(Dial()), Store())  # nothing is remembered
                 began = time.perf_counter()
                 told: Any = evaluate(
                     lm=lm,

@@ -1,5 +1,7 @@
 """Quality on held-out text against true cost: plug-ins, baselines and peer at the same true costs, in one table.
 
+All of the text skips: that is the form of the papers, not that of an answer to a prompt which is read in full.
+
     python benchmarks/quality.py --data FOLDER --plugin flexidepth=RUN --plugin random=RUN --plugin static=RUN \\
         --output benchmarks/results/DATE-MACHINE.json
 
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from heldout_text import Held, held_out
 from record import about
-from subjects import Setup, Subject, bare, peers, plugins
+from subjects import Setup, Subject, bare, int8, peers, plugins
 
 from depthdial.core.whole import plain, write_json
 from depthdial.evaluate.plot import draw
@@ -46,6 +48,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
     which.add_argument("--bare-only", action="store_true", help="measure nothing but those")
+    parser.add_argument("--no-int8", dest="int8", action="store_false", help="leave out the base in int8")
     parser.add_argument("--vote", action="store_true", help="routers a second time, rows of a batch deciding together")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument(
@@ -92,6 +95,8 @@ def benchmark(args: argparse.Namespace) -> None:
         _continue(results, path)
     ours = [] if args.bare_only else [*plugins(setup, args.plugin, args.vote)]
     ours += [] if args.trained_only else [*bare(setup, args.plugin)]
+    if args.int8 and all(subject["name"] != "int8 dense" for subject in results["subjects"]):
+        ours.append(lambda: int8(setup))
     for make in (*ours, *peers(setup, args.peer, args.peer_dial or ("threshold", "logit"))):
         subject = make()
         log.info("%s: the base's part is done (%.0f s since the start)", subject.name, time.monotonic() - started)
@@ -184,7 +189,8 @@ def _continue(results: dict[str, Any], path: Path) -> None:
 
 def _show(results: dict[str, Any]) -> None:
     for group in results["text"]["groups"]:
-        print(f"\nPerplexity relative to the base's ({results['base'][group]['perplexity']:.2f}), {group}\n")
+        base = results["base"][group]["perplexity"]
+        print(f"\nPerplexity relative to the base's ({base:.2f}), {group}; all of the text skips\n")
         print(quality_table(results, group))
     print("\nKL from the base, nats per token\n\n" + kl_table(results))
     print("\nTrue cost met / layers used\n\n" + layers_table(results))

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from heldout_text import HELD_OUT, Held
-from torch import nn
+from torch import Tensor, nn
 
 from depthdial.core.method import Method
 from depthdial.core.route import Route
-from depthdial.evaluate.equal_cost import CostSearch, Knob, Mix
+from depthdial.engine.weights import matrices
+from depthdial.evaluate.equal_cost import Knob, Mix
 from depthdial.evaluate.text import HeldoutText, PluginRun, Run, Seen
-from depthdial.methods import Random, Static, name_of
+from depthdial.kernels.reference import int8_pack
+from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
+from depthdial.models.block import spine_of
 from depthdial.models.calibration import Batch, Heldout
 from depthdial.models.checkpoint import read
 from depthdial.models.compare import HeadCompare
@@ -51,7 +54,7 @@ class Subject:
     text: HeldoutText
     about: dict[str, Any]
     """Method and training, for the record."""
-    search: CostSearch
+    search: Callable[[float], Knob]
     """What is known of its dial so far."""
     route: Route | None = None
     recommended: float | None = None
@@ -74,6 +77,29 @@ def bare(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[]
         if isinstance(method, Random | Static) and method.adapter_ratio:
             stripped = dataclasses.replace(method, adapter_ratio=0)
             yield lambda name=name, method=stripped: _bare(setup, f"{name}, no adapters", method)
+
+
+def int8(setup: Setup) -> Subject:
+    """The base with its layers' matrices in int8 and back, which skips nothing: what skipping has to be better than.
+    Embeddings and head stay, and activations as they are (the native kernels round those of single tokens, too)."""
+    model, _ = load_base(setup.model, setup.dtype, setup.device)
+    converted = convert(model, Dense())
+    heldout = Heldout(converted, setup.batches(model.device), setup.compile)
+    teacher = heldout.teacher
+    with torch.no_grad():
+        for block in spine_of(converted).blocks:
+            for linear in matrices(block).values():
+                assert isinstance(linear.weight, Tensor)
+                packed = int8_pack(linear.weight)
+                linear.weight.copy_(packed.values * packed.scale[:, None])
+    rounded = Heldout(converted, heldout.batches, setup.compile)
+    text = HeldoutText(rounded.batches, teacher, rounded.head, setup.held.groups)
+    about = {"method": {"name": "dense", "weights": "int8"}}
+    return Subject("int8 dense", True, PluginRun(rounded), text, about, _nothing_to_turn)
+
+
+def _nothing_to_turn(cost: float) -> Knob:
+    raise ValueError(f"out of reach: {cost} is below 1, and nothing is skipped")
 
 
 def peers(setup: Setup, named: Sequence[tuple[str, str]], dials: Sequence[str]) -> Iterator[Callable[[], Subject]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -61,11 +62,22 @@ def test_a_map_is_made_and_told_of(mapped):
     folder, result, _ = mapped
     facts, found = json.loads(result.stdout), read(folder)
     assert facts["texts"] == len(found.rows) == 9 and facts["parts"] == facts["parts_in_all"] == 5
+    assert facts["prompt_cost"] == 1 == found.facts.prompt_budget and 0.5 < facts["cost"] < 0.99, "prompts are read"
+    assert all((row.cost[~row.generated] == 1).all() for row in found.rows if row.cost is not None)
     assert facts["tokens"] == sum(len(row.pieces) for row in found.rows)
     assert 2 < facts["layers"] < 6 and found.facts.budget == 0.8 and found.facts.plugin == "tiny"
     assert [row.task for row in found.rows] == list("ababababa") and found.rows[4].forced
     assert all(row.scores is not None and row.alternatives is not None for row in found.rows)
     assert set(files(folder)) == {"README.md", "map.json", *(f"data/part-0000{i}.parquet" for i in range(5))}
+
+
+def test_prompts_may_skip_too(options, prompts, tmp_path):
+    for asked in ("same", "0.75"):
+        given = ["--prompts", str(prompts), "--max-new-tokens", "4", "--prompt-budget", asked]
+        result = run("map", *options, *given, "--output", str(tmp_path / asked))
+        facts = read(tmp_path / asked).facts
+        assert facts.prompt_budget == ("same" if asked == "same" else 0.75) and facts.prompt_offset != math.inf
+        assert "true cost of prompts 0." in result.stdout and "true cost of answers 0." in result.stdout
 
 
 def test_hugging_face_datasets_loads_the_folder(mapped, tmp_path):
@@ -140,6 +152,8 @@ def test_bad_input_is_one_line(failed, options, tmp_path, mapped):
         "map", *options, *out, "--tasks", "add", "--no-base", "--alternatives", "1"
     )
     assert "below" in (said := failed("map", *options, *out, "--tasks", "add", "--budget", "0.1")) or "0.7" in said
+    assert "is no number up to 1.0 and not same" in failed("map", *out, "--tasks", "add", "--prompt-budget", "all")
+    assert "outside" in failed("map", *options, *out, "--tasks", "add", "--prompt-budget", "0.2")
     assert not (tmp_path / "x").exists()
     assert "no such map" in failed("map", "summary", str(tmp_path / "none"))
     assert "not a depth map" in failed("map", "html", str(tmp_path))

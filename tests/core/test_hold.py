@@ -93,7 +93,7 @@ def test_what_cannot_be_held_does_not_wind_up(stuck: float):
         return stuck if place < 1000 else loose(offset, place) - 0.2
 
     spent, _ = written(hold, later, 1200)
-    assert all(abs(cost - 0.7) < 0.16 for cost in spent[1000 + 4 * BLOCK :]), "paid back in small parts"
+    assert all(abs(cost - 0.7) < 0.17 for cost in spent[1000 + 4 * BLOCK :]), "paid back in small parts"
 
 
 def test_a_dial_of_whole_layers_alternates_between_two_steps():

@@ -20,7 +20,7 @@ from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 
 MANY = 5 * BLOCK + 3
-LONG = {"max_tokens": MANY, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": MANY, "ignore_eos": True}
 
 
 def text(seed: int, length: int) -> list[int]:
@@ -92,7 +92,7 @@ def test_the_base_costs_one_and_is_not_held(of: Callable):
 @pytest.mark.parametrize("read", [1.0, "same"])
 def test_a_text_is_the_same_cached_or_not_alone_or_not_and_after_it_gave_way(of: Callable, read: Any):
     """Pages that nobody may read hold nan."""
-    options = {"prompt_budget": read, "max_batch": 4}
+    options: dict[str, Any] = {"prompt_budget": read, "max_batch": 4}
     prompts, params = [text(seed, 66 - 4 * seed) for seed in range(4)], SamplingParams(48, ignore_eos=True)
     params = [params if i % 2 else SamplingParams(48, ignore_eos=True, budget=0.9) for i in range(4)]
     alone = [of(prefix_cache=False, **options).generate([p], each)[0] for p, each in zip(prompts, params, strict=True)]
@@ -108,7 +108,7 @@ def test_a_text_is_the_same_cached_or_not_alone_or_not_and_after_it_gave_way(of:
 
 
 def test_samples_of_a_prompt_are_held_each_by_its_own(of: Callable):
-    params = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0, "seed": 3}
+    params: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0, "seed": 3}
     llm = of(max_batch=4)
     request = llm.submit(text(5, 30), SamplingParams(n=3, **params))
     while not request.done:
@@ -134,7 +134,8 @@ def test_pages_of_answers_serve_nobody_else(of: Callable):
     """Neither who asks for the same at another budget, nor a prompt that is those very tokens."""
     llm, prompt = of(cache_tokens=4096), text(9, 40)
     (out,) = llm.generate([prompt], SamplingParams(60, ignore_eos=True))
-    for asked in ({}, {"budget": 0.9}, {"budget": 1.0}, {"prompt_budget": "same"}, {"lossless": True}):
+    every: list[dict[str, Any]] = [{}, {"budget": 0.9}, {"budget": 1.0}, {"prompt_budget": "same"}, {"lossless": True}]
+    for asked in every:
         before = llm.stats.cached_tokens
         llm.generate([prompt + out.token_ids], SamplingParams(4, **asked))
         (fresh,) = of().generate([prompt + out.token_ids], SamplingParams(4, **asked))

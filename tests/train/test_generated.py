@@ -28,8 +28,7 @@ def test_the_curve_is_what_written_tokens_cost_after_prompts_that_were_read(tiny
     llm.budgets = Budgets(model, 1.0, None, hold=False)
     prompts = _prompts(llm, records, 2)
     for cost, budget in zip(curve.costs, text.costs, strict=True):
-        params = SamplingParams(TOKENS, temperature=1.0, top_p=1.0, top_k=0, seed=0, budget=budget)
-        outputs = llm.generate(prompts, params)
+        outputs = llm.generate(prompts, SamplingParams(TOKENS, seed=0, budget=budget))
         assert all(out.prompt_cost == 1.0 for out in outputs)
         costs = [piece.cost for out in outputs for piece in out.samples[0].pieces[1:]]
         assert cost == pytest.approx(sum(costs) / len(costs), rel=1e-5)

@@ -18,11 +18,11 @@ GRID = 1 / 64
 """Offsets are whole multiples of this, exact in every float type that they are added in."""
 FINEST = 2.0**-20
 """Costs count as whole multiples of this, so that their sums are exact, and the same from any executor."""
-FOLLOW = 0.75
+FOLLOW = 0.7
 """How much of a block's miss is taken to last, and met by the next block's offset."""
-REPAY = 0.35
+REPAY = 0.7
 """How much of the text's whole deficit the next block is to make up for."""
-DEBT = 4.0
+DEBT = 2.5
 """Deficit in tokens of the dense model beyond which no more is paid back at a time, so that a text which could not be
 held for long is not swung to the other end."""
 REACH = 0.5

@@ -49,7 +49,7 @@ def draw(results: Mapping[str, Any], path: Path, group: str = "all") -> None:
     left.set_ylabel("perplexity relative to the base")
     right.set_ylabel("KL(base || model), nats per token")
     tokens = results["text"]["groups"][group]
-    left.set_title(f"held-out text, {tokens:,} tokens ({group})", fontsize=10)
+    left.set_title(f"held-out text, {tokens:,} tokens ({group}), all of which skip", fontsize=10)
     for axes in (left, right):
         axes.set_xlabel("true cost relative to dense")
         axes.invert_xaxis()

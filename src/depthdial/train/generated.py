@@ -30,7 +30,7 @@ TOKENS = 64
 def generated_curve(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], tokens: int, seed: int = 0
 ) -> Curve:
-    """Offset, cost and KL over tokens the model generates (sampled at temperature 1) for the first turns of `records`.
+    """Offset, cost and KL over tokens the model generates, drawn as it does by default, for first turns of `records`.
 
     model: with its plug-in attached, whose curve for text names the offsets to try; tokens: how many to generate at
     each. Raises ValueError if there is no prompt among the records.
@@ -42,7 +42,7 @@ def generated_curve(
     llm = LLM.of(model, tokenizer, budget=1.0)
     llm.budgets = Budgets(model, 1.0, None, hold=False)  # each text at one offset
     prompts = _prompts(llm, records, max(1, tokens // TOKENS))
-    params = SamplingParams(max_tokens=TOKENS, temperature=1.0, top_p=1.0, top_k=0, seed=seed)
+    params = SamplingParams(max_tokens=TOKENS, seed=seed)
     points, tries = [], _apart(text)
     with Progress("calibrating generation", len(tries)) as progress:
         for offset, cost in tries:

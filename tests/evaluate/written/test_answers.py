@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 
+from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.store import Store
 from depthdial.evaluate.written.answers import Asked, Writer
 from depthdial.models import attach
+from depthdial.models.checkpoint import Plugin
+from depthdial.models.convert import route_of
+from depthdial.models.fingerprint import fingerprint
 
 PROMPTS = [[5, 9, 40, 41], [200, 7, 8], [30, 31, 32, 33, 34], [12, 60, 61], [99, 98, 97]]
 
@@ -45,6 +49,23 @@ def test_answers_and_what_the_base_says_of_them(llm):
             output.prompt_cost * len(ids)
         )
     assert sum(a.cost for a in answers) < 0.99 * sum(a.passes for a in answers), "something was skipped"
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3"])
+def test_any_family_is_judged_by_its_own_base(tiny_model, tiny_tokenizer, adaptive, family):
+    model = adaptive(tiny_model(family), weights="hard")
+    curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
+    vars(model)["plugin"] = Plugin("tiny", model.method, fingerprint(model), {"text": curve, "generated": curve})
+    llm = LLM.of(model, tiny_tokenizer, max_batch=2, prefix_cache=False)
+    writer = Writer(llm, llm, 24)
+    answers, _ = writer.write(asked(0.75), Store())
+    assert sum(a.cost for a in answers) < 0.99 * sum(a.passes for a in answers)
+    route_of(model).offset = math.inf
+    for ids, answer in zip(PROMPTS, writer.score(PROMPTS, answers, Store()), strict=True):
+        text = torch.tensor([[*ids, *answer.token_ids]])
+        with torch.no_grad():
+            logits = model(text, use_cache=False).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        assert answer.logprob == pytest.approx(float(logits.gather(1, text[0, len(ids) :, None]).sum()), abs=2e-3)
 
 
 def test_the_base_costs_one_and_is_sure_of_its_own_choice(llm):
