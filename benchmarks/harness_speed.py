@@ -24,7 +24,8 @@ from lm_eval.models.huggingface import HFLM
 from depthdial.core.whole import write_json
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.lm import DepthLM, Dial
+from depthdial.evaluate.harness.lm import DepthLM
+from depthdial.evaluate.harness.setting import Dial, Setting
 from depthdial.evaluate.harness.tasks import load_suites
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.store import Store
