@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from depthdial.models.checkpoint import PARTS_FILE
 from depthdial.train import callbacks, own_text
 from depthdial.train.config import TrainConfig
-from depthdial.train.own_text import OwnText, before_loop
+from depthdial.train.own_text import OwnText, bare, before_loop
 from depthdial.train.pack import PackedDataset, Stats
 from depthdial.train.run import train
 
@@ -134,6 +134,11 @@ def test_micro_batches_take_the_pool_of_the_period_before(tmp_path):
         for index in (0, 19, 20, 39, 40, 41, 60):
             own.rows(index)
     assert taken == [0, 1, 2]
+
+
+def test_a_model_without_chat_template_answers_as_its_rows_are_written():
+    asked = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+    assert bare(asked) == "System: Be short.\n\nUser: Why?\n\nAssistant:"
 
 
 @pytest.mark.parametrize(

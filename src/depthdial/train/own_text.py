@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM
@@ -50,17 +50,24 @@ PERIODS, RUN = 48, 12
 """A loop is a period of at most so many tokens that has run on for two periods, and for so many tokens."""
 
 
-def questions(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Messages]:
+def questions(records: Sequence[Record]) -> list[Messages]:
     """What the data asks: conversations up to their last question. Raises ValueError where there is none."""
     asked = []
     for record in records:
         last = max((i for i, m in enumerate(record.messages or ()) if m["role"] == "user"), default=None)
         if last is not None:
             asked.append(record.messages[: last + 1])
-    if not asked or not tokenizer.chat_template:
-        lacking = "the model has no chat template" if asked else "no row has `messages` with a user's turn"
-        raise ValueError(f"--on-policy needs questions that the model can answer, and {lacking}; leave --on-policy out")
+    if not asked:
+        raise ValueError(
+            "--on-policy needs questions that the model can answer, and no row has `messages` with a user's turn (or "
+            "`prompt`, `instruction`, `question`); add such rows, or leave --on-policy out"
+        )
     return asked
+
+
+def bare(messages: Messages) -> str:
+    """A conversation that is to be answered, for a model without chat template, as its training rows are written."""
+    return "\n\n".join([*(f"{m['role'].capitalize()}: {m['content']}" for m in messages), "Assistant:"])
 
 
 def before_loop(tokens: Sequence[int]) -> int:
@@ -159,7 +166,9 @@ class OwnText:
             for begin in range(0, len(order), AT_ONCE):
                 prompts, params = [], []
                 for i in order[begin : begin + AT_ONCE]:
-                    ids = llm.chat_tokens(self.asked[i])
+                    asked = self.asked[i]
+                    chat = self.tokenizer.chat_template
+                    ids = llm.chat_tokens(asked) if chat else self.tokenizer(bare(asked), verbose=False)["input_ids"]
                     budget, temperature = draw.uniform(low, high), draw.choice(TEMPERATURES)
                     if len(ids) + TOKENS <= min(self.length, llm.context):
                         prompts.append(ids)

@@ -89,7 +89,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"
     options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
-    asked_of = questions(records, tokenizer) if config.on_policy else []
+    asked_of = questions(records) if config.on_policy else []
     full = same = None
     if config.prompt_budget != "same" and config.same_share < 1:
         full = prepare(records, tokenizer, config.length, full=True, **options)
