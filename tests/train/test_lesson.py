@@ -210,15 +210,17 @@ def test_the_module_holds_parts_and_control_only(make: Callable):
 # ---------------------------------------------------------------- the Trainer
 
 
-class Rows(Dataset):
-    def __init__(self, batch: Batch):
-        self.rows = [{name: tensor[0] for name, tensor in row.items()} for row in rows_of(batch)]
+class MicroBatches(Dataset[dict[str, Tensor]]):
+    """Rows, so many at a time, in their order."""
+
+    def __init__(self, rows: dict[str, Tensor], size: int):
+        self.rows, self.size = rows, size
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows["input_ids"]) // self.size
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.rows[index]
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index * self.size :][: self.size] for name, tensor in self.rows.items()}
 
 
 @objectives
@@ -235,7 +237,7 @@ def test_four_rows_at_once_train_like_one_four_times(
             accumulate=accumulate, lr=1e-3, warmup=0.0, length=16, device="cpu", dtype="float32",
         )  # fmt: skip
         before = {name: tensor.clone() for name, tensor in lesson.state_dict().items()}
-        run_trainer(lesson, Rows(packed(12, 16)), config, resume=False)
+        run_trainer(lesson, MicroBatches(packed(12, 16), batch), config, resume=False)
         after = {name: tensor.clone() for name, tensor in lesson.state_dict().items()}
         assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if name[:5] == "parts")
         trained.append(after)
