@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from depthdial.methods import METHODS, method_named
+from depthdial.methods import METHODS
 from depthdial.models import load
-from depthdial.models.base import load_base
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
-from depthdial.models.convert import convert, route_of
+from depthdial.models.convert import route_of
 from depthdial.train import callbacks as loop
 from depthdial.train import run
 from depthdial.train.checkpoints import damage
@@ -274,21 +273,3 @@ def test_bad_settings_say_what_to_do_and_leave_no_plugin(config, change, message
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(config, **{"output": str(tmp_path / "bad"), **change}))
     assert not (tmp_path / "bad" / PARTS_FILE).exists()
-
-
-def test_wider_adapters_begin_as_the_narrower_ones_of_a_plugin(config, tmp_path):
-    fields = {"first": 2, "adapter_ratio": 8, "router_ratio": 4, "weights": "hard", "start": 0.0}
-    narrow = train(dataclasses.replace(config, fields=fields, output=str(tmp_path / "narrow"), steps=2, budget=0.8))
-    before, _ = load(config.model, str(narrow), dtype="float32", device="cpu")
-    wide, _ = load_base(config.model, "float32", "cpu")
-    torch.manual_seed(1)
-    convert(wide, method_named("flexidepth", {**fields, "adapter_ratio": 2}))
-    run._take_over(wide, str(narrow))
-    for model in (before, wide):
-        route_of(model).offset = 0.0
-    with torch.no_grad():
-        torch.testing.assert_close(wide(TOKENS).logits, before(TOKENS).logits)
-    assert 0.1 < route_of(wide).keep()[2:].float().mean() < 0.9
-    with pytest.raises(ValueError, match="cannot be the starting point"):  # a narrower one has no room
-        train(dataclasses.replace(config, fields={**fields, "adapter_ratio": 16}, start_from=str(narrow),
-                                  output=str(tmp_path / "narrower")))  # fmt: skip

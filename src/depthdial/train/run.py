@@ -20,7 +20,7 @@ from depthdial.core.method import Method
 from depthdial.methods import Static, method_named
 from depthdial.models.base import load_base
 from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps, turning_points
-from depthdial.models.checkpoint import Plugin, attach, cast_parts, parts_file, parts_of, read_parts, save
+from depthdial.models.checkpoint import Plugin, attach, cast_parts, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
 from depthdial.models.fingerprint import fingerprint
@@ -39,12 +39,11 @@ from depthdial.train.own_text import FOLDER, OwnText, Refresh, questions
 from depthdial.train.pack import PackedDataset, prepare
 from depthdial.train.progress import Progress
 from depthdial.train.settings import claimed, told, write_settings
+from depthdial.train.start import take_over
 from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
-DOWN, WIDE = "adapter.down.weight", ("adapter.gate.weight", "adapter.up.weight")
-"""The ends of the names of an adapter's weights: [d, width], and [width, d]."""
 POINTS = 26
 """Points of the dial's curve."""
 FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
@@ -110,7 +109,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         compile_pieces(model)
     learns = any(parameter.requires_grad for parameter in model.parameters())
     if config.start_from is not None:
-        _take_over(model, config.start_from)
+        take_over(model, config.start_from)
     elif learns and not resume:
         errors = fit_adapters(model, _forever(rows, config, model.device), config.fit_steps, config.fit_lr)
         log.info("relative error of the fitted adapters: %s", {k: round(v, 2) for k, v in errors.items()})
@@ -276,33 +275,6 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _take_over(model: PreTrainedModel, folder: str) -> None:
-    """Start from another plug-in's parts, by name and shape: random may take the adapters of a router's plug-in. Wider
-    adapters begin as the narrower ones: what is new is multiplied by 0."""
-    own, given = parts_of(model), read_parts(parts_file(folder))
-    lacking = [k for k, v in own.items() if k not in given or not _holds(k, v, given[k])]
-    if lacking:
-        raise ValueError(
-            f"{folder} has no {lacking[0]} of that shape ({len(lacking)} of {len(own)} parts are missing); "
-            "it cannot be the starting point of this method"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name.endswith(DOWN):
-                tensor.zero_()
-            tensor[tuple(slice(0, n) for n in given[name].shape)] = given[name]
-
-
-def _holds(name: str, own: torch.Tensor, given: torch.Tensor) -> bool:
-    """May a tensor begin as a smaller one? An adapter's may, along its width."""
-    if own.shape == given.shape:
-        return True
-    side = 1 if name.endswith(DOWN) else 0 if name.endswith(WIDE) else None
-    if side is None or own.ndim != 2 or given.ndim != 2:
-        return False
-    return own.shape[1 - side] == given.shape[1 - side] and own.shape[side] > given.shape[side]
 
 
 def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:
