@@ -1,21 +1,21 @@
-"""What a route costs: multiply-accumulates of linear weights, attention over the context, KV bytes.
+"""What a pass costs: multiply-accumulates of linear weights by step, attention over the context, KV bytes.
 
 "Cost" and "budget" mean one thing everywhere (README, "What the budget means"): executed over dense
-multiply-accumulates of linear weights per token, with the LM head, K/V projections, folded router and adapter counted.
-At batch 1 this is the share of weight bytes read, too. Attention over the context and
-KV bytes are reported beside it, never mixed in.
+multiply-accumulates of linear weights per token, with the LM head, K/V projections, folded routers, adapters and heads
+that a decision looks at counted. At batch 1 this is the share of weight bytes read, too. Attention over the context and
+KV bytes are reported beside it, never mixed in. This is the one place that prices; executors count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from depthdial.core.decision import Decision, Site
+from depthdial.core.program import END, Program
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
@@ -38,87 +38,115 @@ class LayerWork:
     def total(self) -> int:
         return self.kv + self.attn + self.mlp
 
+    def of(self, unit: str) -> LayerWork:
+        """The part that is the layer's attention or its MLP; all of it for "layer"."""
+        if unit == "attn":
+            return replace(self, mlp=0)
+        return replace(self, kv=0, attn=0, attend=0, kv_width=0) if unit == "mlp" else self
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The price list of one step, in multiply-accumulates for one token."""
+
+    unit: LayerWork
+    """Of the unit itself; 0 where it is not part of it."""
+    look: int = 0
+    """Of a token that waits here: the folded router, and the head that it is shown."""
+    bypass: int = 0
+    """Of a token that waits here and does not run the step."""
+    absent: int = 0
+    """Of any token that does not run it: its K and V, where it leaves them."""
+
+    @property
+    def saved(self) -> int:
+        """What one skip saves: negative when the bypass costs more than the unit."""
+        return self.unit.total - self.absent - self.bypass
+
 
 @dataclass(frozen=True)
 class Ledger:
     """The price list of a converted model, in multiply-accumulates per token."""
 
-    layers: tuple[LayerWork, ...]
+    program: Program
+    steps: tuple[StepWork, ...]
     head: int
-    projects_kv: bool = True
-    """Does a skipped token still pay for its K and V?"""
-    always: Mapping[Site, int] = field(default_factory=dict)
-    """Work of the parts that run for every token at a site (the folded router)."""
-    skipped: Mapping[Site, int] = field(default_factory=dict)
-    """Work of the parts that run for skipped tokens only (the adapter)."""
-    skips: bool = True
-    """False: units are weighed but always run, so that nothing is ever saved."""
 
     @property
     def dense(self) -> int:
         """Multiply-accumulates per token of the untouched base."""
-        return self.head + sum(layer.total for layer in self.layers)
+        pairs = zip(self.program.steps, self.steps, strict=True)
+        return self.head + sum(work.unit.total for step, work in pairs if step.base)
 
-    def kept(self, site: Site) -> int:
-        """Work at a site for a token that runs it."""
-        layer = self.layers[site.layer]
-        return {"attn": layer.kv + layer.attn, "mlp": layer.mlp, "layer": layer.total}[site.unit]
+    @property
+    def layers(self) -> tuple[LayerWork, ...]:
+        """The layer of each visit."""
+        parts = ([self.steps[s].unit for s in visit.steps] for visit in self.program.visits)
+        return tuple(
+            units[0] if len(units) == 1 else replace(units[0], mlp=units[0].mlp + units[1].mlp) for units in parts
+        )
 
-    def passed(self, site: Site) -> int:
-        """Work at a site for a token that skips it."""
-        kv = self.layers[site.layer].kv if self.projects_kv and site.unit != "mlp" else 0
-        return kv + self.skipped.get(site, 0)
-
-    def saved(self, site: Site) -> int:
-        """What one skip saves at a site: negative when the bypass costs more than the unit."""
-        return self.kept(site) - self.passed(site)
+    @property
+    def saved(self) -> tuple[int, ...]:
+        """What one skip saves at each visit, all of its decisions together."""
+        may = set(self.program.routed) if self.program.skips else set()
+        return tuple(sum(self.steps[s].saved for s in visit.steps if s in may) for visit in self.program.visits)
 
     @property
     def floor(self) -> float:
-        """Cost of a token that skips every site that saves something."""
-        sites = (set(self.always) | set(self.skipped)) if self.skips else ()
-        return (self.dense + sum(self.always.values()) - sum(max(0, self.saved(s)) for s in sites)) / self.dense
+        """Cost of a token on its cheapest way through the program."""
+        steps, count = self.program.steps, len(self.steps)
+        cheapest = [0] * (count + 1)
+
+        def onward(s: int, ran: bool) -> int:
+            to = min(self.program.after(s, ran), count)
+            return cheapest[to] + sum(self.steps[i].absent for i in range(s + 1, to))
+
+        for s in reversed(range(count)):
+            work, ways = self.steps[s], []
+            if steps[s].base or steps[s].routed != "skip":
+                ways.append(work.unit.total + onward(s, True))
+            if steps[s].routed == "skip":
+                ways += [work.absent + work.bypass + onward(s, False), work.unit.total + onward(s, True)]
+            cheapest[s] = work.look + min(ways)
+        return (self.head + cheapest[0]) / self.dense
 
     def expected(self, density: float) -> float:
-        """Multiply-accumulates per token where each routed site runs for a share `density` of the tokens."""
-        sites = set(self.always) | set(self.skipped)
-        return self.dense + sum(self.always.values()) - (1 - density) * sum(self.saved(s) for s in sites)
+        """Multiply-accumulates per token where each routed step runs for a share `density` of the tokens; of a program
+        without jumps."""
+        routed = [self.steps[s] for s in self.program.routed]
+        skips = sum(work.saved for work in routed) if self.program.skips else 0
+        return self.dense + sum(work.look for work in routed) - (1 - density) * skips
 
 
-def token_cost(
-    ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int],
-    device: torch.device | None = None,
-) -> Tensor:  # fmt: skip
-    """True cost of each token relative to dense, float [B, T]. Tokens at offset `inf` run the base: exactly 1.
+def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
+    """True cost of each token relative to dense, float64 [N], as a held budget counts it (`core.hold`). Tokens at
+    offset `inf` run the base: exactly 1."""
+    device = next((d.keep.device for d in trace.decisions.values()), tokens.offset.device)
+    work = torch.full((tokens.count,), float(ledger.head), device=device, dtype=torch.float64)
+    for s, price in enumerate(ledger.steps):
+        ran, here = trace.ran(s), trace.here.get(s)
+        if ran is None:
+            work += price.unit.total
+        else:
+            work += torch.where(ran, float(price.unit.total), float(price.absent))
+            if price.bypass:
+                work += (~ran if here is None else here & ~ran) * float(price.bypass)
+        if price.look and s in trace.decisions:
+            work += price.look if here is None else here * float(price.look)
+    return torch.where(tokens.full.to(device), 1.0, work / ledger.dense)
 
-    offset: one number, one per row, float [B] or [B, 1], or one per token, float [B, T].
-    device: of the result where no decision was made, by default that of `offset`; else it is theirs.
-    """
-    return exact_cost(ledger, decisions, offset, shape, device).float()
 
-
-def exact_cost(
-    ledger: Ledger, decisions: Mapping[Site, Decision], offset: float | Tensor, shape: tuple[int, int],
-    device: torch.device | None = None,
-) -> Tensor:  # fmt: skip
-    """`token_cost` in float64, as a held budget counts it (`core.hold`)."""
-    if decisions:
-        device = next(iter(decisions.values())).keep.device
-    elif device is None and isinstance(offset, Tensor):
-        device = offset.device
-    work = torch.full(shape, float(ledger.dense), device=device, dtype=torch.float64)
-    for site, decision in decisions.items():
-        work += ledger.always.get(site, 0)
-        work -= (~decision.keep) * float(ledger.saved(site))
-    full = torch.as_tensor(offset, device=device) == math.inf
-    return torch.where(full[:, None] if full.ndim == 1 else full, 1.0, work / ledger.dense)
+def token_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
+    """`exact_cost` in fp32, [N]."""
+    return exact_cost(ledger, tokens, trace).float()
 
 
 def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
-    """Multiply-accumulates of attention over the context, int64 [B, T]; an upper bound where skipped tokens leave no
-    key (kv "evict").
+    """Multiply-accumulates of attention over the context, int64 [N]; an upper bound where tokens that do not run a step
+    leave no key.
 
-    keep: bool [L, B, T], as `Route.keep("attn")`; positions: int64 [B, T], 0 for the first token of its document.
+    keep: bool [visits, N], as `Trace.keep("attn")`; positions: int64 [N], 0 for the first token of its document.
     """
     return sum(
         (keep[i] * _context(layer, positions) * layer.attend for i, layer in enumerate(ledger.layers)),
@@ -127,8 +155,8 @@ def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
 
 
 def kv_bytes_read(ledger: Ledger, keep: Tensor, positions: Tensor, itemsize: int) -> Tensor:
-    """KV-cache bytes a lone token reads when decoded, int64 [B, T]; `itemsize` is bytes per number of the cache. An
-    upper bound for kv "evict"."""
+    """KV-cache bytes a lone token reads when decoded, int64 [N]; `itemsize` is bytes per number of the cache. An upper
+    bound as `attention_macs`."""
     return sum(
         (keep[i] * _context(layer, positions) * layer.kv_width * itemsize for i, layer in enumerate(ledger.layers)),
         torch.zeros_like(positions),

@@ -3,45 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from depthdial.core.decision import Site
-from depthdial.core.route import Route
+from depthdial.core.program import Program
+from depthdial.core.tokens import Tokens
 
 _MASK = (1 << 31) - 1
 
 
-def drawn(seed: int, site: Site, x: Tensor, route: Route) -> Tensor:
-    """A uniform number in (0, 1) for each token at a site, fp64 [B, T]. x: [B, T, d], for its shape and device.
+def drawn(seed: int, program: Program, s: int, tokens: Tokens) -> Tensor:
+    """A uniform number in (0, 1) for each token at a step, fp64 [N].
 
-    Keyed by (seed, layer, position), in training also by the row's key; a layer's attention and whole layer share their
+    Keyed by (seed, visit, position), in training also by the row's key; a layer's attention and whole layer share their
     numbers, its MLP has its own. Elsewhere the token itself is in the key: other texts draw other numbers, and whoever
     runs a text, in whatever pieces and from whatever cache, draws the same. (Embeddings have no ids, and share.)
     """
-    layer = site.layer + (1 << 16) * (site.unit == "mlp")
-    return uniform(seed, layer, _key(route, x.device), _positions(route)).expand(x.shape[:2])
+    place = program.visit_of[s] + (1 << 16) * (program.steps[s].unit == "mlp")
+    return uniform(seed, place, _key(tokens), tokens.position)
 
 
-def drawn_for_layers(seed: int, layers: Sequence[int], route: Route) -> Tensor:
-    """What `drawn` gives at the attention of each of some layers, fp64 [layers, B, T], in one go: executors that ask
-    before each short pass have no time for one layer after the other."""
-    positions = _positions(route)
-    numbers = torch.tensor(layers, device=positions.device)[:, None, None]
-    return uniform(seed, numbers, _key(route, positions.device), positions)
+def drawn_at_once(seed: int, program: Program, tokens: Tokens) -> Tensor:
+    """What `drawn` gives at the first routed step of each visit that has one, fp64 [visits, N], where that is no MLP:
+    executors that ask before each short pass have no time for one step after the other."""
+    visits = sorted({program.visit_of[s] for s in program.routed})
+    return uniform(seed, torch.tensor(visits, device=tokens.position.device)[:, None], _key(tokens), tokens.position)
 
 
-def _key(route: Route, device: torch.device) -> Tensor:
-    if route.sample is not None:
-        return route.sample[:, None]
-    return torch.zeros(1, 1, dtype=torch.long, device=device) if route.tokens is None else route.tokens
-
-
-def _positions(route: Route) -> Tensor:
-    assert route.positions is not None, "a unit hands its position ids to the route"
-    return route.positions
+def _key(tokens: Tokens) -> Tensor:
+    if tokens.key is not None:
+        return tokens.key
+    return torch.zeros_like(tokens.position) if tokens.id is None else tokens.id
 
 
 def fading(progress: float, start: float, end: float) -> float:
@@ -50,8 +42,8 @@ def fading(progress: float, start: float, end: float) -> float:
 
 
 def uniform(seed: int, layer: int | Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """Counter-based uniform numbers in (0, 1), fp64 [B, T]. sample: of a row or a token, int64 [B, T], [B, 1], [1, 1];
-    position: int64 [B, T]; layer: one, or int64 [L, 1, 1] for a result [L, B, T].
+    """Counter-based uniform numbers in (0, 1), fp64 [N]. sample: of a row or a token, int64 [N]; position: int64 [N];
+    layer: one, or int64 [L, 1] for a result [L, N].
 
     Three rounds of a 31-bit multiply-xorshift hash (the mixing steps of MurmurHash3's finaliser, kept below 63 bits).
     """

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthdial.core.ops import Act, Dense, Norm, Op
+
 WEIGHTS: tuple[type[Tensor], ...] = (nn.Parameter, Tensor)
 """Types of tensors that hold their own numbers."""
 
@@ -81,7 +83,7 @@ class Router(Part):
         nn.init.constant_(self.bias, self.start)
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
-        """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
+        """x: [..., d] -> logit, fp32 [...]. folded: `self.folded`, where weights stay as they are."""
         if self.fixed:
             return self._logit(_ones(x), folded).expand(x.shape[:-1])
         return self._logit(x, folded)
@@ -110,6 +112,16 @@ class Router(Part):
         return _weight(self.head, device) @ _weight(self.dec, device)
 
     @property
+    def ops(self) -> tuple[Op, ...]:
+        """The same in operations. ValueError as `folded`, and where a layer is not torch's own alone."""
+        if self.fixed:
+            return _number(self, self.enc)
+        _check_plain(self)
+        norm, tanh = Norm(self.norm.weight.detach().float(), self.norm.eps or 0.0), Act("tanh")
+        middle = (norm, tanh) if self.order == "norm_tanh" else (tanh, norm)
+        return Dense(self.enc.weight.detach()), *middle, Dense(self.folded.detach(), self.bias.detach().float()[None])
+
+    @property
     def macs(self) -> int:
         return 0 if self.fixed else self.enc.in_features * self.enc.out_features + self.enc.out_features
 
@@ -134,7 +146,7 @@ class LinearRouter(Part):
         nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5)
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
-        """x: [B, T, d] -> logit, fp32 [B, T]. folded: `self.folded`, where weights stay as they are."""
+        """x: [..., d] -> logit, fp32 [...]. folded: `self.folded`, where weights stay as they are."""
         if self.fixed:
             return self._logit(_ones(x), folded).expand(x.shape[:-1])
         return self._logit(x.float(), folded)
@@ -153,6 +165,14 @@ class LinearRouter(Part):
     def _folded(self, device: torch.device) -> Tensor:
         weight = _weight(self.head, device)
         return weight[0] - weight[1] if len(weight) == 2 else weight[0]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The same in operations; errors as of `Router.ops`."""
+        if self.fixed:
+            return _number(self, self.head)
+        _check_plain(self)
+        return (Dense(self.folded.detach()[None], wide=True),)
 
     @property
     def macs(self) -> int:
@@ -178,7 +198,7 @@ class Adapter(Part):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, d] -> [B, T, d]."""
+        """x: [..., d] -> [..., d]."""
         return _product(self.down, F.silu(_product(self.gate, x)) * _product(self.up, x))
 
     @property
@@ -186,9 +206,23 @@ class Adapter(Part):
         return 3 * self.gate.in_features * self.gate.out_features
 
 
+@torch.no_grad()
+def _number(router: nn.Module, first: nn.Linear) -> tuple[Op, ...]:
+    """A fixed router is the same number for every token."""
+    inputs = first.in_features
+    device = first.weight.device
+    logit = router(torch.ones(1, inputs, device=device))
+    return (Dense(torch.zeros(1, inputs, device=device), logit.float()),)
+
+
+def _check_plain(part: nn.Module) -> None:
+    if not all(plain(layer) for layer in part.children()):
+        raise ValueError("its routers or adapters hold a LoRA or another foreign layer; merge it (merge_and_unload)")
+
+
 def _ones(x: Tensor) -> Tensor:
-    """What a fixed router is fed: fp32 [1, 1, d], whatever x is."""
-    return torch.ones(1, 1, x.shape[-1], device=x.device)
+    """What a fixed router is fed: fp32 [1, d], whatever x is."""
+    return torch.ones(1, x.shape[-1], device=x.device)
 
 
 def _linear(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """A method is one paper as one frozen dataclass: its fields are hyper-parameters, its functions are equations.
 
-A method owns no weights and no state: parts and the route are passed in. It knows nothing of how it is executed.
+A method owns no weights and no state: parts, tokens and the trace are passed in. It knows nothing of how it is executed.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
-from depthdial.core.gate import Gate
-from depthdial.core.route import Route
+from depthdial.core.decision import Decision
+from depthdial.core.lowered import Lowered
+from depthdial.core.program import Program, Step
+from depthdial.core.tokens import Tokens, Trace
 
 Parts = Mapping[str, nn.Module] | nn.ModuleDict
-"""The parts of one site, by name."""
+"""The parts of one step, by name."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,24 @@ class Dims:
     hidden: int
     intermediate: int
     eps: float = 1e-5
+
+
+class Seen(NamedTuple):
+    """What a step shows to its decision, of the N tokens that it is asked about."""
+
+    x: Tensor
+    """[N, d]: the unit's normed input."""
+    logits: Tensor | None = None
+    """fp32 [N, V] or [N, head_rows], where the step shows them: the head on the token's present state."""
+
+
+class LowRank(NamedTuple):
+    """A low-rank change of a linear map: weight + up down."""
+
+    down: Tensor
+    """[r, in]"""
+    up: Tensor
+    """[out, r]"""
 
 
 def span(first: int | None, last: int | None, but: Sequence[int], depth: int) -> list[int]:
@@ -39,7 +58,7 @@ def span(first: int | None, last: int | None, but: Sequence[int], depth: int) ->
 
 
 class Probe(Protocol):
-    """What a training-free method may ask of a model while it calibrates itself (implemented in `models`)."""
+    """What a method may ask of a model while it calibrates itself (implemented in `models`)."""
 
     depth: int
 
@@ -51,25 +70,22 @@ class Probe(Protocol):
         """Mean KL in nats per token from the base to the base without the layers `dropped`."""
         ...
 
+    def readouts(self, layers: Sequence[int], head_rows: int | None) -> tuple[Tensor, Tensor]:
+        """Before each of `layers`, over held-out tokens: top probability and gap to the second, by the final norm and
+        the head's first rows, fp32 [layers, n, 2]; and whether the whole head's likeliest token there is that of the
+        full base, bool [layers, n]."""
+        ...
+
 
 class Method(ABC):
-    """What is decided at each site, and what replaces a unit that does not run."""
+    """What is decided at each step, and what replaces a step that does not run."""
 
-    units: tuple[str, ...] = ("layer",)
-    """What is skipped: ("layer",), ("attn",), ("mlp",) or ("attn", "mlp"); a field where a paper leaves the choice."""
-    kv: ClassVar[Literal["project", "none", "evict"]] = "project"
-    """What a skipped token leaves in the cache: its K and V; nothing, as no token of the row ever asks for them; or
-    nothing, and later tokens of the row must do without."""
-    skips: ClassVar[bool] = True
-    """False: every unit runs for every token and is weighed only, so that nothing is saved."""
-    grain: ClassVar[Literal["static", "step", "sequence", "token"]] = "token"
-    """The finest thing a decision depends on. Only "static" is read: its dial is measured by whole layers, and its
-    decisions are asked for once, not for each place. The others are told to readers; executors treat them alike."""
+    reads: ClassVar[frozenset[str]] = frozenset({"x"})
+    """What decisions depend on beside the step and the dial: "x", "logits" (`Seen`), "position", "prompt", "id", "key"
+    (`Tokens`). What is not named cannot be read."""
     fixed_input: bool = False
     """A control, and a field of every method with a router: routers are fed a constant vector of ones, so that each
     learns one rate for its layer and cannot see the token. What seeing it is worth is the difference."""
-    reads_input: ClassVar[bool] = True
-    """False: `decide` looks at tokens, places and layers only, so an executor may ask for all layers before a pass."""
     budgeted: ClassVar[Mapping[str, object]] = {}
     """Fields that trained best where a budget is held (docs/log.md): what `depthdial train` sets unless told otherwise.
     The fields' own defaults are the paper's."""
@@ -78,50 +94,62 @@ class Method(ABC):
     refuse a method that skips nothing there, as they would say nothing of it."""
     frozen: ClassVar[bool] = True
     """False: the base is trained too."""
+    by_row: ClassVar[bool] = False
+    """Does a row keep the way it begins on, because what it left out could not be made up for? Its dial is set for a
+    whole text then, prompt included, and no budget is held."""
 
     @property
-    def steps(self) -> bool:
-        """Do decisions depend on nothing but the layer and the dial, so that the dial acts in steps?"""
-        return self.grain == "static" or self.fixed_input
+    def ahead(self) -> bool:
+        """Are decisions known before the pass, as they look at nothing that the model computes?"""
+        return not self.reads & {"x", "logits"}
 
-    def layers(self, depth: int) -> Sequence[int]:
-        """The layers that get decisions, of a model with `depth` layers; the others always run."""
-        return range(depth)
+    @property
+    def steady(self) -> bool:
+        """Do decisions depend on nothing but the step and the dial, so that the dial acts in steps?"""
+        return not self.reads or self.fixed_input
 
-    def always_on(self, depth: int) -> int:
-        """How many of `depth` layers run for every token, whole or in part: the least depth there can be."""
-        whole = "layer" in self.units or {"attn", "mlp"} <= set(self.units)
-        return depth - len(self.layers(depth)) if whole and self.skips else depth
+    @abstractmethod
+    def program(self, depth: int) -> Program:
+        """Where tokens go in a base of `depth` layers. Raises ValueError where the fields do not fit it."""
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        """Fresh trainable parts (router, adapter, ...) for one site. Called once, at conversion."""
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
+        """Fresh trainable parts (router, adapter, ...) for one routed step. Called once, at conversion."""
         return {}
 
     @abstractmethod
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        """The decision for each token. x: the unit's (normed) input [B, T, d]."""
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        """The decision of the routed step `s` for each of N tokens. trace: of the steps before, the same tokens."""
 
-    def keeps(self, layers: Sequence[int], route: Route) -> Tensor | None:
-        """`keep` of what `decide` says at the first unit of each of `layers`, bool [layers, B, T], for a method that
-        does not read its input; None: `decide` must be asked layer by layer."""
+    def keeps(self, program: Program, tokens: Tokens) -> Tensor | None:
+        """`keep` of what `decide` says at the first routed step of each visit that has one, bool [those visits, N], in
+        one go, for a method that decides ahead; None: `decide` must be asked step by step."""
         return None
 
-    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
-        """What a skipped token gets instead of the unit's update, [B, T, d]; None is nothing (identity)."""
+    def bypass(self, parts: Parts, x: Tensor, s: int) -> Tensor | None:
+        """What a skipped token gets instead of the unit's update, [N, d]; None is nothing (identity). x: [N, d], the
+        unit's normed input."""
         return None
 
-    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        """The layer's `decide` and `bypass` for executors that fuse them; None: only those two describe the method.
-        parts: those of the layer's sites, by unit."""
+    def delta(self, parts: Parts, s: int) -> Mapping[str, LowRank]:
+        """A step's own low-rank change of its block's linear maps, by the last part of their names ("q_proj", ...)."""
+        return {}
+
+    def lowered(self, parts: Parts, s: int) -> Lowered | None:
+        """The step's `decide` and `bypass` for executors that fuse them; None: only those two describe the method."""
+        return None
+
+    def stops(self, program: Program) -> Sequence[float] | None:
+        """Rising offsets, one for each way that the dial can choose, where the method knows them; None: it does not,
+        or the dial has no steps."""
         return None
 
     @property
     def target(self) -> float | None:
-        """Share of tokens that run a routed site, as the fields ask for it; None where they do not say."""
+        """Share of tokens that run a routed step, as the fields ask for it; None where they do not say."""
         return None
 
-    def loss(self, route: Route) -> Tensor | None:
-        """Auxiliary loss per token, fp32 [B, T]; normalised like the LM loss by whoever trains."""
+    def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
+        """Auxiliary loss per token, fp32 [N]; normalised like the LM loss by whoever trains."""
         return None
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Method:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from depthdial.core.decision import Decision, Site
-from depthdial.core.method import Method, Parts
-from depthdial.core.route import Route
+from depthdial.core.decision import Decision
+from depthdial.core.method import Method, Parts, Seen
+from depthdial.core.program import Program, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class Dense(Method):
     """Every layer runs for every token."""
 
-    grain = "static"
-    reads_input = False
+    reads = frozenset()
 
-    def layers(self, depth: int) -> Sequence[int]:
-        return ()
+    def program(self, depth: int) -> Program:
+        return plain(depth)
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        return Decision.hard(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        return Decision.hard(torch.ones_like(tokens.full))
 
     @property
     def target(self) -> float:

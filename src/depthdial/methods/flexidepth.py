@@ -13,29 +13,29 @@ One adaptive layer, as the released checkpoint computes it (x: [B, T, d]):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.draws import drawn, fading
 from depthdial.core.estimators import straight_through
-from depthdial.core.gate import Gate
 from depthdial.core.layers import Adapter, Router
-from depthdial.core.method import Dims, Method, Parts, span
+from depthdial.core.lowered import Lowered
+from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import squared_depth
-from depthdial.core.route import Route
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class FlexiDepth(Method):
     """Per-token routers and adapters on a span of layers of a frozen model."""
 
-    units = ("attn", "mlp")
-    kv = "project"
+    reads = frozenset({"x", "position", "key", "id"})
     budgeted: ClassVar[Mapping[str, object]] = {"weights": "hard", "gate_gradient": "sampled", "start": 0.0}
     example: ClassVar[Mapping[str, object]] = {"first": 2, "adapter_ratio": 4, "router_ratio": 4, "start": 0.0}
 
@@ -86,26 +86,25 @@ class FlexiDepth(Method):
         if min(self.router_ratio, self.adapter_ratio) < 1:
             raise ValueError("router_ratio and adapter_ratio must be at least 1")
 
-    def layers(self, depth: int) -> Sequence[int]:
-        return span(self.first, self.last, self.but, depth)
+    def program(self, depth: int) -> Program:
+        return plain(depth, span(self.first, self.last, self.but, depth), ("attn", "mlp"))
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        if site.unit == "attn":
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
+        if step.unit == "attn":
             more = (self.router_order, self.start, self.fixed_input)
             return {"router": Router(dims.hidden, self.router_ratio, dims.eps, *more)}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        if site.unit == "mlp":  # decided once a layer, before attention
-            attn = route.decisions[site._replace(unit="attn")]
-            return self._mlp(attn)
-        logit = route.shifted(parts["router"](x.detach() if self.detach else x))
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        if trace.program.steps[s].unit == "mlp":  # decided once a layer, before attention
+            return self._mlp(trace.decisions[s - 1])
+        logit = tokens.shifted(parts["router"](seen.x.detach() if self.detach else seen.x))
         g = logit.sigmoid()
         keep = g > self.tau
-        if self.gate_gradient == "sampled" and route.training:
+        if self.gate_gradient == "sampled" and tokens.training:
             # at the end adapters learn under the routes that will be used, and routers stand still
-            noise = fading(route.progress, 0.6, 0.85)
-            keep = (logit + noise * drawn(0, site, x, route).logit().float()).sigmoid() > self.tau
+            noise = fading(tokens.progress, 0.6, 0.85)
+            keep = (logit + noise * drawn(0, trace.program, s, tokens).logit().float()).sigmoid() > self.tau
             g = torch.lerp(g.detach(), g, noise)  # learn as much as is explored
         m = keep.float() if self.gate_gradient == "soft_scale" else straight_through(keep, g)
         return Decision(keep, m, 1 - m, g)
@@ -117,13 +116,13 @@ class FlexiDepth(Method):
         g = attn.score
         return Decision(attn.keep, attn.run * g, attn.skip * (1 - g), g)
 
-    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
-        return parts["adapter"](x) if site.unit == "mlp" else None
+    def bypass(self, parts: Parts, x: Tensor, s: int) -> Tensor | None:
+        return parts["adapter"](x) if "adapter" in parts else None
 
-    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        router, adapter = parts["attn"]["router"], parts["mlp"]["adapter"]
-        assert isinstance(router, Router) and isinstance(adapter, Adapter)
-        return Gate(router, math.log(self.tau / (1 - self.tau)), self.weights, adapter)
+    def lowered(self, parts: Parts, s: int) -> Lowered | None:
+        if "router" in parts:
+            return Lowered(parts["router"].ops, math.log(self.tau / (1 - self.tau)))
+        return Lowered(None, weights=self.weights, bypass=parts["adapter"], like=s - 1)
 
-    def loss(self, route: Route) -> Tensor | None:
-        return self.alpha * squared_depth(route.stack("score", "attn"))
+    def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
+        return self.alpha * squared_depth(trace.stack("score", "attn"))

@@ -10,24 +10,22 @@ Every token runs every layer, so nothing is saved: what it shows is how much of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.layers import LinearRouter
-from depthdial.core.method import Dims, Method, Parts, span
-from depthdial.core.route import Route
+from depthdial.core.method import Dims, Method, Parts, Seen, span
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class Highway(Method):
     """A soft gate per layer on the block's update; never skips."""
 
-    kv = "project"
-    skips = False
     frozen = False
 
     first: int | None = 0
@@ -42,14 +40,14 @@ class Highway(Method):
     def __post_init__(self):
         object.__setattr__(self, "but", tuple(self.but))  # JSON gives lists
 
-    def layers(self, depth: int) -> Sequence[int]:
-        return span(self.first, self.last, self.but, depth)
+    def program(self, depth: int) -> Program:
+        return plain(depth, span(self.first, self.last, self.but, depth), routed="weigh")
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
         return {"router": LinearRouter(dims.hidden, classes=1, fixed=self.fixed_input)}
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        g = route.shifted(parts["router"](x)).sigmoid()
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        g = tokens.shifted(parts["router"](seen.x)).sigmoid()
         # the carry's weight, 1 - g, is in the residual form of the executor: x + g (F(x) - x)
         return Decision(torch.ones_like(g, dtype=torch.bool), g, torch.zeros_like(g), g)
 

@@ -14,25 +14,25 @@ foresee from x_i alone whether the token is picked (binary cross-entropy), and d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.layers import LinearRouter, Router
-from depthdial.core.method import Dims, Method, Parts
+from depthdial.core.method import Dims, Method, Parts, Seen
 from depthdial.core.penalties import unforeseen
-from depthdial.core.route import Route
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class MixtureOfDepths(Method):
     """A capacity per layer, filled by the router's choice over the sequence."""
 
-    kv = "evict"
     frozen = False
     example: ClassVar[Mapping[str, object]] = {"every": 1, "capacity": 0.4, "predictor_ratio": 4}
 
@@ -62,12 +62,12 @@ class MixtureOfDepths(Method):
         if self.choice not in ("predictor", "top_k"):
             raise ValueError(f"choice must be 'predictor' or 'top_k', not {self.choice!r}")
 
-    def layers(self, depth: int) -> Sequence[int]:
+    def program(self, depth: int) -> Program:
         if self.every > depth:
             raise ValueError(f"every {self.every} layers: none of them fit a model of {depth} layers")
-        return range(self.every - 1, depth, self.every)
+        return plain(depth, range(self.every - 1, depth, self.every), absent="nothing")
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
         share = min(max(self.capacity, 0.01), 0.99)
         start = math.log(share / (1 - share))
         return {
@@ -75,33 +75,35 @@ class MixtureOfDepths(Method):
             "predictor": Router(dims.hidden, self.predictor_ratio, dims.eps, start=start, fixed=self.fixed_input),
         }
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        r = parts["router"](x)
-        foreseen = route.shifted(parts["predictor"](x.detach()))
-        if route.training or self.choice == "top_k":
-            keep = self._picked(r, route.mask) | (route.shifted(r) == math.inf)
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        r = parts["router"](seen.x)
+        foreseen = tokens.shifted(parts["predictor"](seen.x.detach()))
+        if tokens.training or self.choice == "top_k":
+            keep = self._picked(r, tokens) | tokens.full
         else:
             keep = foreseen > 0
-        run = torch.where(keep, self._weight(r, route), 0.0)
+        run = torch.where(keep, self._weight(r, tokens), 0.0)
         return Decision(keep, run, (~keep).to(run.dtype), foreseen.sigmoid())
 
-    def _picked(self, r: Tensor, mask: Tensor | None) -> Tensor:
-        """bool [B, T]: the k highest of each row's real tokens, at least one. r: fp32 [B, T]."""
-        real = torch.ones_like(r, dtype=torch.bool) if mask is None else mask.to(r.device)
+    def _picked(self, r: Tensor, tokens: Tokens) -> Tensor:
+        """bool [N]: the k highest of each row's real tokens, at least one. r: fp32 [N]."""
+        real = torch.ones_like(tokens.full) if tokens.real is None else tokens.real
+        r, real = tokens.rows(r), tokens.rows(real)
         k = (self.capacity * real.sum(-1, keepdim=True)).long().clamp_min(1)
         order = r.masked_fill(~real, -math.inf).argsort(dim=-1, descending=True, stable=True)
-        return torch.zeros_like(real).scatter(1, order, torch.arange(r.shape[1], device=r.device) < k) & real
+        picked = torch.zeros_like(real).scatter(1, order, torch.arange(r.shape[1], device=r.device) < k) & real
+        return picked.view(-1)
 
-    def _weight(self, r: Tensor, route: Route) -> Tensor:
-        """fp32 [B, T]: the router's weight on the update. The dial leads it to 1, where the base is untouched."""
+    def _weight(self, r: Tensor, tokens: Tokens) -> Tensor:
+        """fp32 [N]: the router's weight on the update. The dial leads it to 1, where the base is untouched."""
         if self.weights == "sigmoid":
-            return route.shifted(r).sigmoid()
-        turned = (route.shifted(torch.zeros_like(r))).tanh().clamp_min(0)
+            return tokens.shifted(r).sigmoid()
+        turned = tokens.shifted(torch.zeros_like(r)).tanh().clamp_min(0)
         return torch.lerp(r, torch.ones_like(r), turned)
 
     @property
     def target(self) -> float:
         return self.capacity
 
-    def loss(self, route: Route) -> Tensor | None:
-        return self.alpha * unforeseen(route.stack("score", "layer"), route.stack("keep", "layer"))
+    def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
+        return self.alpha * unforeseen(trace.stack("score"), trace.stack("keep"))

@@ -8,28 +8,27 @@ the same token at the same place. Adapters train under this route like a router'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
-from depthdial.core.draws import drawn, drawn_for_layers
-from depthdial.core.gate import Gate
+from depthdial.core.decision import Decision
+from depthdial.core.draws import drawn, drawn_at_once
 from depthdial.core.layers import Adapter
-from depthdial.core.method import Dims, Method, Parts, span
-from depthdial.core.route import Route
+from depthdial.core.lowered import Lowered
+from depthdial.core.method import Dims, Method, Parts, Seen, span
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class Random(Method):
     """Each routed layer runs with probability `rate`, on its own for each layer and token."""
 
-    units = ("attn", "mlp")
-    kv = "project"
-    reads_input = False
+    reads = frozenset({"position", "id", "key"})
     example: ClassVar[Mapping[str, object]] = {"first": 2, "adapter_ratio": 4, "rate": 0.6}
 
     first: int | None = None
@@ -49,40 +48,33 @@ class Random(Method):
         if not 0 < self.rate < 1:
             raise ValueError(f"rate must lie between 0 and 1, not {self.rate}")
 
-    def layers(self, depth: int) -> Sequence[int]:
-        return span(self.first, self.last, self.but, depth)
+    def program(self, depth: int) -> Program:
+        return plain(depth, span(self.first, self.last, self.but, depth), ("attn", "mlp"))
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        if site.unit == "attn" or not self.adapter_ratio:
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
+        if step.unit == "attn" or not self.adapter_ratio:
             return {}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        if site.unit == "mlp":
-            return route.decisions[site._replace(unit="attn")]
-        draw = drawn(self.seed, site, x, route)
-        score = self._score(draw, route)
-        return Decision.hard(draw < score, score)
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        if trace.program.steps[s].unit == "mlp":
+            return trace.decisions[s - 1]
+        score = self._score(tokens)
+        return Decision.hard(drawn(self.seed, trace.program, s, tokens) < score, score)
 
-    def keeps(self, layers: Sequence[int], route: Route) -> Tensor:
-        draw = drawn_for_layers(self.seed, layers, route)
-        return draw < self._score(draw[0], route)
+    def keeps(self, program: Program, tokens: Tokens) -> Tensor:
+        return drawn_at_once(self.seed, program, tokens) < self._score(tokens)
 
-    def _score(self, like: Tensor, route: Route) -> Tensor:
-        """The dial's share of tokens that run, fp32 [B, T]."""
-        return route.shifted(
-            torch.full(like.shape, math.log(self.rate / (1 - self.rate)), device=like.device)
-        ).sigmoid()
+    def _score(self, tokens: Tokens) -> Tensor:
+        """The dial's share of tokens that run, fp32 [N]."""
+        return tokens.shifted(torch.full_like(tokens.offset, math.log(self.rate / (1 - self.rate)))).sigmoid()
 
     @property
     def target(self) -> float:
         return self.rate
 
-    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
+    def bypass(self, parts: Parts, x: Tensor, s: int) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None
 
-    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        mlp = parts["mlp"]
-        adapter = mlp["adapter"] if "adapter" in mlp else None  # noqa: SIM401 (a ModuleDict has no `get`)
-        assert adapter is None or isinstance(adapter, Adapter)
-        return Gate(None, 0.0, "hard", adapter)
+    def lowered(self, parts: Parts, s: int) -> Lowered | None:
+        return Lowered(None, bypass=parts["adapter"] if "adapter" in parts else None)  # noqa: SIM401 (no `get`)

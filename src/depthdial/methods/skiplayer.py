@@ -10,33 +10,33 @@ x: [B, T, d] its input:
     loss = CE + 0.1 sum_l (r_l - P)^2                r_l the share of tokens that ran layer l, P the target density
 
 The share is that of each row, so that no row needs another, or of a pass on all processes where whoever trains says
-it (`Route.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper does
+it (`Tokens.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper does
 not say whether routers teach the stream; in small models that drowns all else) and `noise`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.draws import drawn
 from depthdial.core.estimators import gumbel_sigmoid, straight_through
-from depthdial.core.gate import Gate
 from depthdial.core.layers import LinearRouter
-from depthdial.core.method import Dims, Method, Parts, span
+from depthdial.core.lowered import Lowered
+from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import off_density
-from depthdial.core.route import Route
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class SkipLayer(Method):
     """A hard router per layer, or per module, learned from the first step with the weights around it."""
 
-    kv = "project"
+    reads = frozenset({"x", "position", "key", "id"})
     frozen = False
 
     density: float = 0.5
@@ -78,18 +78,18 @@ class SkipLayer(Method):
         if not self.alpha >= 0:
             raise ValueError(f"alpha must not be below 0, and {self.alpha} is")
 
-    def layers(self, depth: int) -> Sequence[int]:
-        return span(self.first, self.last, self.but, depth)
+    def program(self, depth: int) -> Program:
+        return plain(depth, span(self.first, self.last, self.but, depth), self.units)
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
         return {"router": LinearRouter(dims.hidden, fixed=self.fixed_input)}
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        logit = route.shifted(parts["router"](x.detach() if self.detach else x))
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        logit = tokens.shifted(parts["router"](seen.x.detach() if self.detach else seen.x))
         score = logit.sigmoid()
-        if not route.training:
+        if not tokens.training:
             return Decision.hard(logit > 0, score)
-        soft = gumbel_sigmoid(logit, drawn(self.seed, site, x, route), self.temperature, self.noise)
+        soft = gumbel_sigmoid(logit, drawn(self.seed, trace.program, s, tokens), self.temperature, self.noise)
         keep = soft > 0.5
         run = straight_through(keep, soft)
         return Decision(keep, run, 1 - run, score)
@@ -98,15 +98,12 @@ class SkipLayer(Method):
     def target(self) -> float:
         return self.density
 
-    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        if self.units != ("layer",):
-            return None  # two decisions
-        router = parts["layer"]["router"]
-        assert isinstance(router, LinearRouter)
-        return Gate(router, 0.0, "hard", None)
+    def lowered(self, parts: Parts, s: int) -> Lowered | None:
+        return Lowered(parts["router"].ops)
 
-    def loss(self, route: Route) -> Tensor | None:
+    def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
         terms = [
-            off_density(route.stack("run", unit), self.density, route.mask, route.measured(unit)) for unit in self.units
+            off_density(trace.stack("run", unit), self.density, tokens, trace.density(tokens, unit))
+            for unit in self.units
         ]
         return self.alpha * torch.stack(terms).sum(0)

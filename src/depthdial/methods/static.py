@@ -14,21 +14,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.decision import Decision, Site
-from depthdial.core.gate import Gate
+from depthdial.core.decision import Decision
 from depthdial.core.layers import Adapter
-from depthdial.core.method import Dims, Method, Parts, Probe
-from depthdial.core.route import Route
+from depthdial.core.lowered import Lowered
+from depthdial.core.method import Dims, Method, Parts, Probe, Seen
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens, Trace
 
 
 @dataclass(frozen=True)
 class Static(Method):
     """The first `count` layers of `order` never run; adapters, if any, stand in for them."""
 
-    units = ("attn", "mlp")
-    kv = "none"
-    grain = "static"
-    reads_input = False
+    reads = frozenset()
+    by_row = True
     example: ClassVar[Mapping[str, object]] = {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4}
 
     order: tuple[int, ...] = ()
@@ -48,29 +47,29 @@ class Static(Method):
         if len(set(self.order)) < len(self.order):
             raise ValueError(f"order names a layer twice: {self.order}")
 
-    def layers(self, depth: int) -> Sequence[int]:
+    def program(self, depth: int) -> Program:
         if any(not 0 <= layer < depth for layer in self.order):
             raise ValueError(f"order {self.order} does not fit a model of {depth} layers")
-        return sorted(self.order)
+        return plain(depth, self.order, ("attn", "mlp"), absent="nothing")
 
-    def parts(self, site: Site, dims: Dims) -> dict[str, nn.Module]:
-        if site.unit == "attn" or not self.adapter_ratio:
+    def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
+        if step.unit == "attn" or not self.adapter_ratio:
             return {}
         return {"adapter": Adapter(dims.hidden, max(1, dims.intermediate // self.adapter_ratio))}
 
-    def decide(self, parts: Parts, x: Tensor, site: Site, route: Route) -> Decision:
-        rank = self.order.index(site.layer)
-        logit = torch.full(x.shape[:2], rank - self.count + 0.5, device=x.device)
-        return Decision.hard(route.shifted(logit) > 0)
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        rank = self.order.index(trace.program.steps[s].block)
+        logit = torch.full_like(tokens.offset, rank - self.count + 0.5)
+        return Decision.hard(tokens.shifted(logit) > 0)
 
-    def bypass(self, parts: Parts, x: Tensor, site: Site) -> Tensor | None:
+    def stops(self, program: Program) -> Sequence[float]:
+        return [self.count - dropped for dropped in range(len(self.order), -1, -1)]
+
+    def bypass(self, parts: Parts, x: Tensor, s: int) -> Tensor | None:
         return parts["adapter"](x) if "adapter" in parts else None
 
-    def gate(self, parts: Mapping[str, Parts], layer: int) -> Gate | None:
-        mlp = parts["mlp"]
-        adapter = mlp["adapter"] if "adapter" in mlp else None  # noqa: SIM401 (a ModuleDict has no `get`)
-        assert adapter is None or isinstance(adapter, Adapter)
-        return Gate(None, 0.0, "hard", adapter)
+    def lowered(self, parts: Parts, s: int) -> Lowered | None:
+        return Lowered(None, bypass=parts["adapter"] if "adapter" in parts else None)  # noqa: SIM401 (no `get`)
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:
         length = min(self.length, probe.depth - 1)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.core.cost import Ledger
-from depthdial.core.decision import Site
+from depthdial.core.cost import Ledger, LayerWork, StepWork
 from depthdial.core.layers import Part
 from depthdial.core.method import Method
-from depthdial.core.route import Route
+from depthdial.core.program import Program
+from depthdial.core.reads import check_reads
 from depthdial.core.routed import Routed
 from depthdial.models.causal import check_causal
+from depthdial.models.converted import Converted, Fresh
 from depthdial.models.evict import Evicting
+from depthdial.models.extra import Extra, extras
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 from depthdial.models.generating import Generating
 from depthdial.models.offloaded import device_of
-from depthdial.models.opening import Opening, Placing, head_work
+from depthdial.models.opening import Entering, Opening, head_work
 from depthdial.models.saving import Saving
 
 
@@ -28,110 +31,62 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     """Give `model` routers and whatever else `method` adds; returns the same model.
 
     frozen: are the base's weights held fast? None: as the method says. They are never modified here; fresh parts are in
-    fp32 on the device of the layer they serve. Afterwards `model.route` holds the decisions of the last forward pass,
-    `model.method` the method. Raises ValueError for an unknown family, for a model that is converted already, and for
-    an attention that cannot leave single keys out where the method needs that.
+    fp32 on the device of the layer they serve. Afterwards `model.converted` says all that was added, and `model.route`
+    what the last forward pass decided. Raises ValueError for an unknown family, for a model that is converted already,
+    and for a program that does not fit it, or whose method reads what it does not name.
     """
-    if isinstance(getattr(model, "route", None), Route):
+    if is_converted(model):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
     check_causal(model)
-    family = family_of(model.config)
-    if method.kv == "evict" and model.config._attn_implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f"{model.config._attn_implementation} attention cannot leave out the keys of skipped tokens; "
-            "load the model with attn_implementation='sdpa'"
-        )
-    layers = layers_of(model)
-    routed_layers = list(method.layers(len(layers)))
-    dims = family.dims(model.config)
-    parts = {Site(i, unit): method.parts(Site(i, unit), dims) for i in routed_layers for unit in method.units}
-    route = Route(_ledger(model, method, parts))
-    conversion = Conversion(model, method, route)
-    if method.frozen if frozen is None else frozen:
+    family, layers = family_of(model.config), layers_of(model)
+    program, dims = method.program(len(layers)), family.dims(model.config)
+    program.check(len(layers))
+    parts = {s: method.parts(program.steps[s], dims) for s in program.routed}
+    check_reads(method, program, parts, dims, model.config.vocab_size)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    held = method.frozen if frozen is None else frozen
+    if held:
         model.requires_grad_(False)
-    for site, made in parts.items():
-        device = device_of(layers[site.layer])
-        conversion.add(site, {name: part.to(device) for name, part in made.items()})
-    # plain attributes, no modules
-    vars(model).update(route=route, method=method, plugin=None, conversion=conversion)
+    converted = Converted(method, program, _ledger(model, program, parts), held)
+    vars(model).update(converted=converted, route=converted.route)
+    _hook(model, converted, family)
+    modules = _modules(model, converted, family)
+    for s in range(len(program.steps)) if program.jumps else program.routed:
+        module = modules[program.visit_of[s]]
+        made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
+        _route(model, converted, family, module, s, made)
+    vars(model).update(save_pretrained=Saving(model), generate=Generating(model))
+
+    def undo() -> None:
+        for name in ("save_pretrained", "generate", "converted", "route"):
+            del vars(model)[name]
+        for weight in trainable:
+            weight.requires_grad_()
+
+    converted.add(undo)
     return model
 
 
 def revert(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
-    conversion = model.conversion
-    assert isinstance(conversion, Conversion)
-    conversion.remove()
-    del model.route, model.method, model.plugin, model.conversion
+    converted_of(model).remove()
     return model
 
 
-class Conversion:
-    """What `convert` adds to a model, so that it can be taken away again; it is copied and pickled with the model."""
-
-    def __init__(self, model: PreTrainedModel, method: Method, route: Route):
-        self.sites: dict[Site, Routed] = {}
-        self._family, self._method, self._route = family_of(model.config), method, route
-        self._layers = layers_of(model)
-        self._evicting: list[Evicting] = []
-        self._trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        decoder = model.get_decoder()
-        self._hooks = [
-            decoder.register_forward_pre_hook(
-                Opening(route, model.config, "layer" in method.units), prepend=True, with_kwargs=True
-            ),
-            decoder.register_load_state_dict_pre_hook(stock_names),
-        ]
-        self._starting = (model, decoder)
-        for each in self._starting:
-            vars(each)["_init_weights"] = Fresh(each, self.sites)
-        vars(model).update(save_pretrained=Saving(model), generate=Generating(model))
-
-    def add(self, site: Site, parts: dict[str, nn.Module]) -> None:
-        """Route one unit."""
-        family, layer, route = self._family, self._layers[site.layer], self._route
-        if site.unit == "layer":
-            unit, norm, outlet = layer, family.before_attn, None
-        else:
-            name, after = _names(family, site.unit)
-            unit, norm = layer.get_submodule(name), None
-            outlet = None if after is None else layer.get_submodule(after)
-        if not self.sites and self._method.units == ("mlp",):  # which is not told where its tokens stand
-            self._hooks.append(layer.register_forward_pre_hook(Placing(route), with_kwargs=True))
-        self.sites[site] = Routed(unit, self._method, site, parts, route, norm, outlet)
-        if self._method.kv == "evict" and site.unit != "mlp":
-            self._evicting.append(Evicting(unit, site, route))
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        for each in (*self._evicting, *self.sites.values(), *self._hooks):
-            each.remove()
-        for each in self._starting:
-            del vars(each)["_init_weights"]
-        for name in ("save_pretrained", "generate"):
-            del vars(self._starting[0])[name]
-        for weight in self._trainable:
-            weight.requires_grad_()
+def is_converted(model: Any) -> bool:
+    return isinstance(getattr(model, "converted", None), Converted)
 
 
-class Fresh:
-    """A model's `_init_weights`, which knows our parts, too: transformers asks for their layers, and for a part itself
-    only where it has a weight of its own."""
-
-    def __init__(self, model: PreTrainedModel, sites: dict[Site, Routed]):
-        self.model, self.sites = model, sites
-
-    def __call__(self, module: nn.Module) -> None:
-        for unit in self.sites.values():
-            for part in unit.parts.values():
-                if isinstance(part, Part) and any(module is each for each in (part, *part.children())):
-                    part.reset_parameters()
-                    return
-        type(self.model)._init_weights(self.model, module)
+def converted_of(model: Any) -> Converted:
+    """What a conversion added to a model. ValueError for one that is not converted."""
+    converted = getattr(model, "converted", None)
+    if not isinstance(converted, Converted):
+        raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
+    return converted
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a causal LM, converted or not; where whole layers are routed, their wrappers."""
+    """The decoder layers of a causal LM, converted or not."""
     layers = model.get_decoder().layers
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -144,31 +99,13 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def route_of(model: PreTrainedModel) -> Route:
-    """The route of a converted model. ValueError for one that is not converted."""
-    route = getattr(model, "route", None)
-    if not isinstance(route, Route):
-        raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
-    return route
-
-
-def method_of(model: PreTrainedModel) -> Method:
-    """The method of a converted model. ValueError for one that is not converted."""
-    method = getattr(model, "method", None)
-    if not isinstance(method, Method):
-        raise ValueError("this model has no method; call convert(model, method) or load(...) first")
-    return method
-
-
-def routed(model: PreTrainedModel) -> dict[Site, Routed]:
-    """All routed units of a converted model, by site; none of another."""
-    conversion = getattr(model, "conversion", None)
-    return dict(conversion.sites) if isinstance(conversion, Conversion) else {}
-
-
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    parts = {id(part) for unit in routed(model).values() for part in unit.parts.parameters()}
+    if not is_converted(model):
+        return dict(model.named_parameters())
+    converted = converted_of(model)
+    parts = {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
+    parts |= {id(weight) for block in converted.own for weight in block.parameters()}
     return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
 
 
@@ -181,23 +118,80 @@ def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         state[WRAPPED.sub("", name)] = state.pop(name)
 
 
+def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
+    """What notes a pass as it opens, and which pass it is as each layer begins."""
+    decoder = model.get_decoder()
+    whole = any(converted.program.steps[s].unit == "layer" for s in converted.program.routed)
+    hooks = [
+        decoder.register_forward_pre_hook(Opening(converted, model.config, whole), prepend=True, with_kwargs=True),
+        decoder.register_load_state_dict_pre_hook(stock_names),
+    ]
+    kinds = getattr(model.config, "layer_types", None)
+    for i, layer in enumerate(layers_of(model)):
+        entering = Entering(converted, kinds[i] if kinds else "")
+        hooks.append(layer.register_forward_pre_hook(entering, prepend=True, with_kwargs=True))
+    starting = (model, decoder)
+    for each in starting:
+        vars(each)["_init_weights"] = Fresh(each, converted)
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        for each in starting:
+            del vars(each)["_init_weights"]
+
+    converted.add(undo)
+
+
+def _modules(model: PreTrainedModel, converted: Converted, family: Family) -> list[nn.Module]:
+    """The module that runs each visit: the base's layers, and for other visits modules that run between them."""
+    program, layers = converted.program, layers_of(model)
+    extra = {} if program.plain else extras(model, converted, family)
+    return [extra[v].module if v in extra else layers[visit.block] for v, visit in enumerate(program.visits)]
+
+
+def _route(
+    model: PreTrainedModel, converted: Converted, family: Family, layer: nn.Module, s: int, parts: dict[str, nn.Module]
+) -> None:
+    """Route one step."""
+    step, method = converted.program.steps[s], converted.method
+    unit, norm, outlet = layer, family.before_attn, None
+    if step.unit != "layer":
+        name, after = _names(family, step.unit)
+        unit, norm = layer.get_submodule(name), None
+        outlet = None if after is None else layer.get_submodule(after)
+
+    def readout(x: Tensor, rows: int | None) -> Tensor:
+        """x: [N, d] -> the head's logits, fp32 [N, rows]."""
+        normed = model.get_decoder().get_submodule("norm")(x)
+        weight = head_of(model).get_parameter("weight")
+        logits = nn.functional.linear(normed, weight[:rows]).float()
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
+    if step.absent == "nothing" and step.attends:
+        hooks = Evicting(unit, s, converted.passing, model.config._attn_implementation)
+        converted.add(hooks.remove)
+
+
 def _names(family: Family, unit: str) -> tuple[str, str | None]:
     return {"attn": (family.attn, family.after_attn), "mlp": (family.mlp, family.after_mlp)}[unit]
 
 
-def _ledger(model: PreTrainedModel, method: Method, parts: dict[Site, dict[str, nn.Module]]) -> Ledger:
-    family, config = family_of(model.config), model.config
-    always, skipped = dict.fromkeys(parts, 0), {}  # every site is named, also one without parts
-    for site, made in parts.items():
-        for part in made.values():
-            assert isinstance(part, Part)
-            book = always if part.runs_for == "all" else skipped
-            book[site] = book.get(site, 0) + part.macs
-    return Ledger(
-        layers=tuple(family.work(layer, config, i) for i, layer in enumerate(layers_of(model))),
-        head=head_work(config),
-        projects_kv=method.kv == "project",
-        always=always,
-        skipped=skipped,
-        skips=method.skips,
-    )
+def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str, nn.Module]]) -> Ledger:
+    family, config, layers = family_of(model.config), model.config, layers_of(model)
+    works: list[StepWork] = []
+    for s, step in enumerate(program.steps):
+        block = step.block if step.block >= 0 else program.own[-1 - step.block].copy
+        work: LayerWork = family.work(layers[block], config, block).of(step.unit)
+        look = bypass = 0
+        for part in parts.get(s, {}).values():
+            if isinstance(part, Part):
+                look += part.macs if part.runs_for == "all" else 0
+                bypass += part.macs if part.runs_for == "skipped" else 0
+        if "logits" in step.shows:
+            look += head_work(config) if step.head_rows is None else min(step.head_rows, config.vocab_size) * config.hidden_size
+        absent = work.kv if step.attends and step.absent == "project" else 0
+        works.append(StepWork(work, look, bypass, absent))
+    return Ledger(program, tuple(works), head_work(config))

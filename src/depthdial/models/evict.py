@@ -1,4 +1,4 @@
-"""Skipped tokens leave no key at a layer (kv "evict"): hooks that hide them from the layer's attention.
+"""Skipped tokens leave no key at a layer (absent "nothing"): hooks that hide them from the layer's attention.
 
 Which keys of earlier passes are hidden is remembered where a cache is cut, sorted and shared together with them: in the
 cache itself, as keys and values that are zero throughout. No real key is. Positions stay as they are.
@@ -6,26 +6,32 @@ cache itself, as keys and values that are zero throughout. No real key is. Posit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from depthdial.core.decision import Site
-from depthdial.core.route import Route
+from depthdial.core.routed import Pass
+
+
+_HOLES = "depthdial_holes"
+"""Set on the layer of a cache that lacks keys, so that the others need not be searched."""
 
 
 class Evicting:
     """Hooks on a decoder layer, or its attention, in which no token then sees the keys of tokens that skip it.
 
-    The decision of this pass must stand in `route` before these hooks run: register them after those that make it.
+    The decision of this pass must stand in its trace before these hooks run: register them after those that make it.
     Works with the masks of Hugging Face's "sdpa" and "eager" attention and with growing caches; raises ValueError for
-    others.
+    others, where there is a token that would ask for what others have not left.
     """
 
-    def __init__(self, unit: nn.Module, site: Site, route: Route):
-        self.site, self.route = site, route
+    def __init__(self, unit: nn.Module, s: int, passing: Callable[[], Pass], attention: str):
+        self.s, self._passing, self._attention = s, passing, attention
+        attn = unit.get_submodule("self_attn") if hasattr(unit, "self_attn") else unit
+        self._index: int = vars(attn)["layer_idx"]
         self._hooks = (
             unit.register_forward_pre_hook(self._hide, with_kwargs=True),
             unit.register_forward_hook(self._blank, with_kwargs=True),
@@ -35,21 +41,35 @@ class Evicting:
         for hook in self._hooks:
             hook.remove()
 
+    def _keep(self) -> Tensor:
+        """bool [B, T]"""
+        running = self._passing()
+        ran, shape = running.trace.ran(self.s), running.tokens.shape
+        assert shape is not None
+        return torch.ones_like(running.tokens.full).view(shape) if ran is None else ran.view(shape)
+
     def _hide(
         self, _unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        keep = self.route.decisions[self.site].keep
-        cached = _layer_of(kwargs.get("past_key_values"), self.site.layer)
+        keep = self._keep()
+        if not keep.any():  # nobody looks
+            return None
+        cached = _layer_of(kwargs.get("past_key_values"), self._index)
         gone = torch.cat([_evicted(cached, keep), ~keep], dim=1)  # [B, S], of all keys of this pass
         if not gone.any():  # without a hole, the layer is called as ever: keep-all is the base bit for bit
             return None
+        if self._attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"{self._attention} attention cannot leave out the keys of skipped tokens; "
+                "load the model with attn_implementation='sdpa'"
+            )
         like = args[0] if args else kwargs["hidden_states"]
         return args, {**kwargs, "attention_mask": _without(kwargs.get("attention_mask"), gone, like)}
 
     def _blank(self, _unit: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> None:
-        keep = self.route.decisions[self.site].keep
+        keep = self._keep()
         if not keep.all():
-            _evict(_layer_of(kwargs.get("past_key_values"), self.site.layer), keep)
+            _evict(_layer_of(kwargs.get("past_key_values"), self._index), keep)
 
 
 def _layer_of(cache: Any, index: int) -> DynamicLayer | None:
@@ -66,6 +86,8 @@ def _evicted(cached: DynamicLayer | None, keep: Tensor) -> Tensor:
     """bool [B, cached]: the places of the cache that hold no key."""
     if cached is None or cached.keys is None or not cached.keys.numel():
         return keep.new_zeros(keep.shape[0], 0)
+    if not vars(cached).get(_HOLES):
+        return keep.new_zeros(keep.shape[0], cached.keys.shape[-2])
     return (cached.keys == 0).all(-1).all(1)
 
 
@@ -73,6 +95,7 @@ def _evict(cached: DynamicLayer | None, keep: Tensor) -> None:
     """Blank what this pass has written for tokens that skip the layer; keep: bool [B, T]."""
     if cached is None or cached.keys is None or cached.values is None:
         return
+    vars(cached)[_HOLES] = True
     count = min(keep.shape[1], cached.keys.shape[-2])  # a sliding layer keeps the last ones only
     blank = torch.zeros_like(cached.keys[:, 0, :, 0], dtype=torch.bool)
     blank[:, blank.shape[1] - count :] = ~keep[:, keep.shape[1] - count :]

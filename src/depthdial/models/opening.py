@@ -13,44 +13,65 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
-from depthdial.core.route import Route
+from depthdial.core.routed import Pass
+from depthdial.models.converted import Converted
 
 _ORDER = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 """Of the decoders' arguments, where they come without names."""
 
 
+PASS = "depthdial_pass"
+"""The keyword under which a decoder hands the pass on to its layers, so that it is at hand wherever a layer runs, be it
+in a thread that only runs it again for its gradient."""
+
+
 class Opening:
-    """A hook before a decoder's forward: begins the route of its pass.
+    """A hook before a decoder's forward: begins its pass.
 
     whole: are whole layers routed? Raises ValueError where a pass asks for what those cannot give.
     """
 
-    def __init__(self, route: Route, config: PretrainedConfig, whole: bool):
-        self.route, self.config, self.whole = route, config, whole
+    def __init__(self, converted: Converted, config: PretrainedConfig, whole: bool):
+        self.converted, self.config, self.whole = converted, config, whole
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.whole and kwargs.get("output_hidden_states"):
             raise ValueError(
                 "hidden states are recorded inside a layer, before its skip; hook model.get_decoder().layers instead"
             )
-        told = {**dict(zip(_ORDER, args, strict=False)), **kwargs}
-        tokens = told.get("input_ids")
-        like = told["inputs_embeds"] if tokens is None else tokens
-        shape, ledger = (like.shape[0], like.shape[1]), self.route.ledger
-        mask = real_tokens(told.get("attention_mask"), told.get("past_key_values"), shape[1])
-        if (head := head_work(self.config)) != ledger.head:  # the vocabulary was resized
-            self.route.ledger = replace(ledger, head=head)
-        self.route.begin(shape, mask, like.device, tokens)
+        inputs = {**dict(zip(_ORDER, args, strict=False)), **kwargs}
+        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        like = inputs["inputs_embeds"] if ids is None else ids
+        shape, converted = (like.shape[0], like.shape[1]), self.converted
+        real = real_tokens(inputs.get("attention_mask"), cache, shape[1])
+        if (head := head_work(self.config)) != converted.ledger.head:  # the vocabulary was resized
+            converted.ledger = replace(converted.ledger, head=head)
+        position = inputs.get("position_ids")
+        if position is None:
+            start = cache.get_seq_length() if isinstance(cache, Cache) else 0
+            position = (torch.arange(shape[1], device=like.device) + start)[None]
+        running = Pass(converted.program, converted.settings.tokens(position, ids, real, shape, like.device))
+        converted.threads.last = running
+        return args, {**kwargs, PASS: running}
 
 
-class Placing:
-    """A hook before a layer's forward, for units that are not told where their tokens stand."""
+class Entering:
+    """A hook before a layer's forward: takes the pass, which the layer itself does not know."""
 
-    def __init__(self, route: Route):
-        self.route = route
+    def __init__(self, converted: Converted, kind: str):
+        self.converted, self.kind = converted, kind
 
-    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.route.positions = kwargs["position_ids"]
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = dict(kwargs)
+        running = kwargs.pop(PASS, None)
+        if running is not None:
+            self.converted.threads.running = running
+            running.inputs[self.kind] = kwargs
+        return args, kwargs
 
 
 def head_work(config: PretrainedConfig) -> int:

@@ -1,0 +1,120 @@
+"""What a conversion adds to a Hugging Face model, as one value: method, program, prices, plug-in, routed units.
+
+A model in memory carries it as `model.converted`. Settings are replaced as a whole; what a pass does is its thread's
+own, so that several threads may run one model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthdial.core.cost import Ledger
+from depthdial.core.layers import Part
+from depthdial.core.method import Method
+from depthdial.core.program import Program
+from depthdial.core.route import Route
+from depthdial.core.routed import Pass, Routed
+from depthdial.core.settings import Settings
+
+
+class Threads(threading.local):
+    """What belongs to one thread: the pass under way in it, its last pass, and its own settings."""
+
+    def __init__(self) -> None:
+        self.running: Pass | None = None
+        self.last: Pass | None = None
+        self.settings: Settings | None = None
+        self.dials: Any = None
+        """Of a `generate` under way (`models.generating`)."""
+
+    def __reduce__(self) -> tuple[type[Threads], tuple[()]]:
+        return Threads, ()  # a copy of a model has run nothing yet
+
+
+class Converted:
+    """All that is known of a converted model beside its weights."""
+
+    def __init__(self, method: Method, program: Program, ledger: Ledger, frozen: bool):
+        self.method, self.program, self.ledger, self.frozen = method, program, ledger, frozen
+        self.plugin: Any = None
+        """`models.checkpoint.Plugin`; None where no plug-in was loaded."""
+        self.turned: Any = None
+        """`models.generating.Turned`: what budgets last set the dials to."""
+        self.units: dict[int, Routed] = {}
+        """By step: all routed units, and where tokens jump all units."""
+        self.own = nn.ModuleList()
+        """The method's own blocks, in the order of `Program.own`."""
+        self.threads = Threads()
+        self.route = Route(self._last, self._prices)
+        self._settings = Settings()
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def settings(self) -> Settings:
+        """Of the coming passes in this thread."""
+        return self.threads.settings or self._settings
+
+    def set(self, **changes: Any) -> None:
+        """Change settings of all coming passes, in every thread that has none of its own (`using`)."""
+        self._settings = replace(self._settings, **changes)
+
+    @contextmanager
+    def using(self, **changes: Any) -> Iterator[None]:
+        """Other settings for the passes of this thread, until the block ends."""
+        before = self.threads.settings
+        self.threads.settings = replace(self.settings, **changes)
+        try:
+            yield
+        finally:
+            self.threads.settings = before
+
+    @property
+    def routed(self) -> dict[int, Routed]:
+        """The units with a decision, by step."""
+        return {s: self.units[s] for s in self.program.routed}
+
+    def passing(self) -> Pass:
+        """The pass under way in this thread."""
+        running = self.threads.running
+        assert running is not None, "a pass begins at the decoder"
+        return running
+
+    def add(self, undo: Callable[[], None]) -> None:
+        """Something to undo when the conversion is taken back."""
+        self._undo.append(undo)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for unit in self.units.values():
+            unit.remove()
+        for undo in self._undo:
+            undo()
+
+    def _last(self) -> Pass | None:
+        return self.threads.last
+
+    def _prices(self) -> Ledger:
+        return self.ledger
+
+
+class Fresh:
+    """A model's `_init_weights`, which knows our parts, too: transformers asks for their layers, and for a part itself
+    only where it has a weight of its own."""
+
+    def __init__(self, model: PreTrainedModel, converted: Converted):
+        self.model, self.converted = model, converted
+
+    def __call__(self, module: nn.Module) -> None:
+        for unit in self.converted.units.values():
+            for part in unit.parts.values():
+                if isinstance(part, Part) and any(module is each for each in (part, *part.children())):
+                    part.reset_parameters()
+                    return
+        type(self.model)._init_weights(self.model, module)

@@ -1,0 +1,160 @@
+"""Visits beside the base's own layers: a method's own blocks, and further visits of a base's layer (loops).
+
+The base's list of layers stays as it is, and so do the names of its weights. A further visit is a module that runs
+just before the base's layer which follows it in the program, or after the last one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from depthdial.core.program import Program
+from depthdial.models.converted import Converted
+from depthdial.models.family import Family
+from depthdial.models.opening import PASS
+
+OWN_BLOCKS = "own_blocks"
+"""The decoder's submodule that holds a method's own blocks."""
+
+
+class Extra:
+    """One visit that the base's list of layers does not make."""
+
+    def __init__(self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int):
+        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it resembles."""
+        self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
+        vars(module.get_submodule("self_attn"))["layer_idx"] = index
+        self.index = index
+
+    def __call__(self, x: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """x: [B, T, d], the residual stream; inputs: what a layer was called with beside it."""
+        running = self.converted.passing()
+        program = self.converted.program
+        if running.untouched and not program.steps[program.visits[self.visit].steps[0]].base:
+            for s in program.visits[self.visit].steps:
+                self.converted.units[s].leave()
+            return x
+        inputs = running.inputs.get(self.kind, inputs)
+        if (cache := inputs.get("past_key_values")) is not None:
+            self._make_room(cache)
+        out = _called(self.module, x, {**inputs, PASS: running})
+        return out[0] if isinstance(out, tuple) else out
+
+    def _make_room(self, cache: Cache) -> None:
+        """A cache made for the base alone gets the layers of these visits."""
+        while len(cache.layers) <= self.index:
+            like = cache.layers[self.like]
+            if not isinstance(like, DynamicLayer):
+                raise ValueError("a program with blocks beside the base's needs a growing cache (DynamicCache)")
+            window = getattr(like, "sliding_window", None)
+            cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
+
+
+class Between:
+    """Hooks that run extra visits before a layer of the base, or after its last one."""
+
+    def __init__(self, visits: list[Extra]):
+        self.visits = visits
+
+    def before(
+        self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0] if args else kwargs.pop("hidden_states")
+        for visit in self.visits:
+            x = visit(x, kwargs)
+        return (x, *args[1:]), kwargs
+
+    def after(self, _layer: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        x = out[0] if isinstance(out, tuple) else out
+        for visit in self.visits:
+            x = visit(x, {name: value for name, value in kwargs.items() if name != PASS})
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+
+def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict[int, Extra]:
+    """The extra visits of a program, by visit, with hooks that run them; call it before units are routed."""
+    program, decoder = converted.program, model.get_decoder()
+    layers: Any = decoder.layers
+    kinds = getattr(model.config, "layer_types", None)
+    made: dict[int, Extra] = {}
+    blocks = nn.ModuleList(own_block(layers, own, family) for own in program.own)
+    converted.own = blocks
+    if len(blocks):
+        decoder.add_module(OWN_BLOCKS, blocks)
+        converted.add(lambda: delattr(decoder, OWN_BLOCKS))
+    waiting: list[Extra] = []
+    first = first_visits(program)
+    for v, visit in enumerate(program.visits):
+        if first.get(visit.block) == v:
+            if waiting:
+                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove)
+                waiting = []
+            continue
+        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
+        module = blocks[-1 - visit.block] if visit.block < 0 else _twin(layers[visit.block])
+        entering = _Taking(converted)
+        module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
+        made[v] = Extra(converted, v, module, len(layers) + len(made), kinds[like] if kinds else "", like)
+        waiting.append(made[v])
+    if waiting:
+        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True).remove)
+    return made
+
+
+def first_visits(program: Program) -> dict[int, int]:
+    """Of each block of the base, the visit that the base's own list of layers makes. ValueError where these would not
+    come in the base's order."""
+    first: dict[int, int] = {}
+    for v, visit in enumerate(program.visits):
+        if visit.block >= 0:
+            first.setdefault(visit.block, v)
+    if list(first) != list(range(len(first))):
+        raise ValueError(f"the first visits of the base's layers are {list(first)}; they must come in the base's order")
+    return first
+
+
+def own_block(layers: nn.ModuleList, own: Any, family: Family) -> nn.Module:
+    """A fresh block of a method's own: a copy of a layer, with the input norm of another."""
+    block = copy.deepcopy(layers[own.copy])
+    block._forward_pre_hooks.clear()
+    if own.norm is not None:
+        with torch.no_grad():
+            norm = block.get_submodule(family.before_attn).get_parameter("weight")
+            norm.copy_(layers[own.norm].get_submodule(family.before_attn).get_parameter("weight"))
+    return block.requires_grad_(True)
+
+
+def _twin(layer: nn.Module) -> nn.Module:
+    """A layer's modules once more, with the same weights."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    twin = copy.deepcopy(layer, shared)
+    twin._forward_pre_hooks.clear()
+    return twin
+
+
+class _Taking:
+    """As `Entering`, for a visit that the decoder does not call."""
+
+    def __init__(self, converted: Converted):
+        self.converted = converted
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.converted.threads.running = kwargs.pop(PASS, None)
+        return args, kwargs
+
+
+def _called(module: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Any:
+    """The module's output, its weights in x's dtype: a method's own blocks are trained in fp32."""
+    dtypes = {weight.dtype for weight in module.parameters()}
+    if dtypes == {x.dtype}:
+        return module(x, **inputs)
+    narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
+    return torch.func.functional_call(module, narrow, (x,), inputs)
