@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,23 +49,19 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     if held:
         model.requires_grad_(False)
     converted = Converted(method, program, _ledger(model, program, parts), held)
-    vars(model).update(converted=converted, route=converted.route)
-    _hook(model, converted, family)
+    for weight in trainable:
+        converted.add(partial(weight.requires_grad_, True))
+    for name, value in (("converted", converted), ("route", converted.route)):
+        _set(converted, model, name, value)
+    _hook(model, converted)
     modules = _modules(model, converted, family)
-    for s in range(len(program.steps)) if program.jumps else program.routed:
+    for s in range(program.first, len(program.steps)) if program.jumps else program.routed:
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
     own = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
-    vars(model).update({name: kind(model) for name, kind in own.items()})
-
-    def undo() -> None:
-        for name in (*own, "converted", "route"):
-            del vars(model)[name]
-        for weight in trainable:
-            weight.requires_grad_()
-
-    converted.add(undo)
+    for name, kind in own.items():
+        _set(converted, model, name, kind(model))
     return model
 
 
@@ -88,6 +85,15 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
+def readout(model: PreTrainedModel, x: Tensor, rows: int | None = None) -> Tensor:
+    """The head's logits of the residual stream, fp32 [N, rows], by the final norm. x: [N, d]; rows: the first so many
+    ids; None: all."""
+    normed = model.get_decoder().get_submodule("norm")(x)
+    logits = nn.functional.linear(normed, head_of(model).get_parameter("weight")[:rows]).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
     if not is_converted(model):
@@ -107,7 +113,13 @@ def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         state[WRAPPED.sub("", name)] = state.pop(name)
 
 
-def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
+def _set(converted: Converted, module: nn.Module, name: str, value: Any) -> None:
+    """Give a module an attribute until the conversion is taken back."""
+    vars(module)[name] = value
+    converted.add(partial(delattr, module, name))
+
+
+def _hook(model: PreTrainedModel, converted: Converted) -> None:
     """What notes a pass as it opens, and which pass it is as each layer begins."""
     decoder = model.get_decoder()
     whole = any(converted.program.steps[s].unit == "layer" for s in converted.program.routed)
@@ -120,17 +132,10 @@ def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
     for i, layer in enumerate(layers_of(model)):
         entering = Entering(converted, kinds[i] if kinds else "")
         hooks.append(layer.register_forward_pre_hook(entering, prepend=True, with_kwargs=True))
-    starting = (model, decoder)
-    for each in starting:
-        vars(each)["_init_weights"] = Fresh(each, converted)
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        for each in starting:
-            del vars(each)["_init_weights"]
-
-    converted.add(undo)
+    for hook in hooks:
+        converted.add(hook.remove)
+    for each in (model, decoder):
+        _set(converted, each, "_init_weights", Fresh(each, converted))
 
 
 def _modules(model: PreTrainedModel, converted: Converted, family: Family) -> list[nn.Module]:
@@ -151,15 +156,8 @@ def _route(
         unit, norm = layer.get_submodule(name), None
         outlet = None if after is None else layer.get_submodule(after)
 
-    def readout(x: Tensor, rows: int | None) -> Tensor:
-        """x: [N, d] -> the head's logits, fp32 [N, rows]."""
-        normed = model.get_decoder().get_submodule("norm")(x)
-        weight = head_of(model).get_parameter("weight")
-        logits = nn.functional.linear(normed, weight[:rows]).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
+    looks = partial(readout, model)
+    converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, looks)
     if step.absent == "nothing" and step.attends:
         hooks = Evicting(unit, s, converted.passing, model.config._attn_implementation)
         converted.add(hooks.remove)

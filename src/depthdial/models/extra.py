@@ -7,6 +7,7 @@ just before the base's layer which follows it in the program, or after the last 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +35,16 @@ class Extra:
 
     def __call__(self, x: Tensor, inputs: dict[str, Any]) -> Tensor:
         """x: [B, T, d], the residual stream; inputs: what a layer was called with beside it."""
-        running = self.converted.passing()
-        program = self.converted.program
-        if running.untouched and not program.steps[program.visits[self.visit].steps[0]].base:
-            for s in program.visits[self.visit].steps:
-                self.converted.units[s].leave()
-            return x
-        inputs = running.inputs.get(self.kind, inputs)
-        if (cache := inputs.get("past_key_values")) is not None:
+        running, program = self.converted.passing(), self.converted.program
+        inputs, steps = running.inputs.get(self.kind, inputs), program.visits[self.visit].steps
+        cache = inputs.get("past_key_values")
+        if cache is not None:
             self._make_room(cache)
+        elif running.untouched and not program.steps[steps[0]].base:  # nobody comes here, nor later
+            for s in steps:
+                if s in self.converted.units:
+                    self.converted.units[s].leave()
+            return x
         out = _called(self.module, x, {**inputs, PASS: running})
         return out[0] if isinstance(out, tuple) else out
 
@@ -87,7 +89,7 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
-        converted.add(lambda: delattr(decoder, OWN_BLOCKS))
+        converted.add(partial(delattr, decoder, OWN_BLOCKS))
     waiting: list[Extra] = []
     first = first_visits(program)
     for v, visit in enumerate(program.visits):
