@@ -56,6 +56,16 @@ class Extra:
             cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
 
 
+class _Submodule:
+    """A module that was added to another."""
+
+    def __init__(self, of: nn.Module, name: str):
+        self.of, self.name = of, name
+
+    def remove(self) -> None:
+        delattr(self.of, self.name)
+
+
 class Between:
     """Hooks that run extra visits before a layer of the base, or after its last one."""
 
@@ -87,15 +97,13 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
-        converted.add(lambda: delattr(decoder, OWN_BLOCKS))
+        converted.add(_Submodule(decoder, OWN_BLOCKS))
     waiting: list[Extra] = []
     first = first_visits(program)
     for v, visit in enumerate(program.visits):
         if first.get(visit.block) == v:
             if waiting:
-                converted.add(
-                    layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove
-                )
+                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True))
                 waiting = []
             continue
         like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
@@ -105,7 +113,7 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
         made[v] = Extra(converted, v, module, len(layers) + len(made), kinds[like] if kinds else "", like)
         waiting.append(made[v])
     if waiting:
-        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True).remove)
+        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True))
     return made
 
 
