@@ -182,7 +182,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     family, config, layers = family_of(model.config), model.config, layers_of(model)
     works: list[StepWork] = []
     for s, step in enumerate(program.steps):
-        block = step.block if step.block >= 0 else program.own[-1 - step.block].copy
+        block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
         look = bypass = 0
         for part in parts.get(s, {}).values():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from depthdial.core.program import Program
+from depthdial.core.program import OwnBlock, Program
 from depthdial.models.converted import Converted
 from depthdial.models.family import Family
 from depthdial.models.opening import PASS
@@ -106,7 +106,7 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
                 converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True))
                 waiting = []
             continue
-        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
+        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].place
         module = blocks[-1 - visit.block] if visit.block < 0 else _twin(layers[visit.block])
         entering = _Taking(converted)
         module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
@@ -129,14 +129,12 @@ def first_visits(program: Program) -> dict[int, int]:
     return first
 
 
-def own_block(layers: nn.ModuleList, own: Any, family: Family) -> nn.Module:
-    """A fresh block of a method's own: a copy of a layer, with the input norm of another."""
-    block = copy.deepcopy(layers[own.copy])
+def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
+    """A fresh block of a method's own."""
+    block = copy.deepcopy(layers[own.place])
     block._forward_pre_hooks.clear()
-    if own.norm is not None:
-        with torch.no_grad():
-            norm = block.get_submodule(family.before_attn).get_parameter("weight")
-            norm.copy_(layers[own.norm].get_submodule(family.before_attn).get_parameter("weight"))
+    norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
+    block.load_state_dict({**layers[own.copy].state_dict(), **norm})
     return block.requires_grad_(True)
 
 
