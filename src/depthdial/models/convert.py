@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,19 +49,16 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     if held:
         model.requires_grad_(False)
     converted = Converted(method, program, _ledger(model, program, parts), held)
-    for weight in trainable:
-        converted.add(partial(weight.requires_grad_, True))
-    for name, value in (("converted", converted), ("route", converted.route)):
-        _set(converted, model, name, value)
-    _hook(model, converted)
+    vars(model).update(converted=converted, route=converted.route)
+    _hook(model, converted, family)
     modules = _modules(model, converted, family)
     for s in range(program.first, len(program.steps)) if program.jumps else program.routed:
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
-    own = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
-    for name, kind in own.items():
-        _set(converted, model, name, kind(model))
+    names = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
+    vars(model).update({name: kind(model) for name, kind in names.items()})
+    converted.add(_Attributes(model, (*names, "converted", "route"), trainable))
     return model
 
 
@@ -85,15 +82,6 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def readout(model: PreTrainedModel, x: Tensor, rows: int | None = None) -> Tensor:
-    """The head's logits of the residual stream, fp32 [N, rows], by the final norm. x: [N, d]; rows: the first so many
-    ids; None: all."""
-    normed = model.get_decoder().get_submodule("norm")(x)
-    logits = nn.functional.linear(normed, head_of(model).get_parameter("weight")[:rows]).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
     if not is_converted(model):
@@ -113,13 +101,7 @@ def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         state[WRAPPED.sub("", name)] = state.pop(name)
 
 
-def _set(converted: Converted, module: nn.Module, name: str, value: Any) -> None:
-    """Give a module an attribute until the conversion is taken back."""
-    vars(module)[name] = value
-    converted.add(partial(delattr, module, name))
-
-
-def _hook(model: PreTrainedModel, converted: Converted) -> None:
+def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
     """What notes a pass as it opens, and which pass it is as each layer begins."""
     decoder = model.get_decoder()
     whole = any(converted.program.steps[s].unit == "layer" for s in converted.program.routed)
@@ -132,10 +114,39 @@ def _hook(model: PreTrainedModel, converted: Converted) -> None:
     for i, layer in enumerate(layers_of(model)):
         entering = Entering(converted, kinds[i] if kinds else "")
         hooks.append(layer.register_forward_pre_hook(entering, prepend=True, with_kwargs=True))
+    starting = (model, decoder)
+    for each in starting:
+        vars(each)["_init_weights"] = Fresh(each, converted)
+        converted.add(_Attributes(each, ("_init_weights",)))
     for hook in hooks:
-        converted.add(hook.remove)
-    for each in (model, decoder):
-        _set(converted, each, "_init_weights", Fresh(each, converted))
+        converted.add(hook)
+
+
+class _Attributes:
+    """What was set on a module itself, so that it can be taken away again."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], trainable: Sequence[nn.Parameter] = ()):
+        self.module, self.names, self.trainable = module, names, trainable
+
+    def remove(self) -> None:
+        for name in self.names:
+            del vars(self.module)[name]
+        for weight in self.trainable:
+            weight.requires_grad_()
+
+
+class Readout:
+    """The head on the residual stream, by the last norm."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """x: [N, d] -> logits, fp32 [N, rows], of the first so many ids; None: of all."""
+        normed = self.model.get_decoder().get_submodule("norm")(x)
+        logits = nn.functional.linear(normed, head_of(self.model).get_parameter("weight")[:rows]).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _modules(model: PreTrainedModel, converted: Converted, family: Family) -> list[nn.Module]:
@@ -156,11 +167,11 @@ def _route(
         unit, norm = layer.get_submodule(name), None
         outlet = None if after is None else layer.get_submodule(after)
 
-    looks = partial(readout, model)
-    converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, looks)
+    readout = Readout(model) if step.shows else None
+    converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
-        hooks = Evicting(unit, s, converted.passing, model.config._attn_implementation)
-        converted.add(hooks.remove)
+        hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
+        converted.add(hooks)
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:
@@ -171,7 +182,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     family, config, layers = family_of(model.config), model.config, layers_of(model)
     works: list[StepWork] = []
     for s, step in enumerate(program.steps):
-        block = step.block if step.block >= 0 else program.own[-1 - step.block].copy
+        block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
         look = bypass = 0
         for part in parts.get(s, {}).values():
@@ -179,11 +190,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
                 look += part.macs if part.runs_for == "all" else 0
                 bypass += part.macs if part.runs_for == "skipped" else 0
         if "logits" in step.shows:
-            look += (
-                head_work(config)
-                if step.head_rows is None
-                else min(step.head_rows, config.vocab_size) * config.hidden_size
-            )
+            look += min(step.head_rows or config.vocab_size, config.vocab_size) * config.hidden_size
         absent = work.kv if step.attends and step.absent == "project" else 0
         works.append(StepWork(work, look, bypass, absent))
     return Ledger(program, tuple(works), head_work(config))

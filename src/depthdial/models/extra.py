@@ -7,7 +7,6 @@ just before the base's layer which follows it in the program, or after the last 
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from depthdial.core.program import Program
+from depthdial.core.program import OwnBlock, Program
 from depthdial.models.converted import Converted
 from depthdial.models.family import Family
 from depthdial.models.opening import PASS
@@ -28,7 +27,7 @@ class Extra:
     """One visit that the base's list of layers does not make."""
 
     def __init__(self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int):
-        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it resembles."""
+        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it is like."""
         self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
         vars(module.get_submodule("self_attn"))["layer_idx"] = index
         self.index = index
@@ -56,6 +55,16 @@ class Extra:
                 raise ValueError("a program with blocks beside the base's needs a growing cache (DynamicCache)")
             window = getattr(like, "sliding_window", None)
             cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
+
+
+class _Submodule:
+    """A module that was added to another."""
+
+    def __init__(self, of: nn.Module, name: str):
+        self.of, self.name = of, name
+
+    def remove(self) -> None:
+        delattr(self.of, self.name)
 
 
 class Between:
@@ -89,25 +98,23 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
-        converted.add(partial(delattr, decoder, OWN_BLOCKS))
+        converted.add(_Submodule(decoder, OWN_BLOCKS))
     waiting: list[Extra] = []
     first = first_visits(program)
     for v, visit in enumerate(program.visits):
         if first.get(visit.block) == v:
             if waiting:
-                converted.add(
-                    layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove
-                )
+                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True))
                 waiting = []
             continue
-        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
+        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].place
         module = blocks[-1 - visit.block] if visit.block < 0 else _twin(layers[visit.block])
         entering = _Taking(converted)
         module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
         made[v] = Extra(converted, v, module, len(layers) + len(made), kinds[like] if kinds else "", like)
         waiting.append(made[v])
     if waiting:
-        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True).remove)
+        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True))
     return made
 
 
@@ -123,15 +130,13 @@ def first_visits(program: Program) -> dict[int, int]:
     return first
 
 
-def own_block(layers: nn.ModuleList, own: Any, family: Family) -> nn.Module:
-    """A fresh block of a method's own: a copy of a layer, with the input norm of another."""
-    block = copy.deepcopy(layers[own.copy])
+def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
+    """A fresh block of a method's own, in fp32."""
+    block = copy.deepcopy(layers[own.place])
     block._forward_pre_hooks.clear()
-    if own.norm is not None:
-        with torch.no_grad():
-            norm = block.get_submodule(family.before_attn).get_parameter("weight")
-            norm.copy_(layers[own.norm].get_submodule(family.before_attn).get_parameter("weight"))
-    return block.requires_grad_(True)
+    norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
+    block.load_state_dict({**layers[own.copy].state_dict(), **norm})
+    return block.float().requires_grad_(True)
 
 
 def _twin(layer: nn.Module) -> nn.Module:
