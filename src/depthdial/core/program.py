@@ -153,9 +153,8 @@ class Program:
             if unknown := step.shows - {"logits"}:
                 raise ValueError(f"{name}: cannot show {', '.join(sorted(unknown))}; only logits")
         for own in self.own:
-            if not 0 <= own.copy < depth or not 0 <= own.place < depth:
-                raise ValueError(f"a block of the method's own begins as layer {own.copy} before layer {own.place}, and "
-                                 f"the base has {depth}")  # fmt: skip
+            if not (0 <= own.copy < depth and 0 <= own.place < depth):
+                raise ValueError(f"an own block copies layer {own.copy} at layer {own.place}; the base has {depth}")
 
     def visits_checked(self) -> tuple[Visit, ...]:
         """`visits`; ValueError where an MLP does not follow the attention of its own block."""
