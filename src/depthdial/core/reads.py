@@ -57,7 +57,9 @@ def check_reads(
             raise ValueError(f"{said} reads logits, and the step does not show them")
         count = 2
         fields: dict[str, Any] = {
-            name: torch.zeros(count, dtype=torch.int64, device=device) if reads in method.reads else _Unnamed(reads, said)
+            name: torch.zeros(count, dtype=torch.int64, device=device)
+            if reads in method.reads
+            else _Unnamed(reads, said)
             for reads, name in FIELDS.items()
         }
         rows = vocabulary if step.head_rows is None else min(vocabulary, step.head_rows)

@@ -93,7 +93,9 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     for v, visit in enumerate(program.visits):
         if first.get(visit.block) == v:
             if waiting:
-                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove)
+                converted.add(
+                    layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove
+                )
                 waiting = []
             continue
         like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
