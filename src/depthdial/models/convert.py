@@ -161,7 +161,7 @@ def _route(
 
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
-        hooks = Evicting(unit, s, converted.passing, model.config._attn_implementation)
+        hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
         converted.add(hooks.remove)
 
 
@@ -181,11 +181,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
                 look += part.macs if part.runs_for == "all" else 0
                 bypass += part.macs if part.runs_for == "skipped" else 0
         if "logits" in step.shows:
-            look += (
-                head_work(config)
-                if step.head_rows is None
-                else min(step.head_rows, config.vocab_size) * config.hidden_size
-            )
+            look += min(step.head_rows or config.vocab_size, config.vocab_size) * config.hidden_size
         absent = work.kv if step.attends and step.absent == "project" else 0
         works.append(StepWork(work, look, bypass, absent))
     return Ledger(program, tuple(works), head_work(config))

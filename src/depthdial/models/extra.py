@@ -27,7 +27,7 @@ class Extra:
     """One visit that the base's list of layers does not make."""
 
     def __init__(self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int):
-        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it resembles."""
+        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it is like."""
         self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
         vars(module.get_submodule("self_attn"))["layer_idx"] = index
         self.index = index

@@ -39,8 +39,8 @@ class Generating:
         self.model = model
 
     def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, the prompt at the settings' `read_offset` and the rest at their `offset`; where
-        these stand as a budget set them (`load`, `set_budget`), by that budget, which is held. What a cache holds
+        """As `GenerationMixin.generate`, the prompt at the settings' `read_offset` and the rest at their `offset`;
+        where these stand as a budget set them (`load`, `set_budget`), by that budget, which is held. What a cache holds
         already stays as it was computed."""
         model, converted = self.model, converted_of(self.model)
         settings, turned = converted.settings, converted.turned
@@ -66,15 +66,20 @@ class Preparing:
         self.model = model
 
     @property
+    def _stock(self) -> Any:
+        kind: Any = type(self.model)
+        return kind.prepare_inputs_for_generation
+
+    @property
     def __signature__(self) -> inspect.Signature:  # `generate` looks which arguments there are
-        signature = inspect.signature(type(self.model).prepare_inputs_for_generation)
+        signature = inspect.signature(self._stock)
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         dials = converted_of(self.model).threads.dials
         if dials is not None:
             dials.ids = input_ids[:, dials.prompt :].tolist()
-        return type(self.model).prepare_inputs_for_generation(self.model, input_ids, *args, **kwargs)
+        return self._stock(self.model, input_ids, *args, **kwargs)
 
 
 class Counting:

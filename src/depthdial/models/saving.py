@@ -97,9 +97,7 @@ def _prompt_budget(settings: Settings, turned: Turned | None) -> PromptBudget:
         return turned.prompt_budget
     if read in (None, math.inf):
         return "same" if read is None else 1.0
-    raise ValueError(
-        "the settings' read_offset stands at a number, which no folder can hold; set prompt_budget (`load`)"
-    )
+    raise ValueError("read_offset stands at a number, which no folder can hold; set prompt_budget (`load`)")
 
 
 def _dial(model: PreTrainedModel) -> tuple[float | None, float | None]:
