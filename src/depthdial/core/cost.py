@@ -8,13 +8,12 @@ KV bytes are reported beside it, never mixed in. This is the one place that pric
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from depthdial.core.program import END, Program
+from depthdial.core.program import Program
 from depthdial.core.tokens import Tokens, Trace
 
 

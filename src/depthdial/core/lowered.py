@@ -6,10 +6,13 @@ is *not* how an executor evaluates it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from depthdial.core.layers import Adapter
+from torch import nn
+
+from depthdial.core.layers import Adapter, LinearRouter, Router
 from depthdial.core.ops import Op
 
 
@@ -30,3 +33,17 @@ class Lowered:
     """None: nothing is added for a skipped token."""
     like: int | None = None
     """Decided with that earlier step, the attention of its block: `ops` and `cut` are not read."""
+
+
+def lowered_router(parts: Mapping[str, nn.Module] | nn.ModuleDict, cut: float = 0.0) -> Lowered:
+    """A hard decision by the part "router". ValueError where it holds a layer that is not torch's own."""
+    router = parts["router"]
+    assert isinstance(router, Router | LinearRouter)
+    return Lowered(router.ops, cut)
+
+
+def adapter_in(parts: Mapping[str, nn.Module] | nn.ModuleDict) -> Adapter | None:
+    """The part "adapter"; None where there is none."""
+    adapter = parts["adapter"] if "adapter" in parts else None  # noqa: SIM401 (a ModuleDict has no `get`)
+    assert adapter is None or isinstance(adapter, Adapter)
+    return adapter

@@ -1,6 +1,7 @@
 """A method is one paper as one frozen dataclass: its fields are hyper-parameters, its functions are equations.
 
-A method owns no weights and no state: parts, tokens and the trace are passed in. It knows nothing of how it is executed.
+A method owns no weights and no state: parts, tokens and the trace are passed in. It knows nothing of how it
+is executed.
 """
 
 from __future__ import annotations

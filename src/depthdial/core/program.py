@@ -175,7 +175,7 @@ def plain(
     absent: Absent = "project",
     routed: Literal["weigh", "skip"] = "skip",
 ) -> Program:
-    """The base's layers in order, those of `layers` routed at `units`: ("layer",), ("attn", "mlp"), or one of these two.
+    """The base's layers in order, those of `layers` routed at `units`: "layer", or "attn" and "mlp", or one of them.
 
     Raises ValueError for layers that the base does not have.
     """

@@ -12,8 +12,8 @@ from depthdial.core.method import Dims, Method, Seen
 from depthdial.core.program import Program
 from depthdial.core.tokens import Tokens, Trace
 
-FIELDS = {"position": "position", "id": "id", "key": "key", "prompt": "prompt"}
-"""Of `Tokens`, by the name in `Method.reads`."""
+FIELDS = ("position", "id", "key", "prompt")
+"""Of `Tokens`, as `Method.reads` names them."""
 KNOWN = frozenset({"x", "logits", *FIELDS})
 
 
@@ -56,10 +56,8 @@ def check_reads(
         if "logits" in method.reads and "logits" not in step.shows:
             raise ValueError(f"{said} reads logits, and the step does not show them")
         count = 2
-        fields: dict[str, Any] = {
-            name: torch.zeros(count, dtype=torch.int64, device=device) if reads in method.reads else _Unnamed(reads, said)
-            for reads, name in FIELDS.items()
-        }
+        zeros = torch.zeros(count, dtype=torch.int64, device=device)
+        fields: dict[str, Any] = {name: zeros if name in method.reads else _Unnamed(name, said) for name in FIELDS}
         rows = vocabulary if step.head_rows is None else min(vocabulary, step.head_rows)
         seen: Any = Seen(
             torch.ones(count, dims.hidden, device=device) if "x" in method.reads else _Unnamed("x", said),

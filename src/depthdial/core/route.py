@@ -26,7 +26,7 @@ class Route:
         last = self._last()
         shape = None if last is None else last.tokens.shape
         if last is None or shape is None or any(isinstance(size, torch.SymInt) for size in shape):
-            raise ValueError("no forward pass of this model has run in this thread (or it was only traced): run it first")
+            raise ValueError("no forward pass of this model has run in this thread, or it was only traced: run it")
         if not math.prod(shape) or any(isinstance(d.keep, FakeTensor) for d in last.trace.decisions.values()):
             raise ValueError("the last forward pass had no tokens, or was only traced: run the model first")
         return last

@@ -18,8 +18,8 @@ class Settings:
     """Of the passes to come over rows [B, T]."""
 
     offset: float | Tensor = 0.0
-    """The dial: added to every router's logit; one number, one per row, float [B], or one per token, float [B, T]. `inf`
-    is the untouched base. Where a batch holds each row several times, side by side, as `generate` with beams makes it,
+    """The dial: added to every router's logit; one number, one per row, float [B], or one per token, float [B, T].
+    `inf` is the untouched base. Where a batch holds each row several times, side by side, as `generate` with beams makes it,
     each time has its offset."""
     read: Tensor | None = None
     """bool [B, T]: which tokens are read, as a prompt is, and not written (or scored as if they had been); None: none
@@ -40,7 +40,7 @@ class Settings:
     def tokens(
         self, position: Tensor, ids: Tensor | None, real: Tensor | None, shape: tuple[int, int], device: torch.device
     ) -> Tokens:
-        """The tokens of a pass over B rows of T tokens. position: int64 [B or 1, T]; ids: int64 [B, T]; real: bool [B, T].
+        """The tokens of a pass over B rows of T. position: int64 [B or 1, T]; ids: int64 [B, T]; real: bool [B, T].
 
         ValueError where `offset` or `read` is for other tokens.
         """
@@ -64,8 +64,8 @@ class Settings:
         )
 
     def _prompts(self, position: Tensor) -> Tensor | None:
-        """int64 [B, T] or [B, 1]: where the written stretch that a token belongs to begins; of a token that is read, the
-        next place."""
+        """int64 [B, T] or [B, 1]: where the written stretch that a token belongs to begins; of one that is read, the next
+        place."""
         if self.read is not None:
             return torch.where(self.read.to(position.device), position + 1, 0).cummax(1).values
         if self.prompt is None:
@@ -90,8 +90,8 @@ class Settings:
             return offset
         if self.read.shape != shape:
             raise ValueError(
-                f"`read` has shape {list(self.read.shape)}, the batch {rows} rows of {length} tokens; say of each token "
-                "whether it is read, or set it to None"
+                f"`read` has shape {list(self.read.shape)}, the batch {rows} rows of {length} tokens; say of each "
+                "token whether it is read, or set it to None"
             )
         return offset if self.read_offset is None else torch.where(self.read.to(device), self.read_offset, offset)
 

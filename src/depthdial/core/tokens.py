@@ -63,7 +63,9 @@ class Tokens:
     def rows(self, values: Tensor) -> Tensor:
         """Values [N] as [rows, length]. ValueError where rows have different lengths, as in the engine."""
         if self.shape is None:
-            raise ValueError("this decision compares the tokens of a row, which an engine's pass does not hold together")
+            raise ValueError(
+                "this decision compares the tokens of whole rows, which a pass of the engine does not hold"
+            )
         return values.view(self.shape)
 
     def __getitem__(self, index: Tensor) -> Tokens:

@@ -24,7 +24,7 @@ from depthdial.core.decision import Decision
 from depthdial.core.draws import drawn, fading
 from depthdial.core.estimators import straight_through
 from depthdial.core.layers import Adapter, Router
-from depthdial.core.lowered import Lowered
+from depthdial.core.lowered import Lowered, adapter_in, lowered_router
 from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import squared_depth
 from depthdial.core.program import Program, Step, plain
@@ -121,8 +121,8 @@ class FlexiDepth(Method):
 
     def lowered(self, parts: Parts, s: int) -> Lowered | None:
         if "router" in parts:
-            return Lowered(parts["router"].ops, math.log(self.tau / (1 - self.tau)))
-        return Lowered(None, weights=self.weights, bypass=parts["adapter"], like=s - 1)
+            return lowered_router(parts, math.log(self.tau / (1 - self.tau)))
+        return Lowered(None, weights=self.weights, bypass=adapter_in(parts), like=s - 1)
 
     def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
         return self.alpha * squared_depth(trace.stack("score", "attn"))

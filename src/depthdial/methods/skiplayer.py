@@ -10,8 +10,8 @@ x: [B, T, d] its input:
     loss = CE + 0.1 sum_l (r_l - P)^2                r_l the share of tokens that ran layer l, P the target density
 
 The share is that of each row, so that no row needs another, or of a pass on all processes where whoever trains says
-it (`Tokens.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper does
-not say whether routers teach the stream; in small models that drowns all else) and `noise`.
+it (`Tokens.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper
+does not say whether routers teach the stream; in small models that drowns all else) and `noise`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from depthdial.core.decision import Decision
 from depthdial.core.draws import drawn
 from depthdial.core.estimators import gumbel_sigmoid, straight_through
 from depthdial.core.layers import LinearRouter
-from depthdial.core.lowered import Lowered
+from depthdial.core.lowered import Lowered, lowered_router
 from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import off_density
 from depthdial.core.program import Program, Step, plain
@@ -99,7 +99,7 @@ class SkipLayer(Method):
         return self.density
 
     def lowered(self, parts: Parts, s: int) -> Lowered | None:
-        return Lowered(parts["router"].ops)
+        return lowered_router(parts)
 
     def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
         terms = [

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from depthdial.core.decision import Decision
 from depthdial.core.layers import Adapter
-from depthdial.core.lowered import Lowered
+from depthdial.core.lowered import Lowered, adapter_in
 from depthdial.core.method import Dims, Method, Parts, Probe, Seen
 from depthdial.core.program import Program, Step, plain
 from depthdial.core.tokens import Tokens, Trace
@@ -69,7 +69,7 @@ class Static(Method):
         return parts["adapter"](x) if "adapter" in parts else None
 
     def lowered(self, parts: Parts, s: int) -> Lowered | None:
-        return Lowered(None, bypass=parts["adapter"] if "adapter" in parts else None)  # noqa: SIM401 (no `get`)
+        return Lowered(None, bypass=adapter_in(parts))
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:
         length = min(self.length, probe.depth - 1)

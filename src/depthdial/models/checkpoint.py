@@ -1,7 +1,8 @@
 """A plug-in on disk: `method.json` and `parts.safetensors` beside an untouched base.
 
 method.json holds the method's fields, the curves of the dial, a fingerprint of the base and `format_version`; tensors
-are named layer.unit.part.parameter, for example `layers.16.attn.router.enc.weight`.
+are named layer.unit.part.parameter, for example `layers.16.attn.router.enc.weight`; where a program visits blocks
+beside the base's layers, step.part.parameter (`steps.16.router.enc.weight`), and `own.0.` are its own blocks.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.core.decision import Site
 from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Method
 from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
-from depthdial.models.convert import convert, method_of, revert, routed
+from depthdial.models.convert import convert, revert
+from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 from depthdial.models.folder import check_finite, pointer_of
 from depthdial.models.foreign import shown
@@ -91,21 +92,20 @@ def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None,
     saved in bf16 if the loaded parts are exact in it, else in fp32. Returns the folder. Raises ValueError for a model
     without a method and for a folder whose files are not a plug-in's, OSError when the disk refuses.
     """
-    method, path = method_of(model), Path(path)
+    converted, path = converted_of(model), Path(path)
     if plugin is None:
-        loaded = getattr(model, "plugin", None)
-        plugin = loaded if isinstance(loaded, Plugin) else Plugin(path.name, method, fingerprint(model))
+        plugin = plugin_of(model) or Plugin(path.name, converted.method, fingerprint(model))
     tensors = {
-        f"{_start(site)}{name}": brought(unit.parts, name, tensor).detach().cpu().contiguous()
-        for site, unit in sorted(routed(model).items())
-        for name, tensor in unit.parts.state_dict().items()
+        f"{start}{name}": brought(parts, name, tensor).detach().cpu().contiguous()
+        for start, parts in _modules(converted)
+        for name, tensor in parts.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         save_file(tensors, scratch / PARTS_FILE, metadata={"format": "pt"})
-        told = {**plugin.to_json(), "parts_sha256": _sha256(scratch / PARTS_FILE)}
-        (scratch / METHOD_FILE).write_text(json.dumps(told, indent=1) + "\n")
+        metadata = {**plugin.to_json(), "parts_sha256": _sha256(scratch / PARTS_FILE)}
+        (scratch / METHOD_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
         if card is not None:
             (scratch / CARD_FILE).write_text(card)
         readable(scratch)
@@ -147,7 +147,7 @@ def read(path: str | Path) -> Plugin:
 
 
 def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool = False) -> PreTrainedModel:
-    """Convert `model` with the plug-in in the folder `path`; returns the same model, with `model.plugin` set.
+    """Convert `model` with the plug-in in the folder `path`; returns the same model, with `model.converted.plugin` set.
 
     Raises ValueError when the plug-in belongs to a base of another configuration, or to other weights of the same one
     (unless allowed: a LoRA-tuned base, say), or when its tensors are corrupt, missing, of the wrong shape or too many.
@@ -162,7 +162,7 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     except ValueError:
         revert(model)  # a refused plug-in leaves the base as it was
         raise
-    vars(model).update(plugin=plugin)
+    converted_of(model).plugin = plugin
     return model
 
 
@@ -173,7 +173,7 @@ def parts_file(path: str | Path) -> Path:
     their way.
     """
     file, coming = Path(path) / PARTS_FILE, Path(path) / NEXT_FILE
-    return coming if coming.is_file() and _sha256(coming) == _told_sha256(Path(path)) else file
+    return coming if coming.is_file() and _sha256(coming) == _noted_sha256(Path(path)) else file
 
 
 def read_parts(file: Path) -> dict[str, Tensor]:
@@ -196,14 +196,27 @@ def read_parts(file: Path) -> dict[str, Tensor]:
 def parts_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """All tensors of a converted model's parts under their names on disk; the tensors themselves, not copies."""
     return {
-        f"{_start(site)}{name}": tensor
-        for site, unit in sorted(routed(model).items())
-        for name, tensor in unit.parts.state_dict().items()
+        f"{start}{name}": tensor
+        for start, parts in _modules(converted_of(model))
+        for name, tensor in parts.state_dict().items()
     }
 
 
-def _start(site: Site) -> str:
-    return f"layers.{site.layer}.{site.unit}."
+def plugin_of(model: PreTrainedModel) -> Plugin | None:
+    """The plug-in that a converted model was loaded with; None where there is none. ValueError as `converted_of`."""
+    plugin = converted_of(model).plugin
+    assert plugin is None or isinstance(plugin, Plugin)
+    return plugin
+
+
+def _modules(converted: Converted) -> list[tuple[str, nn.Module]]:
+    """What a plug-in brings, each with what its names begin with on disk."""
+    steps, plain = converted.program.steps, converted.program.plain
+    parts: list[tuple[str, nn.Module]] = [
+        (f"layers.{steps[s].block}.{steps[s].unit}." if plain else f"steps.{s}.", unit.parts)
+        for s, unit in sorted(converted.routed.items())
+    ]
+    return parts + [(f"own.{k}.", block) for k, block in enumerate(converted.own)]
 
 
 def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
@@ -211,8 +224,8 @@ def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
     check_curves(data)
 
     def curve(fields: dict[str, Any]) -> Curve:
-        told: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
-        return Curve(**told)
+        columns: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        return Curve(**columns)
 
     return {kind: curve(fields) for kind, fields in data.items()}
 
@@ -257,14 +270,14 @@ def _swap(scratch: Path, path: Path) -> None:
     sync(path)
 
 
-def _told_sha256(path: Path) -> str | None:
+def _noted_sha256(path: Path) -> str | None:
     """That of the parts, as method.json has it; None in plug-ins of before it was written there."""
     return json.loads((path / METHOD_FILE).read_text()).get("parts_sha256")
 
 
 def _check_of_one_save(path: Path, file: Path) -> None:
     """ValueError for parts that another save wrote, or that were damaged later."""
-    if _told_sha256(path) not in (None, _sha256(file)):
+    if _noted_sha256(path) not in (None, _sha256(file)):
         raise ValueError(
             f"{file} is not the file that {METHOD_FILE} was written with (its sha256 differs); get the plug-in again"
         )
@@ -277,6 +290,5 @@ def _sha256(path: Path) -> str:
 
 def cast_parts(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Round all parts to `dtype`: what is shipped is what was measured."""
-    for unit in routed(model).values():
-        module: nn.Module = unit.parts
-        module.to(dtype)
+    for _, parts in _modules(converted_of(model)):
+        parts.to(dtype)

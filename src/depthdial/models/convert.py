@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.core.cost import Ledger, LayerWork, StepWork
+from depthdial.core.cost import LayerWork, Ledger, StepWork
 from depthdial.core.layers import Part
 from depthdial.core.method import Method
 from depthdial.core.program import Program
 from depthdial.core.reads import check_reads
 from depthdial.core.routed import Routed
 from depthdial.models.causal import check_causal
-from depthdial.models.converted import Converted, Fresh
+from depthdial.models.converted import Converted, Fresh, converted_of, is_converted
 from depthdial.models.evict import Evicting
-from depthdial.models.extra import Extra, extras
+from depthdial.models.extra import extras
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
-from depthdial.models.generating import Generating
+from depthdial.models.generating import Counting, Generating, Preparing
 from depthdial.models.offloaded import device_of
 from depthdial.models.opening import Entering, Opening, head_work
 from depthdial.models.saving import Saving
@@ -55,10 +55,11 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
-    vars(model).update(save_pretrained=Saving(model), generate=Generating(model))
+    own = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
+    vars(model).update({name: kind(model) for name, kind in own.items()})
 
     def undo() -> None:
-        for name in ("save_pretrained", "generate", "converted", "route"):
+        for name in (*own, "converted", "route"):
             del vars(model)[name]
         for weight in trainable:
             weight.requires_grad_()
@@ -71,18 +72,6 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
     converted_of(model).remove()
     return model
-
-
-def is_converted(model: Any) -> bool:
-    return isinstance(getattr(model, "converted", None), Converted)
-
-
-def converted_of(model: Any) -> Converted:
-    """What a conversion added to a model. ValueError for one that is not converted."""
-    converted = getattr(model, "converted", None)
-    if not isinstance(converted, Converted):
-        raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
-    return converted
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -124,6 +113,7 @@ def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
     whole = any(converted.program.steps[s].unit == "layer" for s in converted.program.routed)
     hooks = [
         decoder.register_forward_pre_hook(Opening(converted, model.config, whole), prepend=True, with_kwargs=True),
+        decoder.register_forward_hook(Counting(converted)),
         decoder.register_load_state_dict_pre_hook(stock_names),
     ]
     kinds = getattr(model.config, "layer_types", None)
@@ -171,7 +161,7 @@ def _route(
 
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
-        hooks = Evicting(unit, s, converted.passing, model.config._attn_implementation)
+        hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
         converted.add(hooks.remove)
 
 
@@ -191,7 +181,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
                 look += part.macs if part.runs_for == "all" else 0
                 bypass += part.macs if part.runs_for == "skipped" else 0
         if "logits" in step.shows:
-            look += head_work(config) if step.head_rows is None else min(step.head_rows, config.vocab_size) * config.hidden_size
+            look += min(step.head_rows or config.vocab_size, config.vocab_size) * config.hidden_size
         absent = work.kv if step.attends and step.absent == "project" else 0
         works.append(StepWork(work, look, bypass, absent))
     return Ledger(program, tuple(works), head_work(config))

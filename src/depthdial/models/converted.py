@@ -104,6 +104,18 @@ class Converted:
         return self.ledger
 
 
+def is_converted(model: Any) -> bool:
+    return isinstance(getattr(model, "converted", None), Converted)
+
+
+def converted_of(model: Any) -> Converted:
+    """What a conversion added to a model. ValueError for one that is not converted."""
+    converted = getattr(model, "converted", None)
+    if not isinstance(converted, Converted):
+        raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
+    return converted
+
+
 class Fresh:
     """A model's `_init_weights`, which knows our parts, too: transformers asks for their layers, and for a part itself
     only where it has a weight of its own."""

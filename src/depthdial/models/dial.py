@@ -6,15 +6,13 @@ There are two: what is *read* (a prompt) may cost `prompt_budget`, what is *writ
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.dial import Curve, Dials, PromptBudget, prompt_budget
-from depthdial.core.method import Method
-from depthdial.core.route import Route
-from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import layers_of
+from depthdial.models.checkpoint import Plugin, plugin_of
+from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN
 from depthdial.models.generating import Turned
 
@@ -30,11 +28,10 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
     """
     prompt = prompt_budget_for(model, prompt)
     written, hold = offset_for(model, budget, "generated"), None
-    plugin, method = getattr(model, "plugin", None), getattr(model, "method", None)
-    if budget is None and isinstance(plugin, Plugin):
+    plugin, converted = plugin_of(model), converted_of(model)
+    if budget is None and plugin is not None:
         budget = plugin.recommended
-    assert isinstance(method, Method)
-    if budget is not None and budget != 1.0 and method.kv == "project":
+    if budget is not None and budget != 1.0 and not converted.method.by_row and not converted.program.gaps:
         hold = _curve(plugin, "generated", budget).hold(budget)
     if hold is not None:
         written = hold.offset(hold.begin())
@@ -42,7 +39,7 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
         read = written if prompt == "same" else offset_for(model, prompt)
     except ValueError as error:
         raise ValueError(f"prompt_budget: {error}") from None
-    if method.kv == "none" and read < written:
+    if converted.method.by_row and read < written:
         raise ValueError(
             f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "
             'prompt_budget of at least that, or "same"'
@@ -54,12 +51,17 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
     """What prompts may cost in a converted model: as asked, checked. None is what a saved model was set to, else 1.0,
     or "same" for a model with its own routers, which has no untouched base to read with. Raises ValueError for what
     cannot be had."""
-    own = has_own_routers(model)
+    own, blocks = has_own_routers(model), bool(converted_of(model).program.own)
     if prompt is None:
         prompt = getattr(model.config, "prompt_budget", None)
     if prompt is None:
-        return "same" if own else 1.0
+        return "same" if own or blocks else 1.0
     prompt = prompt_budget(prompt)
+    if blocks and prompt != "same":
+        raise ValueError(
+            "an exit's own block sees what was read through that exit alone: leave prompt_budget out, or give "
+            f'"same", not {prompt}'
+        )
     if own and prompt != "same":
         raise ValueError(
             f"this model was trained with its own routers, so there is no untouched base to read prompts with: leave "
@@ -71,12 +73,11 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
 def has_own_routers(model: PreTrainedModel) -> bool:
     """Were a converted model's weights trained together with its routers? Then running all layers is not its base. One
     of our types is taken for such where it knows of no base and was not saved to read its prompts otherwise."""
-    method: Any = getattr(model, "method", None)
-    assert isinstance(method, Method)
-    if getattr(model, "plugin", None) is not None or not method.skips or not method.layers(len(layers_of(model))):
+    converted = converted_of(model)
+    if converted.plugin is not None or not converted.program.skips:
         return False
     of_own_type = model.config.model_type.startswith(OWN) and model.config.prompt_budget in (None, "same")
-    return not method.frozen or of_own_type
+    return not converted.method.frozen or of_own_type
 
 
 def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text") -> float:
@@ -86,9 +87,9 @@ def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text"
     stood) if it recommends none; 1.0 is the untouched base. Raises ValueError for a budget outside the curve, or for
     one below 1.0 without a plug-in.
     """
-    plugin = getattr(model, "plugin", None)
+    plugin = plugin_of(model)
     if budget is None:
-        if not isinstance(plugin, Plugin) or plugin.recommended is None:
+        if plugin is None or plugin.recommended is None:
             return _saved(model.config)
         budget = plugin.recommended
     return offset_of(plugin, budget, kind)
@@ -104,14 +105,12 @@ def set_budget(
 ) -> None:
     """Turn the dials of a converted model; see `offset_for` and `prompt_budget_for`. kind: of the tokens that a pass
     of `forward` is given; `generate` sets the dial itself, token by token."""
-    route, offset, dials = model.route, offset_for(model, budget, kind), dials_for(model, budget, prompt)
-    prompt = prompt_budget_for(model, prompt)
-    assert isinstance(route, Route)
-    route.offset, route.read_offset = offset, dials.read
-    plugin = getattr(model, "plugin", None)
-    if budget is None and isinstance(plugin, Plugin):
+    offset, dials = offset_for(model, budget, kind), dials_for(model, budget, prompt)
+    converted, plugin, prompt = converted_of(model), plugin_of(model), prompt_budget_for(model, prompt)
+    converted.set(offset=offset, read_offset=dials.read)
+    if budget is None and plugin is not None:
         budget = plugin.recommended
-    vars(model)["turned"] = Turned(budget, offset, prompt, dials)
+    converted.turned = Turned(budget, offset, prompt, dials)
 
 
 def _saved(config: PretrainedConfig) -> float:
@@ -120,7 +119,7 @@ def _saved(config: PretrainedConfig) -> float:
 
 
 def _curve(plugin: Plugin | None, kind: Kind, budget: float) -> Curve:
-    curves = plugin.curves if isinstance(plugin, Plugin) else {}
+    curves = {} if plugin is None else plugin.curves
     if not curves:
         raise ValueError(
             f"budget {budget} needs a plug-in with a budget curve, and this model has none; "

@@ -15,7 +15,6 @@ from transformers.cache_utils import DynamicLayer
 
 from depthdial.core.routed import Pass
 
-
 _HOLES = "depthdial_holes"
 """Set on the layer of a cache that lacks keys, so that the others need not be searched."""
 

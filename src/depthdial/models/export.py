@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.whole import disk_errors, sync
 from depthdial.models import saving
-from depthdial.models.checkpoint import Plugin
+from depthdial.models.checkpoint import plugin_of
 from depthdial.models.dial import offset_for
 from depthdial.models.gguf import quiet
 from depthdial.models.modes import readable
@@ -71,10 +71,10 @@ def check_free(folder: Path) -> None:
 
 def own_config(model: PreTrainedModel, budget: float | None = None) -> Any:
     """The configuration of the model as one of our types, its dial at `budget`. Raises ValueError as `export`."""
-    plugin = getattr(model, "plugin", None)
+    plugin = plugin_of(model)
     offset_for(model, budget)  # refuses a budget that cannot be kept
     config = saving.own_config(model)
     if budget is None:
-        budget = plugin.recommended if isinstance(plugin, Plugin) else config.budget
+        budget = config.budget if plugin is None else plugin.recommended
     config.update({"budget": budget, "offset": None if budget is not None else config.offset})
     return config

@@ -27,7 +27,7 @@ class Extra:
     """One visit that the base's list of layers does not make."""
 
     def __init__(self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int):
-        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it resembles."""
+        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it is like."""
         self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
         vars(module.get_submodule("self_attn"))["layer_idx"] = index
         self.index = index
@@ -93,7 +93,9 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     for v, visit in enumerate(program.visits):
         if first.get(visit.block) == v:
             if waiting:
-                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove)
+                converted.add(
+                    layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove
+                )
                 waiting = []
             continue
         like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy

@@ -7,19 +7,19 @@ form that the engine must equal.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from depthdial.core.cost import exact_cost
 from depthdial.core.dial import Dials, PromptBudget
 from depthdial.core.hold import Hold, HoldState
-from depthdial.core.route import Route
+from depthdial.core.settings import Settings
+from depthdial.models.converted import Converted, converted_of
 
 
 class Turned(NamedTuple):
@@ -27,7 +27,7 @@ class Turned(NamedTuple):
 
     budget: float | None
     offset: float
-    """What `route.offset` was set to: it counts as long as that stands there."""
+    """What the settings' offset was set to: it counts as long as that stands there."""
     prompt_budget: PromptBudget
     dials: Dials
 
@@ -39,21 +39,58 @@ class Generating:
         self.model = model
 
     def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, the prompt at `route.read_offset` and the rest at `route.offset`; where these
-        stand as a budget set them (`load`, `set_budget`), by that budget, which is held. What a cache holds already
-        stays as it was computed."""
-        model = self.model
-        route, turned = model.route, getattr(model, "turned", None)
-        assert isinstance(route, Route)
-        written, hold = route.offset, None
+        """As `GenerationMixin.generate`, the prompt at the settings' `read_offset` and the rest at their `offset`;
+        where these stand as a budget set them (`load`, `set_budget`), by that budget, which is held. What a cache holds
+        already stays as it was computed."""
+        model, converted = self.model, converted_of(self.model)
+        settings, turned = converted.settings, converted.turned
+        written, hold = settings.offset, None
         if isinstance(turned, Turned) and not isinstance(written, Tensor) and written == turned.offset:
             written, _, hold = turned.dials
         ids, embeds = (kwargs.get("input_ids") if inputs is None else inputs), kwargs.get("inputs_embeds")
         first = embeds if ids is None else ids
         prompt = int(embeds is None) if ids is None else ids.shape[1]  # without both it is a token of its own
         stock: Any = type(model)
-        with _Dials(route, written, hold, prompt, 1 if first is None else len(first)).set_for(model):
+        before = converted.threads.dials
+        converted.threads.dials = _Dials(converted, written, hold, prompt, 1 if first is None else len(first))
+        try:
             return stock.generate(model, inputs, *args, **kwargs)
+        finally:
+            converted.threads.dials = before
+
+
+class Preparing:
+    """A converted model's `prepare_inputs_for_generation`: what `generate` has written so far is noted."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    @property
+    def _stock(self) -> Any:
+        kind: Any = type(self.model)
+        return kind.prepare_inputs_for_generation
+
+    @property
+    def __signature__(self) -> inspect.Signature:  # `generate` looks which arguments there are
+        signature = inspect.signature(self._stock)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        dials = converted_of(self.model).threads.dials
+        if dials is not None:
+            dials.ids = input_ids[:, dials.prompt :].tolist()
+        return self._stock(self.model, input_ids, *args, **kwargs)
+
+
+class Counting:
+    """A hook after a decoder's forward: what its written tokens cost moves the dial of a `generate` under way."""
+
+    def __init__(self, converted: Converted):
+        self.converted = converted
+
+    def __call__(self, *_: Any) -> None:
+        if self.converted.threads.dials is not None:
+            self.converted.threads.dials.count()
 
 
 class _Text:
@@ -65,55 +102,31 @@ class _Text:
 
 
 class _Dials:
-    """Those of one call of `generate`, set before each of its passes."""
+    """Those of one call of `generate`, for each of its passes."""
 
-    def __init__(self, route: Route, written: float | Tensor, hold: Hold | None, prompt: int, prompts: int):
+    def __init__(self, converted: Converted, written: float | Tensor, hold: Hold | None, prompt: int, prompts: int):
         """prompt: tokens of each of the `prompts`."""
-        self.route, self.written, self.hold, self.prompt = route, written, hold, prompt
+        self.converted, self.written, self.hold, self.prompt = converted, written, hold, prompt
         self.texts = [] if hold is None else [_Text(hold.begin()) for _ in range(prompts)]
         self.ids: list[list[int]] = []
         """The tokens of each row after its prompt, those of the coming pass included."""
 
-    @contextmanager
-    def set_for(self, model: Any) -> Iterator[None]:
-        """Meanwhile all passes of the model are of this call. Afterwards the route's dials are as they were."""
-        ask, before = model.prepare_inputs_for_generation, (self.route.offset, self.route.read)
-
-        @functools.wraps(ask)
-        def noted(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.ids = input_ids[:, self.prompt :].tolist()
-            return ask(input_ids, *args, **kwargs)
-
-        decoder = model.get_decoder()
-        hooks = (
-            decoder.register_forward_pre_hook(self._set, prepend=True, with_kwargs=True),
-            decoder.register_forward_hook(self._count),
-        )
-        vars(model)["prepare_inputs_for_generation"] = noted
-        try:
-            yield
-        finally:
-            del vars(model)["prepare_inputs_for_generation"]
-            for hook in hooks:
-                hook.remove()
-            self.route.offset, self.route.read = before
-
-    def _set(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        like: Tensor = kwargs["inputs_embeds"] if tokens is None else tokens
-        rows, length = like.shape[:2]
-        new, route = min(len(self.ids[0]), length), self.route
-        route.offset, route.read = self.written, None
-        if route.read_offset is not None:
+    def settings(self, position: Tensor, rows: int) -> Settings:
+        """Of the coming pass. position: int64 [B or 1, T]."""
+        before, length = self.converted.settings, position.shape[1]
+        new, offset, read = min(len(self.ids[0]), length), self.written, None
+        if before.read_offset is not None:
             if not new:
-                route.offset = route.read_offset
+                offset = before.read_offset
             elif new < length:
-                route.read = (torch.arange(length, device=like.device) < length - new).expand(rows, length)
+                read = (torch.arange(length, device=position.device) < length - new).expand(rows, length)
         if self.hold is not None and new:
             start = [self.hold.offset(self.hold.begin())] * (length - new)
-            route.offset = torch.tensor(
-                [start + self._offsets(self.hold, row, rows, new) for row in range(rows)], device=like.device
+            offset = torch.tensor(
+                [start + self._offsets(self.hold, row, rows, new) for row in range(rows)], device=position.device
             )
+        prompt = position[:, -1] + 1 - len(self.ids[0])
+        return replace(before, offset=offset, read=read, prompt=prompt)
 
     def _offsets(self, hold: Hold, row: int, rows: int, new: int) -> list[float]:
         """Of a row's last `new` tokens. Drafts past the end of a block run at its offset."""
@@ -130,13 +143,15 @@ class _Dials:
             text = text.after[token]
         return text
 
-    def _count(self, *_: Any) -> None:
+    def count(self) -> None:
         """After a pass: what its written tokens cost."""
-        route, (rows, length) = self.route, self.route.shape
+        last = self.converted.threads.last
+        assert last is not None and last.tokens.shape is not None
+        rows, length = last.tokens.shape
         new = min(len(self.ids[0]), length)
         if self.hold is None or not new:
             return
-        costs = exact_cost(route.ledger, route.decisions, route.dial, route.shape, route.device)[:, -new:].tolist()
+        costs = exact_cost(self.converted.ledger, last.tokens, last.trace).view(rows, length)[:, -new:].tolist()
         for row in range(rows):
             text = self._before(row, rows, new)
             for token, cost in zip(self.ids[row][-new:], costs[row], strict=True):

@@ -52,7 +52,9 @@ class Opening:
         if position is None:
             start = cache.get_seq_length() if isinstance(cache, Cache) else 0
             position = (torch.arange(shape[1], device=like.device) + start)[None]
-        running = Pass(converted.program, converted.settings.tokens(position, ids, real, shape, like.device))
+        dials = converted.threads.dials
+        settings = converted.settings if dials is None else dials.settings(position, shape[0])
+        running = Pass(converted.program, settings.tokens(position, ids, real, shape, like.device))
         converted.threads.last = running
         return args, {**kwargs, PASS: running}
 

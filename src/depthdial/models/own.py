@@ -28,6 +28,7 @@ from depthdial.core.method import Method
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin, curves_from
 from depthdial.models.convert import WRAPPED, convert
+from depthdial.models.converted import converted_of
 from depthdial.models.dial import set_budget
 from depthdial.models.families import OWN
 from depthdial.models.fingerprint import Fingerprint
@@ -56,7 +57,7 @@ def plugin_from(config: PretrainedConfig) -> Plugin | None:
 def trained_with_routers(config: PretrainedConfig) -> bool:
     """What `dial.has_own_routers` says of a model of one of our types, by its configuration alone."""
     method = method_from(config)
-    if config.base is not None or not method.skips or not method.layers(config.num_hidden_layers):
+    if config.base is not None or not method.program(config.num_hidden_layers).skips:
         return False
     return not method.frozen or config.prompt_budget in (None, "same")
 
@@ -65,8 +66,8 @@ def _routed(model: Any, config: PretrainedConfig) -> None:
     """Convert a model that is being made, everything trainable, and turn its dials to the configuration's budgets."""
     method = method_from(config)
     convert(model, method, frozen=False)
-    vars(model).update(plugin=plugin_from(config))
-    set_budget(model, None if model.plugin is None else config.budget, prompt=config.prompt_budget)
+    plugin = converted_of(model).plugin = plugin_from(config)
+    set_budget(model, None if plugin is None else config.budget, prompt=config.prompt_budget)
 
 
 class DepthdialLlamaConfig(LlamaConfig):
@@ -141,7 +142,7 @@ class _Opened(PreTrainedModel):
 
 
 class DepthdialLlama(_Opened, LlamaForCausalLM):
-    """A Llama converted as it is made, everything trainable: `route` and `method` as `convert` leaves them."""
+    """A Llama converted as it is made, everything trainable: `converted` and `route` as `convert` leaves them."""
 
     config_class = DepthdialLlamaConfig
 

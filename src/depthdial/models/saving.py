@@ -15,9 +15,9 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from depthdial.core.dial import PromptBudget
-from depthdial.core.method import Method
-from depthdial.core.route import Route
+from depthdial.core.settings import Settings
 from depthdial.methods import name_of
+from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN
 from depthdial.models.generating import Turned
 from depthdial.models.offloaded import brought
@@ -53,18 +53,17 @@ def own_config(model: PreTrainedModel) -> Any:
         )
     made = CONFIG_MAPPING[f"{OWN}{kind}"]
     kind_of: Any = MODEL_FOR_CAUSAL_LM_MAPPING[made]
-    plugin: Any = model.plugin
-    method = model.method
-    assert isinstance(method, Method) and dataclasses.is_dataclass(method)
+    converted = converted_of(model)
+    plugin, method = converted.plugin, converted.method
+    assert dataclasses.is_dataclass(method)
     fields = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "dtype")}
     known = None if plugin is None else plugin.to_json()
     budget, offset = _dial(model)
-    turned = getattr(model, "turned", None)
     kept = {
         "method": {"name": name_of(method), **dataclasses.asdict(method)},
         "budget": budget,
         "offset": offset,
-        "prompt_budget": _prompt_budget(model.route, turned),
+        "prompt_budget": _prompt_budget(converted.settings, converted.turned),
         "curves": None if known is None else known["curves"],
         "base": None if known is None else known["base"],
         "architectures": [kind_of.__name__],
@@ -91,24 +90,22 @@ def as_own(model: PreTrainedModel, config: Any, weights: bool = True) -> PreTrai
     return whole
 
 
-def _prompt_budget(route: Any, turned: Turned | None) -> PromptBudget:
+def _prompt_budget(settings: Settings, turned: Turned | None) -> PromptBudget:
     """That of the configuration. ValueError for a dial that stands where no budget has put it."""
-    assert isinstance(route, Route)
-    read = route.read_offset
+    read = settings.read_offset
     if turned is not None and read == turned.dials.read:
         return turned.prompt_budget
     if read in (None, math.inf):
         return "same" if read is None else 1.0
-    raise ValueError("route.read_offset stands at a number, which no folder can hold; set prompt_budget (`load`)")
+    raise ValueError("read_offset stands at a number, which no folder can hold; set prompt_budget (`load`)")
 
 
 def _dial(model: PreTrainedModel) -> tuple[float | None, float | None]:
     """Budget and offset for the configuration: an offset only where no budget stands for it."""
-    route, turned = model.route, getattr(model, "turned", None)
-    assert isinstance(route, Route)
-    offset = route.offset
+    converted = converted_of(model)
+    turned, offset = converted.turned, converted.settings.offset
     if isinstance(offset, torch.Tensor) and offset.ndim:
-        raise ValueError("the dial stands at an offset per row, which no folder can hold; set route.offset to a number")
+        raise ValueError("the dial stands at an offset per row, which no folder can hold; set it to a number (`load`)")
     offset = float(offset)
     if turned is not None and turned.offset == offset:
         return turned.budget, None
