@@ -40,8 +40,6 @@ class Batch:
         """Is the likeliest token all that is asked of every row?"""
         self.reading = 0
         """Tokens of the pass that belong to their texts' prompts."""
-        self.vote: float | None = None
-        """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
         self.fleeting = False
         """Are its logits looked at before the next pass only? They may share their memory then."""
         self._logits = torch.empty(0, 0)
@@ -51,7 +49,6 @@ class Batch:
     def fill(self, slices: Sequence[Slice]) -> None:
         """Take the next pass; what the buffers held is overwritten."""
         self.slices, self.last, self.untouched, self.greedy, self.reading = slices, [], True, True, 0
-        self.vote = None
         self.singles = at = 0
         for part in slices:
             row, start, count = part.row, part.start, part.count

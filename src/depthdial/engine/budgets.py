@@ -45,8 +45,8 @@ class Budgets:
         return offset_for(self._model, self.write if budget is None else budget, kind="generated")
 
     def dials(self, budget: float | None = None, read: PromptBudget | None = None) -> Dials:
-        """Where a text runs; None: as this says. A budget that moves by itself is not held, nor one that texts vote on.
-        ValueError outside the curves, and for what the model cannot do."""
+        """Where a text runs; None: as this says. A budget that moves by itself is not held. ValueError outside the
+        curves, and for what the model cannot do."""
         read = self.read if read is None else read
         dials = dials_for(self._model, self.write if budget is None else budget, read)
         if self._hold and not (self.auto is not None and budget is None):

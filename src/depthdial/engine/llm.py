@@ -46,9 +46,8 @@ class LLM:
     either. prompt_budget: that of what is read, 1.0 (the untouched base), a number or "same" as `budget`; None is 1.0,
     or "same" for a model with routers of its own, which has no untouched base.
 
-    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself;
-    with grain="step" a text depends on those it is generated with. Raises ValueError or OSError, one line, for what
-    cannot be loaded and for a budget outside the plug-in's curve.
+    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself.
+    Raises ValueError or OSError, one line, for what cannot be loaded and for a budget outside the plug-in's curve.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class LLM:
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self.plugin: Plugin | None = getattr(model, "plugin", None)
-        self.budgets = Budgets(model, budget, prompt_budget, auto, hold=options.grain == "token")
+        self.budgets = Budgets(model, budget, prompt_budget, auto)
         """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
@@ -285,12 +284,10 @@ class LLM:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
         plugin = None if self.plugin is None else self.plugin.name
-        key = first_key(self.model.method, plugin, self.options.grain)
+        key = first_key(self.model.method, plugin)
         if not params.lossless:
             dials = self.dials(params.budget, params.prompt_budget)
             target = self.budget if params.budget is None else params.budget
-            if self.options.grain == "step" and target is None:
-                raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
             moving = self.budgets.auto is not None and params.budget is None
             steady = self.budgets.steady
             return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)

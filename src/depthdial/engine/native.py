@@ -99,7 +99,7 @@ class NativeRunner:
         cache = batch.cache
         return self.model.forward(
             batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v, batch.offsets[at],
-            given, logits, out.keep, out.score, batch.vote, argmax, asked, reading,
+            given, logits, out.keep, out.score, argmax, asked, reading,
         )  # fmt: skip
 
     def _in_parts(self, batch: Batch) -> Passed:
@@ -124,7 +124,7 @@ class NativeRunner:
                 cache, kept = batch.cache, torch.ones(depth, len(at), dtype=torch.uint8)
                 sums.append(self.model.prefill(
                     batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v,
-                    batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)), batch.vote,
+                    batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)),
                 ))  # fmt: skip
             else:
                 out = self._out(len(at))

@@ -85,7 +85,7 @@ class TorchRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
         spine, stats, count = self.spine, self.stats, batch.size
-        route = Route(self.ledger, batch.offsets, vote=batch.vote)
+        route = Route(self.ledger, batch.offsets)
         route.begin((count, 1), None, batch.ids.device, batch.ids[:, None])
         route.positions = batch.positions[:, None].long()
         x = look_up(batch.ids, spine.embed, batch.cache.shape.dtype)
@@ -159,7 +159,7 @@ class TorchRunner:
         if site not in self.parts or batch.untouched:
             return None
         parts = self.parts[site]
-        decision = route.voted(site, self.method.decide(parts, x[:, None], site, route))
+        decision = self.method.decide(parts, x[:, None], site, route)
         route.decisions[site] = decision
         self._count_parts(site, "all")
         return decision
