@@ -206,6 +206,29 @@ class Adapter(Part):
         return 3 * self.gate.in_features * self.gate.out_features
 
 
+class LoRA(Part):
+    """A low-rank change of one linear map: weight + up down. Starts at zero.
+
+    It costs nothing at inference, where it is merged into a copy of the weight for the one step that it belongs to.
+    """
+
+    runs_for = "all"
+
+    def __init__(self, inputs: int, outputs: int, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.empty(outputs, rank))
+        self.reset_parameters()
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.down, std=self.down.shape[1] ** -0.5)
+        nn.init.zeros_(self.up)
+
+
 @torch.no_grad()
 def _number(router: nn.Module, first: nn.Linear) -> tuple[Op, ...]:
     """A fixed router is the same number for every token."""

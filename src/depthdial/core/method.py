@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision
@@ -29,6 +30,8 @@ class Dims:
     hidden: int
     intermediate: int
     eps: float = 1e-5
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(inputs, outputs) of the linear maps of a layer, by the last part of their names ("q_proj", ...)."""
 
 
 class Seen(NamedTuple):
@@ -47,6 +50,14 @@ class LowRank(NamedTuple):
     """[r, in]"""
     up: Tensor
     """[out, r]"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What it adds to the map's output, [..., out] in x's dtype. x: [..., in]."""
+        return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The changed weight, [out, in] in the weight's dtype."""
+        return (weight.float() + self.up.detach().float() @ self.down.detach().float()).to(weight.dtype)
 
 
 def span(first: int | None, last: int | None, but: Sequence[int], depth: int) -> list[int]:
@@ -114,7 +125,7 @@ class Method(ABC):
         """Where tokens go in a base of `depth` layers. Raises ValueError where the fields do not fit it."""
 
     def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
-        """Fresh trainable parts (router, adapter, ...) for one routed step. Called once, at conversion."""
+        """Fresh trainable parts (router, adapter, ...) for one routed or relaxed step. Called once, at conversion."""
         return {}
 
     @abstractmethod
@@ -132,7 +143,8 @@ class Method(ABC):
         return None
 
     def delta(self, parts: Parts, s: int) -> Mapping[str, LowRank]:
-        """A step's own low-rank change of its block's linear maps, by the last part of their names ("q_proj", ...)."""
+        """The low-rank change of its block's linear maps at a relaxed step, by the last part of their names ("q_proj",
+        ...); the very weights of `parts`, so that they learn."""
         return {}
 
     def lowered(self, parts: Parts, s: int) -> Lowered | None:

@@ -39,6 +39,9 @@ class Step:
     """{"logits"}: what is shown to this step's decision beside the token's state; every token that waits here pays."""
     head_rows: int | None = None
     """Of "logits": those of the first so many ids of the vocabulary; None: of all."""
+    relaxed: bool = False
+    """Has its block a low-rank change of its own at this step (`Method.delta`)? It acts wherever the step runs, in the
+    untouched base, too."""
     base: bool = True
     """Does the untouched base run it? Not an exit's own block, nor a second visit that the base does not make."""
 
@@ -94,6 +97,11 @@ class Program:
         return tuple(i for i, step in enumerate(self.steps) if step.routed != "no")
 
     @cached_property
+    def parted(self) -> tuple[int, ...]:
+        """The steps that may have parts: those with a decision, and those with a change of their own."""
+        return tuple(i for i, step in enumerate(self.steps) if step.routed != "no" or step.relaxed)
+
+    @cached_property
     def skips(self) -> bool:
         """May anything be left out?"""
         return any(self.steps[i].routed == "skip" for i in self.routed)
@@ -129,7 +137,7 @@ class Program:
         """The first step that is not simply a layer of the base, run by all tokens in its turn; the number of steps
         where all are."""
         for s, step in enumerate(self.steps):
-            goes_on = step.routed == "no" and step.then is None and step.base
+            goes_on = step.routed == "no" and step.then is None and step.base and not step.relaxed
             if not goes_on or step.block != self.visit_of[s]:
                 return s
         return len(self.steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -88,18 +89,23 @@ class Routed:
     ):
         self.unit, self.method, self.s, self.step, self.norm = unit, method, s, program.steps[s], norm
         self._passing, self._readout = passing, readout
-        if self.step.routed != "no":
+        self._parted = self.s in program.parted
+        if self._parted:
             unit.add_module("parts", nn.ModuleDict(parts))
         self.mix = mixed
         """To be replaced by a compiled one."""
-        self._hooks = (
+        self._hooks = [
             unit.register_forward_pre_hook(self._decide, with_kwargs=True),
             (unit if outlet is None else outlet).register_forward_hook(self._weigh),
-        )
+        ]
+        changed = method.delta(self.parts, s) if self.step.relaxed else {}
+        for name, module in unit.named_modules():
+            if (last := name.rpartition(".")[2]) in changed and not name.startswith("parts."):
+                self._hooks.append(module.register_forward_hook(partial(self._change, last)))
 
     @property
     def parts(self) -> nn.ModuleDict:
-        if self.step.routed == "no":
+        if not self._parted:
             return nn.ModuleDict()
         parts = self.unit.get_submodule("parts")
         assert isinstance(parts, nn.ModuleDict)
@@ -109,7 +115,7 @@ class Routed:
         """Leave the unit as it was, without parts."""
         for hook in self._hooks:
             hook.remove()
-        if self.step.routed != "no":
+        if self._parted:
             del self.unit.parts
 
     def leave(self) -> None:
@@ -152,6 +158,10 @@ class Routed:
         seen = Seen(z.flatten(0, 1), logits)
         decision = self.method.decide(self.parts, seen, self.s, running.tokens, running.trace)
         return decision if self.step.base else decision.within(~running.tokens.full)
+
+    def _change(self, name: str, _linear: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        """The output of a linear map with the step's own change. args: (x [..., in],); out: [..., out]."""
+        return out + self.method.delta(self.parts, self.s)[name](args[0])
 
     def _weigh(self, _outlet: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
         opened = self._passing().opened.pop(self.s, None)

@@ -26,6 +26,7 @@ from depthdial.methods.highway import Highway
 from depthdial.methods.mixture_of_depths import MixtureOfDepths
 from depthdial.methods.random import Random
 from depthdial.methods.readout import Readout
+from depthdial.methods.recursive import Recursive
 from depthdial.methods.skiplayer import SkipLayer
 from depthdial.methods.static import Static
 
@@ -86,6 +87,7 @@ METHODS = Methods(
         "balcony": Balcony,
         "readout": Readout,
         "d3": D3,
+        "recursive": Recursive,
     }
 )
 

@@ -214,7 +214,7 @@ def _modules(converted: Converted) -> list[tuple[str, nn.Module]]:
     steps, plain = converted.program.steps, converted.program.plain
     parts: list[tuple[str, nn.Module]] = [
         (f"layers.{steps[s].block}.{steps[s].unit}." if plain else f"steps.{s}.", unit.parts)
-        for s, unit in sorted(converted.routed.items())
+        for s, unit in sorted(converted.parted.items())
     ]
     return parts + [(f"own.{k}.", block) for k, block in enumerate(converted.own)]
 

@@ -19,7 +19,7 @@ from depthdial.core.routed import Routed
 from depthdial.models.causal import check_causal
 from depthdial.models.converted import Converted, Fresh, converted_of, is_converted
 from depthdial.models.evict import Evicting
-from depthdial.models.extra import extras
+from depthdial.models.extra import Submodule, extras
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 from depthdial.models.generating import Counting, Generating, Preparing
@@ -42,7 +42,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     family, layers = family_of(model.config), layers_of(model)
     program, dims = method.program(len(layers)), family.dims(model.config)
     program.check(len(layers))
-    parts = {s: method.parts(program.steps[s], dims) for s in program.routed}
+    parts = {s: method.parts(program.steps[s], dims) for s in program.parted}
     check_reads(method, program, parts, dims, model.config.vocab_size)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     held = method.frozen if frozen is None else frozen
@@ -52,10 +52,11 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     vars(model).update(converted=converted, route=converted.route)
     _hook(model, converted, family)
     modules = _modules(model, converted, family)
-    for s in range(program.first, len(program.steps)) if program.jumps else program.routed:
+    for s in range(program.first, len(program.steps)) if program.jumps else program.parted:
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
+    _hold_parts(model, converted, modules)
     names = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
     vars(model).update({name: kind(model) for name, kind in names.items()})
     converted.add(_Attributes(model, (*names, "converted", "route"), trainable))
@@ -92,6 +93,8 @@ def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
 
 
+STEPS = "steps"
+"""The decoder's submodule that holds the parts of further visits, by step."""
 WRAPPED = re.compile(r"(\.unit)+(?=\.)")
 
 
@@ -172,6 +175,18 @@ def _route(
     if step.absent == "nothing" and step.attends:
         hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
         converted.add(hooks)
+
+
+def _hold_parts(model: PreTrainedModel, converted: Converted, modules: list[nn.Module]) -> None:
+    """Parts of further visits: the modules that run these are none of the model's, so the decoder holds their parts."""
+    program, held = converted.program, nn.ModuleDict()
+    for s, unit in converted.parted.items():
+        visit = program.visit_of[s]
+        if program.steps[s].block >= 0 and modules[visit] is not layers_of(model)[program.steps[s].block]:
+            held[str(s)] = nn.ModuleDict({"parts": unit.parts})
+    if len(held):
+        model.get_decoder().add_module(STEPS, held)
+        converted.add(Submodule(model.get_decoder(), STEPS))
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:

@@ -52,7 +52,7 @@ class Converted:
         self.turned: Any = None
         """`models.generating.Turned`: what budgets last set the dials to."""
         self.units: dict[int, Routed] = {}
-        """By step: all routed units, and where tokens jump all units."""
+        """By step: all that may have parts, and where tokens jump all units."""
         self.own = nn.ModuleList()
         """The method's own blocks, in the order of `Program.own`."""
         self.threads = Threads()
@@ -83,6 +83,11 @@ class Converted:
     def routed(self) -> dict[int, Routed]:
         """The units with a decision, by step."""
         return {s: self.units[s] for s in self.program.routed}
+
+    @property
+    def parted(self) -> dict[int, Routed]:
+        """The units that may have parts, by step."""
+        return {s: self.units[s] for s in self.program.parted}
 
     def passing(self) -> Pass:
         """The pass under way in this thread."""

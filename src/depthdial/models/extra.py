@@ -7,11 +7,12 @@ just before the base's layer which follows it in the program, or after the last 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from depthdial.core.program import OwnBlock, Program
@@ -26,9 +27,14 @@ OWN_BLOCKS = "own_blocks"
 class Extra:
     """One visit that the base's list of layers does not make."""
 
-    def __init__(self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int):
-        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it is like."""
+    def __init__(
+        self, converted: Converted, visit: int, module: nn.Module, index: int, kind: str, like: int,
+        twin_of: nn.Module | None = None,
+    ):  # fmt: skip
+        """index: its place in a Hugging Face cache; kind: of its attention; like: the base's layer that it is like;
+        twin_of: that layer, where the module has its weights."""
         self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
+        self.twin_of = twin_of
         vars(module.get_submodule("self_attn"))["layer_idx"] = index
         self.index = index
 
@@ -44,7 +50,13 @@ class Extra:
                 if s in self.converted.units:
                     self.converted.units[s].leave()
             return x
-        out = _called(self.module, x, {**inputs, PASS: running})
+        inputs = {**inputs, PASS: running}
+        if self.twin_of is None:
+            out = _called(self.module, x, inputs)
+        else:
+            if self.module.training != self.twin_of.training:  # a twin is none of the model's modules
+                self.module.train(self.twin_of.training)
+            out = self.module(x, **inputs)
         return out[0] if isinstance(out, tuple) else out
 
     def _make_room(self, cache: Cache) -> None:
@@ -57,7 +69,7 @@ class Extra:
             cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
 
 
-class _Submodule:
+class Submodule:
     """A module that was added to another."""
 
     def __init__(self, of: nn.Module, name: str):
@@ -98,7 +110,7 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
-        converted.add(_Submodule(decoder, OWN_BLOCKS))
+        converted.add(Submodule(decoder, OWN_BLOCKS))
     waiting: list[Extra] = []
     first = first_visits(program)
     for v, visit in enumerate(program.visits):
@@ -108,10 +120,12 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
                 waiting = []
             continue
         like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].place
-        module = blocks[-1 - visit.block] if visit.block < 0 else _twin(layers[visit.block])
+        twin_of = layers[visit.block] if visit.block >= 0 else None
+        module = blocks[-1 - visit.block] if twin_of is None else _twin(twin_of)
         entering = _Taking(converted)
         module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
-        made[v] = Extra(converted, v, module, len(layers) + len(made), kinds[like] if kinds else "", like)
+        kind = kinds[like] if kinds else ""
+        made[v] = Extra(converted, v, module, len(layers) + len(made), kind, like, twin_of)
         waiting.append(made[v])
     if waiting:
         converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True))
@@ -132,19 +146,24 @@ def first_visits(program: Program) -> dict[int, int]:
 
 def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
     """A fresh block of a method's own, in fp32."""
-    block = copy.deepcopy(layers[own.place])
-    block._forward_pre_hooks.clear()
+    block = _copied(layers[own.place], {})
     norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
     block.load_state_dict({**layers[own.copy].state_dict(), **norm})
     return block.float().requires_grad_(True)
 
 
 def _twin(layer: nn.Module) -> nn.Module:
-    """A layer's modules once more, with the same weights."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
-    twin = copy.deepcopy(layer, shared)
-    twin._forward_pre_hooks.clear()
-    return twin
+    """A layer's modules once more, with the same weights, whatever these are replaced by later, and settings."""
+    shared = [getattr(module, name) for module in layer.modules() for name in ("_parameters", "_buffers")]
+    settings = [
+        each for module in layer.modules() for each in vars(module).values() if isinstance(each, PreTrainedConfig)
+    ]
+    return _copied(layer, {id(each): each for each in (*shared, *settings)})
+
+
+def _copied(layer: nn.Module, kept: dict[int, Any]) -> nn.Module:
+    """A copy of a layer without the hooks before it, which lead to the whole model. kept: what is not copied, by id."""
+    return copy.deepcopy(layer, {**kept, id(layer._forward_pre_hooks): OrderedDict()})
 
 
 class _Taking:

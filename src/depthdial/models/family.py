@@ -43,7 +43,13 @@ class Family:
     """Do some layers attend to a window only (`config.layer_types`, `config.sliding_window`)?"""
 
     def dims(self, config: PretrainedConfig) -> Dims:
-        return Dims(config.hidden_size, config.intermediate_size, config.rms_norm_eps)
+        """What parts may depend on."""
+        hidden, wide = config.hidden_size, config.intermediate_size
+        size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+        heads, groups = config.num_attention_heads * size, config.num_key_value_heads * size
+        attn = {"q_proj": (hidden, heads), "k_proj": (hidden, groups), "v_proj": (hidden, groups)}
+        mlp = {"gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden)}
+        return Dims(hidden, wide, config.rms_norm_eps, {**attn, "o_proj": (heads, hidden), **mlp})
 
     def work(self, layer: nn.Module, config: PretrainedConfig, index: int) -> LayerWork:
         """The layer's price list, counted from its own weights."""
