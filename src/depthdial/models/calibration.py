@@ -124,8 +124,8 @@ class BaseProbe:
     """Implements `core.method.Probe` on a base, converted or not, over rows of text."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
-        """batches: any sizes, on the model's device; tokens without a label do not count. Layers are ranked by the first
-        one: a greedy search runs the model once per layer tried, and 2k tokens rank them as 6k do."""
+        """batches: any sizes, on the model's device; tokens without a label do not count. Layers are ranked by the
+        first: a greedy search runs the model once per layer tried, and 2k tokens rank them as 6k do."""
         self.batches, self._few = batches, batches[:1]
         self._decoder, self._layers = model.get_decoder(), layers_of(model)
         self._head, self._readout, self.depth = head_compare(model), Readout(model), len(self._layers)
