@@ -103,7 +103,7 @@ def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
         return tuple(base)
     converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
     program, blocks = converted.program, []
-    own = [_narrowed(_block(module, program.own[k].copy, family, config), dtype)
+    own = [_narrowed(_block(module, program.own[k].place, family, config), dtype)
            for k, module in enumerate(converted.own)]  # fmt: skip
     for visit in program.visits:
         block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
