@@ -99,10 +99,6 @@ class Lineup:
         if options.lossless:
             params = SamplingParams(budget=1.0, lossless=True)
             self.subjects.append(EngineSubject("lossless", "lossless", self.llm, params, self.precision))
-        if options.vote:
-            llm = self._llm(options.plugin, grain="step")
-            for budget in self._budgets:
-                self._add("adaptive, texts vote", "adaptive", llm, budget, self.precision, *self._decoding)
         if adaptive:
             self._add_controls("random", self._random(), adaptive)
             if options.static is not None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthdial.core.cost import Ledger
 from depthdial.evaluate.speed.ideal import Tokens
 from depthdial.models.convert import route_of
 
@@ -43,20 +42,6 @@ def keeps(
     finally:
         route.offset = before
     return found
-
-
-def of_depths(ledger: Ledger, depths: Sequence[int]) -> Tensor:
-    """bool [L, T] with as many layers as ran for each token: those that always run and the first ones of the others.
-
-    For texts that decide together, which the reference cannot be asked one by one. Where all layers are of one size it
-    is the same work, whichever of them ran.
-    """
-    count = len(ledger.layers)
-    routed = sorted({site.layer for site in (*ledger.always, *ledger.skipped)})
-    keep = torch.ones(count, len(depths), dtype=torch.bool)
-    ran = torch.tensor(depths) - (count - len(routed))
-    keep[routed] = torch.arange(len(routed))[:, None] < ran
-    return keep
 
 
 def prefill_pass(keep: Sequence[Tensor], decided: bool) -> list[Tokens]:

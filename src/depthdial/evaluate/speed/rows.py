@@ -10,7 +10,7 @@ from depthdial.core.cost import Ledger
 from depthdial.evaluate.speed.ideal import Sizes, Tokens, ideal_speedup, seconds, work
 from depthdial.evaluate.speed.limits import Limits
 from depthdial.evaluate.speed.measure import Measured, spread
-from depthdial.evaluate.speed.routes import decode_passes, keeps, of_depths, prefill_pass
+from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
 from depthdial.evaluate.speed.subjects import EngineSubject, Regime, Subject, Timed
 from depthdial.models.convert import route_of
 
@@ -37,14 +37,10 @@ class Reference:
         """The passes that were timed, with the layers that each token had to run."""
         first = 0 if regime.kind == "prefill" else min(ran.start for ran in run.ran)
         decided = any(offset != float("inf") for ran in run.ran for offset in ran.offsets[first:])
-        depths = [ran.depths for ran in run.ran if ran.depths is not None]
-        if depths:
-            kept = [of_depths(self.ledger, found) for found in depths]
-        else:
-            lengths = [ran.prompt if regime.kind == "prefill" else len(ran.tokens) for ran in run.ran]
-            texts = [ran.tokens[:length] for ran, length in zip(run.ran, lengths, strict=True)]
-            dials = [ran.offsets[:length] for ran, length in zip(run.ran, lengths, strict=True)]
-            kept = keeps(self.model, texts, dials)
+        lengths = [ran.prompt if regime.kind == "prefill" else len(ran.tokens) for ran in run.ran]
+        texts = [ran.tokens[:length] for ran, length in zip(run.ran, lengths, strict=True)]
+        dials = [ran.offsets[:length] for ran, length in zip(run.ran, lengths, strict=True)]
+        kept = keeps(self.model, texts, dials)
         if regime.kind == "prefill":
             return prefill_pass(kept, decided)
         return decode_passes(kept, [ran.start for ran in run.ran], run.steps, decided)
