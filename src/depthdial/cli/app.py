@@ -25,6 +25,7 @@ from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
 from depthdial.cli.report import report
+from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
@@ -40,6 +41,7 @@ app.command()(demo)
 app.command()(methods)
 app.command()(train)
 app.command()(pretrain)
+app.command()(retrofit)
 app.command()(report)
 app.command()(bench)
 app.command()(evaluate)

@@ -147,6 +147,23 @@ class Program:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))
 
+    @cached_property
+    def least(self) -> int:
+        """The fewest visits that a token can make; one counts when any of its steps runs."""
+        count = len(self.steps)
+        least = [0] * (count + 1)
+        """From each visit's first step on."""
+        for visit in reversed(self.visits):
+            ways = {(visit.steps[0], False)}  # where a token may be, and whether it has run a part
+            for s in visit.steps:
+                here = {way for way in ways if way[0] == s}
+                ways -= here
+                for _, any_ran in here:
+                    for ran in (True, False) if self.steps[s].routed == "skip" else (True,):
+                        ways.add((self.after(s, ran), any_ran or ran))
+            least[visit.steps[0]] = min(any_ran + least[min(to, count)] for to, any_ran in ways)
+        return least[0]
+
     def step(self, layer: int, unit: Unit = "layer") -> int:
         """The first step that is this unit of a base's layer. ValueError where there is none."""
         for index, step in enumerate(self.steps):
@@ -201,8 +218,8 @@ class Program:
         for s, step in enumerate(self.steps):
             if step.base != (s in self.base_way) and (step.base or step.routed != "skip"):
                 does = "never comes here" if step.base else "comes here, and nothing decides that it goes on"
-                raise ValueError(f"step {s} ({step.unit} of block {step.block}): `base` is {step.base}, and the untouched "
-                                 f"base {does}")  # fmt: skip
+                name = f"step {s} ({step.unit} of block {step.block})"
+                raise ValueError(f"{name}: `base` is {step.base}, and the untouched base {does}")
 
     def visits_checked(self) -> tuple[Visit, ...]:
         """`visits`; ValueError where an MLP does not follow the attention of its own block."""
