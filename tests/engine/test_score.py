@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.methods import METHODS, method_named
+from depthdial.methods import METHODS
 
 RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
 

@@ -1,0 +1,91 @@
+"""`depthdial retrofit`: a folder of its own that the other verbs open, and one-line refusals before anything is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+import depthdial
+from depthdial.cli import main
+from depthdial.models.base import load_base
+from depthdial.models.converted import converted_of
+from depthdial.models.fingerprint import fingerprint
+
+IDS = torch.arange(3, 12)[None]
+
+
+def run(*args: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 0
+
+
+@pytest.fixture
+def exact(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A folder that is its base at full rank."""
+    place = tmp_path / "exact"
+    run("retrofit", str(tiny_folder), "--lora", "32", "--dtype", "float32", "--output", str(place))
+    return place
+
+
+def test_a_folder_of_its_own(tiny_folder: Path, tmp_path: Path, capsys: Any):
+    place = tmp_path / "out"
+    given = ["--loops", "3", "--init", "average", "--lora", "4", "--output", str(place), "--json"]
+    run("retrofit", str(tiny_folder), *given)
+    facts, config = json.loads(capsys.readouterr().out), json.loads((place / "config.json").read_text())
+    assert (
+        facts["folder"] == str(place) and facts["blocks"] == config["num_hidden_layers"] == 2 and facts["visits"] == 6
+    )
+    assert config["model_type"] == facts["model_type"] == "depthdial_llama"
+    assert config["method"] | {"name": "recursive", "loops": 3, "rank": 4} == config["method"]
+    assert 0 < facts["covered"] < 1 and facts["bytes"] == sum(file.stat().st_size for file in place.iterdir())
+    opened: Any = AutoModelForCausalLM.from_pretrained(place)
+    assert fingerprint(opened).weights == facts["weights"] != fingerprint(load_base(str(tiny_folder))[0]).weights
+    assert sum(w.numel() for w in opened.parameters()) == facts["parameters"]
+    assert opened.dtype == torch.bfloat16
+
+
+def test_the_folder_is_opened_by_load(exact: Path, tiny_folder: Path):
+    base, _ = load_base(str(tiny_folder), "float32", "cpu")
+    model, tokenizer = depthdial.load(str(exact), dtype="float32", device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, base(IDS).logits, rtol=1e-3, atol=1e-3)
+    route: Any = model.route
+    assert route.cost() == 1.0 and (route.layers_used == 6).all()
+    assert tokenizer("the quick")["input_ids"]
+    converted_of(model).set(offset=-1.0)
+    with torch.no_grad():
+        model(IDS)
+    assert (route.layers_used == 3).all() and route.cost() < 0.9
+
+
+def test_bad_input_is_one_line(tiny_folder: Path, tiny_model: Any, tmp_path: Path, failed: Any):
+    given = ["retrofit", str(tiny_folder), "--output", str(tmp_path / "out")]
+    assert "4 loops do not divide 6 layers; choose one of 2, 3, 6" in failed(*given, "--loops", "4")
+    assert "unknown init 'upper'; choose one of stepwise, average, lower" in failed(*given, "--init", "upper")
+    assert "give 0 (none) to 32 (exact)" in failed(*given, "--lora", "33")
+    assert "rank must be at least 0" in failed(*given, "--lora", "-1")
+    assert "loops must be at least 2" in failed(*given, "--loops", "1")
+    assert not (tmp_path / "out").exists()
+    assert "exists and is not an empty folder" in failed("retrofit", str(tiny_folder), "--output", str(tiny_folder))
+    assert "no such file or folder" in failed("retrofit", "./nowhere", "--output", str(tmp_path / "out"))
+    for family, said in (("qwen3", "norms that no linear map follows"), ("gemma3_text", "no type of its own")):
+        (place := tmp_path / family).mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (place / name).write_bytes((tiny_folder / name).read_bytes())
+        tiny_model(family).config.save_pretrained(place)
+        (place / "model.safetensors").write_bytes(b"not looked at")
+        assert said in failed("retrofit", str(place), "--output", str(tmp_path / "out"))
+    GPT2Config(n_layer=2).save_pretrained(place)
+    assert "models of type 'gpt2' cannot be converted yet" in failed(
+        "retrofit", str(place), "--output", str(tmp_path / "x")
+    )
+
+
+def test_a_folder_that_was_made_by_it_is_no_base(exact: Path, tmp_path: Path, failed: Any):
+    assert "has a method of its own already" in failed("retrofit", str(exact), "--output", str(tmp_path / "again"))
