@@ -1,4 +1,4 @@
-"""`depthdial retrofit`: a folder of its own that the other verbs open, and one-line refusals before anything is read."""
+"""`depthdial retrofit`: a folder of its own that the other verbs open, and one-line refusals."""
 
 from __future__ import annotations
 

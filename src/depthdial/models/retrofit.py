@@ -114,14 +114,15 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
 
 def _fresh(model: PreTrainedModel, method: Recursive, blocks: int) -> PreTrainedModel:
     """A random model of the base's sizes with so many blocks, of a type of our own."""
-    config, kind = TYPES[model.config.model_type]
+    own: Any
+    own, kind = TYPES[model.config.model_type]
     fields = {
         name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "architectures")
     }
     if fields.get("layer_types"):
         fields["layer_types"] = fields["layer_types"][:blocks]
     fields["num_hidden_layers"] = blocks
-    made: Any = kind(config(**fields, method={"name": name_of(method), **dataclasses.asdict(method)}))
+    made: Any = kind(own(**fields, method={"name": name_of(method), **dataclasses.asdict(method)}))
     for name, tensor in made.named_parameters():
         if ".parts." not in name:
             tensor.data = tensor.data.to(model.dtype)
