@@ -97,7 +97,7 @@ def test_costs_near_one_are_told_apart_on_large_models():
 
 EXIT = Program(
     (Step(0), Step(-1, routed="skip", then=END, otherwise=2, base=False, shows=frozenset({"logits"})), Step(1)),
-    (OwnBlock(1),),
+    (OwnBlock(1, 1),),
 )
 LEAVING = Ledger(EXIT, (StepWork(PLAIN), StepWork(PLAIN, look=9), StepWork(PLAIN, absent=20)), head=90)
 """Before layer 1, a look at the head's logits, and a block of its own for those who leave."""

@@ -69,5 +69,20 @@ def test_what_no_executor_can_run_is_refused_in_one_line(words: str):
 
 
 def test_an_own_block_begins_as_a_layer_that_is_there():
-    with pytest.raises(ValueError, match="begins as layer 5, and the base has 4"):
-        Program((Step(0), Step(-1, base=False)), (OwnBlock(5),)).check(4)
+    with pytest.raises(ValueError, match="copies layer 5 at layer 0; the base has 4"):
+        Program((Step(0), Step(-1, base=False)), (OwnBlock(5, 0),)).check(4)
+
+
+def test_the_base_has_a_way_of_its_own():
+    assert EXIT.base_way == (0, 1, 2, 3, 4) and LOOP.base_way == (0, 1, 2, 3, 4)
+    beside = Program(
+        (Step(0, routed="skip", otherwise=2, then=3), Step(1), Step(-1, base=False), Step(1)), (OwnBlock(0, 1),)
+    )
+    with pytest.raises(ValueError, match=r"step 1 .* `base` is True, and the untouched base never comes here"):
+        beside.check(2)
+    with pytest.raises(ValueError, match=r"step 1 .* `base` is False, and the untouched base comes here"):
+        Program((Step(0), Step(0, base=False))).check(1)
+
+
+def test_the_first_step_that_is_no_plain_layer():
+    assert (EXIT.first, LOOP.first, plain(4).first, plain(4, (2,), ("mlp",)).first) == (2, 2, 4, 3)
