@@ -52,9 +52,10 @@ class OwnBlock(NamedTuple):
     """A decoder block among the method's own parts, of the shape of the base's."""
 
     copy: int
-    """The base's layer it begins as a copy of; its attention is of that layer's kind (window, rope)."""
-    norm: int | None = None
-    """The base's layer whose input norm it begins with; None: that of `copy`."""
+    """The base's layer it begins as a copy of."""
+    place: int
+    """The base's layer before which it stands: it begins with that one's input norm, which knows the stream there, and
+    its attention is of that one's kind (window, rope)."""
 
 
 class Visit(NamedTuple):
@@ -168,8 +169,8 @@ class Program:
             if unknown := step.shows - {"logits"}:
                 raise ValueError(f"{name}: cannot show {', '.join(sorted(unknown))}; only logits")
         for own in self.own:
-            if not 0 <= own.copy < depth or not 0 <= (own.norm or 0) < depth:
-                raise ValueError(f"a block of the method's own begins as layer {own.copy}, and the base has {depth}")
+            if not (0 <= own.copy < depth and 0 <= own.place < depth):
+                raise ValueError(f"an own block copies layer {own.copy} at layer {own.place}; the base has {depth}")
 
     def visits_checked(self) -> tuple[Visit, ...]:
         """`visits`; ValueError where an MLP does not follow the attention of its own block."""

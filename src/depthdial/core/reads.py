@@ -60,7 +60,7 @@ def check_reads(
         fields: dict[str, Any] = {name: zeros if name in method.reads else _Unnamed(name, said) for name in FIELDS}
         rows = vocabulary if step.head_rows is None else min(vocabulary, step.head_rows)
         seen: Any = Seen(
-            torch.ones(count, dims.hidden, device=device) if "x" in method.reads else _Unnamed("x", said),
+            torch.ones(count, dims.hidden, device=device) if "x" in method.reads else _Unnamed("x", said),  # pyright: ignore[reportArgumentType]
             torch.zeros(count, rows, device=device) if "logits" in method.reads else _Unnamed("logits", said),  # pyright: ignore[reportArgumentType]
         )
         tokens = Tokens(offset=torch.zeros(count, device=device), **fields, shape=(1, count))

@@ -19,8 +19,8 @@ class Settings:
 
     offset: float | Tensor = 0.0
     """The dial: added to every router's logit; one number, one per row, float [B], or one per token, float [B, T].
-    `inf` is the untouched base. Where a batch holds each row several times, side by side, as `generate` with beams makes it,
-    each time has its offset."""
+    `inf` is the untouched base. Where a batch holds each row several times, side by side, as `generate` with beams
+    makes it, each time has its offset."""
     read: Tensor | None = None
     """bool [B, T]: which tokens are read, as a prompt is, and not written (or scored as if they had been); None: none
     of them. `generate` knows by itself."""
@@ -64,8 +64,8 @@ class Settings:
         )
 
     def _prompts(self, position: Tensor) -> Tensor | None:
-        """int64 [B, T] or [B, 1]: where the written stretch that a token belongs to begins; of one that is read, the next
-        place."""
+        """int64 [B, T] or [B, 1]: where the written stretch that a token belongs to begins; of one that is read, the
+        next place."""
         if self.read is not None:
             return torch.where(self.read.to(position.device), position + 1, 0).cummax(1).values
         if self.prompt is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,16 +56,9 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
-    own = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
-    vars(model).update({name: kind(model) for name, kind in own.items()})
-
-    def undo() -> None:
-        for name in (*own, "converted", "route"):
-            del vars(model)[name]
-        for weight in trainable:
-            weight.requires_grad_()
-
-    converted.add(undo)
+    names = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
+    vars(model).update({name: kind(model) for name, kind in names.items()})
+    converted.add(_Attributes(model, (*names, "converted", "route"), trainable))
     return model
 
 
@@ -123,14 +117,36 @@ def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
     starting = (model, decoder)
     for each in starting:
         vars(each)["_init_weights"] = Fresh(each, converted)
+        converted.add(_Attributes(each, ("_init_weights",)))
+    for hook in hooks:
+        converted.add(hook)
 
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        for each in starting:
-            del vars(each)["_init_weights"]
 
-    converted.add(undo)
+class _Attributes:
+    """What was set on a module itself, so that it can be taken away again."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], trainable: Sequence[nn.Parameter] = ()):
+        self.module, self.names, self.trainable = module, names, trainable
+
+    def remove(self) -> None:
+        for name in self.names:
+            del vars(self.module)[name]
+        for weight in self.trainable:
+            weight.requires_grad_()
+
+
+class _Readout:
+    """The head on a state before the last norm."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, x: Tensor, rows: int | None) -> Tensor:
+        """x: [N, d] -> logits, fp32 [N, rows]."""
+        normed = self.model.get_decoder().get_submodule("norm")(x)
+        logits = nn.functional.linear(normed, head_of(self.model).get_parameter("weight")[:rows]).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _modules(model: PreTrainedModel, converted: Converted, family: Family) -> list[nn.Module]:
@@ -151,18 +167,11 @@ def _route(
         unit, norm = layer.get_submodule(name), None
         outlet = None if after is None else layer.get_submodule(after)
 
-    def readout(x: Tensor, rows: int | None) -> Tensor:
-        """x: [N, d] -> the head's logits, fp32 [N, rows]."""
-        normed = model.get_decoder().get_submodule("norm")(x)
-        weight = head_of(model).get_parameter("weight")
-        logits = nn.functional.linear(normed, weight[:rows]).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
+    readout = _Readout(model) if step.shows else None
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
         hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
-        converted.add(hooks.remove)
+        converted.add(hooks)
 
 
 def _names(family: Family, unit: str) -> tuple[str, str | None]:
@@ -173,7 +182,7 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     family, config, layers = family_of(model.config), model.config, layers_of(model)
     works: list[StepWork] = []
     for s, step in enumerate(program.steps):
-        block = step.block if step.block >= 0 else program.own[-1 - step.block].copy
+        block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
         look = bypass = 0
         for part in parts.get(s, {}).values():

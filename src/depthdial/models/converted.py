@@ -7,10 +7,10 @@ own, so that several threads may run one model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -22,6 +22,10 @@ from depthdial.core.program import Program
 from depthdial.core.route import Route
 from depthdial.core.routed import Pass, Routed
 from depthdial.core.settings import Settings
+
+
+class Removable(Protocol):
+    def remove(self) -> None: ...
 
 
 class Threads(threading.local):
@@ -54,7 +58,7 @@ class Converted:
         self.threads = Threads()
         self.route = Route(self._last, self._prices)
         self._settings = Settings()
-        self._undo: list[Callable[[], None]] = []
+        self._additions: list[Removable] = []
 
     @property
     def settings(self) -> Settings:
@@ -86,16 +90,16 @@ class Converted:
         assert running is not None, "a pass begins at the decoder"
         return running
 
-    def add(self, undo: Callable[[], None]) -> None:
-        """Something to undo when the conversion is taken back."""
-        self._undo.append(undo)
+    def add(self, addition: Removable) -> None:
+        """A hook or the like that goes when the conversion is taken back."""
+        self._additions.append(addition)
 
     def remove(self) -> None:
         """Leave the model as it was."""
         for unit in self.units.values():
             unit.remove()
-        for undo in self._undo:
-            undo()
+        for addition in self._additions:
+            addition.remove()
 
     def _last(self) -> Pass | None:
         return self.threads.last

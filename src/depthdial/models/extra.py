@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from depthdial.core.program import Program
+from depthdial.core.program import OwnBlock, Program
 from depthdial.models.converted import Converted
 from depthdial.models.family import Family
 from depthdial.models.opening import PASS
@@ -56,6 +56,16 @@ class Extra:
             cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
 
 
+class _Submodule:
+    """A module that was added to another."""
+
+    def __init__(self, of: nn.Module, name: str):
+        self.of, self.name = of, name
+
+    def remove(self) -> None:
+        delattr(self.of, self.name)
+
+
 class Between:
     """Hooks that run extra visits before a layer of the base, or after its last one."""
 
@@ -87,25 +97,23 @@ def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
-        converted.add(lambda: delattr(decoder, OWN_BLOCKS))
+        converted.add(_Submodule(decoder, OWN_BLOCKS))
     waiting: list[Extra] = []
     first = first_visits(program)
     for v, visit in enumerate(program.visits):
         if first.get(visit.block) == v:
             if waiting:
-                converted.add(
-                    layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True).remove
-                )
+                converted.add(layers[visit.block].register_forward_pre_hook(Between(waiting).before, with_kwargs=True))
                 waiting = []
             continue
-        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].copy
+        like = visit.block if visit.block >= 0 else program.own[-1 - visit.block].place
         module = blocks[-1 - visit.block] if visit.block < 0 else _twin(layers[visit.block])
         entering = _Taking(converted)
         module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True)
         made[v] = Extra(converted, v, module, len(layers) + len(made), kinds[like] if kinds else "", like)
         waiting.append(made[v])
     if waiting:
-        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True).remove)
+        converted.add(layers[-1].register_forward_hook(Between(waiting).after, with_kwargs=True))
     return made
 
 
@@ -121,14 +129,12 @@ def first_visits(program: Program) -> dict[int, int]:
     return first
 
 
-def own_block(layers: nn.ModuleList, own: Any, family: Family) -> nn.Module:
-    """A fresh block of a method's own: a copy of a layer, with the input norm of another."""
-    block = copy.deepcopy(layers[own.copy])
+def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
+    """A fresh block of a method's own."""
+    block = copy.deepcopy(layers[own.place])
     block._forward_pre_hooks.clear()
-    if own.norm is not None:
-        with torch.no_grad():
-            norm = block.get_submodule(family.before_attn).get_parameter("weight")
-            norm.copy_(layers[own.norm].get_submodule(family.before_attn).get_parameter("weight"))
+    norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
+    block.load_state_dict({**layers[own.copy].state_dict(), **norm})
     return block.requires_grad_(True)
 
 
