@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from depthdial.core.method import Method
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin, parts_of, save
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 from depthdial.models.families import FAMILIES
 from depthdial.models.fingerprint import fingerprint
 
@@ -128,8 +128,9 @@ def tiny_plugin(tiny_model: ModelMaker, adaptive: Callable[..., PreTrainedModel]
     """A plug-in for the model of `tiny_folder`, with a made-up curve from 0.7 to 0.95 and 0.8 recommended."""
     model = adaptive(tiny_model("llama"), weights="hard")
     curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
-    method: Any = model.method
-    plugin = Plugin("tiny", method, fingerprint(model), {"text": curve, "generated": curve}, recommended=0.8)
+    plugin = Plugin(
+        "tiny", converted_of(model).method, fingerprint(model), {"text": curve, "generated": curve}, recommended=0.8
+    )
     return save(model, tmp_path_factory.mktemp("plugins") / "tiny", plugin)
 
 

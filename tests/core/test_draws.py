@@ -9,41 +9,59 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Site
-from depthdial.core.draws import drawn, fading, uniform
-from depthdial.core.route import Route
+from depthdial.core.draws import drawn, drawn_at_once, fading, uniform
+from depthdial.core.program import Program, Step, plain
+from depthdial.core.tokens import Tokens
 
-POSITIONS = torch.arange(20_000)[None]
-ZERO = torch.zeros(1, 1, dtype=torch.long)
-
-
-def draws(site: Site, seed: int = 0, sample: torch.Tensor | None = None, rows: int = 1) -> torch.Tensor:
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), positions=POSITIONS, sample=sample)
-    return drawn(seed, site, torch.zeros(rows, POSITIONS.shape[1], 1), route)
+POSITIONS = torch.arange(20_000)
+ZERO = torch.zeros(1, dtype=torch.long)
+PROGRAM = plain(4, (0, 1, 3), ("attn", "mlp"))
 
 
-def test_every_site_seed_and_row_draws_its_own_numbers():
-    found = [
-        draws(Site(0, "attn")),
-        draws(Site(0, "mlp")),
-        draws(Site(1, "attn")),
-        draws(Site(1, "mlp")),
-        draws(Site(0, "attn"), seed=1),
-        draws(Site(0, "attn"), sample=torch.tensor([5])),
+def tokens(key: int | None = None, id: int | None = None) -> Tokens:
+    every = (None if value is None else torch.full_like(POSITIONS, value) for value in (id, key))
+    ids, keys = every
+    return Tokens(torch.zeros(len(POSITIONS)), POSITIONS, id=ids, key=keys)
+
+
+def draws(layer: int, unit: str, seed: int = 0, program: Program = PROGRAM, **of_token: int) -> torch.Tensor:
+    return drawn(seed, program, program.step(layer, unit), tokens(**of_token))  # pyright: ignore[reportArgumentType]
+
+
+def test_every_step_seed_row_and_token_draws_its_own_numbers():
+    numbers = [
+        draws(0, "attn"),
+        draws(0, "mlp"),
+        draws(1, "attn"),
+        draws(1, "mlp"),
+        draws(0, "attn", seed=1),
+        draws(0, "attn", key=5),
+        draws(0, "attn", id=9),
     ]
-    for i, a in enumerate(found):
-        for b in found[:i]:
-            together = torch.corrcoef(torch.cat([a, b]))[0, 1]
+    for i, a in enumerate(numbers):
+        for b in numbers[:i]:
+            together = torch.corrcoef(torch.stack([a, b]))[0, 1]
             assert abs(float(together)) < 5 / math.sqrt(20_000)
-    assert torch.equal(found[0], draws(Site(0, "layer"))), "attention stands for its layer"
-    assert torch.equal(draws(Site(3, "mlp"), rows=2), draws(Site(3, "mlp")).expand(2, -1))
+    whole = plain(4, (0, 1, 3))
+    assert torch.equal(numbers[0], draws(0, "layer", program=whole)), "attention stands for its layer"
+    assert torch.equal(draws(0, "attn", key=5, id=9), numbers[5]), "in training the row's key stands for the token"
+
+
+def test_a_second_visit_of_a_block_draws_anew():
+    program = Program((Step(0, routed="skip"), Step(0, routed="skip", base=False)))
+    first, second = (drawn(0, program, s, tokens()) for s in program.routed)
+    assert not torch.equal(first, second)
+
+
+def test_all_steps_at_once_are_what_each_draws():
+    each = [draws(layer, "attn") for layer in (0, 1, 3)]
+    assert torch.equal(drawn_at_once(0, PROGRAM, tokens()), torch.stack(each))
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 200), st.integers(0, 2**31 - 1), st.integers(0, 2**20))
 def test_uniform_lies_strictly_between_zero_and_one(seed: int, layer: int, sample: int, position: int):
-    draw = uniform(seed, layer, torch.tensor([[sample]]), torch.tensor([[position]]))
-    assert draw.shape == (1, 1) and 0 < float(draw) < 1
+    draw = uniform(seed, layer, torch.tensor([sample]), torch.tensor([position]))
+    assert draw.shape == (1,) and 0 < float(draw) < 1
 
 
 @pytest.mark.parametrize("last", [0, 1, 2**31 - 1, 2**31 - 64])
@@ -55,7 +73,7 @@ def test_uniform_stays_inside_at_the_ends_of_its_hash(last: int):
         key = key * pow(factor, -1, 2**31) & mask
         key = key ^ (key >> 15) ^ (key >> 30)
     position = key * pow(0x2C1B3C6D, -1, 2**31) & mask
-    draw = uniform(0, 0, ZERO, torch.tensor([[position]]))
+    draw = uniform(0, 0, ZERO, torch.tensor([position]))
     assert abs(float(draw) - (last + 0.5) / 2**31) < 1e-6, "the hash was undone"
     assert 0 < float(draw) < 1
 

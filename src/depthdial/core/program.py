@@ -125,6 +125,16 @@ class Program:
         return any(step.attends and step.absent == "nothing" for step in self.steps)
 
     @cached_property
+    def first(self) -> int:
+        """The first step that is not simply a layer of the base, run by all tokens in its turn; the number of steps
+        where all are."""
+        for s, step in enumerate(self.steps):
+            goes_on = step.routed == "no" and step.then is None and step.base
+            if not goes_on or step.block != self.visit_of[s]:
+                return s
+        return len(self.steps)
+
+    @cached_property
     def plain(self) -> bool:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))
@@ -142,6 +152,15 @@ class Program:
         target = step.then if ran else step.otherwise
         following = s + 1 if s + 1 < len(self.steps) else END
         return following if target is None else target
+
+    @cached_property
+    def base_way(self) -> tuple[int, ...]:
+        """The steps at which a token of the untouched base waits, in order."""
+        way, s = [], 0
+        while s < len(self.steps):
+            way.append(s)
+            s = self.after(s, self.steps[s].base)
+        return tuple(way)
 
     def check(self, depth: int) -> None:
         """Raise ValueError, one line that names the step, for what no executor can run on a base of `depth` layers."""
@@ -171,6 +190,11 @@ class Program:
         for own in self.own:
             if not (0 <= own.copy < depth and 0 <= own.place < depth):
                 raise ValueError(f"an own block copies layer {own.copy} at layer {own.place}; the base has {depth}")
+        for s, step in enumerate(self.steps):
+            if step.base != (s in self.base_way) and (step.base or step.routed != "skip"):
+                does = "never comes here" if step.base else "comes here, and nothing decides that it goes on"
+                raise ValueError(f"step {s} ({step.unit} of block {step.block}): `base` is {step.base}, and the untouched "
+                                 f"base {does}")  # fmt: skip
 
     def visits_checked(self) -> tuple[Visit, ...]:
         """`visits`; ValueError where an MLP does not follow the attention of its own block."""

@@ -24,7 +24,7 @@ class Pass:
 
     def __init__(self, program: Program, tokens: Tokens):
         self.tokens, self.trace = tokens, Trace(program)
-        self.at = torch.zeros_like(tokens.position) if program.jumps else None
+        self.at = torch.full_like(tokens.position, program.first) if program.jumps else None
         """int64 [N]; None where every token goes through every step."""
         self.untouched = bool(tokens.full.all())
         """Does the whole pass run the untouched base?"""
@@ -115,29 +115,33 @@ class Routed:
     def leave(self) -> None:
         """What an untouched pass does at a step that the base does not have: nothing, which is noted."""
         running = self._passing()
+        if self.step.routed != "no":
+            running.record(self.s, self._untouched(running))
         running.here(self.s)
-        running.record(self.s, Decision.hard(torch.zeros_like(running.tokens.full)))
         running.move(self.s, torch.zeros_like(running.tokens.full))
 
     def _decide(self, _unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, running, s = args[0] if args else kwargs["hidden_states"], self._passing(), self.s
         here = running.here(s)
+        as_it_is = running.untouched and self.step.base
         if self.step.routed == "no":
-            if here is not None and not running.untouched:
+            if here is not None and not as_it_is:
                 running.opened[s] = _Open(x, x, None, here)
             running.move(s, None)
             return
         z = x if self.norm is None or running.untouched else self.unit.get_submodule(self.norm)(x)
-        if running.untouched:
-            decision = Decision.hard(torch.full_like(running.tokens.full, self.step.base))
-        else:
-            decision = self._decision(x, z, running)
+        decision = self._untouched(running) if running.untouched else self._decision(x, z, running)
         if here is not None:
             decision = decision.within(here)
-        if not running.untouched:
+        if not as_it_is:
             running.opened[s] = _Open(x, z, decision, here)
         running.record(s, decision)
         running.move(s, decision.keep)
+
+    def _untouched(self, running: Pass) -> Decision:
+        """Where all tokens run the base: this step, or neither it nor its bypass."""
+        every = torch.ones_like(running.tokens.full)
+        return Decision.hard(every) if self.step.base else Decision.hard(every).within(~every)
 
     def _decision(self, x: Tensor, z: Tensor, running: Pass) -> Decision:
         """x: [B, T, d], the unit's input; z: the same, normed."""

@@ -12,6 +12,7 @@ from depthdial.models.base import load_base
 from depthdial.models.checkpoint import attach, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
+from depthdial.models.extra import OWN_BLOCKS
 from depthdial.models.own import is_own
 from depthdial.models.shipped import none_shipped, shipped_ahead, shipped_for
 
@@ -42,7 +43,7 @@ def load(
     The model is a plain Hugging Face causal LM: call it with labels, `generate`, and read `model.route.cost()` and
     `model.route.layers_used` [B, T] after a forward pass. `generate` reads the prompt and writes the rest; a call of
     `forward` scores its tokens as written ones, at the offset that costs `budget` on the mean over held-out text, but
-    those that `model.route.read`, bool [B, T], says are read (None: none).
+    those that `model.converted.set(read=...)`, bool [B, T], says are read (None: none).
     Raises ValueError, with the remedy, for everything that can be wrong with the arguments.
     """
     if not shipped_ahead(model) and plugin == "default":
@@ -58,7 +59,7 @@ def load(
     else:
         attach(base, shipped_for(base.config, model) if plugin == "default" else plugin, allow_other_weights)
     for name, tensor in base.named_parameters():
-        if ".parts." in name:
+        if ".parts." in name or f".{OWN_BLOCKS}." in name:
             tensor.data = tensor.data.to(base.dtype)
     set_budget(base, budget, prompt=prompt_budget)
     return base.eval(), tokenizer

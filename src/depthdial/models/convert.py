@@ -52,7 +52,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     vars(model).update(converted=converted, route=converted.route)
     _hook(model, converted, family)
     modules = _modules(model, converted, family)
-    for s in range(len(program.steps)) if program.jumps else program.routed:
+    for s in range(program.first, len(program.steps)) if program.jumps else program.routed:
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
         _route(model, converted, family, module, s, made)
@@ -135,14 +135,14 @@ class _Attributes:
             weight.requires_grad_()
 
 
-class _Readout:
-    """The head on a state before the last norm."""
+class Readout:
+    """The head on the residual stream, by the last norm."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
 
-    def __call__(self, x: Tensor, rows: int | None) -> Tensor:
-        """x: [N, d] -> logits, fp32 [N, rows]."""
+    def __call__(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """x: [N, d] -> logits, fp32 [N, rows], of the first so many ids; None: of all."""
         normed = self.model.get_decoder().get_submodule("norm")(x)
         logits = nn.functional.linear(normed, head_of(self.model).get_parameter("weight")[:rows]).float()
         cap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -167,7 +167,7 @@ def _route(
         unit, norm = layer.get_submodule(name), None
         outlet = None if after is None else layer.get_submodule(after)
 
-    readout = _Readout(model) if step.shows else None
+    readout = Readout(model) if step.shows else None
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
         hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))

@@ -34,15 +34,16 @@ class Extra:
 
     def __call__(self, x: Tensor, inputs: dict[str, Any]) -> Tensor:
         """x: [B, T, d], the residual stream; inputs: what a layer was called with beside it."""
-        running = self.converted.passing()
-        program = self.converted.program
-        if running.untouched and not program.steps[program.visits[self.visit].steps[0]].base:
-            for s in program.visits[self.visit].steps:
-                self.converted.units[s].leave()
-            return x
-        inputs = running.inputs.get(self.kind, inputs)
-        if (cache := inputs.get("past_key_values")) is not None:
+        running, program = self.converted.passing(), self.converted.program
+        inputs, steps = running.inputs.get(self.kind, inputs), program.visits[self.visit].steps
+        cache = inputs.get("past_key_values")
+        if cache is not None:
             self._make_room(cache)
+        elif running.untouched and not program.steps[steps[0]].base:  # nobody comes here, nor later
+            for s in steps:
+                if s in self.converted.units:
+                    self.converted.units[s].leave()
+            return x
         out = _called(self.module, x, {**inputs, PASS: running})
         return out[0] if isinstance(out, tuple) else out
 
@@ -130,12 +131,12 @@ def first_visits(program: Program) -> dict[int, int]:
 
 
 def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
-    """A fresh block of a method's own."""
+    """A fresh block of a method's own, in fp32."""
     block = copy.deepcopy(layers[own.place])
     block._forward_pre_hooks.clear()
     norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
     block.load_state_dict({**layers[own.copy].state_dict(), **norm})
-    return block.requires_grad_(True)
+    return block.float().requires_grad_(True)
 
 
 def _twin(layer: nn.Module) -> nn.Module:
