@@ -114,9 +114,9 @@ class GraphRunner:
         if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
             raise ValueError("these kernels round a router's code, and a linear router's is its decision")
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
-        self.small, self.roles = max(buckets), False
+        self.small, self.roles = max(buckets), plain.roles
         self.break_even: BreakEven | None = None
-        self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
+        self._given = GivenTable(plain) if plain.method.ahead and plain.parts else None
         self._cost = Costs(plain.ledger)
         self._graphs: Graphs | None = None
         self._weights = WeightBytes(tensors)

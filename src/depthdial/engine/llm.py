@@ -33,6 +33,7 @@ from depthdial.models import load
 from depthdial.models.ahead import check_reading
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.convert import converted_of
 
 __all__ = ["LLM", "Piece", "RequestOutput", "Sample", "SamplingParams"]
 
@@ -98,10 +99,11 @@ class LLM:
     ) -> None:
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         self._template = ChatTemplate(tokenizer)
-        config = model.config.get_text_config()
-        self.layers: int = config.num_hidden_layers
-        self.always_on: int = model.method.always_on(self.layers)
-        """Layers every token runs: the least depth there can be."""
+        config, converted = model.config.get_text_config(), converted_of(model)
+        self.layers: int = len(converted.program.visits)
+        """What a token's depth is counted of: the base's layers, and what a method has beside them."""
+        self.always_on: int = converted.program.least
+        """The least depth there can be."""
         self.context: int = config.max_position_embeddings
         """Most tokens of prompt and continuation together."""
         self._vocabulary: int = config.vocab_size
@@ -109,7 +111,8 @@ class LLM:
         """How a text is drawn where a request does not say."""
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-        self.plugin: Plugin | None = getattr(model, "plugin", None)
+        self.plugin: Plugin | None = converted.plugin
+        self._method = converted.method
         self.budgets = Budgets(model, budget, prompt_budget, auto)
         """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
@@ -284,7 +287,7 @@ class LLM:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
         plugin = None if self.plugin is None else self.plugin.name
-        key = first_key(self.model.method, plugin)
+        key = first_key(self._method, plugin)
         if not params.lossless:
             dials = self.dials(params.budget, params.prompt_budget)
             target = self.budget if params.budget is None else params.budget
