@@ -37,6 +37,11 @@ class Part(nn.Module, ABC):
     """A trainable piece beside a frozen unit. Weights may be kept in fp32 while activations are bf16."""
 
     runs_for: ClassVar[Literal["all", "skipped"]]
+    start: float | None = None
+    """Of a part whose output is a logit with a bias: the mean of the logits that it gives before it has learned."""
+
+    def shift(self, offset: float) -> None:
+        """Add `offset` for good to the logits that it gives, where it has a bias for that."""
 
     @property
     @abstractmethod
@@ -81,6 +86,9 @@ class Router(Part):
         nn.init.normal_(self.head.weight, std=1.6 * dim**-0.5)
         nn.init.ones_(self.norm.weight)
         nn.init.constant_(self.bias, self.start)
+
+    def shift(self, offset: float) -> None:
+        self.bias.data += offset
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [..., d] -> logit, fp32 [...]. folded: `self.folded`, where weights stay as they are."""

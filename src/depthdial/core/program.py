@@ -194,8 +194,8 @@ class Program:
         for s, step in enumerate(self.steps):
             if step.base != (s in self.base_way) and (step.base or step.routed != "skip"):
                 does = "never comes here" if step.base else "comes here, and nothing decides that it goes on"
-                raise ValueError(f"step {s} ({step.unit} of block {step.block}): `base` is {step.base}, and the untouched "
-                                 f"base {does}")  # fmt: skip
+                name = f"step {s} ({step.unit} of block {step.block})"
+                raise ValueError(f"{name}: `base` is {step.base}, and the untouched base {does}")
 
     def visits_checked(self) -> tuple[Visit, ...]:
         """`visits`; ValueError where an MLP does not follow the attention of its own block."""

@@ -72,6 +72,8 @@ class Static(Method):
         return Lowered(None, bypass=adapter_in(parts))
 
     def calibrate(self, probe: Probe, report: Callable[[str], None] = lambda _: None) -> Static:
+        if self.order:
+            return self
         length = min(self.length, probe.depth - 1)
         if self.selection == "block_influence":
             influence = probe.block_influence()

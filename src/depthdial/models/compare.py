@@ -17,7 +17,7 @@ CHUNK = 256
 
 
 class Compared(NamedTuple):
-    """What each of N tokens says of a route, all [N]."""
+    """What each of N tokens says of two passes, all [N]."""
 
     ce: Tensor
     """fp32: cross-entropy of the model under test, nats."""
@@ -61,11 +61,12 @@ class HeadCompare:
                 F.pad(target, (0, short)),
             )
         chunks = [
-            self._rows(self._logits(h), self._logits(t), at)
+            self._rows(self.logits(h), self.logits(t), at)
             for h, t, at in zip(hidden.split(CHUNK), teacher.split(CHUNK), target.split(CHUNK), strict=True)
         ]
         return Compared(*(torch.cat(column)[:count] for column in zip(*chunks, strict=True)))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [N, d] after the last norm -> [N, V]."""
         logits = self.head(hidden)
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap

@@ -54,7 +54,7 @@ class Merged:
 class Continuation:
     """The base's reading of packed rows, and passes over the written tokens on top of it.
 
-    halves: of the converted model, cut below its first routed layer. position_ids: int64 [B, T], from 0 at each
+    halves: of the converted model, cut. position_ids: int64 [B, T], from 0 at each
     document; written: bool [B, T]. by_document: attention runs for one document of a row after the other, so that what
     the mask would hide is not computed; a CPU takes half the time then.
     """
@@ -85,8 +85,8 @@ class Continuation:
 
     @torch.no_grad()
     def read(self, lower: Tensor) -> Tensor:
-        """The untouched base over all tokens (the route must say so): hidden states after the last norm, [B, T, d].
-        lower: [B, T, d], the input of the first routed layer."""
+        """The untouched base over all tokens (its settings must say so): hidden states after the last norm, [B, T, d].
+        lower: [B, T, d], the input of the upper half."""
         rows, length = self.positions.shape
         every = torch.arange(length, device=lower.device).expand(rows, length)
         masks = self._masks(every, torch.ones_like(every, dtype=torch.bool), lower.dtype)
@@ -97,7 +97,7 @@ class Continuation:
             )
 
     def write(self, lower: Tensor, copies: int) -> Tensor:
-        """The written tokens by the route, `copies` times: [B * copies, W, d] after the last norm. After `read`."""
+        """The written tokens by the dial, `copies` times: [B * copies, W, d] after the last norm. After `read`."""
         hidden = self.taken(lower).repeat_interleave(copies, 0)
         positions = self.taken(self.positions).repeat_interleave(copies, 0)
         masks = self._masks(self.places, self.real, lower.dtype)

@@ -13,18 +13,18 @@ import torch
 from depthdial.core.cost import Ledger
 from depthdial.core.method import Method
 from depthdial.methods import Dense
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.scratch import FFN_STEP, DepthdialLlama, Spec
 
 
 def ledger_of(spec: Spec, method: Method) -> Ledger:
     """The price list of a model of this size routed by `method`; no weights are made."""
     with torch.device("meta"):
-        return route_of(DepthdialLlama(spec.config(method))).ledger
+        return converted_of(DepthdialLlama(spec.config(method))).ledger
 
 
 def macs(spec: Spec, method: Method, density: float | None = None) -> float:
-    """Multiply-accumulates per token where each routed site runs for a share `density` of the tokens.
+    """Multiply-accumulates per token where each routed step runs for a share `density` of the tokens.
 
     None is the density that the method's fields ask for; ValueError for a method that asks for none.
     """
@@ -57,18 +57,18 @@ def shallow(spec: Spec, method: Method) -> Spec:
 
 def wide(spec: Spec, method: Method) -> Spec:
     """The dense model of equal cost that is as deep as a token goes in `spec` on average; its MLPs are wider."""
-    routed = {site.layer for site in ledger_of(spec, method).always}
+    program = method.program(spec.layers)
+    routed = {program.visit_of[s] for s in program.routed}
     depth = max(1, round(spec.layers - (1 - _target(method)) * len(routed)))
     return equal(macs(spec, method), spec, Dense(), depth)
 
 
 def attended(spec: Spec, method: Method, context: int) -> float:
     """Multiply-accumulates of attention per token, the mean over a sequence of `context` tokens at target density; an
-    upper bound for kv "evict", whose sequences have fewer keys."""
+    upper bound where tokens that do not run a step leave no key."""
     ledger, density = ledger_of(spec, method), _target(method)
-    routed = {site.layer for site in ledger.always if site.unit != "mlp"}
-    shares = [density if layer in routed else 1.0 for layer in range(spec.layers)]
-    return sum(s * layer.attend * (context + 1) / 2 for s, layer in zip(shares, ledger.layers, strict=True))
+    shares = (density if step.routed != "no" else 1.0 for step in ledger.program.steps)
+    return sum(s * work.unit.attend * (context + 1) / 2 for s, work in zip(shares, ledger.steps, strict=True))
 
 
 def _target(method: Method) -> float:

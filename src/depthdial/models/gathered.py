@@ -25,9 +25,7 @@ from transformers.models.llama.modeling_llama import (
     rotate_half,
 )
 
-from depthdial.core.decision import Site
-from depthdial.core.route import Route
-from depthdial.models.convert import route_of, routed
+from depthdial.models.converted import Converted, converted_of
 
 SIZES = 32
 """How many numbers of rows there are; a 64th of all tokens, on average, is run for nothing."""
@@ -49,10 +47,10 @@ class _Taken(torch.autograd.Function):
 
 
 class GatheredLayer:
-    """A Llama layer's own modules, run for the tokens that the route keeps at `site`."""
+    """A Llama layer's own modules, run for the tokens that step `s` is decided to run for."""
 
-    def __init__(self, layer: LlamaDecoderLayer, site: Site, route: Route):
-        self.layer, self.site, self.route = layer, site, route
+    def __init__(self, layer: LlamaDecoderLayer, s: int, converted: Converted):
+        self.layer, self.s, self.converted = layer, s, converted
         self.ran = 0
         """Tokens of the last pass that ran the layer."""
 
@@ -70,7 +68,7 @@ class GatheredLayer:
         assert position_embeddings is not None
         layer, x = self.layer, hidden_states
         attn: LlamaAttention = layer.self_attn
-        picked = _picked(self.route.decisions[self.site].keep)
+        picked = _picked(self.converted.passing().trace.decisions[self.s].keep.view(x.shape[:2]))
         self.ran = int(picked.real.sum())
         cos, sin = (e.expand(len(x), -1, -1) for e in position_embeddings)
         z, k, v = self.keys(x, cos, sin)
@@ -121,16 +119,18 @@ def gather(model: PreTrainedModel) -> Callable[[], None]:
 
     Raises ValueError for a method or a family that cannot be gathered.
     """
-    sites = routed(model)
-    if not sites or not model.method.skips:  # type: ignore[union-attr]
+    converted = converted_of(model)
+    if not converted.program.skips:
         raise ValueError("nothing is skipped in this model, so there is nothing to gather; leave --gather off")
-    layers: dict[Site, LlamaDecoderLayer] = {}
-    for site, unit in sites.items():
-        if site.unit != "layer" or not isinstance(unit.unit, LlamaDecoderLayer):
-            raise ValueError("only whole layers of Llama models can be gathered in training; leave --gather off")
-        layers[site] = unit.unit
-    for site, layer in layers.items():
-        vars(layer)["forward"] = GatheredLayer(layer, site, route_of(model)).forward
+    layers: dict[int, LlamaDecoderLayer] = {}
+    for s, unit in converted.routed.items():
+        whole = unit.step.unit == "layer" and isinstance(unit.unit, LlamaDecoderLayer)
+        if not whole or not converted.program.plain:
+            raise ValueError("only whole layers of Llama models, each in its turn, can be gathered in training; leave "
+                             "--gather off")  # fmt: skip
+        layers[s] = unit.unit
+    for s, layer in layers.items():
+        vars(layer)["forward"] = GatheredLayer(layer, s, converted).forward
 
     def undo() -> None:
         for layer in layers.values():

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.names import public_name
 from depthdial.methods import name_of
-from depthdial.models.checkpoint import CARD_FILE, Plugin
-from depthdial.models.convert import method_of
+from depthdial.models.checkpoint import CARD_FILE, plugin_of
+from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN
 from depthdial.models.own import TYPES
 from depthdial.models.short_names import SHORT_NAMES
@@ -43,15 +43,15 @@ def files(model: PreTrainedModel, config: Any, name: str, repository: str | None
 
 def card(model: PreTrainedModel, config: Any, name: str, repository: str | None = None) -> str:
     """The model card: what it is, how to run it, and the dial as it was measured. Nothing is claimed beside that."""
-    plugin, asked, name = getattr(model, "plugin", None), name, public_name(name)
-    method, curves = method_of(model), plugin.curves if isinstance(plugin, Plugin) else {}
+    plugin, asked, name = plugin_of(model), name, public_name(name)
+    method, program, curves = converted_of(model).method, converted_of(model).program, plugin.curves if plugin else {}
     licence = SHORT_NAMES[asked].licence.lower() if asked in SHORT_NAMES else None
     place = repository or "FOLDER"
     lines = ["---", *([f"license: {licence}"] if licence in ("apache-2.0",) else []), f"base_model: {name}"]
     lines += ["library_name: depthdial", "pipeline_tag: text-generation"]
     lines += [f"tags: [adaptive-depth, layer-skipping, {name_of(method)}]", "---", ""]
     set_to = "in its trained form" if config.budget is None else f"at a true cost of {config.budget} of dense"
-    layers = f"{len(list(method.layers(config.num_hidden_layers)))} of {config.num_hidden_layers} layers"
+    layers = f"{len({program.visit_of[s] for s in program.routed})} of {len(program.visits)} layers"
     text = f"""# {place.rpartition("/")[2]}
 
 `{name}` with routers on {layers} ({type(method).__name__}): each token runs as many layers as its
@@ -73,7 +73,7 @@ Plain transformers weighs skipped layers by zero and saves no time; depthdial's 
     python -m vllm.entrypoints.openai.api_server --model {place}
 
 """
-    if isinstance(plugin, Plugin) and plugin.form:
+    if plugin is not None and plugin.form:
         text += f"The plug-in was {plugin.form}. By default prompts are read by the untouched base.\n\n"
     tables = [_table(kind, curve) for kind, curve in curves.items()]
     dial = ["## The dial, as it was measured on held-out text", *tables] if tables else []

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from depthdial.core.route import Route
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.train import processes
 
 NODES = 9
@@ -85,25 +85,30 @@ class BudgetControl(nn.Module):
         reach = min(1.0, 0.1 + 0.9 * progress / self.ramp) if self.ramp else 1.0
         return (self.grid[-1] - share * reach * (self.grid[-1] - self.grid[0])).float()
 
-    def charge(self, route: Route, budget: Tensor, cost: Tensor, weight: Tensor) -> Tensor:
+    def charge(self, tokens: Tokens, trace: Trace, budget: Tensor, cost: Tensor, weight: Tensor) -> Tensor:
         """The price of the gates of one pass, summed over tokens; notes what the next `step` needs.
 
-        budget, cost: fp32 [B]; weight: fp32 [B, T], 1 at tokens that count.
+        tokens, trace: of N = B x T tokens; budget, cost: fp32 [B]; weight: fp32 [B, T], 1 at tokens that count.
         """
         shares = self._shares(budget)
         self._error += ((cost - budget)[:, None] * shares).sum(0)
         self._weight += shares.sum(0)
-        gates = {id(d.score): d.score for d in route.decisions.values()}  # attn and mlp may share one
-        scores = [g for g in gates.values() if g is not None and g.requires_grad]
-        if not scores:
-            return cost.new_zeros(())
-        for score in scores:
-            slope = (score * (1 - score)).detach() * weight
+        # attn and mlp may share one
+        gates = {id(decision.score): (s, decision.score) for s, decision in trace.decisions.items()}
+        price = cost.new_zeros(())
+        for s, score in gates.values():
+            if score is None or not score.requires_grad:
+                continue
+            here = weight.flatten()
+            if s in trace.here:  # who has left is asked nothing
+                here = here * trace.here[s]
+            slope = (score * (1 - score)).detach() * here
             self._slack += slope.sum()
             score.register_hook(partial(self._note_drift, slope))
-            logit = torch.logit(score.detach(), 1e-6) - torch.as_tensor(route.offset)[:, None]
-            self._moment += torch.stack([weight.sum(), (logit * weight).sum(), (logit.square() * weight).sum()])
-        return self.price * sum((score * weight).sum() for score in scores)
+            logit = torch.logit(score.detach(), 1e-6) - tokens.offset
+            self._moment += torch.stack([here.sum(), (logit * here).sum(), (logit.square() * here).sum()])
+            price = price + (score * here).sum()
+        return self.price * price
 
     def step(self, tokens: float, price_rate: float = 0.1, offset_rate: float = 1.5) -> None:
         """Once per optimizer step. tokens: what the loss was divided by, over all processes."""

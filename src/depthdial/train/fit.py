@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.models.convert import layers_of, route_of, routed
+from depthdial.models.convert import layers_of
+from depthdial.models.converted import converted_of
 from depthdial.models.families import family_of
 from depthdial.train.progress import Progress
 
@@ -22,11 +23,12 @@ class LayerFit:
     """Catches the input and the output of routed layers of the untouched base and regresses adapters on them."""
 
     def __init__(self, model: PreTrainedModel):
-        family = family_of(model.config)
-        layers = layers_of(model)
+        family, layers = family_of(model.config), layers_of(model)
         self.model = model
         self.adapters: dict[int, nn.Module] = {
-            site.layer: unit.parts["adapter"] for site, unit in routed(model).items() if "adapter" in unit.parts
+            unit.step.block: unit.parts["adapter"]
+            for unit in converted_of(model).routed.values()
+            if "adapter" in unit.parts and unit.step.base
         }
         self.norms = {i: layers[i].get_submodule(family.before_mlp) for i in self.adapters}
         self.error: dict[int, Tensor] = {}
@@ -70,25 +72,20 @@ def fit_adapters(
 ) -> dict[int, float]:
     """Fit every adapter of a converted model for `steps` batches; returns the last relative error by layer (1: no use).
 
-    batches: dicts of int64 [B, T] `input_ids`, `labels` (-100 at padding), `position_ids`. The route is set to the
-    untouched base while fitting and restored afterwards.
+    batches: dicts of int64 [B, T] `input_ids`, `labels` (-100 at padding), `position_ids`.
     """
     fit = LayerFit(model)
     if not fit.adapters or steps < 1:
         return {}
-    route = route_of(model)
-    before, route.offset = route.offset, math.inf
     optimizer = torch.optim.AdamW([p for a in fit.adapters.values() for p in a.parameters()], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    try:
-        with Progress("fitting adapters", steps) as progress:
-            for _, batch in zip(range(steps), batches, strict=False):
-                fit.run(batch).backward()
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                mean = float(torch.stack(list(fit.error.values())).mean())
-                progress.advance(batch["input_ids"].numel(), error=mean)
-    finally:
-        route.offset = before
+    untouched = converted_of(model).using(offset=math.inf, read=None)
+    with untouched, Progress("fitting adapters", steps) as progress:
+        for _, batch in zip(range(steps), batches, strict=False):
+            fit.run(batch).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            mean = float(torch.stack(list(fit.error.values())).mean())
+            progress.advance(batch["input_ids"].numel(), error=mean)
     return {layer: float(error) for layer, error in sorted(fit.error.items())}

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from depthdial.core.method import Method
-from depthdial.methods import Static
 from depthdial.models.ahead import check_ahead, config_ahead, skeleton
-from depthdial.models.convert import convert, route_of
+from depthdial.models.convert import convert
+from depthdial.models.converted import Converted, converted_of
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
+from depthdial.train.lesson import reads_once
 
 
 def foresee(config: TrainConfig, method: Method) -> None:
     """Raise ValueError, in about a second, for a model of an unknown family or with a rope that cannot run, for layers
-    that the model does not have, and for budgets below what the method can reach on it.
+    that the model does not have, for budgets below what the method can reach on it, and for prompts that the base
+    cannot read for it.
 
     Nothing is said of a short name whose weights must be fetched first.
     """
-    if config.prompt_budget != "same" and method.kv != "project" and method.grain != "static":
-        raise ValueError(
-            f"{config.method} leaves no K and V for what it skips, so that its prompts cannot be read by the base; "
-            "give --prompt-budget same"
-        )
-    found = config_ahead(config.model)
-    if found is None:
+    ahead = config_ahead(config.model)
+    if ahead is None:
         return
-    check_ahead(found)
-    if isinstance(method, Static) and not method.order:  # ranked on the base later; which layers does not matter here
-        method = dataclasses.replace(method, order=tuple(range(min(method.length, found.num_hidden_layers - 1))))
-    floor = route_of(convert(skeleton(found), method)).ledger.floor
+    check_ahead(ahead)
+    model = skeleton(ahead)
+    converted = converted_of(convert(model, method.calibrate(Unread(ahead.num_hidden_layers))))
+    check_reading(config, converted)
     if config.budget is not None:
-        low, high = bounds(config, config.budget, floor)
-        BudgetControl(low, high, floor)
+        low, high = bounds(config, config.budget, converted.ledger.floor)
+        BudgetControl(low, high, converted.ledger.floor)
+
+
+class Unread:
+    """Stands for a base that is read later, where a method calibrates itself on it: what it says there does not matter
+    here, but how many layers it has."""
+
+    def __init__(self, depth: int):
+        self.depth = depth
+
+    def block_influence(self) -> Sequence[float]:
+        return [0.0] * self.depth
+
+    def divergence(self, dropped: Sequence[int]) -> float:
+        return 0.0
+
+    def readouts(self, layers: Sequence[int], head_rows: int | None) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        looks = torch.rand(len(layers), 64, 2, generator=generator)
+        return looks, torch.rand(len(layers), 64, generator=generator) < looks[..., 0]
+
+
+def check_reading(config: TrainConfig, converted: Converted) -> None:
+    """Raise ValueError where prompts are to be read by the base, and what is written cannot go on from there."""
+    if config.prompt_budget != "same" and not reads_once(converted):
+        raise ValueError(
+            f"{config.method} leaves no K and V for what it skips, or adds blocks that the base does not run, so that "
+            "its prompts cannot be read by the base; give --prompt-budget same"
+        )
 
 
 def bounds(config: TrainConfig, budget: float, floor: float) -> tuple[float, float]:

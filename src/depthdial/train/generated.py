@@ -19,7 +19,8 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.output import RequestOutput
 from depthdial.engine.sampling import SamplingParams
 from depthdial.models.calibration import Batch, Heldout
-from depthdial.models.checkpoint import Plugin
+from depthdial.models.checkpoint import plugin_of
+from depthdial.models.converted import converted_of
 from depthdial.train.data import Record
 from depthdial.train.progress import Progress
 
@@ -35,10 +36,10 @@ def generated_curve(
     model: with its plug-in attached, whose curve for text names the offsets to try; tokens: how many to generate at
     each. Raises ValueError if there is no prompt among the records.
     """
-    plugin = model.plugin
-    assert isinstance(plugin, Plugin)
+    plugin, converted = plugin_of(model), converted_of(model)
+    assert plugin is not None
     text = plugin.curves["text"]
-    vars(model).update(plugin=dataclasses.replace(plugin, curves={"text": text}))
+    converted.plugin = dataclasses.replace(plugin, curves={"text": text})
     llm = LLM.of(model, tokenizer, budget=1.0)
     llm.budgets = Budgets(model, 1.0, None, hold=False)  # each text at one offset
     prompts = _prompts(llm, records, max(1, tokens // TOKENS))
@@ -50,7 +51,7 @@ def generated_curve(
             if rows := [_row(out, model.device) for out in outputs if len(out.token_ids) > 1]:
                 points.append((offset, *Heldout(model, rows).measure(offset)))
             progress.advance(sum(len(output.token_ids) for output in outputs), cost=cost)
-    vars(model).update(plugin=plugin)
+    converted.plugin = plugin
     return Curve.fit(points, text.step)
 
 

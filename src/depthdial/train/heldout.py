@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel, TrainerCallback
 
-from depthdial.models.convert import layers_of, route_of
+from depthdial.models.converted import converted_of
 from depthdial.train import processes
 from depthdial.train.next_token import sums, token_losses
 from depthdial.train.rows import Rows
@@ -27,10 +27,10 @@ def measure(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: boo
     batch: rows at once over all processes; most: tokens at most; bf16: under autocast, as in training. Every process
     runs the same number of passes; a row that is there only to make that so does not count.
     """
-    route, device, was = route_of(model), model.device, model.training
+    route, device, was = converted_of(model).route, model.device, model.training
     count, many = max(1, min(len(rows), most // rows.length)), processes.world()
     own = max(1, batch // many)
-    found: dict[str, Tensor] = {}
+    totals: dict[str, Tensor] = {}
     model.eval()
     try:
         for start in range(0, count, own * many):
@@ -40,11 +40,11 @@ def measure(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: boo
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 losses = token_losses(model(input_ids=ids, use_cache=False).logits, ids)
             now = {"loss": (losses * real[:, None]).sum(), **sums(route, losses.shape[1], real)}
-            found = {name: found[name] + value if name in found else value for name, value in now.items()}
+            totals = {name: totals[name] + value if name in totals else value for name, value in now.items()}
     finally:
         model.train(was)
-    processes.total(list(found.values()))
-    return summary({name: value / found["tokens"] for name, value in found.items()}, routed_layers(model))
+    processes.total(list(totals.values()))
+    return summary({name: value / totals["tokens"] for name, value in totals.items()}, routed_layers(model))
 
 
 def summary(means: dict[str, Tensor], routed: Sequence[int]) -> Figures:
@@ -57,9 +57,9 @@ def summary(means: dict[str, Tensor], routed: Sequence[int]) -> Figures:
 
 
 def routed_layers(model: PreTrainedModel) -> list[int]:
-    """The layers that make decisions."""
-    method = model.method
-    return list(method.layers(len(layers_of(model))))  # type: ignore[union-attr, operator]
+    """The layers that make decisions, by their place in the program."""
+    program = converted_of(model).program
+    return sorted({program.visit_of[s] for s in program.routed})
 
 
 class Evaluate(TrainerCallback):
@@ -77,5 +77,5 @@ class Evaluate(TrainerCallback):
         figures = measure(self.model, self.rows, self.batch, self.most, self.bf16)
         if processes.is_main():
             with self.file.open("a") as file:
-                told = {f"heldout_{name}": value for name, value in figures.items()}
-                file.write(json.dumps({"step": state.global_step, **told}) + "\n")
+                named = {f"heldout_{name}": value for name, value in figures.items()}
+                file.write(json.dumps({"step": state.global_step, **named}) + "\n")

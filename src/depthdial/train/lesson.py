@@ -7,6 +7,7 @@ checkpoints hold a few megabytes and no optimizer state is kept for frozen weigh
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthdial.core.method import Method
-from depthdial.core.route import Route
 from depthdial.models.continuation import Continuation
-from depthdial.models.convert import head_of, method_of, route_of, routed
+from depthdial.models.convert import head_of
+from depthdial.models.converted import Converted, converted_of
 from depthdial.models.halves import Halves
 from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
@@ -31,8 +31,7 @@ class Base(NamedTuple):
     model: PreTrainedModel
     halves: Halves
     loss: HeadLoss
-    route: Route
-    method: Method
+    converted: Converted
 
 
 def row_keys(input_ids: Tensor) -> Tensor:
@@ -66,8 +65,8 @@ class Lesson(nn.Module):
         shortlist: int | None = None,
     ):
         super().__init__()
-        units = routed(model)
-        self.parts = nn.ModuleDict({f"{s.layer}_{s.unit}": unit.parts for s, unit in units.items() if len(unit.parts)})
+        converted = converted_of(model)
+        self.parts = nn.ModuleDict(trained_parts(converted))
         self.control = control
         self.objective: Objective = objective
         self.copies = copies
@@ -78,11 +77,9 @@ class Lesson(nn.Module):
         """Sums since the last log: loss, cost, layers, tokens, and error of the budget."""
         self.divisor = 1.0
         """What the last loss was divided by: the targets of the whole optimizer step."""
-        route, method = route_of(model), method_of(model)
         softcap = getattr(model.config, "final_logit_softcapping", None)
         loss = HeadLoss(head_of(model), softcap, compile, divergence, shortlist)
-        halves = Halves(model, min(site.layer for site in units))
-        self._base = (Base(model, halves, loss, route, method),)  # a tuple hides the base from the module tree
+        self._base = (Base(model, Halves(model), loss, converted),)  # a tuple hides the base from the module tree
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, num_items_in_batch: Any = None,
@@ -93,42 +90,40 @@ class Lesson(nn.Module):
         read_in_full: bool []; where it is set, the targets are what is written and the untouched base reads the rest.
         """
         (base,) = self._base
-        route, control = base.route, self.control
-        route.offset = math.inf
+        converted, control = base.converted, self.control
         lower = base.halves.lower(input_ids, position_ids=position_ids)
         # the last position predicts nothing; a document's first token follows nothing
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
         full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
         counts = labels != -100
-        # static drops a layer for a whole row, so that nobody misses the K and V that are not there
-        again = base.method.kv == "project" or base.method.grain == "static"
-        if full or (self.objective == "distill" and again):
+        if full or (self.objective == "distill" and reads_once(converted)):
             copies, every = self.copies, torch.ones_like(counts)
             text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
-            teacher = text.taken(text.read(lower))
+            with untouched(converted):
+                teacher = text.taken(text.read(lower))
             target = text.taken(target).masked_fill(~text.real, -100)
             # no pass follows the last token that is written; in the paper's form all targets are priced
             counts = target != -100 if full else text.taken(counts)
-        elif self.objective == "distill":  # what is skipped leaves no K and V, so that nothing can be read once for all
-            with torch.no_grad():
+        elif self.objective == "distill":
+            with torch.no_grad(), untouched(converted):
                 teacher = base.halves.upper(lower, position_ids=position_ids)
         keys = copied(row_keys(input_ids), copies)
         weight = counts.float().repeat_interleave(copies, 0)
         budget = None if control is None else control.draw(row_keys(input_ids), self.progress, copies)
-        route.offset = 0.0 if control is None or budget is None else control.offset(budget)
-        route.training, route.sample, route.progress = True, keys, self.progress
-        hidden = base.halves.upper(lower, position_ids=position_ids) if text is None else text.write(lower, copies)
-        route.training, route.sample = False, None
+        offset = 0.0 if control is None or budget is None else control.offset(budget)
+        with converted.using(offset=offset, read=None, training=True, key=keys, progress=self.progress):
+            hidden = base.halves.upper(lower, position_ids=position_ids) if text is None else text.write(lower, copies)
 
-        cost = (route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
+        last = converted.route.last
+        cost = (converted.route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
         key = int(row_keys(input_ids).sum())
         loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)), key)
         if control is None or budget is None:
-            extra = base.method.loss(route)
-            total = loss if extra is None else loss + (extra * weight).sum()
+            extra = converted.method.loss(last.tokens, last.trace)
+            total = loss if extra is None else loss + (extra * weight.flatten()).sum()
         else:
-            total = loss + control.charge(route, budget, cost, weight)
+            total = loss + control.charge(last.tokens, last.trace, budget, cost, weight)
         self._note(loss, cost, budget, weight)
         tokens = weight.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch) * copies
         self.divisor = float(tokens)
@@ -155,7 +150,7 @@ class Lesson(nn.Module):
 
     @torch.no_grad()
     def _note(self, loss: Tensor, cost: Tensor, budget: Tensor | None, weight: Tensor) -> None:
-        route = self._base[0].route
+        route = self._base[0].converted.route
         share = weight.sum(-1)
         now = {
             "loss": loss,
@@ -171,3 +166,26 @@ def balance(budget: Tensor) -> Tensor:
     """Weight of a row by its budget, fp32 [B]: gradients grow about as 1 - budget, so that low budgets would drown
     the high ones. 1 at budget 0.8."""
     return 0.2 / (1 - budget).clamp_min(0.02)
+
+
+def untouched(converted: Converted) -> AbstractContextManager[None]:
+    """Passes of the untouched base."""
+    return converted.using(offset=math.inf, read=None)
+
+
+def reads_once(converted: Converted) -> bool:
+    """Can what is written go on from what the untouched base has read? Not where blocks of the method's own have not
+    read it, nor where a token leaves no K and V that a later one asks for. (Rows that keep their way miss none.)"""
+    program = converted.program
+    return all(step.base for step in program.steps) and (converted.method.by_row or not program.gaps)
+
+
+def trained_parts(converted: Converted) -> dict[str, nn.Module]:
+    """What a training changes, by its name in checkpoints."""
+    steps, plain = converted.program.steps, converted.program.plain
+    parts: dict[str, nn.Module] = {
+        f"{steps[s].block}_{steps[s].unit}" if plain else f"step_{s}": unit.parts
+        for s, unit in converted.routed.items()
+        if len(unit.parts)
+    }
+    return parts | {f"own_{k}": block for k, block in enumerate(converted.own)}

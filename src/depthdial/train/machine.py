@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from depthdial.core.layers import Part
 from depthdial.core.routed import mixed
-from depthdial.models.convert import layers_of, routed
+from depthdial.models.convert import layers_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gathered import gathered
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def keep_memory() -> None:
 
 
 def one_device(args: TrainingArguments) -> TrainingArguments:
-    """Keep transformers from spreading one process over all GPUs in sight: copies of a model would share a route."""
+    """Keep transformers from spreading one process over all GPUs in sight: what a pass does is its thread's own."""
     if args.n_gpu > 1:
         log.warning("training on one of %d GPUs; use torchrun --nproc-per-node for all of them", args.n_gpu)
         args._n_gpu = 1
@@ -43,11 +44,15 @@ def compile_pieces(model: PreTrainedModel) -> None:
     ones. Each kind of piece is compiled once for all layers; the decisions stay plain Python.
     """
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    units = routed(model)
+    converted = converted_of(model)
+    if not converted.program.plain:
+        raise ValueError(
+            "only programs of the base's own layers, each in its turn, can be compiled; leave --compile off"
+        )
     for index, layer in enumerate(layers_of(model)):
-        mine = [unit for site, unit in units.items() if site.layer == index]
-        if not mine:
-            layer.compile(dynamic=False)
+        mine = [unit for unit in converted.units.values() if unit.step.block == index]
+        if not mine:  # its forward alone: the hooks around it say which pass it is
+            layer.forward = torch.compile(layer.forward, dynamic=False)
             continue
         inside = {unit.unit for unit in mine}
         for child in () if layer in inside else layer.children():

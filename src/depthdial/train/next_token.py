@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from depthdial.core.decision import Site
 from depthdial.core.route import Route
-from depthdial.models.convert import method_of, route_of
+from depthdial.models.converted import converted_of
 from depthdial.train import processes
 from depthdial.train.lesson import row_keys
 
@@ -27,35 +27,35 @@ class NextToken:
 
     def __init__(self, model: PreTrainedModel, seed: int, compile: bool = False):
         self._losses = torch.compile(token_losses, dynamic=False) if compile else token_losses
-        self.route, self.method, self.seed = route_of(model), method_of(model), seed
+        self.converted, self.seed = converted_of(model), seed
         self.step = 0
         self.seen: dict[str, Tensor] = {}
-        """Sums over tokens since the last report: loss, cost, layers, tokens; kept per layer, [L]."""
+        """Sums over tokens since the last report: loss, cost, layers, tokens; kept per layer, [visits]."""
         self._hook = model.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """outputs.logits: [B, T, V]; labels: int64 [B, T]. Returns the sum over what is predicted, by the step's
         tokens (all of a row, where transformers counts), fp32 []."""
         losses = self._losses(outputs.logits, labels)
-        self.route.density = densities(self.route, losses.shape[1])
-        extra = self.method.loss(self.route)
-        total = losses.sum() if extra is None else losses.sum() + extra[:, :-1].sum()
+        route = self.converted.route
+        tokens_seen = replace(route.last.tokens, density=densities(route, losses.shape[1]))
+        extra = self.converted.method.loss(tokens_seen, route.last.trace)
+        total = losses.sum() if extra is None else losses.sum() + extra.view(route.shape)[:, :-1].sum()
         tokens = losses.numel() if num_items_in_batch is None else num_items_in_batch
-        now = {"loss": losses.detach().sum(), **sums(self.route, losses.shape[1])}
+        now = {"loss": losses.detach().sum(), **sums(route, losses.shape[1])}
         self.seen = {name: self.seen[name] + value if name in self.seen else value for name, value in now.items()}
         return total / tokens
 
     def close(self) -> None:
         """Leave the model as it was."""
         self._hook.remove()
-        self.route.training, self.route.sample, self.route.density = False, None, None
+        self.converted.set(training=False, key=None)
 
     def _begin(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else kwargs["input_ids"]
-        self.route.offset = 0.0
-        self.route.training = model.training
         keys = row_keys(ids) + (self.step + 1) * _STEP + self.seed * 0x9E3779B1
-        self.route.sample = keys % 0x7FFFFFFF if model.training else None
+        key = keys % 0x7FFFFFFF if model.training else None
+        self.converted.set(offset=0.0, read=None, training=model.training, key=key)
 
 
 class Steps(TrainerCallback):
@@ -66,7 +66,7 @@ class Steps(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.lesson.step = state.global_step
-        self.lesson.route.progress = state.global_step / max(state.max_steps, 1)
+        self.lesson.converted.set(progress=state.global_step / max(state.max_steps, 1))
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -76,25 +76,21 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def densities(route: Route, length: int) -> dict[Site, Tensor]:
-    """The share of tokens that ran each site, fp32 scalars, over the rows of this pass on all processes (each has as
+def densities(route: Route, length: int) -> dict[int, Tensor]:
+    """The share of tokens that ran each routed step, fp32 scalars, over this pass's rows on all processes (each has as
     many): what a density loss must look at, so that it is the same however a batch is shared out."""
-    shares = {site: decision.keep[:, :length].float().mean() for site, decision in route.decisions.items()}
+    shares = {s: decision.keep[:, :length].float().mean() for s, decision in route.decisions.items()}
     processes.total(list(shares.values()))
-    return {site: share / processes.world() for site, share in shares.items()}
+    return {s: share / processes.world() for s, share in shares.items()}
 
 
 @torch.no_grad()
 def sums(route: Route, length: int, rows: Tensor | None = None) -> dict[str, Tensor]:
     """Sums over the first `length` tokens of each row of the last forward pass, fp32: tokens, cost, layers [] and
-    kept [L], the tokens that ran each layer. rows: fp32 [B], 0 for a row that does not count."""
+    kept [visits], the tokens that ran each layer. rows: fp32 [B], 0 for a row that does not count."""
     cost = route.token_cost()[:, :length].float()
     rows = cost.new_ones(cost.shape[0]) if rows is None else rows
     tokens = rows.sum() * length
-    kept = tokens.expand(len(route.ledger.layers)).clone()
-    by_layer: dict[int, list[Tensor]] = {}
-    for site, decision in route.decisions.items():
-        by_layer.setdefault(site.layer, []).append(decision.keep[:, :length])
-    for layer, keeps in by_layer.items():
-        kept[layer] = (torch.stack(keeps).any(0) * rows[:, None]).sum()
+    trace = route.last.trace.keep(cost.new_zeros(route.last.tokens.count))
+    kept = (trace.view(-1, *route.shape)[:, :, :length] * rows[:, None]).sum((1, 2))
     return {"cost": (cost * rows[:, None]).sum(), "layers": kept.sum(), "kept": kept, "tokens": tokens}

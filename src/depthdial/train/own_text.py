@@ -25,7 +25,7 @@ from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM
 from depthdial.engine.sampling import SamplingParams
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.train import processes
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
@@ -155,9 +155,11 @@ class OwnText:
         return self.folder / f"{number:04}.npz"
 
     def _answers(self, number: int) -> Iterator[Encoded]:
-        route, before, training = route_of(self.model), vars(self.model).get("plugin"), self.model.training
-        offset = route.offset
-        vars(self.model).update(plugin=dataclasses.replace(self.plugin, curves={"generated": self._curve()}))
+        converted, training = converted_of(self.model), self.model.training
+        before, converted.plugin = (
+            converted.plugin,
+            dataclasses.replace(self.plugin, curves={"generated": self._curve()}),
+        )
         try:
             llm = LLM.of(self.model, self.tokenizer, budget=1.0)
             draw = random.Random(f"{self.seed}/{number}")
@@ -184,8 +186,7 @@ class OwnText:
                         target = np.arange(len(prompt) + len(answer)) >= len(prompt)
                         yield Encoded(np.array([*prompt, *answer], np.int32), target)
         finally:
-            vars(self.model).update(plugin=before)
-            route.offset = offset
+            converted.plugin = before
             self.model.train(training)
 
     def _curve(self) -> Curve:

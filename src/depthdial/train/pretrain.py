@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.method import Method
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
 from depthdial.models.scratch import Spec, fresh
@@ -134,7 +134,7 @@ def _train(
     if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
         model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied weights are there once
         return None
-    stop, ledger = StopCleanly(), route_of(model).ledger
+    stop, ledger = StopCleanly(), converted_of(model).ledger
 
     def speed(figures: Figures, seconds: float) -> Figures:
         needed = needed_macs(ledger, figures["cost"], figures["kept"], config.length)

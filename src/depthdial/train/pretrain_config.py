@@ -100,11 +100,11 @@ class PretrainConfig:
         """
         if self.method not in METHODS:
             return method_named(self.method, {})
-        if self.method == "flexidepth":
-            raise ValueError("method 'flexidepth' adapts a trained model; use depthdial train for it")
-        if self.method == "static":
-            raise ValueError("method 'static' drops layers of a trained model; to train fewer layers, lower --size")
         kind = METHODS[self.method]
+        looks = bool(kind.reads & {"x", "logits"})
+        if kind.frozen and (looks or kind.by_row):
+            raise ValueError(f"method {self.method!r} adapts a trained model; use depthdial train for it, or, to train "
+                             "fewer layers, lower --size")  # fmt: skip
         known, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
         if self.density is not None:
             name = next((name for name in DENSITY_FIELDS if name in known), None)
@@ -114,7 +114,7 @@ class PretrainConfig:
                 raise ValueError(f"density is given twice: {self.density} and {name}={fields[name]}; leave one out")
         if "first" in known:
             fields.setdefault("first", 0)
-        if "adapter_ratio" in known and not kind.reads_input:
+        if "adapter_ratio" in known and not looks:
             fields.setdefault("adapter_ratio", 0)
         return method_named(self.method, fields)
 

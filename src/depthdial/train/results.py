@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.whole import sync
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gguf import quiet
 from depthdial.models.modes import readable
 from depthdial.train import processes
@@ -33,17 +33,17 @@ def run_figures(model: PreTrainedModel, config: PretrainConfig, output: Path, ra
     matmul."""
     lines = read_metrics(output / METRICS_FILE)
     steps = [line for line in lines if "loss" in line]
-    route = route_of(model)
+    converted = converted_of(model)
     return {
         "train_loss": statistics.fmean(line["loss"] for line in steps[-LAST:]),
-        "target": getattr(model.method, "target", None),
+        "target": converted.method.target,
         "steps": config.steps,
         "tokens": config.steps * config.rows_a_step * config.length,
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in steps),
         "mfu": statistics.median(line["mfu"] for line in steps),
         "seconds": sum(samples_of(line["tokens"], config.length) / line["tokens_per_second"] for line in steps),
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "macs_per_token": route.ledger.dense,
+        "macs_per_token": converted.ledger.dense,
         "method": config.method,
         "size": config.size,
         "seed": config.seed,

@@ -15,14 +15,23 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from depthdial.core.dial import Curve
-from depthdial.core.layers import Router
+from depthdial.core.layers import Part
 from depthdial.core.method import Method
-from depthdial.methods import Static, method_named
+from depthdial.methods import method_named
 from depthdial.models.base import load_base
-from depthdial.models.calibration import BaseProbe, Batch, Heldout, measure_curve, measure_steps, turning_points
+from depthdial.models.calibration import (
+    BaseProbe,
+    Batch,
+    Heldout,
+    between,
+    measure_curve,
+    measure_stops,
+    turning_points,
+)
 from depthdial.models.checkpoint import Plugin, attach, cast_parts, save
 from depthdial.models.checkpoint import read as read_plugin
-from depthdial.models.convert import convert, layers_of, method_of, revert, route_of, routed
+from depthdial.models.convert import convert
+from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
@@ -30,7 +39,7 @@ from depthdial.train.card import card
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import digest, holdout, read
 from depthdial.train.fit import fit_adapters
-from depthdial.train.foresee import bounds, foresee
+from depthdial.train.foresee import bounds, check_reading, foresee
 from depthdial.train.generated import generated_curve
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import compile_pieces, keep_memory
@@ -102,9 +111,10 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
 
     write_settings(output, {**told(config), **begun}, SETTINGS_FILE)
     base = fingerprint(model)
-    method = choose(model, asked, check_batches[:2])
+    method = asked.calibrate(BaseProbe(model, check_batches), log.info)
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
     convert(model, method)
+    check_reading(config, converted_of(model))
     if config.compile:
         compile_pieces(model)
     learns = any(parameter.requires_grad for parameter in model.parameters())
@@ -133,14 +143,13 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
             )
         more = [] if own is None else [Refresh(own)]
         run_trainer(lesson, mixed_rows(config, full, same, own), config, resume, more)
-        route_of(model).offset = 0.0  # it was that of the last rows
     else:
         log.info("this method has nothing to train here: its dial is measured as it is")
     if not processes.is_main():
         return output
 
     if control is not None and config.budget is not None:
-        _centre(model, control, config.budget)
+        _centre(converted_of(model), control, config.budget)
     cast_parts(model, torch.bfloat16)
     plugin = Plugin(
         output.name,
@@ -186,29 +195,18 @@ def _same_records(output: Path, now: str, config: TrainConfig) -> None:
         )
 
 
-def choose(model: PreTrainedModel, method: Method, batches: list[Batch]) -> Method:
-    """The method, calibrated on the base if it has to be."""
-    if not isinstance(method, Static) or method.order:
-        return method
-    depth = len(layers_of(model))
-    convert(model, Static(order=tuple(range(depth)), count=0, adapter_ratio=0))
-    few = batches[:1]  # a greedy search runs the model once per layer tried: 2k tokens rank layers as 6k do
-    chosen = method.calibrate(BaseProbe(model, few), log.info)
-    revert(model)
-    return chosen
-
-
 def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch]) -> BudgetControl | None:
     """The control that holds the run's budgets; None for training with the method's own loss."""
     if config.budget is None:
         return None
-    floor = route_of(model).ledger.floor
+    converted = converted_of(model)
+    floor = converted.ledger.floor
     low, high = bounds(config, config.budget, floor)
-    starts = [m.bias.item() for u in routed(model).values() for m in u.parts.values() if isinstance(m, Router)]
+    starts = [part.start for part in _parts(converted) if part.start is not None]
     if starts and config.start_from is None:
         return BudgetControl(low, high, floor, start=sum(starts) / len(starts))
     start = read_plugin(config.start_from) if config.start_from is not None else None
-    known = start.curves if start is not None and type(start.method) is type(method_of(model)) else {}
+    known = start.curves if start is not None and type(start.method) is type(converted.method) else {}
     # nothing to learn about the offsets, or learned before
     curve = known.get("text") or curve_of(model, Heldout(model, batches[:1]).measure)
     ramp = RAMP if config.start_from is None else 0.0
@@ -230,10 +228,12 @@ def _watched_curve(model: PreTrainedModel, heldout: Heldout, config: TrainConfig
 
 
 def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, float]]) -> Curve:
-    """The dial's curve of a converted model: one point for each step where the dial acts in steps."""
-    if method_of(model).steps:
-        return measure_steps(measure, turning_points(model))
-    return measure_curve(measure, POINTS)
+    """The dial's curve of a converted model: one point for each stop where the dial has such."""
+    converted = converted_of(model)
+    stops = converted.method.stops(converted.program) or ()
+    if len(stops) < 2 and converted.method.steady:
+        stops = between(turning_points(model))
+    return measure_stops(measure, stops) if len(stops) > 1 else measure_curve(measure, POINTS)
 
 
 def _history(config: TrainConfig, rows: PackedDataset, control: BudgetControl | None, learned: bool) -> dict[str, Any]:
@@ -277,13 +277,16 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _centre(model: PreTrainedModel, control: BudgetControl, budget: float) -> None:
+def _centre(converted: Converted, control: BudgetControl, budget: float) -> None:
     """Move the offset of the recommended budget into the gates' biases: offset 0 becomes the trained method."""
     offset = float(control.offset(torch.tensor([budget], device=control.grid.device)))
-    for unit in routed(model).values():
-        for part in unit.parts.values():
-            if isinstance(part, Router):
-                part.bias.data += offset
+    for part in _parts(converted):
+        part.shift(offset)
+
+
+def _parts(converted: Converted) -> Iterator[Part]:
+    for unit in converted.routed.values():
+        yield from (part for part in unit.parts.values() if isinstance(part, Part))
 
 
 def _recommended(curve: Curve, budget: float | None, heldout: Heldout) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from depthdial.core.cost import Ledger
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gathered import gather
 
 PASSES = 3
@@ -64,17 +64,16 @@ def gather_pays(model: PreTrainedModel, ids: Tensor, bf16: bool, repeats: int = 
 
 def _best(model: PreTrainedModel, ids: Tensor, bf16: bool, repeats: int) -> float:
     """Seconds of the best of some passes, after one to warm up; the model is left as it was."""
-    route, best, was = route_of(model), float("inf"), model.training
+    best, was, keys = float("inf"), model.training, torch.arange(len(ids), device=ids.device)
     model.train()
     for turn in range(repeats + 1):
-        route.training, route.sample = True, torch.arange(len(ids), device=ids.device)
         begun = _now(ids.device)
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16)
+        with converted_of(model).using(training=True, key=keys), autocast:
             out = model(input_ids=ids, use_cache=False).logits
         out.float().square().mean().backward()
         if turn:
             best = min(best, _now(ids.device) - begun)
     model.zero_grad(set_to_none=True)
     model.train(was)
-    route.training, route.sample = False, None
     return best

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from depthdial.core.layers import Router
 from depthdial.train import processes
 from depthdial.train.callbacks import Report, Seal, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
@@ -26,6 +25,7 @@ from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson
 from depthdial.train.machine import one_device
 from depthdial.train.mix import single
+from depthdial.train.optimizers import deciding
 from depthdial.train.settings import CHECKPOINTS
 
 
@@ -100,9 +100,9 @@ def run_trainer(
 
 def optimizer_for(lesson: Lesson, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; routers may learn at another rate, and no gate's bias decays."""
-    routers = {id(p) for m in lesson.modules() if isinstance(m, Router) for p in m.parameters()}
+    routers = {id(p) for p in deciding(lesson)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in lesson.parameters():
+    for parameter in (p for p in lesson.parameters() if p.requires_grad):
         rate = config.lr * (config.router_lr if id(parameter) in routers else 1.0)
         groups.setdefault((rate, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
