@@ -6,9 +6,8 @@ All of the text skips: that is the form of the papers, not that of an answer to 
         --output benchmarks/results/DATE-MACHINE.json
 
 FOLDER holds train/, eval/ and text/ (docs/data.md says where they come from). Random and static plug-ins are
-measured without their adapters, too. With --vote, plug-ins with routers are measured a second time with the rows of
-each batch deciding together (`LLM(grain="step")`). Writes the JSON named by --output, which holds every number, and a
-picture beside it; prints the tables. Results are saved after each method: an interrupted run leaves what it had.
+measured without their adapters, too. Writes the JSON named by --output, which holds every number, and a picture beside
+it; prints the tables. Results are saved after each method: an interrupted run leaves what it had.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ def main() -> None:
     which.add_argument("--trained-only", action="store_true", help="leave out plug-ins without their adapters")
     which.add_argument("--bare-only", action="store_true", help="measure nothing but those")
     parser.add_argument("--no-int8", dest="int8", action="store_false", help="leave out the base in int8")
-    parser.add_argument("--vote", action="store_true", help="routers a second time, rows of a batch deciding together")
     parser.add_argument("--peer", metavar="economize=PATH", type=_named, action="append", default=[])
     parser.add_argument(
         "--after",
@@ -93,7 +91,7 @@ def benchmark(args: argparse.Namespace) -> None:
     results = about(args, held)
     for path in args.after:
         _continue(results, path)
-    ours = [] if args.bare_only else [*plugins(setup, args.plugin, args.vote)]
+    ours = [] if args.bare_only else [*plugins(setup, args.plugin)]
     ours += [] if args.trained_only else [*bare(setup, args.plugin)]
     if args.int8 and all(subject["name"] != "int8 dense" for subject in results["subjects"]):
         ours.append(lambda: int8(setup))

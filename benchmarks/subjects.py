@@ -60,13 +60,11 @@ class Subject:
     recommended: float | None = None
 
 
-def plugins(setup: Setup, named: Sequence[tuple[str, str]], vote_too: bool = False) -> Iterator[Callable[[], Subject]]:
-    """The plug-ins, those with routers again with the rows of each batch voting; each is loaded when called for."""
+def plugins(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[], Subject]]:
+    """The plug-ins, each loaded when called for."""
     for name, path in named:
         _check_training(name, path, setup.seed)
         yield lambda name=name, path=path: _plugin(setup, name, path)
-        if vote_too and not isinstance(read(path).method, Random | Static):
-            yield lambda name=name, path=path: _voting(setup, f"{name}, rows vote", path)
 
 
 def bare(setup: Setup, named: Sequence[tuple[str, str]]) -> Iterator[Callable[[], Subject]]:
@@ -133,15 +131,6 @@ def _plugin(setup: Setup, name: str, path: str) -> Subject:
     model, _ = load(setup.model, path, dtype=setup.dtype, device=setup.device)
     about = {"method": _told(plugin.method), "training": _public(plugin.training), "plugin": plugin.name}
     return dataclasses.replace(_ours(setup, name, model, about), trained=True, recommended=plugin.recommended)
-
-
-def _voting(setup: Setup, name: str, path: str) -> Subject:
-    """The plug-in as the engine runs it with `grain="step"`: the rows of a batch decide together, place by place. Its
-    threshold stays at one half here and the dial moves, where the engine moves the threshold."""
-    subject = _plugin(setup, name, path)
-    assert subject.route is not None
-    subject.route.vote = 0.5
-    return dataclasses.replace(subject, recommended=None)
 
 
 def _bare(setup: Setup, name: str, method: Method) -> Subject:

@@ -101,16 +101,14 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
     ]
     sizes = ["--tokens", 256, "--length", 64, "--batch", 2, "--budgets", "1.0,0.9,0.3", "--tolerance", 0.02]
     settings = [*map(str, sizes), "--dtype", "float32"]
-    done = run(*words, *settings, "--vote", "--output", output)
+    done = run(*words, *settings, "--output", output)
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     assert results["complete"]
     by_name = {s["name"]: s for s in results["subjects"]}
-    assert list(by_name) == ["flexidepth", "flexidepth, rows vote", "static", "static, no adapters", "int8 dense"]
+    assert list(by_name) == ["flexidepth", "static", "static, no adapters", "int8 dense"]
     (rounded,) = by_name.pop("int8 dense")["points"]
     assert rounded["budget"] == 1.0 == rounded["groups"]["all"]["cost"] and 0 < rounded["groups"]["all"]["kl"] < 0.1
-    alone, together = (by_name[name]["points"][1]["groups"]["all"] for name in list(by_name)[:2])
-    assert alone["ce"] != together["ce"], "rows that vote run other layers than rows that decide alone"
     for subject in by_name.values():
         assert [p["budget"] for p in subject["points"]] == [1.0, 0.9]  # 0.3 is below every floor
         full, less = (p["groups"]["all"] for p in subject["points"])
@@ -128,7 +126,7 @@ def test_from_files_to_tables(data, tiny_folder, tiny_plugin, tiny_model, tmp_pa
     assert run(*rest, *settings, "--after", parts[0], "--output", parts[1]).returncode == 0
     both = json.loads(parts[1].read_text())
     assert sorted([_untimed(s) for s in both["subjects"]], key=lambda s: s["name"]) == sorted(
-        [_untimed(s) for s in results["subjects"] if "vote" not in s["name"]], key=lambda s: s["name"]
+        [_untimed(s) for s in results["subjects"]], key=lambda s: s["name"]
     )
     assert both["routes"] == results["routes"] and [p["subjects"] for p in both["parts"]] == [
         ["flexidepth", "int8 dense"]

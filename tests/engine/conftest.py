@@ -65,8 +65,7 @@ def agrees() -> Callable[..., None]:
 
     def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
         model, start = llm.model, len(request.token_ids)
-        before, model.route.offset = model.route.offset, request.dials.written
-        try:
+        with model.converted.using(offset=request.dials.written):
             for sample in output.samples:
                 with torch.no_grad():
                     logits = model(torch.tensor([request.token_ids + sample.token_ids]), use_cache=False).logits[0]
@@ -77,7 +76,5 @@ def agrees() -> Callable[..., None]:
                 assert [piece.cost for piece in sample.pieces] == pytest.approx(costs[start - 1 : -1])
                 if not sampled:
                     assert sample.token_ids == logits[start - 1 : -1].argmax(-1).tolist()
-        finally:
-            model.route.offset = before
 
     return check

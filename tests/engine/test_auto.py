@@ -121,7 +121,8 @@ def test_a_dial_that_moves_never_lets_a_text_read_what_nobody_wrote(made, method
     poison(llm.engine.scheduler.cache)
     curve = Curve((-1.0, 0.0, 1.0, 2.0), (0.7, 0.75, 0.85, 0.95), (0.5, 0.4, 0.2, 0.1), step=float(method == "static"))
     model: Any = llm.model
-    vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), {"generated": curve}, recommended=0.85))
+    routed, curves = model.converted.method, {"generated": curve}
+    model.converted.plugin = Plugin("tiny", routed, fingerprint(model), curves, recommended=0.85)
     llm.budgets.auto = auto = AutoBudget(0.75, 0.95)
     budgets = itertools.cycle([0.75, 0.95, 0.85])
     llm.engine.dial = Dial(auto, llm.offset_of)
@@ -140,7 +141,7 @@ def test_a_dial_that_moves_never_lets_a_text_read_what_nobody_wrote(made, method
         if method == "static":
             assert len(offsets[i]) == 1
             (offset,) = offsets[i]
-            model.route.offset = offset
+            model.converted.set(offset=offset)
             with torch.no_grad():
                 logits = model(torch.tensor([row.tokens]), use_cache=False).logits[0]
             assert row.token_ids == logits[70:-1].argmax(-1).tolist()

@@ -73,12 +73,12 @@ def test_each_request_has_its_own_budget(llm):
 
 
 def test_the_routes_own_offset_is_left_alone(llm):
-    before = llm.model.route.offset
+    before = llm.model.converted.settings
     stream = llm.stream(PROMPTS[0], SamplingParams(max_tokens=4, budget=1.0))
     next(stream)
-    assert llm.model.route.offset == before
+    assert llm.model.converted.settings == before
     list(stream)
-    assert llm.model.route.offset == before
+    assert llm.model.converted.settings == before
 
 
 def test_samples_differ_and_can_be_repeated(llm):

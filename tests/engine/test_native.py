@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from depthdial.core.decision import Site
 from depthdial.core.dial import Dials
 from depthdial.engine import assemble
 from depthdial.engine.batch import Batch
@@ -21,10 +20,9 @@ from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
 from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS, method_named
-from depthdial.models.convert import routed
 from depthdial.models.families import FAMILIES
 
-TILED = [name for name, method in METHODS.items() if method.kv != "evict"]
+TILED = [name for name in METHODS if name != "mixture_of_depths"]
 """Methods for passes in tiles, which ask for the fields' own widths."""
 FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
 EACH = pytest.mark.parametrize(
@@ -45,11 +43,10 @@ def native(llm: LLM) -> NativeRunner:
 
 def fused(llm: LLM) -> bool:
     """Does the method say all that the kernels need to know?"""
-    method, parts = llm.model.method, {site: unit.parts for site, unit in routed(llm.model).items()}
-    whole = any(site.unit == "layer" for site in parts)
-    units = ("layer",) if whole else ("attn", "mlp")
-    gates = [method.gate({u: parts[Site(i, u)] for u in units}, i) for i in {site.layer for site in parts}]
-    return all(gate is not None and not (whole and gate.weights == "soft") for gate in gates)
+    converted = llm.model.converted
+    lowered = {s: converted.method.lowered(unit.parts, s) for s, unit in converted.routed.items()}
+    return all(each is not None and not (converted.program.steps[s].unit == "layer" and each.weights == "soft")
+               for s, each in lowered.items())  # fmt: skip
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
@@ -91,7 +88,7 @@ def test_a_native_pass_is_the_torch_runners(made, asked, method: str, fields: di
     assert (a.passes, a.tokens, a.layers_run) == (b.passes, b.tokens, b.layers_run)
     for name in ("attn_rows", "mlp_rows", "adapter_rows", "kv_rows"):
         assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
-    if llms[0].model.method.kv == "project":
+    if not llms[0].model.converted.program.gaps:
         caches = [llm.engine.scheduler.cache for llm in llms]
         torch.testing.assert_close(caches[0].k, caches[1].k, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(caches[0].v, caches[1].v, rtol=1e-4, atol=1e-4)
@@ -118,7 +115,7 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     assert runner.tiles == isa.startswith("amx") and llm.stats.native_tokens == 97
     assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
     differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
-    assert differ <= (10 if llm.model.method.reads_input and not llm.model.method.fixed_input else 0)
+    assert differ <= (10 if not llm.model.converted.method.ahead and not llm.model.converted.method.fixed_input else 0)
     assert (ran < 97).any() == (method != "dense")
     (logits,) = mine.logits
     assert (logits - plain.logits[0].float()).norm() < 0.1 * logits.norm()
@@ -133,7 +130,7 @@ def test_decoding_reads_no_weight_of_a_skipped_layer(made):
         assert llm.stats.native_tokens == llm.stats.tokens == 22
         assert llm.stats.rows_run == 22 * (6 if offset == math.inf else 2)
         read[offset] = llm.stats.weight_bytes
-    ledger = llm.model.route.ledger
+    ledger = llm.model.converted.ledger
     layers = sum(ledger.layers[i].attn + ledger.layers[i].mlp for i in range(2, 6))
     parts = sum(p.numel() for name, p in llm.model.named_parameters() if "adapter" in name or "enc" in name)
     assert read[math.inf] - read[-1e9] == pytest.approx(20 * 4 * (layers - parts), rel=0.01)

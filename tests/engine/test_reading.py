@@ -15,13 +15,13 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
 
-RECTANGULAR = [name for name in METHODS if method_named(name, {}).kv in ("project", "none")]
+RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
 TEXTS = [[5], list(range(1, 40)), [7, 8], [9] * 70, list(range(30, 20, -1))]
 
 
 def by_routed(llm, text: list[int], offset: float) -> tuple[np.ndarray, torch.Tensor]:
     model = llm.model
-    model.route.offset = offset
+    model.converted.set(offset=offset)
     with torch.no_grad():
         logits = model(torch.tensor([text]), use_cache=False).logits[0].float()
     return model.route.keep()[:, 0].T.numpy(), logits
@@ -82,7 +82,7 @@ def test_what_follows_a_prompt_is_written(made, hold, room):
     for i, (text, (ran, costs), prompt) in enumerate(zip(texts, found, prompts, strict=True)):
         offsets = offsets_of(llm.model, text, prompt, dials)
         moved |= set(offsets[prompt:])
-        llm.model.route.offset = torch.tensor([offsets])
+        llm.model.converted.set(offset=torch.tensor([offsets]))
         with torch.no_grad():
             logits = llm.model(torch.tensor([text]), use_cache=False).logits[0].float()
         assert np.array_equal(ran, llm.model.route.keep()[:, 0].T.numpy())

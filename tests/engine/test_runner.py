@@ -21,9 +21,8 @@ from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
 from depthdial.engine.stats import Stats
 from depthdial.maps.schema import Facts
-from depthdial.methods import METHODS, FlexiDepth
+from depthdial.methods import METHODS
 from depthdial.models.block import spine_of
-from depthdial.models.convert import convert, routed
 from depthdial.models.families import FAMILIES
 
 STEP = 32
@@ -61,7 +60,7 @@ def bench(made: Callable, asked: Callable) -> Callable[..., Bench]:
 
 def reference(on: Bench, row: Row) -> tuple[torch.Tensor, list[int], list[float]]:
     model = on.llm.model
-    model.route.offset = row.request.dials.written
+    model.converted.set(offset=row.request.dials.written)
     with torch.no_grad():
         logits = model(torch.tensor([row.tokens]), use_cache=False).logits[0]
     return logits, model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
@@ -87,7 +86,7 @@ def test_logits_are_the_references_however_a_text_is_cut(bench, family: str):
     assert on.runner.stats.padded_rows > 0, "this test rounds row counts up, too"
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
 def test_nothing_is_evaluated_for_a_token_that_skips(bench, method: str):
     on = bench(method)
     offset = math.inf if method == "dense" else 0.0
@@ -95,7 +94,7 @@ def test_nothing_is_evaluated_for_a_token_that_skips(bench, method: str):
     with FlopCounterMode(display=False) as counter:
         passed = on.run((row, 0, STEP))
     _, depths, costs = reference(on, row)
-    stats, ledger = on.runner.stats, on.llm.model.route.ledger
+    stats, ledger = on.runner.stats, on.llm.model.converted.ledger
     assert passed.depths == depths and sum(depths) == stats.rows_run
     keep = on.llm.model.route.keep()[:, 0]
     assert stats.attn_rows.tolist() == stats.mlp_rows.tolist() == keep.sum(1).tolist()
@@ -104,19 +103,19 @@ def test_nothing_is_evaluated_for_a_token_that_skips(bench, method: str):
     attention = sum(n for op, n in counts.items() if "scaled_dot" in str(op))
     linear = (sum(counts.values()) - attention) / 2
     assert linear == pytest.approx(macs + routers(on.llm, STEP), rel=1e-6)
-    if method != "dense" and on.llm.model.method.skips:
+    if method != "dense" and on.llm.model.converted.program.skips:
         dense = on.row(STEP, math.inf)
         with FlopCounterMode(display=False) as full:
             on.run((dense, 0, STEP))
         assert counter.get_total_flops() < 0.95 * full.get_total_flops()
-        adapted = any("adapter" in unit.parts for unit in routed(on.llm.model).values())
+        adapted = any("adapter" in unit.parts for unit in on.llm.model.converted.routed.values())
         assert stats.adapter_rows.sum() == ((~keep).sum() if adapted else 0)
 
 
 def routers(llm: LLM, tokens: int) -> int:
     """By how many multiply-accumulates routers differ from the price list: one folds dec and head anew in each pass,
     the other is no matrix product, so that nothing is counted."""
-    parts = [part for unit in routed(llm.model).values() for part in unit.parts.values()]
+    parts = [part for unit in llm.model.converted.routed.values() for part in unit.parts.values()]
     folds = sum(part.dec.weight.numel() for part in parts if isinstance(part, Router))
     return folds - tokens * sum(part.macs for part in parts if isinstance(part, LinearRouter))
 
@@ -137,13 +136,13 @@ def test_a_layer_that_all_tokens_skip_has_its_weights_unread(bench):
         on.run((on.row(1, offset), 0, 1))
         read[offset] = on.runner.stats.weight_bytes
         assert on.runner.stats.layers_run == (6 if offset == math.inf else 2)
-    ledger: Ledger = on.llm.model.route.ledger
+    ledger: Ledger = on.llm.model.converted.ledger
     layers = sum(ledger.layers[i].attn + ledger.layers[i].mlp for i in range(2, 6))
     parts = sum(p.numel() for name, p in on.llm.model.named_parameters() if ".parts." in name)
     assert read[math.inf] - read[-1e9] == 4 * (layers - parts)
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
 def test_beyond_break_even_all_rows_run_and_the_output_is_the_same(bench, method: str):
     found = {}
     for pays in (True, False):
@@ -160,15 +159,6 @@ def test_beyond_break_even_all_rows_run_and_the_output_is_the_same(bench, method
     for ran, kept in zip(all_rows.mlp_rows.tolist(), few.rows.tolist(), strict=True):
         assert ran == (STEP if kept else 0), "what ran is counted, not what was decided"
     assert few.mlp_rows.tolist() == few.rows.tolist()
-
-
-def test_a_method_that_leaves_holes_is_refused(tiny_model):
-    class Evicts(FlexiDepth):
-        kv = "evict"
-
-    model = convert(tiny_model(), Evicts())
-    with pytest.raises(ValueError, match="kv='evict'"):
-        TorchRunner(model, spine_of(model), Stats(6))
 
 
 @pytest.mark.parametrize("units", [("attn",), ("mlp",), ("attn", "mlp"), ("layer",)])

@@ -15,7 +15,7 @@ from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.score import Ran, Scorer, Text
 from depthdial.methods import METHODS, method_named
 
-RECTANGULAR = [name for name in METHODS if method_named(name, {}).kv in ("project", "none")]
+RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def offsets_of(model, tokens: list[int], start: int, dials: Dials) -> list[float
     state = dials.hold.begin()
     for first in range(start, len(tokens), BLOCK):
         offsets[first:] = [dials.hold.offset(state)] * (len(tokens) - first)
-        model.route.offset = torch.tensor([offsets])
+        model.converted.set(offset=torch.tensor([offsets]))
         model(torch.tensor([tokens]), use_cache=False)
         state = dials.hold.after(state, model.route.token_cost()[0, first : first + BLOCK].tolist())
     return offsets
@@ -38,7 +38,7 @@ def by_routed(llm, text: Text, dials: Dials):
     """(log-probability, greedy?, layers and costs by place, offsets) of the reference over the whole text."""
     model, tokens = llm.model, list(text.tokens)
     offsets = offsets_of(model, tokens, text.start, dials)
-    model.route.offset = torch.tensor([offsets])
+    model.converted.set(offset=torch.tensor([offsets]))
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
     wanted = torch.tensor(text.tokens[text.start :])
@@ -109,7 +109,7 @@ HOLD = Hold(0.75, 0.0, 0.1)
 )
 def test_contexts_are_read_and_continuations_are_written(made, method, dials):
     llm = made(method, max_batch=8)
-    if dials.hold is not None and llm.model.method.kv != "project":
+    if dials.hold is not None and llm.model.converted.program.gaps:
         return
     context, answer = list(range(40, 105)), list(range(200, 250))
     groups = [
@@ -123,7 +123,7 @@ def test_contexts_are_read_and_continuations_are_written(made, method, dials):
         assert {score.dense for scores in found for score in scores} == {1}, "from the context's last token"
         contexts = [score.context for scores in found for score in scores if score.context.tokens]
         assert all(ran.cost == ran.tokens and ran.layers == ran.tokens * llm.layers for ran in contexts)
-    skipped = llm.model.method.layers(llm.layers) and llm.model.method.skips
+    skipped = llm.model.converted.program.skips
     assert (found[0][0].scored.layers < found[0][0].scored.tokens * llm.layers) == bool(skipped)
 
 

@@ -95,12 +95,8 @@ def test_greedy_text_is_the_bases_in_every_family(made, asked, drafted, finish, 
 def agrees_but_for_costs(llm: LLM, request: Request, output: RequestOutput) -> None:
     """The text is the dense reference's, too."""
     model, start = llm.model, len(request.token_ids)
-    before, model.route.offset = model.route.offset, math.inf
-    try:
-        with torch.no_grad():
-            logits = model(torch.tensor([request.token_ids + output.token_ids]), use_cache=False).logits[0]
-    finally:
-        model.route.offset = before
+    with torch.no_grad(), model.converted.using(offset=math.inf):
+        logits = model(torch.tensor([request.token_ids + output.token_ids]), use_cache=False).logits[0]
     assert output.token_ids == logits[start - 1 : -1].argmax(-1).tolist()
 
 
@@ -263,9 +259,8 @@ def chi_square(llm: LLM, drafted: Callable, finish: Callable) -> float:
 def texts_of_the_base(llm: LLM, ids: list[int]) -> dict[tuple[int, ...], float]:
     """Every continuation with its probability, by the dense model: the three likeliest tokens at each place."""
     found: dict[tuple[int, ...], float] = {(): 1.0}
-    before, llm.model.route.offset = llm.model.route.offset, math.inf
     for _ in range(PLACES):
-        with torch.no_grad():
+        with torch.no_grad(), llm.model.converted.using(offset=math.inf):
             logits = llm.model(torch.tensor([[*ids, *text] for text in found]), use_cache=False).logits[:, -1]
         top = (logits / 0.7).topk(3)
         found = {
@@ -274,7 +269,6 @@ def texts_of_the_base(llm: LLM, ids: list[int]) -> dict[tuple[int, ...], float]:
             for chance in [found[text]]
             for token, share in zip(tokens, shares, strict=True)
         }
-    llm.model.route.offset = before
     return found
 
 

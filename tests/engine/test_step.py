@@ -30,7 +30,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
 def test_every_method_and_family_equals_the_reference(made, asked, finish, agrees, method: str, family: str):
     compare(made(method, family, max_batch=3), asked, finish, agrees, [0.0, -1.0, math.inf, 0.8])
 
@@ -44,27 +44,21 @@ def test_halves_that_are_decided_apart(made, asked, finish, agrees, fields: dict
 
 def compare(llm: LLM, asked: Callable, finish: Callable, agrees: Callable, offsets: list[float]) -> None:
     """Prompts of several lengths, each at its own offset, read in pieces beside rows that decode."""
-    method = llm.model.method
+    program = llm.model.converted.program
     llm.engine.scheduler.chunk = 9
-    offsets = offsets if method.layers(llm.layers) else [math.inf] * 4
+    offsets = offsets if program.routed else [math.inf] * 4
     requests = [asked(llm, ids, o, max_tokens=10) for ids, o in zip(prompts(20, 1, 13, 37), offsets, strict=True)]
     for request in requests:
         llm.engine.submit(request, llm.tokenizer)
     outputs = finish(llm, requests)
     for request, output in zip(requests, outputs, strict=True):
         agrees(llm, request, output)
-    if method.skips and method.layers(llm.layers):
+    if program.skips:
         depths = [depth for output in outputs for depth in output.prompt_depths + output.depths]
         costs = [piece.cost for output in outputs for sample in output.samples for piece in sample.pieces]
         assert len(set(costs)) > 1, "tokens differ in cost"
-        in_part = method.always_on(llm.layers) == llm.layers  # where one half always runs, so does every layer
+        in_part = program.least == llm.layers  # where one half always runs, so does every layer
         assert (len(set(depths)) == 1) == in_part
-
-
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv == "evict"])
-def test_a_method_that_leaves_holes_is_refused(made, method: str):
-    with pytest.raises(ValueError, match=r"leaves kv='evict'; call model\.generate"):
-        made(method)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_router_and_adapter_are_those_of_core(order):
 
 
 @torch.no_grad()
-def test_soft_weights_untouched_rows_and_votes(tiny_model, tensors_of, routed):
+def test_soft_weights_and_untouched_rows(tiny_model, tensors_of, routed):
     layer = routed(tensors_of(tiny_model()), soft=True).layers[2]
     assert layer.router is not None
     z, offsets = torch.randn(6, 32), torch.tensor([0.0, 1.0, -1.0, math.inf, 0.5, 0.0])
@@ -50,9 +50,6 @@ def test_soft_weights_untouched_rows_and_votes(tiny_model, tensors_of, routed):
     assert torch.equal(alone.keep, shifted > layer.router.cut)
     assert alone.keep[3] and alone.score[3] == 1 and alone.run[3] == 1
     torch.testing.assert_close(alone.skip, 1 - alone.score)
-    mean = alone.score[offsets.isfinite()].mean().item()
-    for vote, kept in ((mean - 0.01, 6), (mean + 0.01, 1)):
-        assert reference.decide(z, layer, offsets, vote=vote).keep.sum() == kept
 
 
 @torch.no_grad()

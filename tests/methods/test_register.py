@@ -110,7 +110,7 @@ def test_what_cannot_be_a_method_is_refused(name: Any, kind: Any, why: str):
 def test_an_entry_point_that_cannot_be_had_is_named_and_stops_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    found(monkeypatch, ("gone", "no_such_package:Gone"), ("static", "depthdial.methods.random:Random"),
+    found(monkeypatch, ("gone", "no_such_package:Gone"), ("static", "depthdial.methods:Random"),
           ("plain", "depthdial.methods.dense:Dense"), ("coin", f"{__name__}:Coin"))  # fmt: skip
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Coin.__module__])
     with caplog.at_level(logging.WARNING):
@@ -119,8 +119,8 @@ def test_an_entry_point_that_cannot_be_had_is_named_and_stops_nobody(
         "the method 'gone' of no_such_package:Gone is left out: ModuleNotFoundError: No module named 'no_such_package'",
         "the method 'plain' of depthdial.methods.dense:Dense is left out: ValueError: method 'plain': Dense has no "
         "`example`: fields with which it skips some tokens and keeps others on a model of six layers",
-        "the method 'static' of depthdial.methods.random:Random is left out: ValueError: method 'static': "
-        "depthdial.methods.static.Static is there already as 'static'; choose another name",
+        "the method 'static' of depthdial.methods:Random is left out: ValueError: method 'static': "
+        "depthdial.methods.random.Random is there already as 'random'; choose another name",
     ]
     assert set(METHODS) == {*METHODS._own, "coin"}
 

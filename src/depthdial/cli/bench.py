@@ -41,7 +41,6 @@ def bench(
     new_tokens: Annotated[int | None, Given(help="Tokens that each of them gets. [default: 64]")] = None,
     repeats: Annotated[int | None, Given(help="Interleaved; the table has their median. [default: 5]")] = None,
     lossless: Annotated[bool, Given("--lossless", help="Also measure lossless decoding.")] = False,
-    vote: Annotated[bool, Given("--vote", help="Also measure batches whose texts decide together.")] = False,
     int8: Annotated[
         bool, Given("--int8", help="Also measure adaptive rows with int8 weights; dense int8 is there anyway.")
     ] = False,
@@ -95,7 +94,6 @@ def bench(
         repeats=usual[3] if repeats is None else repeats,
         unasked=frozenset(name for name, asked in lengths.items() if asked is None),
         lossless=lossless,
-        vote=vote,
         int8=int8,
         compiled=compiled and not quick,
         peers=tuple(name.strip() for name in peers.split(",") if name.strip()),

@@ -39,6 +39,11 @@ class Decision:
             self.keep & here, torch.where(here, self.run, zero), torch.where(here, self.skip, zero), self.score
         )
 
+    def spread(self, rows: Tensor, count: int) -> Decision:
+        """The same among all tokens of a pass, where it is of some of them; the others do nothing. rows: int64 [N]."""
+        fields = (None if each is None else each.new_zeros(count).index_copy(0, rows, each) for each in self._fields)
+        return Decision(*fields)  # pyright: ignore[reportArgumentType]
+
     def __getitem__(self, index: Tensor) -> Decision:
         """Of some tokens. index: int64 [n] or bool [N]."""
         return Decision(*(None if field is None else field[index] for field in self._fields))  # pyright: ignore

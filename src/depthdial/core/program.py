@@ -123,6 +123,23 @@ class Program:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))
 
+    @cached_property
+    def least(self) -> int:
+        """The fewest visits that a token can make; one counts when any of its steps runs."""
+        count = len(self.steps)
+        least = [0] * (count + 1)
+        """From each visit's first step on."""
+        for visit in reversed(self.visits):
+            ways = {(visit.steps[0], False)}  # where a token may be, and whether it has run a part
+            for s in visit.steps:
+                here = {way for way in ways if way[0] == s}
+                ways -= here
+                for _, any_ran in here:
+                    for ran in (True, False) if self.steps[s].routed == "skip" else (True,):
+                        ways.add((self.after(s, ran), any_ran or ran))
+            least[visit.steps[0]] = min(any_ran + least[min(to, count)] for to, any_ran in ways)
+        return least[0]
+
     def step(self, layer: int, unit: Unit = "layer") -> int:
         """The first step that is this unit of a base's layer. ValueError where there is none."""
         for index, step in enumerate(self.steps):

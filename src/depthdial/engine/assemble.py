@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache, Shape
 from depthdial.engine.config import EngineConfig
@@ -21,7 +20,6 @@ from depthdial.engine.step import Engine
 from depthdial.engine.weights import int8_spine
 from depthdial.kernels.cpu.build import Unavailable
 from depthdial.models.block import Spine, spine_of
-from depthdial.models.convert import method_of, routed
 
 log = logging.getLogger(__name__)
 
@@ -60,37 +58,22 @@ def assemble(
     spine = spine_of(model)
     device: torch.device = spine.norm.weight.device
     stats = Stats(len(spine.blocks))
-    voting, max_batch = options.grain == "step", options.max_batch
+    max_batch = options.max_batch
     if options.weights == "int8":
         runner = _int8_runner(model, spine, stats, release)
     else:
-        runner = _runner(model, spine, stats, voting)
+        runner = _runner(model, spine, stats)
     cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, options.prefix_cache)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
-    ballot = Ballot(_cut(model)) if voting else None
-    return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends, ballot)
+    return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
 
 
-def _cut(model: Any) -> float:
-    """The logit above which a row alone runs a layer. ValueError for a method whose rows have nothing to vote with."""
-    parts: dict[int, dict[str, Any]] = {}
-    for site, unit in routed(model).items():
-        parts.setdefault(site.layer, {})[site.unit] = unit.parts
-    gates = [method_of(model).gate(of, layer) for layer, of in parts.items()]
-    cuts = {None if gate is None or gate.router is None else gate.cut for gate in gates}
-    cut = cuts.pop() if len(cuts) == 1 else None
-    if cut is None:
-        raise ValueError("rows vote by their routers' scores, and this method gives none; use grain='token'")
-    return cut
-
-
-def _runner(model: Any, spine: Spine, stats: Stats, voting: bool) -> Runner:
+def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
     plain, kind = TorchRunner(model, spine, stats), spine.norm.weight.device.type
-    if kind == "cuda" and not voting:
+    if kind == "cuda":
         return _on_cuda(plain, spine)
     if kind != "cpu":
-        graphs = "a graph's threshold is fixed when it is captured, and texts that vote move it"
-        stats.in_torch = f"without CUDA graphs: {graphs}" if kind == "cuda" else f"there are no kernels for {kind}"
+        stats.in_torch = f"there are no kernels for {kind}"
         log.warning("running in PyTorch, %s", stats.in_torch)
         return plain
     try:

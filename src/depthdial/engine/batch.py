@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.core.tokens import Tokens
 from depthdial.engine.cache import Cache
 from depthdial.engine.scheduler import Slice
 
@@ -19,7 +20,8 @@ from depthdial.engine.scheduler import Slice
 class Batch:
     """N tokens of any rows, each with its place, its slot in the page table and its dial.
 
-    ids: int64 [N]; positions, slots: int32 [N]; offsets: fp32 [N]; all on the device. `inf` is the untouched base.
+    ids: int64 [N]; positions, slots: int32 [N]; offsets: fp32 [N]; prompts: int64 [N], the place in its text at which what
+    is written begins, of a token that is read the next one; all on the device. `inf` is the untouched base.
     """
 
     def __init__(self, cache: Cache, capacity: int, device: torch.device):
@@ -29,19 +31,18 @@ class Batch:
         """Tokens of the pass; how many of them, the first ones, are alone in their row."""
         self._ids, self._positions = np.zeros(capacity, np.int64), np.zeros(capacity, np.int32)
         self._slots, self._offsets = np.zeros(capacity, np.int32), np.zeros(capacity, np.float32)
-        self._reads = np.zeros(capacity, np.bool_)
-        self._host = [torch.from_numpy(a) for a in (self._ids, self._positions, self._slots, self._offsets)]
+        self._prompts, self._reads = np.zeros(capacity, np.int64), np.zeros(capacity, np.bool_)
+        arrays = self._ids, self._positions, self._slots, self._offsets, self._prompts
+        self._host = [torch.from_numpy(array) for array in arrays]
         self._views: dict[int, list[Tensor]] = {}
         self._device = device
-        self.ids, self.positions, self.slots, self.offsets = self._host
+        self.ids, self.positions, self.slots, self.offsets, self.prompts = self._host
         self.untouched = False
         """Does every token run the untouched base?"""
         self.greedy = False
         """Is the likeliest token all that is asked of every row?"""
         self.reading = 0
         """Tokens of the pass that belong to their texts' prompts."""
-        self.vote: float | None = None
-        """Where set, all rows run a layer or none: where their mean gate is above this. Reset by `fill`."""
         self.fleeting = False
         """Are its logits looked at before the next pass only? They may share their memory then."""
         self._logits = torch.empty(0, 0)
@@ -51,13 +52,13 @@ class Batch:
     def fill(self, slices: Sequence[Slice]) -> None:
         """Take the next pass; what the buffers held is overwritten."""
         self.slices, self.last, self.untouched, self.greedy, self.reading = slices, [], True, True, 0
-        self.vote = None
         self.singles = at = 0
         for part in slices:
             row, start, count = part.row, part.start, part.count
             slot, params = row.slot, row.request.params
             assert slot is not None
-            read = min(max(len(row.request.token_ids) - start, 0), count)
+            prompt = len(row.request.token_ids)
+            read = min(max(prompt - start, 0), count)
             self._reads[at : at + read], self._reads[at + read : at + count] = True, False
             self.reading += read
             if count == 1:
@@ -66,12 +67,15 @@ class Batch:
                 self._ids[at] = row.tokens[start] if part.draft is None else part.tokens[0]
                 self._positions[at] = start
                 self._slots[at], self._offsets[at] = slot, part.offset
+                self._prompts[at] = start + 1 if read else prompt
                 self.untouched = self.untouched and part.offset == np.inf
             else:
                 end, shift = at + count, at - start
                 self._ids[at:end] = part.tokens
                 self._positions[at:end] = np.arange(start, start + count)
                 self._slots[at:end] = slot
+                self._prompts[at : at + read] = self._positions[at : at + read] + 1
+                self._prompts[at + read : end] = prompt
                 for begin, stop, offset in row.runs(start, start + count):
                     self._offsets[shift + begin : shift + stop] = offset
                     self.untouched = self.untouched and offset == np.inf
@@ -81,7 +85,12 @@ class Batch:
                 # a draft's probability is asked for, too
                 self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
         self.size = at
-        self.ids, self.positions, self.slots, self.offsets = self._of_size(at)
+        self.ids, self.positions, self.slots, self.offsets, self.prompts = self._of_size(at)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What a method may know of them."""
+        return Tokens(self.offsets, self.positions.long(), self.ids, self.prompts)
 
     @property
     def reads(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from depthdial.core.dial import Dials, PromptBudget
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.config import Budget
-from depthdial.models.convert import method_of
+from depthdial.models.convert import converted_of
 from depthdial.models.dial import dials_for, offset_for, prompt_budget_for
 
 
@@ -23,14 +23,13 @@ class Budgets:
         self, model: Any, budget: Budget, read: PromptBudget | None, auto: AutoBudget | None = None, hold: bool = True
     ):
         self._model, self.auto, self._hold = model, auto, hold
-        method, plugin = method_of(model), getattr(model, "plugin", None)
-        recommended = None if plugin is None else plugin.recommended
-        routed = bool(method.layers(model.config.get_text_config().num_hidden_layers))
+        converted = converted_of(model)
+        recommended = None if converted.plugin is None else converted.plugin.recommended
         told = None if isinstance(budget, str) else budget
-        self._write: float | None = told if told is not None else recommended if routed else 1.0
+        self._write: float | None = told if told is not None else recommended if converted.routed else 1.0
         self.read: PromptBudget = prompt_budget_for(model, read)
         """True cost of what is read, of texts that do not say."""
-        self.steady = method.kv != "project"
+        self.steady = converted.method.by_row
         """Must a text's dial stay where it began? What is skipped leaves no K and V, so none may come back for them."""
         for bound in (None,) if auto is None else (auto.lowest, auto.highest):
             self.dials(bound)
@@ -45,8 +44,8 @@ class Budgets:
         return offset_for(self._model, self.write if budget is None else budget, kind="generated")
 
     def dials(self, budget: float | None = None, read: PromptBudget | None = None) -> Dials:
-        """Where a text runs; None: as this says. A budget that moves by itself is not held, nor one that texts vote on.
-        ValueError outside the curves, and for what the model cannot do."""
+        """Where a text runs; None: as this says. A budget that moves by itself is not held. ValueError outside the
+        curves, and for what the model cannot do."""
         read = self.read if read is None else read
         dials = dials_for(self._model, self.write if budget is None else budget, read)
         if self._hold and not (self.auto is not None and budget is None):

@@ -18,7 +18,6 @@ class EngineOptions(TypedDict, total=False):
     cache_tokens: int | None
     weights: Literal["auto", "int8"]
     prefix_cache: bool
-    grain: Literal["token", "step"]
     target_tokens_per_second: float | None
     budget_bounds: tuple[float, float]
 
@@ -35,8 +34,6 @@ class EngineConfig:
     """"int8" reads half the bytes of bf16 and is a little less exact."""
     prefix_cache: bool = True
     """Equal beginnings of texts run once."""
-    grain: Literal["token", "step"] = "token"
-    """"step": texts that are generated together vote on each layer (`ballot`)."""
     target_tokens_per_second: float | None = None
     """With budget="auto": of each text; None follows the load."""
     budget_bounds: tuple[float, float] = (0.75, 1.0)
@@ -53,8 +50,6 @@ class EngineConfig:
             raise ValueError(f"cache_tokens must be at least 1, not {self.cache_tokens}")
         if self.weights not in ("auto", "int8"):
             raise ValueError(f"weights must be 'auto' or 'int8', not {self.weights!r}")
-        if self.grain not in ("token", "step"):
-            raise ValueError(f"grain must be 'token' or 'step', not {self.grain!r}")
 
     def auto(self, budget: Budget) -> AutoBudget | None:
         """What moves the budget, where it is "auto"."""

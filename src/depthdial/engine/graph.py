@@ -45,11 +45,10 @@ class Graphs:
         v_cache: Tensor,
         page_table: Tensor,
         buckets: tuple[int, ...] = BUCKETS,
-        vote: float | None = None,
     ):
         """k_cache, v_cache: T [L, pages, kv_heads, PAGE, hd]; page_table: int32 [sequences, pages of a sequence]. All
         three must stay where they are: graphs hold their addresses."""
-        self.model, self.buckets, self.vote = model, tuple(sorted(buckets)), vote
+        self.model, self.buckets = model, tuple(sorted(buckets))
         self.k_cache, self.v_cache, self.page_table = k_cache, v_cache, page_table
         self._passes: dict[_Kind, DecodePass] = {}
         self._graphs: dict[_Kind, torch.cuda.CUDAGraph] = {}
@@ -79,9 +78,7 @@ class Graphs:
             raise ValueError(f"a decode pass holds at most {self.most} tokens, not {n}; split it")
         kind = _Kind(next(size for size in self.buckets if size >= n), routed, given is not None)
         if kind not in self._passes:
-            self._passes[kind] = DecodePass(
-                self.model, self.k_cache, self.v_cache, self.page_table, *kind, vote=self.vote
-            )
+            self._passes[kind] = DecodePass(self.model, self.k_cache, self.v_cache, self.page_table, *kind)
         made = self._passes[kind]
         for into, values in (
             (made.ids, ids), (made.place.positions, positions), (made.place.sequences, sequences),
@@ -117,9 +114,9 @@ class GraphRunner:
         if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
             raise ValueError("these kernels round a router's code, and a linear router's is its decision")
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
-        self.small, self.roles = max(buckets), False
+        self.small, self.roles = max(buckets), plain.roles
         self.break_even: BreakEven | None = None
-        self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
+        self._given = GivenTable(plain) if plain.method.ahead and plain.parts else None
         self._cost = Costs(plain.ledger)
         self._graphs: Graphs | None = None
         self._weights = WeightBytes(tensors)

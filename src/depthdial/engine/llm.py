@@ -33,6 +33,7 @@ from depthdial.models import load
 from depthdial.models.ahead import check_reading
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.convert import converted_of
 
 __all__ = ["LLM", "Piece", "RequestOutput", "Sample", "SamplingParams"]
 
@@ -46,9 +47,8 @@ class LLM:
     either. prompt_budget: that of what is read, 1.0 (the untouched base), a number or "same" as `budget`; None is 1.0,
     or "same" for a model with routers of its own, which has no untouched base.
 
-    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself;
-    with grain="step" a text depends on those it is generated with. Raises ValueError or OSError, one line, for what
-    cannot be loaded and for a budget outside the plug-in's curve.
+    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself.
+    Raises ValueError or OSError, one line, for what cannot be loaded and for a budget outside the plug-in's curve.
     """
 
     def __init__(
@@ -99,10 +99,11 @@ class LLM:
     ) -> None:
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         self._template = ChatTemplate(tokenizer)
-        config = model.config.get_text_config()
-        self.layers: int = config.num_hidden_layers
-        self.always_on: int = model.method.always_on(self.layers)
-        """Layers every token runs: the least depth there can be."""
+        config, converted = model.config.get_text_config(), converted_of(model)
+        self.layers: int = len(converted.program.visits)
+        """What a token's depth is counted of: the base's layers, and what a method has beside them."""
+        self.always_on: int = converted.program.least
+        """The least depth there can be."""
         self.context: int = config.max_position_embeddings
         """Most tokens of prompt and continuation together."""
         self._vocabulary: int = config.vocab_size
@@ -110,8 +111,9 @@ class LLM:
         """How a text is drawn where a request does not say."""
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-        self.plugin: Plugin | None = getattr(model, "plugin", None)
-        self.budgets = Budgets(model, budget, prompt_budget, auto, hold=options.grain == "token")
+        self.plugin: Plugin | None = converted.plugin
+        self._method = converted.method
+        self.budgets = Budgets(model, budget, prompt_budget, auto)
         """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
@@ -285,12 +287,10 @@ class LLM:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
         plugin = None if self.plugin is None else self.plugin.name
-        key = first_key(self.model.method, plugin, self.options.grain)
+        key = first_key(self._method, plugin)
         if not params.lossless:
             dials = self.dials(params.budget, params.prompt_budget)
             target = self.budget if params.budget is None else params.budget
-            if self.options.grain == "step" and target is None:
-                raise ValueError(f"{name} has no budget that its votes could meet; give one (grain='step')")
             moving = self.budgets.auto is not None and params.budget is None
             steady = self.budgets.steady
             return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)

@@ -1,85 +1,75 @@
-"""A converted model as the kernels take it: references to its tensors, and what each layer's gate says of itself."""
+"""A converted model as the kernels take it: references to its tensors, and what each step says of itself."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from depthdial.core.gate import Gate
-from depthdial.core.layers import Adapter, LinearRouter, Router
+from depthdial.core.layers import Adapter
 from depthdial.core.layers import plain as plain_layer
-from depthdial.core.method import Method
+from depthdial.core.lowered import Lowered
+from depthdial.core.ops import Act, Dense, Norm
 from depthdial.engine.runner import TorchRunner
 from depthdial.kernels.tensors import AdapterTensors, LayerTensors, ModelTensors, RouterTensors
 from depthdial.models.block import Spine
 
 
 def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
-    """The model for the kernels: references to its tensors, and each layer's gate as `Method.gate` says it.
+    """The model for the kernels: references to its tensors, and each step as `Method.lowered` says it.
 
     Raises ValueError for a method that says too little of itself for a native pass.
     """
-    routed: dict[int, dict[str, Any]] = {}
-    for site, parts in plain.parts.items():
-        routed.setdefault(site.layer, {})[site.unit] = parts
-    if any(set(units) not in ({"attn", "mlp"}, {"layer"}) for units in routed.values()):
-        raise ValueError("the method does not route attention and MLP together")
+    program, dtype = plain.program, spine.norm.weight.dtype
+    if program.jumps:
+        raise ValueError("tokens jump, and the kernels run every layer in turn")
     layers = []
-    for i, block in enumerate(spine.blocks):
+    for visit, block in zip(program.visits, spine.blocks, strict=True):
+        routed = [s for s in visit.steps if s in plain.parts]
         router = adapter = None
-        if i in routed:
-            gate = _gate(plain.method, routed[i], i)
-            router = None if gate.router is None else _router(gate.router, gate, spine.norm.weight.dtype)
-            adapter = None if gate.adapter is None else _adapter(gate.adapter, spine.norm.weight.dtype)
-        sparse = i in routed and plain.method.kv == "none"
+        if routed:
+            if len(routed) != len(visit.steps):
+                raise ValueError("the method does not route attention and MLP together")
+            lowered = [_lowered(plain, s) for s in routed]
+            first, last = lowered[0], lowered[-1]
+            if len(lowered) == 1 and (first.weights == "soft" or first.bypass is not None):
+                raise ValueError("the kernels weigh and replace the MLP of a layer, not the layer as a whole")
+            if len(lowered) == 2 and last.ops is not None:
+                raise ValueError("the method does not route attention and MLP together")
+            router = None if first.ops is None else _router(first, last.weights == "soft", dtype)
+            adapter = None if last.bypass is None else _adapter(last.bypass, dtype)
+        sparse = bool(routed) and program.steps[visit.steps[0]].absent == "nothing"
         layers.append(LayerTensors(**vars(block), router=router, adapter=adapter, sparse_kv=sparse))
     return ModelTensors(
         spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap
     )
 
 
-def _gate(method: Method, parts: Mapping[str, Any], layer: int) -> Gate:
-    gate = method.gate(parts, layer)
-    if gate is None or (gate.router is None and method.reads_input):
-        raise ValueError("the method gives no gate that could be fused (Method.gate)")
-    if "layer" in parts and (gate.weights == "soft" or gate.adapter is not None):
-        raise ValueError("the kernels weigh and replace the MLP of a layer, not the layer as a whole")
-    parts_read = [part for part in (gate.router, gate.adapter) if part is not None]
-    if not all(plain_layer(layer) for part in parts_read for layer in part.children()):
+def _lowered(plain: TorchRunner, s: int) -> Lowered:
+    lowered = plain.method.lowered(plain.parts[s], s)
+    if lowered is None or (lowered.ops is None and lowered.like is None and not plain.method.ahead):
+        raise ValueError("the method gives no operations that could be fused (Method.lowered)")
+    if lowered.bypass is not None and not all(plain_layer(layer) for layer in lowered.bypass.children()):
         raise ValueError("its routers or adapters hold a LoRA or another foreign layer; merge it (merge_and_unload)")
-    return gate
+    return lowered
 
 
 @torch.no_grad()
-def _router(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
-    if router.fixed:
-        return _number(router, gate, dtype)
-    if isinstance(router, LinearRouter):
-        return _linear_router(router.folded, gate.cut, dtype)
-    return RouterTensors(
-        router.enc.weight.to(dtype),
-        router.norm.weight.float(),
-        router.norm.eps or 0.0,
-        "norm_tanh" if router.order == "norm_tanh" else "tanh_norm",
-        router.folded[0],
-        float(router.bias),
-        gate.cut,
-        gate.weights == "soft",
-    )
-
-
-def _number(router: Router | LinearRouter, gate: Gate, dtype: torch.dtype) -> RouterTensors:
-    """A router that is the same for every token: a code of zeros and the number itself as the bias."""
-    some = router.enc if isinstance(router, Router) else router.head
-    logit = float(router(torch.ones(1, 1, some.in_features, device=some.weight.device)))
-    rows = some.out_features if isinstance(router, Router) else 1
-    zeros = torch.zeros(rows, device=some.weight.device)
-    order = "norm_tanh" if isinstance(router, Router) else "linear"
-    enc = torch.zeros(rows, some.in_features, dtype=dtype, device=some.weight.device)
-    return RouterTensors(enc, zeros + 1, 1.0, order, zeros, logit, gate.cut, gate.weights == "soft")
+def _router(lowered: Lowered, soft: bool, dtype: torch.dtype) -> RouterTensors:
+    match lowered.ops:
+        case (Dense(wide=True) as dense,):
+            return _linear_router(dense.weight[0], lowered.cut, dtype)
+        case (Dense(weight, bias),):  # a number
+            zeros = weight.new_zeros(1, weight.shape[1]).to(dtype)
+            ones = torch.ones(1, device=weight.device)
+            return RouterTensors(zeros, ones, 1.0, "norm_tanh", 0 * ones, float(bias[0]), lowered.cut, soft)  # pyright: ignore[reportOptionalSubscript]
+        case (Dense(enc, None), Norm(scale, eps), Act("tanh"), Dense(folded, bias)):
+            order = "norm_tanh"
+        case (Dense(enc, None), Act("tanh"), Norm(scale, eps), Dense(folded, bias)):
+            order = "tanh_norm"
+        case _:
+            raise ValueError("the kernels do not know this router")
+    number = 0.0 if bias is None else float(bias[0])
+    return RouterTensors(enc.to(dtype), scale, eps, order, folded[0], number, lowered.cut, soft)
 
 
 def _linear_router(vector: Tensor, cut: float, dtype: torch.dtype) -> RouterTensors:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from depthdial.core.cost import Ledger
-from depthdial.core.route import Route
+from depthdial.core.method import Seen
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.runner import TorchRunner
@@ -52,8 +53,8 @@ class NativeRunner:
         self.plain = plain
         self.model = NativeModel(tensors, isa=isa)
         self.tiles = self.model.prefills
-        self.roles = self.tiles or self.model.int8
-        self._given = None if plain.method.reads_input or not plain.parts else GivenTable(plain)
+        self.roles = self.tiles or self.model.int8 or plain.roles
+        self._given = GivenTable(plain) if plain.method.ahead and plain.parts else None
         self._cost = Costs(plain.ledger)
         self._adapters = np.array([layer.adapter is not None for layer in tensors.layers])
         self._sparse = np.array([layer.sparse_kv for layer in tensors.layers])
@@ -99,7 +100,7 @@ class NativeRunner:
         cache = batch.cache
         return self.model.forward(
             batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v, batch.offsets[at],
-            given, logits, out.keep, out.score, batch.vote, argmax, asked, reading,
+            given, logits, out.keep, out.score, argmax, asked, reading,
         )  # fmt: skip
 
     def _in_parts(self, batch: Batch) -> Passed:
@@ -124,7 +125,7 @@ class NativeRunner:
                 cache, kept = batch.cache, torch.ones(depth, len(at), dtype=torch.uint8)
                 sums.append(self.model.prefill(
                     batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v,
-                    batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)), batch.vote,
+                    batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)),
                 ))  # fmt: skip
             else:
                 out = self._out(len(at))
@@ -200,59 +201,58 @@ class NativeRunner:
 
 
 class Costs:
-    """True cost of tokens from the layers they kept: `core.cost.exact_cost`, bit for bit (a budget that is held goes by
-    each of them), where a layer is kept as a whole."""
+    """True cost of tokens from the visits they kept: `core.cost.exact_cost`, bit for bit (a budget that is held goes by
+    each of them), where no token jumps and a visit is kept as a whole."""
 
     def __init__(self, ledger: Ledger):
-        self._dense = ledger.dense
-        self._work = np.zeros(len(ledger.layers))
+        program, self._dense = ledger.program, ledger.dense
+        self._work = np.array(ledger.saved, dtype=np.float64)
         """Whole numbers, so that sums are exact in any order."""
-        for site in set(ledger.always) | set(ledger.skipped):
-            self._work[site.layer] += ledger.saved(site)
-        self._least = float(ledger.dense + sum(ledger.always.values()) - self._work.sum())
+        routed = set(program.routed)
+        always = sum(work.unit.total for s, work in enumerate(ledger.steps) if s not in routed)
+        asked = sum(work.look + work.unit.total for s, work in enumerate(ledger.steps) if s in routed)
+        self._least = float(ledger.head + always + asked - self._work.sum())
 
     def __call__(self, keep: np.ndarray, offsets: np.ndarray) -> list[float]:
-        """keep: uint8 [L, N] -> N numbers."""
+        """keep: uint8 [visits, N] -> N numbers."""
         return np.where(offsets == np.inf, 1.0, (self._least + self._work @ keep) / self._dense).tolist()
 
     def of_one(self, keep: np.ndarray) -> float:
-        """keep: uint8 [L], of a token that does not run the untouched base."""
+        """keep: uint8 [visits], of a token that does not run the untouched base."""
         return (self._least + float(self._work @ keep)) / self._dense
 
 
 class GivenTable:
-    """The decisions of a method that does not look at a layer's input: asked for before a pass, for all layers."""
+    """The decisions of a method that looks at nothing which the model computes: made before a pass, for all visits."""
 
     def __init__(self, plain: TorchRunner):
-        self._method, self._ledger = plain.method, plain.ledger
-        self._parts = [(site, parts) for site, parts in sorted(plain.parts.items()) if site.unit != "mlp"]
+        self._method, self._program = plain.method, plain.program
+        steps = [s for s in plain.parts if self._program.steps[s].unit != "mlp"]
+        self._parts = [(s, self._program.visit_of[s], plain.parts[s]) for s in steps]
         self._known: dict[float, np.ndarray] = {}
 
     def fill(self, into: np.ndarray, batch: Batch) -> None:
-        """into: uint8 [L, N], 1 where the layer runs."""
-        offsets = batch.offsets.cpu()
-        if self._method.grain != "static":
-            into[:] = self._ask(offsets, batch.positions.cpu(), batch.ids.cpu())
+        """into: uint8 [visits, N], 1 where the visit runs."""
+        tokens = batch.tokens
+        if not self._method.steady:
+            into[:] = self._keeps(tokens)
             return
-        for i, offset in enumerate(offsets.tolist()):  # what depends on nothing else is remembered
+        for i, offset in enumerate(tokens.offset.tolist()):  # what depends on nothing else is remembered
             if offset not in self._known:
                 if len(self._known) >= REMEMBERED:
                     self._known.clear()
-                one = torch.zeros(1, dtype=torch.int64)
-                self._known[offset] = self._ask(offsets[i : i + 1], one, one)[:, 0]
+                self._known[offset] = self._keeps(tokens[i : i + 1])[:, 0]
             into[:, i] = self._known[offset]
 
     @torch.no_grad()
-    def _ask(self, offsets: Tensor, positions: Tensor, ids: Tensor) -> np.ndarray:
-        """uint8 [L, N]. offsets: fp32 [N]; positions, ids: int [N]."""
-        route, shape = Route(self._ledger, offsets), (len(ids), 1)
-        route.begin(shape, None, tokens=ids[:, None])
-        route.positions = positions[:, None].long()
-        x, keep = torch.zeros(*shape, 1), torch.ones(len(self._ledger.layers), len(ids), dtype=torch.uint8)
-        layers = [site.layer for site, _ in self._parts]
-        if (found := self._method.keeps(layers, route)) is not None:
-            keep[layers] = found[..., 0].to(torch.uint8)
+    def _keeps(self, tokens: Tokens) -> np.ndarray:
+        """uint8 [visits, N]"""
+        keep = torch.ones(len(self._program.visits), tokens.count, dtype=torch.uint8)
+        if (found := self._method.keeps(self._program, tokens)) is not None:
+            keep[[visit for _, visit, _ in self._parts]] = found.cpu().to(torch.uint8)
             return keep.numpy()
-        for site, parts in self._parts:
-            keep[site.layer] = self._method.decide(parts, x, site, route).keep[:, 0]
+        seen, trace = Seen(torch.zeros(tokens.count, 1, device=tokens.offset.device)), Trace(self._program)
+        for s, visit, parts in self._parts:
+            trace.decisions[s] = self._method.decide(parts, seen, s, tokens, trace)
+            keep[visit] = trace.decisions[s].keep
         return keep.numpy()

@@ -1,31 +1,33 @@
 """Run a pass in torch, on any device, for any method: the meaning of the native runners, and the way of large passes.
 
-Tokens that run a unit are gathered, run and put back; what is skipped is never evaluated. K and V are written for
-every token, unless the method says that nobody will ask. This file is *not* about which tokens run (`scheduler`).
+Tokens that run a step are gathered, run and put back; what is skipped, jumped over or left is never evaluated. K and V
+are written for every token of a step, unless it says that what does not run leaves nothing. This file is *not* about
+which tokens run (`scheduler`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.core.cost import exact_cost
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.layers import Part
-from depthdial.core.method import Method
-from depthdial.core.route import Route, layer_keep
+from depthdial.core.method import Seen
+from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.stats import Stats
-from depthdial.engine.weights import look_up, multiply, size_of
+from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
 from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
-from depthdial.models.convert import method_of, route_of, routed
+from depthdial.models.convert import converted_of
 
 STEP = 128
 """Row counts above this are rounded up to a multiple of it, so that oneDNN makes few kernels and reuses them: 512
@@ -54,26 +56,43 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> Passed: ...
 
 
-class TorchRunner:
-    """model: converted; spine: its tensors; step: see STEP.
+class _At(NamedTuple):
+    """A pass at one step."""
 
-    Raises ValueError for a method that leaves holes in the cache.
-    """
+    rows: Tensor | None
+    """int64, rising: the tokens that wait here; None: all."""
+    of: Tensor | None
+    """int64, rising: the tokens that `z` is of; None: all."""
+    z: Tensor
+    """T [n, d]: the step's normed input."""
+    decision: Decision | None
+    """Of all tokens of the pass; None: all that wait here run."""
+    kept: Tensor | None
+    """int64, rising: the tokens that run; None: all, be it because to gather them would not pay."""
+    padded: Tensor | None
+    """`kept`, padded to a round count."""
+
+    def take(self, tokens: Tensor | None) -> Tensor:
+        """`z` of some tokens."""
+        return _some(self.z, tokens if self.of is None or tokens is None else torch.searchsorted(self.of, tokens))
+
+    @property
+    def runs(self) -> bool:
+        return self.kept is None or len(self.kept) > 0
+
+
+class TorchRunner:
+    """model: converted; spine: its tensors, one block for each visit of the program; step: see STEP."""
 
     small = 0
-    roles = False
 
     def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
-        self.method: Method = method_of(model)
-        if self.method.kv not in ("project", "none"):
-            raise ValueError(
-                f"the engine's cache is rectangular, and this method leaves kv={self.method.kv!r}; "
-                "call model.generate, Hugging Face's own loop"
-            )
+        converted = converted_of(model)
+        self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
+        self.roles = "prompt" in self.method.reads
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
-        self.ledger = route_of(model).ledger
-        self.parts = {site: unit.parts for site, unit in routed(model).items()}
+        self.parts = {s: unit.parts for s, unit in converted.routed.items()}
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -84,147 +103,169 @@ class TorchRunner:
     @torch.no_grad()
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
-        spine, stats, count = self.spine, self.stats, batch.size
-        route = Route(self.ledger, batch.offsets, vote=batch.vote)
-        route.begin((count, 1), None, batch.ids.device, batch.ids[:, None])
-        route.positions = batch.positions[:, None].long()
+        spine, stats, running = self.spine, self.stats, Pass(self.program, batch.tokens)
         x = look_up(batch.ids, spine.embed, batch.cache.shape.dtype)
         if spine.embed_scale != 1.0:
             x = x * spine.embed_scale
         stats.weight_bytes += x.numel() * x.element_size()
         self._angles = {kind: _angles(batch.positions, rope, x.dtype) for kind, rope in spine.ropes.items()}
-        ran = torch.ones(len(spine.blocks), count, dtype=torch.bool, device=x.device)
-        for index, block in enumerate(spine.blocks):
-            run = self._whole if Site(index, "layer") in self.parts else self._halves
-            x = run(x, index, block, batch, route)
-            if any(site.layer == index for site in route.decisions):
-                ran[index] = layer_keep(route.decisions, index)[:, 0]
+        for visit in self.program.visits:
+            run = self._whole if len(visit.steps) == 1 else self._halves
+            x = run(x, visit.steps, batch, running)
+        ran = running.trace.keep(batch.offsets)
         stats.passes += 1
-        stats.tokens += count
+        stats.tokens += batch.size
         stats.layers_run += int(ran.any(1).sum())
         stats.rows += ran.sum(1).cpu().numpy()
-        costs = exact_cost(self.ledger, route.decisions, batch.offsets, (count, 1), x.device)
-        keep = None if batch.untouched else ran.cpu().numpy()
-        return Passed(self._head(x, batch), ran.sum(0).tolist(), costs[:, 0].tolist(), keep=keep)
+        costs = exact_cost(self.ledger, running.tokens, running.trace)
+        keep = None if ran.all() else ran.cpu().numpy()
+        return Passed(self._head(x, batch), ran.sum(0).tolist(), costs.tolist(), keep=keep)
 
-    def _whole(self, x: Tensor, index: int, block: Block, batch: Batch, route: Route) -> Tensor:
-        """A layer that is kept or skipped as one: x + run (layer(x) - x). x: [N, d] -> [N, d]."""
-        z = _norm(x, block.before_attn)
-        site = Site(index, "layer")
-        decision = self._decide(z, site, batch, route)
-        kept, padded = self._kept(decision)
-        self._write_kv(z, kept if self.method.kv == "none" else None, index, block, batch)
-        if kept is None or kept.numel():
-            before = x if kept is None else x[kept]
-            h = before + self._attention(z, kept, padded, index, block, batch)
-            h = h + self._mlp(_norm(h, block.before_mlp), index, block)
+    def _whole(self, x: Tensor, steps: Sequence[int], batch: Batch, running: Pass) -> Tensor:
+        """A layer that is kept or skipped as one: x + run (layer(x) - x). x: [N, d] -> [N, d], maybe in place."""
+        (s,) = steps
+        at = self._at_attention(x, s, batch, running)
+        if at is None:
+            return x
+        kept, decision = at.kept, at.decision
+        if at.runs:
+            before = _some(x, kept)
+            h = before + self._attention(at, s, batch)
+            h = h + self._mlp(_norm(h, self._block(s).before_mlp), s)
             if decision is not None:
-                run = decision.run if kept is None else decision.run[kept]
-                h = torch.lerp(before, h, run.to(x.dtype))
-                h = h if kept is not None else torch.where(decision.keep, h, before)
+                h = torch.lerp(before, h, _some(decision.run, kept)[:, None].to(x.dtype))
+                h = h if kept is not None else torch.where(decision.keep[:, None], h, before)
             x = h if kept is None else x.index_copy_(0, kept, h)
-        return self._bypass(x, z, site, decision)
+        return self._bypass(x, at, s)
 
-    def _halves(self, x: Tensor, index: int, block: Block, batch: Batch, route: Route) -> Tensor:
-        """A layer whose attention and MLP are decided apart, or not at all. x: [N, d] -> [N, d], maybe in place."""
-        z = _norm(x, block.before_attn)
-        site = Site(index, "attn")
-        decision = self._decide(z, site, batch, route)
-        kept, padded = self._kept(decision)
-        self._write_kv(z, kept if self.method.kv == "none" else None, index, block, batch)
-        if kept is None or kept.numel():
-            x = _add(x, self._attention(z, kept, padded, index, block, batch), kept, decision)
-        x = self._bypass(x, z, site, decision)
+    def _halves(self, x: Tensor, steps: Sequence[int], batch: Batch, running: Pass) -> Tensor:
+        """A layer whose attention and MLP are decided apart. x: [N, d] -> [N, d], maybe in place."""
+        attn, mlp = steps
+        at = self._at_attention(x, attn, batch, running)
+        if at is not None:
+            if at.runs:
+                x = _add(x, self._attention(at, attn, batch), at)
+            x = self._bypass(x, at, attn)
+        rows = _waiting(running, mlp)
+        if rows is not None and not len(rows):
+            return x
+        u = _norm(_some(x, rows), self._block(mlp).before_mlp)
+        decision = self._decide(x, u, rows, mlp, running)
+        after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
+        if after.runs:
+            x = _add(x, self._mlp(after.take(after.padded), mlp, after.kept), after)
+        return self._bypass(x, after, mlp)
 
-        u = _norm(x, block.before_mlp)
-        site = Site(index, "mlp")
-        decision = self._decide(u, site, batch, route)
-        kept, padded = self._kept(decision, kept, padded)
-        if kept is None or kept.numel():
-            inner = u if padded is None else u[padded]
-            x = _add(x, self._mlp(inner, index, block, kept), kept, decision)
-        return self._bypass(x, u, site, decision)
+    def _at_attention(self, x: Tensor, s: int, batch: Batch, running: Pass) -> _At | None:
+        """Decide at a step with attention, and write its K and V; None where no token waits there."""
+        rows, block = _waiting(running, s), self._block(s)
+        projects = self.program.steps[s].absent == "project"
+        nobody = rows is not None and not len(rows)
+        if nobody and not projects:
+            return None
+        of = None if projects else rows
+        z = _norm(_some(x, of), block.before_attn)
+        if nobody:
+            self._write_kv(_At(rows, of, z, None, rows, rows), None, s, batch)
+            return None
+        decision = self._decide(x, _some(z, rows) if projects else z, rows, s, running)
+        at = _At(rows, of, z, decision, *self._kept(decision, rows))
+        leaves = None if projects else rows if decision is None else decision.keep.nonzero()[:, 0]
+        self._write_kv(at, leaves, s, batch)
+        return at
 
-    def _mlp(self, u: Tensor, index: int, block: Block, kept: Tensor | None = None) -> Tensor:
+    def _mlp(self, u: Tensor, s: int, kept: Tensor | None = None) -> Tensor:
         """The update of the kept tokens, [n, d]; u: their normed input, maybe padded."""
+        block = self._block(s)
         opened = self._linear(u, block.gate)
         opened = F.silu(opened) if block.activation == "silu" else F.gelu(opened, approximate="tanh")
         update = self._linear(opened * self._linear(u, block.up), block.down)
         update = _norm(update if kept is None else update[: len(kept)], block.after_mlp)
-        self._stats.mlp_rows[index] += len(update)
+        self._stats.mlp_rows[self.program.visit_of[s]] += len(update)
         return update
 
-    def _decide(self, x: Tensor, site: Site, batch: Batch, route: Route) -> Decision | None:
-        """The method's decision for each token, [N, 1]; None where nothing is decided: all run."""
-        if site not in self.parts or batch.untouched:
+    def _decide(self, x: Tensor, z: Tensor, rows: Tensor | None, s: int, running: Pass) -> Decision | None:
+        """The method's decision, of all tokens of the pass; None where nothing is decided: all that wait here run.
+
+        x: [N, d], the stream; z: [n, d], the normed input of the tokens `rows`."""
+        step, tokens, trace = self.program.steps[s], running.tokens, running.trace
+        if step.routed == "no" or (running.untouched and step.base):
+            running.move(s, None)
             return None
-        parts = self.parts[site]
-        decision = route.voted(site, self.method.decide(parts, x[:, None], site, route))
-        route.decisions[site] = decision
-        self._count_parts(site, "all")
+        if running.untouched:
+            decision = Decision.hard(torch.zeros_like(tokens.full))
+        else:
+            logits = self._logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
+            some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
+            decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
+            self._count_parts(s, "all")
+            if rows is not None:
+                decision = decision.spread(rows, tokens.count)
+            if not step.base:
+                decision = decision.within(~tokens.full)
+        trace.decisions[s] = decision
+        running.move(s, decision.keep)
         return decision
 
     def _kept(
-        self, decision: Decision | None, before: Tensor | None = None, padded: Tensor | None = None
+        self, decision: Decision | None, rows: Tensor | None, before: _At | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Which tokens run, int64 and rising, and the same padded to a round count; None and None: all of them, be it
         because gathering would not pay."""
-        if decision is None:
+        kept = rows if decision is None else decision.keep.nonzero()[:, 0]
+        if kept is None:
             return None, None
-        kept, total = decision.keep[:, 0].nonzero()[:, 0], len(decision.keep)
-        count = len(kept)
-        if count == total:
-            return None, None
-        if count and self.break_even is not None and count > self.break_even.share(total) * total:
-            return None, None
-        if before is not None and padded is not None and torch.equal(kept, before):
-            return before, padded
+        count, total = len(kept), len(kept) if decision is None else len(decision.keep)
+        if rows is None:
+            share = 1.0 if self.break_even is None else self.break_even.share(total)
+            if count == total or (count and count > share * total):
+                return None, None
+        if before is not None and before.kept is not None and torch.equal(kept, before.kept):
+            return before.kept, before.padded
         extra = -count % self._step if count > self._step else 0
-        extra = min(extra, len(decision.keep) - count)
+        extra = min(extra, total - count)
         self.stats.padded_rows += extra
         return kept, torch.cat([kept, kept[:1].expand(extra)]) if extra else kept
 
-    def _write_kv(self, z: Tensor, rows: Tensor | None, index: int, block: Block, batch: Batch) -> None:
+    def _write_kv(self, at: _At, rows: Tensor | None, s: int, batch: Batch) -> None:
         """K and V of the tokens `rows` (None: all) into their places."""
         if rows is not None and not rows.numel():
             return
-        z, slots, positions = (t if rows is None else t[rows] for t in (z, batch.slots, batch.positions))
+        z, block, visit, cache = at.take(rows), self._block(s), self.program.visit_of[s], batch.cache
         k = self._turned(self._heads(z, block.k, block.kv_heads, block.k_norm), rows, block)
         v = self._heads(z, block.v, block.kv_heads, None)
-        cache = batch.cache
-        write_kv(cache.k[index], cache.v[index], k, v, cache.table, slots, positions)
-        self.stats.kv_rows[index] += len(z)
+        where = _some(batch.slots, rows), _some(batch.positions, rows)
+        write_kv(cache.k[visit], cache.v[visit], k, v, cache.table, *where)
+        self.stats.kv_rows[visit] += len(z)
 
-    def _attention(
-        self, z: Tensor, kept: Tensor | None, padded: Tensor | None, index: int, block: Block, batch: Batch
-    ) -> Tensor:
+    def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
         """The update of the kept tokens, [n, d]."""
-        inner = z if padded is None else z[padded]
-        q = self._turned(self._heads(inner, block.q, block.heads, block.q_norm), padded, block)
+        block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
+        q = self._turned(
+            self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block
+        )
         count = len(q) if kept is None else len(kept)
-        cache = batch.cache
-        seen, keys = attend(q[:count], cache.k[index], cache.v[index], batch, kept, block)
+        seen, keys = attend(q[:count], cache.k[visit], cache.v[visit], batch, kept, block)
         self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
-        self._stats.attn_rows[index] += count
+        self._stats.attn_rows[visit] += count
         if count < len(q):
             seen = F.pad(seen, (0, 0, 0, len(q) - count))
         return _norm(self._linear(seen, block.o)[:count], block.after_attn)
 
-    def _bypass(self, x: Tensor, given: Tensor, site: Site, decision: Decision | None) -> Tensor:
+    def _bypass(self, x: Tensor, at: _At, s: int) -> Tensor:
         """Add what skipped tokens get instead, computed for them alone from the unit's own input."""
-        if decision is None:
+        if at.decision is None:
             return x
-        skipped = (~decision.keep[:, 0]).nonzero()[:, 0]
+        keep = at.decision.keep
+        skipped = (~keep).nonzero()[:, 0] if at.rows is None else at.rows[~keep[at.rows]]
         if not len(skipped):
             return x
-        parts = self.parts[site]
-        update = self.method.bypass(parts, given[skipped][:, None], site)
+        update = self.method.bypass(self.parts[s], at.take(skipped), s)
         if update is None:
             return x
-        self._count_parts(site, "skipped")
-        self.stats.adapter_rows[site.layer] += len(skipped)
-        weight = decision.skip[skipped].to(x.dtype)
-        return x.index_add_(0, skipped, update[:, 0] * weight)
+        self._count_parts(s, "skipped")
+        self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
+        return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
     def _heads(self, z: Tensor, projection: Linear, heads: int, norm: Norm | None) -> Tensor:
         """[N, d] -> [N, heads, hd]"""
@@ -232,25 +273,30 @@ class TorchRunner:
 
     def _turned(self, x: Tensor, rows: Tensor | None, block: Block) -> Tensor:
         """x: [n, heads, hd] of the tokens `rows`, turned by their places; the two halves of a head are pairs."""
-        cos, sin = (t if rows is None else t[rows] for t in self._angles[block.rope])
+        cos, sin = (_some(t, rows) for t in self._angles[block.rope])
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat((-second, first), -1) * sin
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor | None:
         """Logits of the tokens that end their rows, [n, V]."""
-        spine = self.spine
-        if not batch.last:
-            return None
-        logits = multiply(_norm(x[batch.last], spine.norm), spine.head)
-        self._count(spine.head)
+        return self._logits(x[batch.last]) if batch.last else None
+
+    def _logits(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """What the head says of states [n, d]: [n, V], or of its first `rows` alone."""
+        spine, weight = self.spine, first_rows(self.spine.head, rows)
+        logits = multiply(_norm(x, spine.norm), weight)
+        self._count(weight)
         return logits if spine.softcap is None else torch.tanh(logits / spine.softcap) * spine.softcap
 
     def _linear(self, x: Tensor, of: Linear) -> Tensor:
         self._count(of.weight)
         return multiply(x, *of)
 
-    def _count_parts(self, site: Site, runs_for: str) -> None:
-        for part in self.parts[site].values():
+    def _block(self, s: int) -> Block:
+        return self.spine.blocks[self.program.visit_of[s]]
+
+    def _count_parts(self, s: int, runs_for: str) -> None:
+        for part in self.parts[s].values():
             if isinstance(part, Part) and part.runs_for == runs_for:
                 self._count(*part.parameters())
 
@@ -258,18 +304,28 @@ class TorchRunner:
         self._stats.weight_bytes += sum(map(size_of, weights))
 
 
+def _waiting(running: Pass, s: int) -> Tensor | None:
+    """The tokens that wait at a step, int64 and rising; None: all."""
+    here = running.here(s)
+    return None if here is None or here.all() else here.nonzero()[:, 0]
+
+
+def _some(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
+
+
 def _norm(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else rms_norm(x, *norm)
 
 
-def _add(x: Tensor, update: Tensor, kept: Tensor | None, decision: Decision | None) -> Tensor:
+def _add(x: Tensor, update: Tensor, at: _At) -> Tensor:
     """x with the weighed update at the kept tokens; x itself is written where they are few."""
+    kept, decision = at.kept, at.decision
     if decision is not None:
-        run = decision.run if kept is None else decision.run[kept]
-        update = update * run.to(x.dtype)
+        update = update * _some(decision.run, kept)[:, None].to(x.dtype)
     if kept is not None:
         return x.index_add_(0, kept, update)
-    return x + update if decision is None else torch.where(decision.keep, x + update, x)
+    return x + update if decision is None else torch.where(decision.keep[:, None], x + update, x)
 
 
 def _angles(positions: Tensor, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

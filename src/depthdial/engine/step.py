@@ -7,7 +7,6 @@ turns. This file is *not* about text or budgets (`llm`).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.auto import AutoBudget
-from depthdial.engine.ballot import Ballot
 from depthdial.engine.batch import Batch
 from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.request import Request, Row
@@ -44,13 +42,11 @@ class Dial(NamedTuple):
 class Engine:
     """Runs requests, as many at a time as the scheduler lets in.
 
-    ends: the tokens that end a text. ballot: rows that decode together vote on each layer; None: each token for itself.
+    ends: the tokens that end a text.
     """
 
-    def __init__(
-        self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int], ballot: Ballot | None = None
-    ):
-        self.runner, self.scheduler, self.batch, self.ends, self.ballot = runner, scheduler, batch, ends, ballot
+    def __init__(self, runner: Runner, scheduler: Scheduler, batch: Batch, ends: frozenset[int]):
+        self.runner, self.scheduler, self.batch, self.ends = runner, scheduler, batch, ends
         scheduler.roles = runner.roles
         self.speculator = Speculator(scheduler.stats.speculation)
         """Drafts for rows in lossless mode."""
@@ -112,8 +108,7 @@ class Engine:
         verified = [part for part in slices if part.draft is not None]
         longer = [part for part in slices if part.count > 1 and part.draft is None]
         decoding = singles + verified
-        apart = self.ballot is not None or sum(part.count for part in decoding) <= self.runner.small
-        if decoding and longer and apart:
+        if decoding and longer and sum(part.count for part in decoding) <= self.runner.small:
             return [decoding, longer]
         return [decoding + longer] if slices else []
 
@@ -167,15 +162,12 @@ class Engine:
         begun = prices.clock()
         try:
             self.batch.fill(slices)
-            voters = self._voters(slices)
             passed = self.runner.run(self.batch)
             tokens = passed.tokens or self._sample(slices, passed.logits)
         except Exception as error:  # whatever a pass may raise: it must not end the engine
             return self._fail(slices, error)
         if self.batch.untouched and self.batch.size == len(self.batch.last):
             prices.note("base", self.batch.size, prices.clock() - begun)
-        if self.ballot is not None and voters:
-            self.ballot.learn(list(voters.values()), [passed.costs[i] for i in voters])
         touched, at, drawn = [], 0, 0
         bits = None if passed.keep is None else np.packbits(passed.keep, axis=0)
         for part in slices:
@@ -187,17 +179,6 @@ class Engine:
             if asked:
                 touched.append(part.row)
         return touched
-
-    def _voters(self, slices: Sequence[Slice]) -> dict[int, float]:
-        """Rows of a decode pass that vote, each with its budget; the pass gets their threshold. A row alone decides."""
-        if self.ballot is None or self.batch.singles < self.batch.size:
-            return {}
-        told = {i: part.row.request for i, part in enumerate(slices) if part.draft is None and part.offset != math.inf}
-        voters = {i: request.target for i, request in told.items() if request.target is not None}
-        if len(voters) < 2:
-            return {}
-        self.batch.vote = self.ballot.threshold(list(voters.values()))
-        return voters
 
     def _collect(
         self, part: Slice, drawn: list[int], depths: list[int], costs: list[float], ran: np.ndarray | None

@@ -17,7 +17,7 @@ from depthdial.engine.breakeven import ROWS, BreakEven, Trial, cached, measure
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.step import Engine
-from depthdial.models.convert import method_of, route_of
+from depthdial.models.convert import converted_of
 from depthdial.models.fingerprint import config_hash
 
 PROMPT, STEPS = 12, 6
@@ -31,8 +31,8 @@ def break_even(engine: Engine, model: Any, tokenizer: Any, offsets: Sequence[flo
     model: the converted one that the engine was made of; offsets: places of its dial, the more apart the better. No
     request may be running.
     """
-    ledger = route_of(model).ledger
-    top = 1 + sum(ledger.always.values()) / ledger.dense
+    ledger = converted_of(model).ledger
+    top = ledger.expected(1.0) / ledger.dense
     rows = [count for count in ROWS if count <= engine.scheduler.max_batch]
     key = _key(engine, model, rows, offsets)
     with engine.lock:
@@ -88,7 +88,7 @@ def _key(engine: Engine, model: Any, rows: Sequence[int], offsets: Sequence[floa
         "threads": str(torch.get_num_threads()),
         "runner": type(engine.runner).__name__,
         "model": config_hash(model.config),
-        "method": repr(method_of(model)),
+        "method": repr(converted_of(model).method),
         "dtype": str(model.dtype),
         "rows": repr(list(rows)),
         "offsets": repr([round(offset, 4) for offset in offsets]),

@@ -37,6 +37,11 @@ def look_up(ids: Tensor, table: Weight, dtype: torch.dtype) -> Tensor:
     return (table.values[ids] * table.scale[ids, None]).to(dtype)
 
 
+def first_rows(weight: Weight, count: int | None) -> Weight:
+    """The first rows of a weight; None: all."""
+    return Int8(*(part[:count] for part in weight)) if isinstance(weight, Int8) else weight[:count]
+
+
 def size_of(weight: Weight) -> int:
     """Bytes of a weight."""
     parts = weight if isinstance(weight, Int8) else (weight,)
@@ -48,10 +53,13 @@ def int8_spine(spine: Spine, release: bool = False) -> Spine:
 
     release: give each original's memory back as soon as it is packed; the model itself can then run no longer.
     """
-    blocks = []
+    blocks, known = [], {}
     for block in spine.blocks:
-        made = {name: _packed(linear, release) for name, linear in matrices(block).items()}
-        blocks.append(replace(block, **made))
+        for name, linear in matrices(block).items():
+            if (key := id(linear.weight)) not in known:  # further visits of a block share its tensors
+                known[key] = _packed(linear, release)
+            block = replace(block, **{name: known[key]})
+        blocks.append(block)
     embed = _pack(spine.embed)
     head = embed if spine.head is spine.embed else _pack(spine.head)
     if release:

@@ -164,13 +164,10 @@ class Decided(NamedTuple):
     skip: Tensor
 
 
-def decide(
-    z: Tensor, layer: LayerTensors, offsets: Tensor, given: Tensor | None = None, vote: float | None = None
-) -> Decided:
+def decide(z: Tensor, layer: LayerTensors, offsets: Tensor, given: Tensor | None = None) -> Decided:
     """Which rows run the layer. z: T [N, d]; offsets: fp32 [N], +inf keeps a row untouched (weights 1).
 
-    given: uint8 [N], the decision at a layer without a router. vote: the rows that are not untouched run together or
-    not at all: where the mean of their scores exceeds it.
+    given: uint8 [N], the decision at a layer without a router.
     """
     untouched = offsets == float("inf")
     if layer.router is None:
@@ -179,8 +176,6 @@ def decide(
     shifted = torch.where(untouched, 0, router_logit(z, layer.router) + torch.where(untouched, 0, offsets))
     score = torch.where(untouched, 1.0, shifted.sigmoid())
     keep = shifted > layer.router.cut
-    if vote is not None and not untouched.all():
-        keep = (score[~untouched].mean() > vote).expand_as(keep)
     if layer.router.soft:
         return Decided(keep | untouched, score, score, 1 - score)
     return Decided(keep | untouched, score, torch.ones_like(score), torch.ones_like(score))
@@ -204,7 +199,6 @@ def forward_pass(
     v_cache: Tensor,
     offsets: Tensor,
     given: Tensor | None = None,
-    vote: float | None = None,
 ) -> Passed:
     """N tokens through the whole model; the caches (T [L, pages, kv_heads, PAGE, hd]) are written in place.
 
@@ -215,7 +209,7 @@ def forward_pass(
     decisions = []
     for index, layer in enumerate(model.layers):
         z = rms_norm(x, *layer.before_attn)
-        decided = decide(z, layer, offsets, None if given is None else given[index], vote)
+        decided = decide(z, layer, offsets, None if given is None else given[index])
         decisions.append(decided)
         caches = k_cache[index], v_cache[index]
         angles = model.ropes[layer.rope]

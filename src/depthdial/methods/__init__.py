@@ -54,10 +54,11 @@ class Methods(Mapping[str, type[Method]]):
         with self._lock:
             if self._known.get(name) is not kind:
                 _check(name, kind)
-                for other, taken in self._known.items():
-                    if name == other or kind is taken:
-                        where = f"{taken.__module__}.{taken.__name__} is there already as {other!r}"
-                        raise ValueError(f"method {name!r}: {where}; choose another name")
+                others = (other for other in self._known if other == name or self._known[other] is kind)
+                if (other := next(others, None)) is not None:
+                    taken = self._known[other]
+                    where = f"{taken.__module__}.{taken.__name__} is there already as {other!r}"
+                    raise ValueError(f"method {name!r}: {where}; choose another name")
                 self._known[name] = kind
 
     def _all(self) -> dict[str, type[Method]]:

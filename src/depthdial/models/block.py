@@ -5,7 +5,7 @@ Nothing is copied: weights are the model's own tensors. This file is *not* about
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import plain
 from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
-from depthdial.models.convert import head_of, layers_of
+from depthdial.models.convert import converted_of, head_of, is_converted, layers_of
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 
@@ -70,6 +70,7 @@ class Spine:
     softcap: float | None
     """Logits become softcap * tanh(logits / softcap)."""
     blocks: tuple[Block, ...]
+    """One for each visit of the program; of an unconverted model its layers."""
     ropes: dict[str, Rope]
 
 
@@ -89,9 +90,43 @@ def spine_of(model: PreTrainedModel) -> Spine:
         norm=_norm(decoder.get_submodule("norm"), config, family),
         head=head_of(model).get_parameter("weight"),
         softcap=getattr(config, "final_logit_softcapping", None),
-        blocks=tuple(_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))),
+        blocks=_blocks(model, family),
         ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
     )
+
+
+def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
+    """A block's further visits share its tensors, but for those that a step's own low-rank change is merged into."""
+    config = model.config
+    base = [_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
+    if not is_converted(model):
+        return tuple(base)
+    converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
+    program, blocks = converted.program, []
+    own = [_narrowed(_block(module, program.own[k].place, family, config), dtype)
+           for k, module in enumerate(converted.own)]  # fmt: skip
+    for visit in program.visits:
+        block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
+        for s in visit.steps:
+            parts = converted.units[s].parts if s in converted.units else {}
+            for name, change in converted.method.delta(parts, s).items():
+                part = name.removesuffix("_proj")
+                weight, bias = vars(block)[part]
+                more = (change.up.float() @ change.down.float()).to(weight.device)
+                block = replace(block, **{part: Linear((weight.float() + more).to(weight.dtype), bias)})
+        blocks.append(block)
+    return tuple(blocks)
+
+
+def _narrowed(block: Block, dtype: torch.dtype) -> Block:
+    """A method's own block, which is trained in fp32, in the dtype of the model."""
+
+    def to(value: Any) -> Any:
+        if isinstance(value, Linear | Norm):
+            return type(value)(*(to(each) for each in value))
+        return value.detach().to(dtype) if isinstance(value, Tensor) else value
+
+    return replace(block, **{name: to(value) for name, value in vars(block).items()})
 
 
 def check_config(config: PretrainedConfig, family: Family) -> None:

@@ -124,14 +124,6 @@ def test_int8_is_compared_with_int8(options):
     assert rows[0]["times_dense"] == rows[0]["speedup"]
 
 
-def test_texts_that_vote_are_measured_in_batches(options):
-    found = bench(options(vote=True, batches=(1, 3), prefill=(20,), repeats=1, budgets=(0.8,)))
-    rows = {(r["regime"], r["batch"]): r for r in found["rows"] if "vote" in r["name"]}
-    assert list(rows) == [("decode", 3)], "a text alone has nobody to vote with"
-    (row,) = rows.values()
-    assert row["kind"] == "adaptive" and row["cost"] < 1 < row["ideal_speedup"] and row["layers"] < 6
-
-
 def test_a_static_plugin_takes_part(options, tiny_plugin):
     found = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
     assert [row["name"] for row in found["rows"]][3:] == ["random", "static", "our dense"]

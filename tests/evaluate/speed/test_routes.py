@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from depthdial.evaluate.speed.routes import decode_passes, keeps, of_depths, prefill_pass
-from depthdial.models.convert import route_of
+from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
 
 
 def test_keeps_are_those_of_each_text_alone(tiny_llm):
@@ -37,15 +36,6 @@ def test_each_token_is_asked_at_its_own_place_of_the_dial(tiny_llm):
     assert torch.equal(found, model.route.keep()[:, 0]) and found[:, :8].all() and not found[:, 8:].all()
     (other,) = keeps(model, [text], [[math.inf] * 8 + [0.0] * 12])
     assert torch.equal(other[:, :14], found[:, :14]) and not torch.equal(other, found)
-
-
-def test_depths_are_told_by_as_many_layers(tiny_llm):
-    model = tiny_llm().model
-    (alone,) = keeps(model, [[5, 6, 7, 8, 9]], [[0.0] * 5])
-    made = of_depths(route_of(model).ledger, alone.sum(0).tolist())
-    assert made.sum(0).tolist() == alone.sum(0).tolist() and not alone.all()
-    always = [layer for layer in range(6) if layer not in model.method.layers(6)]
-    assert made[always].all() and alone[always].all()
 
 
 def test_a_prompt_is_one_pass():

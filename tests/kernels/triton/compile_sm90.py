@@ -133,7 +133,7 @@ def main(tokens: int, variant: str) -> None:
     tensors, pages = model(gemma), 64
     caches = [empty(2, pages, KV_HEADS, PAGE, HD) for _ in range(2)]
     table = empty(tokens, pages, dtype=torch.int32)
-    made = DecodePass(tensors, caches[0], caches[1], table, tokens, given=gemma, vote=0.5 if gemma else None)
+    made = DecodePass(tensors, caches[0], caches[1], table, tokens, given=gemma)
     made.run()
     layer = tensors.layers[0]
     angles = empty(tokens, HD // 2)

@@ -41,9 +41,7 @@ def _run(model, tokens, offsets, filled, device, dtype, given, rows, **settings)
         made.given[:, :n] = given
     made.run()
     where = made.place.positions[:n], made.place.sequences[:n], table
-    wanted = reference.forward_pass(
-        model, made.ids[:n], *where, theirs[0], theirs[1], made.offsets[:n], given, settings.get("vote")
-    )
+    wanted = reference.forward_pass(model, made.ids[:n], *where, theirs[0], theirs[1], made.offsets[:n], given)
     return made, wanted, mine, theirs
 
 
@@ -75,10 +73,10 @@ def test_pass_equals_the_reference(dtype, settings, bound, many, tiny_tensors, r
     assert made.greedy[:4].tolist() == made.logits[:4].argmax(-1).tolist()
 
 
-def test_given_decisions_and_votes(tiny_tensors, run, device):
+def test_given_decisions(tiny_tensors, run, device):
     model = tiny_tensors(routed=(2,))
     given = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.uint8, device=device)
-    made, wanted, *_ = run(model, TOKENS, [0.0, 0.4, INF, -0.4], given=given, vote=0.5, tiles=SMALL)
+    made, wanted, *_ = run(model, TOKENS, [0.0, 0.4, INF, -0.4], given=given, tiles=SMALL)
     assert torch.equal(made.keep, wanted.keep)
     assert made.keep[1].tolist() == [1, 0, 1, 1]  # an untouched row runs whatever is given
     torch.testing.assert_close(made.logits, wanted.logits, rtol=1e-4, atol=1e-4)

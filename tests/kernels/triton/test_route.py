@@ -31,13 +31,13 @@ def test_k_and_v_are_written_as_the_reference_writes_them(dtype, heads, head_dim
     torch.testing.assert_close(s.v_cache, v_wanted, equal_nan=True, rtol=0, atol=0)
 
 
-def _choice(device, router=None, code=None, offsets=None, given=None, vote=None):
+def _choice(device, router=None, code=None, offsets=None, given=None):
     rows = len(TOKENS)
     score, run, skip = (torch.full((rows,), 7.0, device=device) for _ in range(3))
     keep = torch.full((rows,), 7, dtype=torch.uint8, device=device)
     offsets = torch.zeros(rows, device=device) if offsets is None else offsets
     arrived = torch.zeros(1, dtype=torch.int32, device=device)
-    return Choice(router, code, offsets, given, keep, score, run, skip, Split.empty(rows, device), arrived, vote)
+    return Choice(router, code, offsets, given, keep, score, run, skip, Split.empty(rows, device), arrived)
 
 
 def _layer(router) -> LayerTensors:
@@ -54,10 +54,9 @@ def _run(s, choice, device):
     route(k, v, None, s.angles.cos["full"], s.angles.sin["full"], s.k_cache, s.v_cache, s.place, choice)
 
 
-@pytest.mark.parametrize("vote", [None, 0.3, 0.7])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("order", ["norm_tanh", "tanh_norm"])
-def test_decisions_equal_the_reference(order, soft, vote, scene, device):
+def test_decisions_equal_the_reference(order, soft, scene, device):
     s = scene(TOKENS, live=5)
     torch.manual_seed(3)
     z = torch.randn(len(TOKENS), 20, device=device)
@@ -66,9 +65,9 @@ def test_decisions_equal_the_reference(order, soft, vote, scene, device):
         0.1, 0.2, soft,
     )  # fmt: skip
     offsets = torch.tensor([0.0, INF, -0.5, 0.5, -INF, 0.0], device=device)
-    choice = _choice(device, router, z @ router.enc.T, offsets, vote=vote)
+    choice = _choice(device, router, z @ router.enc.T, offsets)
     _run(s, choice, device)
-    wanted = reference.decide(z[:5], _layer(router), offsets[:5], vote=vote)
+    wanted = reference.decide(z[:5], _layer(router), offsets[:5])
     assert choice.keep[:5].bool().tolist() == wanted.keep.tolist()
     torch.testing.assert_close(choice.score[:5], wanted.score)
     torch.testing.assert_close(choice.run[:5], wanted.run)

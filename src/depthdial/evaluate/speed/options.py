@@ -31,8 +31,6 @@ class Options:
     new_tokens: int = 64
     repeats: int = 5
     lossless: bool = False
-    vote: bool = False
-    """Measure batches whose texts decide together, too."""
     int8: bool = False
     """Measure adaptive rows with int8 weights, too; the dense one is always there where it can run."""
     compiled: bool = True

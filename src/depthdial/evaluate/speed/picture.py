@@ -11,7 +11,7 @@ from depthdial.evaluate.speed.table import regime_name, row_name
 from depthdial.maps.keep_figure import keep_figure, need_matplotlib
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
-_MARKS = {"our dense": "s", "adaptive": "o", "adaptive, texts vote": "P", "random": "^", "static": "v", "lossless": "D"}
+_MARKS = {"our dense": "s", "adaptive": "o", "random": "^", "static": "v", "lossless": "D"}
 
 
 def can_draw() -> bool:

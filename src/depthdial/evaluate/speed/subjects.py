@@ -42,8 +42,6 @@ class Ran(NamedTuple):
     """True cost of each token relative to dense."""
     offsets: list[float]
     """Where the dial stood for each of them."""
-    depths: list[int] | None = None
-    """Layers run for each token where the texts of a batch decide together: what one did alone does not tell."""
 
 
 class Timed(NamedTuple):
@@ -56,7 +54,7 @@ class Timed(NamedTuple):
     steps: int
     """Passes in `rest`; each gave every text a token, where nothing was drafted."""
     ran: tuple[Ran, ...] = ()
-    """Only of engines that tell depths."""
+    """Only of engines that tell costs."""
 
     def rate(self, regime: Regime) -> float:
         """Tokens per second: of all prompts, or of all texts that decode."""
@@ -132,13 +130,8 @@ class EngineSubject(Subject):
             # what a prompt costs that is read at a number does not hang on what is written after it
             self.budget = None if isinstance(self.prompt_budget, float) else params.budget
 
-    @property
-    def votes(self) -> bool:
-        """Do the texts of a batch decide together?"""
-        return self.llm.options.grain == "step"
-
     def takes(self, regime: Regime) -> bool:
-        return regime.kind in self.kinds and not (self.votes and regime.batch == 1)
+        return regime.kind in self.kinds
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
         params = replace(self.params, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
@@ -168,9 +161,8 @@ class EngineSubject(Subject):
     def _ran(self, row: Row, length: int, prompt: Sequence[int]) -> Ran:
         """length: tokens it had when the timed steps began."""
         count = len(row.tokens) - 1
-        depths = row.ran_depths[:count] if self.votes else None
         offsets = [row.offset(place) for place in range(count)]
-        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], offsets, depths)
+        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], offsets)
 
     def _step(self, rows: Sequence[Row]) -> None:
         self.llm.engine.step()

@@ -62,11 +62,7 @@ class PassSpec(Structure):
         *((name, c_void_p) for name in ("ids", "positions", "sequences", "page_table", "k_cache", "v_cache")),
         *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score", "asked")),
         *((name, c_int64) for name in ("table_stride", "layer_stride")),
-        *(
-            (name, c_int32)
-            for name in ("tokens", "table_rows", "table_columns", "pages", "voting", "asked_count", "reading")
-        ),
-        ("vote", c_float),
+        *((name, c_int32) for name in ("tokens", "table_rows", "table_columns", "pages", "asked_count", "reading")),
         *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows")),
     ]
 

@@ -100,7 +100,6 @@ class NativeModel:
         logits_out: Tensor | None,
         keep_out: Tensor,
         score_out: Tensor,
-        vote: float | None = None,
         argmax_out: Tensor | None = None,
         asked: Tensor | None = None,
         reading: bool = False,
@@ -125,7 +124,7 @@ class NativeModel:
         call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
         call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
         call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (count,))
-        call.voting, call.vote, call.reading = vote is not None, vote or 0.0, reading
+        call.reading = reading
         code = self._library.depthdial_pass(self._team(), call)
         if code:
             raise ValueError(_OUT_OF_RANGE[code])
@@ -150,7 +149,6 @@ class NativeModel:
         logits_out: Tensor,
         keep_out: Tensor,
         score_out: Tensor,
-        vote: float | None = None,
     ) -> Counters:
         """`forward` for any number of tokens, those of a sequence side by side and in order. Only where `prefills`.
 
@@ -162,7 +160,6 @@ class NativeModel:
         self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
         call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
         call.logits = _checked("logits_out", logits_out, torch.float32, (count, self.vocabulary))
-        call.voting, call.vote = vote is not None, vote or 0.0
         code = self._library.depthdial_prefill(self._team(), call)
         if code < 0:
             raise MemoryError("no memory for a native prefill")

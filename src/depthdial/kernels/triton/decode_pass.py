@@ -33,7 +33,6 @@ class DecodePass:
         rows: int,
         routed: bool = True,
         given: bool = False,
-        vote: float | None = None,
         tiles: Tiles | None = None,
         work: bool = False,
     ):
@@ -42,7 +41,7 @@ class DecodePass:
         routed: False leaves every router, adapter and given decision out: each row runs each layer. given: layers
         without a router do as `self.given` says. work: count tiles and pages per layer in `self.work`.
         """
-        self.model, self.k_cache, self.v_cache, self.vote = model, k_cache, v_cache, vote
+        self.model, self.k_cache, self.v_cache = model, k_cache, v_cache
         self.routed, self.has_given = routed, given
         self.tiles, self.few = tiles or tiles_for(rows), rows <= FEW
         self.device, self.dtype = k_cache.device, k_cache.dtype
@@ -157,7 +156,6 @@ class DecodePass:
         return Choice(
             layer.router, code, self.offsets, None if layer.router is not None else self.given[index],
             self.keep[index], self.score[index], self._run, self._skip, self._split, self._arrived,
-            None if layer.router is None else self.vote,
         )  # fmt: skip
 
     def _map(self, name: str, projection: Linear) -> Map:

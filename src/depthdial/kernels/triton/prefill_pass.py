@@ -40,10 +40,9 @@ class PrefillPass:
         offsets: Tensor,
         given: Tensor | None = None,
         routed: bool = True,
-        vote: float | None = None,
     ):
         """starts: where each sequence's tokens begin, and N. offsets: fp32 [N]. given: uint8 [L, N]."""
-        self.model, self.k_cache, self.v_cache, self.place, self.vote = model, k_cache, v_cache, place, vote
+        self.model, self.k_cache, self.v_cache, self.place = model, k_cache, v_cache, place
         self.routed, self.given, self.offsets = routed, given, offsets
         refuse_int8(model)
         rows, depth, self.device, self.dtype = starts[-1], len(model.layers), k_cache.device, k_cache.dtype
@@ -139,7 +138,7 @@ class PrefillPass:
         given = None if router is not None or self.given is None else self.given[index]
         return Choice(
             router, code, self.offsets, given, self.keep[index], self.score[index], self._run, self._skip,
-            self._split, self._arrived, None if router is None else self.vote,
+            self._split, self._arrived,
         )  # fmt: skip
 
 

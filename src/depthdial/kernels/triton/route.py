@@ -53,8 +53,6 @@ class Choice(NamedTuple):
     into: Split
     arrived: Tensor
     """int32 [1], 0 before and after each launch."""
-    vote: float | None = None
-    """Rows that are not untouched run together or not at all: where their mean score exceeds it."""
 
 
 @triton.jit
@@ -92,25 +90,9 @@ def _decide(
 
 
 @triton.jit
-def _vote(vote, offsets, score, keep, rows, live, BLOCK: tl.constexpr):
-    total = 0.0
-    voters = 0
-    for start in range(0, rows, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        votes = (row < live) & (tl.load(offsets + row, mask=row < live, other=0.0) != float("inf"))
-        total += tl.sum(tl.load(score + row, mask=votes, other=0.0, cache_modifier=".cg"), 0)
-        voters += tl.sum(votes.to(tl.int32), 0)
-    runs = total > vote * voters
-    for start in range(0, rows, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        votes = (row < live) & (tl.load(offsets + row, mask=row < live, other=0.0) != float("inf"))
-        tl.store(keep + row, tl.full((BLOCK,), 0, tl.uint8) + runs.to(tl.uint8), mask=votes)
-
-
-@triton.jit
 def _route(
     live, k, v, k_norm, k_eps, cos, sin, k_cache, v_cache, page_table, sequences, positions, pages_per_sequence,
-    code, folded, router_norm, bias, cut, eps, offsets, given, vote, keep, score, run, skip,
+    code, folded, router_norm, bias, cut, eps, offsets, given, keep, score, run, skip,
     kept, kept_count, skipped, skipped_count, arrived, index,
     KV_HEADS: tl.constexpr, HALF: tl.constexpr, PLUS_ONE: tl.constexpr, PAGE: tl.constexpr,
     HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
@@ -134,9 +116,6 @@ def _route(
         tl.debug_barrier()  # every thread's stores come before this block's arrival
         if tl.atomic_add(arrived, 1, sem="acq_rel") == rows - 1:
             tl.store(arrived, 0)
-            if vote is not None:
-                _vote(vote, offsets, score, keep, rows, tokens, BLOCK)
-                tl.debug_barrier()
             list_rows(keep, kept, kept_count, skipped, skipped_count, rows, tokens, BLOCK)
 
 
@@ -166,7 +145,7 @@ def route(
         *(place.live.count, k, v, *parts_of(k_norm)),
         *(cos, sin, k_cache, v_cache, table, place.sequences, place.positions, table.stride(0)),
         *((None,) * 6 if router is None or choice is None else _router_arguments(router, choice.code)),
-        *((None,) * 12 if choice is None else _choice_arguments(choice)),
+        *((None,) * 11 if choice is None else _choice_arguments(choice)),
         place.live.index,
         KV_HEADS=kv_heads,
         HALF=head_dim // 2,
@@ -189,6 +168,6 @@ def _router_arguments(router: RouterTensors, code: Tensor | None):
 def _choice_arguments(choice: Choice):
     kept, skipped = choice.into
     return (
-        *(choice.offsets, choice.given, choice.vote, choice.keep, choice.score, choice.run, choice.skip),
+        *(choice.offsets, choice.given, choice.keep, choice.score, choice.run, choice.skip),
         *(kept.index, kept.count, skipped.index, skipped.count, choice.arrived),
     )

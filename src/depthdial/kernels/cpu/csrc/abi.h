@@ -65,9 +65,8 @@ struct PassSpec {
   float* score;          // [layers, tokens]
   const int32_t* asked;  // [asked_count]: tokens whose logits are wanted
   int64_t table_stride, layer_stride;  // in elements
-  int32_t tokens, table_rows, table_columns, pages, voting;
+  int32_t tokens, table_rows, table_columns, pages;
   int32_t asked_count;
   int32_t reading;  // of prompts: activations stay as they are under int8 weights
-  float vote;
   int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows;  // written by the pass
 };

@@ -56,7 +56,7 @@ struct Own {
   Buffer<float> x, z, code, pages, logits, near;
   PackedMemory a, b;
   std::vector<int> kept, skipped;
-  std::vector<float> run, skip, shifted, best;
+  std::vector<float> run, skip, best;
   std::vector<int64_t> best_id;
   int64_t weight_bytes = 0;
   double kv_bytes = 0;
@@ -64,7 +64,7 @@ struct Own {
   Own(int tokens, int dim, int widest, int rank, int head_dim)
       : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
         logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), kept(tokens),
-        skipped(tokens), run(tokens), skip(tokens), shifted(tokens), best(tokens), best_id(tokens) {}
+        skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
 };
 
 struct PrefillMemory;

@@ -123,25 +123,14 @@ class Pass {
   void route(int index, const LayerSpec& l, const float* codes) {
     own.kept.clear();
     own.skipped.clear();
-    float mean = 0;
-    float* shifted = own.shifted.data();
-    int voters = 0;
-    for (int n = 0; n < N; ++n) {
-      if (p.offsets[n] == INFINITY) continue;
-      memcpy(own.code, codes + (size_t)n * l.router.enc.rows, sizeof(float) * l.router.enc.rows);
-      shifted[n] = router_logit(own.code, l.router) + p.offsets[n];
-      mean += sigmoid(shifted[n]);
-      ++voters;
-    }
-    const bool voted = voters && mean / voters > p.vote;
     for (int n = 0; n < N; ++n) {
       if (p.offsets[n] == INFINITY) {
         decided(index, n, true, 1.0f, 1.0f, 1.0f);
         continue;
       }
-      const float g = sigmoid(shifted[n]);
-      const bool keep = p.voting ? voted : shifted[n] > l.router.cut;
-      decided(index, n, keep, g, l.router.soft ? g : 1.0f, l.router.soft ? 1.0f - g : 1.0f);
+      memcpy(own.code, codes + (size_t)n * l.router.enc.rows, sizeof(float) * l.router.enc.rows);
+      const float shifted = router_logit(own.code, l.router) + p.offsets[n], g = sigmoid(shifted);
+      decided(index, n, shifted > l.router.cut, g, l.router.soft ? g : 1.0f, l.router.soft ? 1.0f - g : 1.0f);
     }
   }
 

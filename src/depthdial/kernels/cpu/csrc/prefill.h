@@ -158,19 +158,12 @@ class Prefill {
     own.skipped.clear();
     own.run.assign(N, 1.0f);
     own.skip.assign(N, 1.0f);
-    double mean = 0;
-    int voters = 0;
-    for (int n = 0; p.voting && routed && n < N; ++n) {
-      if (p.offsets[n] == INFINITY) continue;
-      mean += sigmoid(s.shifted[n]);
-      ++voters;
-    }
     for (int n = 0; n < N; ++n) {
       bool keep = true;
       float score = 1.0f;
       if (p.offsets[n] != INFINITY && routed) {
         score = sigmoid(s.shifted[n]);
-        keep = p.voting ? mean / voters > p.vote : s.shifted[n] > l.router.cut;
+        keep = s.shifted[n] > l.router.cut;
         if (l.router.soft) {
           own.run[n] = score;
           own.skip[n] = 1.0f - score;
