@@ -107,22 +107,6 @@ class Program:
         return any(self.steps[i].routed == "skip" for i in self.routed)
 
     @cached_property
-    def always(self) -> tuple[int, ...]:
-        """The visits that every token runs, in whole or in part, whatever is decided."""
-        return tuple(v for v, visit in enumerate(self.visits) if not self._missed(visit))
-
-    def _missed(self, visit: Visit) -> bool:
-        """Is there a way to the end on which no step of a visit runs?"""
-        reached = {0}
-        for s, step in enumerate(self.steps):
-            if s in reached:
-                ran = () if s in visit.steps else (True,)
-                reached |= {
-                    self.after(s, way) for way in (*ran, *([False] if step.routed == "skip" or not step.base else []))
-                }
-        return END in reached
-
-    @cached_property
     def jumps(self) -> bool:
         """Does any token go elsewhere than to the next step?"""
         return any(step.then is not None or step.otherwise is not None for step in self.steps)

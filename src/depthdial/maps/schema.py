@@ -56,7 +56,7 @@ class Facts:
     routed: tuple[int, ...]
     """The layers with a decision, in order."""
     always_on: int
-    """Layers that every token runs."""
+    """The fewest layers that a token can run."""
     dtype: str
     alternatives: int = 0
     """Next tokens recorded at each position."""
@@ -94,7 +94,7 @@ class Facts:
             offset=float(dials.written),
             layers=len(program.visits),
             routed=tuple(sorted({program.visit_of[s] for s in program.routed})),
-            always_on=len(program.always),
+            always_on=program.least,
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
             prompt_budget=prompt_budget,

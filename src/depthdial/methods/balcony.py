@@ -12,8 +12,8 @@ are the base's last norm and its head, shared by all exits:
 B_e begins as a copy of the last layer with the input norm of layer e, which knows the scale of h^e. A deployment or a
 request chooses its exit, and a text keeps it: nothing could make up for the keys that it has not left.
 
-Ours: the dial chooses the exit, so that whoever trains draws the exits by row, from the stops. A B_e learns from its own
-exit's rows alone, as in the sum over exits; with as many `copies` of a row as there are stops it learns from all of them.
+Ours: the dial chooses the exit, so whoever trains draws one for each row, all of them in a batch. A B_e learns from
+the rows of its exit alone, as in the sum over exits: that has as many terms of a row where the row is drawn as often.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Balcony(Method):
                 block = -1 - exits.index(layer)
                 steps.append(Step(block, routed="skip", then=END, absent="nothing", base=False))
             steps.append(Step(layer, absent="nothing" if layer >= exits[0] else "project"))
-        return Program(tuple(steps), tuple(OwnBlock(copy=depth - 1, norm=layer) for layer in exits))
+        return Program(tuple(steps), tuple(OwnBlock(copy=depth - 1, place=layer) for layer in exits))
 
     def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
         exit = -1 - trace.program.steps[s].block

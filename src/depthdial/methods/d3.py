@@ -13,8 +13,8 @@ order, we do not know.) Nothing is trained.
 
 Ours: the order by block influence (ShortGPT); `start` in tokens, where the paper has a share of an answer whose length
 nobody knows; the dial, in layers: n_i = floor(L alpha^i + offset); and two controls, of the same mean depth over the
-first `length` tokens of an answer. "constant" has it everywhere. "reversed" runs the schedule backwards: its depth rises,
-so that dropped layers leave K and V, which later tokens ask for.
+first `length` tokens of an answer. "constant" has it everywhere. "reversed" runs the schedule backwards: its depth
+rises, so that dropped layers leave K and V, which later tokens ask for.
 """
 
 from __future__ import annotations
@@ -98,20 +98,16 @@ class D3(Method):
 
     def _layers(self, program: Program, tokens: Tokens) -> Tensor:
         """n_i of each token, float64 [N], by the dial and not yet held to the core; all L in a prompt."""
-        depth, i = len(program.steps), tokens.answer - self.start
-        if self.schedule == "decay":
-            n = self._decayed(depth, i)
-        elif self.schedule == "reversed":
-            n = self._decayed(depth, self.length - 1 - tokens.answer - self.start)
+        depth, place = len(program.steps), tokens.answer
+        if self.schedule == "constant":
+            n = self._decayed(depth, torch.arange(self.length)).floor().mean().round()
         else:
-            mean = self._decayed(depth, torch.arange(self.length) - self.start).floor().mean().round()
-            n = torch.full_like(tokens.offset, float(mean), dtype=torch.float64)
-        n = (n + tokens.offset).floor()
-        return torch.where(tokens.answer < 0, float(depth), n)
+            n = self._decayed(depth, place if self.schedule == "decay" else self.length - 1 - place)
+        return torch.where(place < 0, float(depth), (n + tokens.offset).floor())
 
-    def _decayed(self, depth: int, i: Tensor) -> Tensor:
-        """L alpha^i, float64 [N]; L where i is below 0."""
-        return depth * torch.pow(self.alpha, i.clamp_min(0).double())
+    def _decayed(self, depth: int, place: Tensor) -> Tensor:
+        """L alpha^i of places within an answer, float64 [N]; L before `start`."""
+        return depth * torch.pow(self.alpha, (place - self.start).clamp_min(0).double())
 
     def _order(self, program: Program) -> Sequence[int]:
         """The flexible layers in the order in which they are dropped."""

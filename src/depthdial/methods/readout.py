@@ -12,9 +12,9 @@ A token that exits goes to the last norm and the head as it is; layers from l on
 state (CALM; AdaInfer's answers have one token). The classifier's label is 1 where argmax p is the full base's, which
 asks for no answers. Nothing is trained: the fit is the linear discriminant of the two classes, in closed form.
 
-Ours: p is taken over the head's first `head_rows` only, as a look at the whole head costs as much as eight layers of a model
-of 135 M (and all tokens that wait pay for it); what is written always comes from the whole head. CALM's threshold is
-constant: its decay over the answer is left out. The dial is added to what speaks for going on, -(w . x + b) or
+Ours: p is taken over the head's first `head_rows` only, as a look at the whole head costs eight layers of a model of
+135 M, and all tokens that come by pay for it; what is written always comes from the whole head. CALM's threshold is
+constant: its decay over the answer is left out. The dial is added to what speaks for going on: -(w . x + b), or
 threshold - top.
 """
 
@@ -41,7 +41,7 @@ class Readout(Method):
 
     reads = frozenset({"logits"})
     example: ClassVar[Mapping[str, object]] = {
-        "layers": (2, 4), "head_rows": 100, "classifiers": ((1.0, 2.0, -1.2), (2.0, 0.5, -1.1))
+        "layers": (2, 4), "head_rows": 100, "classifiers": ((10.0, 5.0, -1.8), (5.0, 10.0, -1.1))
     }  # fmt: skip
 
     layers: tuple[int, ...] = ()
