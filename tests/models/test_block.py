@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.kernels.tensors import Linear, Norm, Rope
+from depthdial.methods import Recursive
 from depthdial.models.block import Block, Spine, spine_of
 from depthdial.models.families import FAMILIES
 
@@ -82,6 +83,19 @@ def test_the_spine_is_the_whole_model(tiny_model: Callable, adaptive: Callable, 
     own = {id(p) for name, p in model.named_parameters() if ".parts." not in name}
     weights = {id(part.weight) for block in spine.blocks for part in vars(block).values() if isinstance(part, Linear)}
     assert weights < own and {id(spine.embed), id(spine.head)} < own, "nothing is copied"
+
+
+@torch.no_grad()
+def test_a_visit_has_its_own_change_merged(tiny_model: Callable, adapted: Callable):
+    model: Any = adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4, rank=4))
+    spine = spine_of(model)
+    assert len(spine.blocks) == 9
+    torch.testing.assert_close(forward(spine, IDS[0]), model(IDS).logits[0], rtol=1e-4, atol=1e-4)
+    once, again = spine.blocks[1], spine.blocks[4]
+    assert once.before_mlp.weight is again.before_mlp.weight, "norms are shared"
+    assert not torch.equal(once.q.weight, again.q.weight)  # pyright: ignore
+    plain = spine_of(adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4)))
+    assert plain.blocks[1].q.weight is plain.blocks[4].q.weight, "without changes nothing is copied"
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ they are called. Those are called as modules; only a plain layer's weight is rea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import NoneType
 from typing import ClassVar, Literal
 
 import torch
@@ -19,14 +20,14 @@ WEIGHTS: tuple[type[Tensor], ...] = (nn.Parameter, Tensor)
 """Types of tensors that hold their own numbers."""
 
 
-def plain(module: nn.Module) -> bool:
-    """Is it torch's own linear layer or norm, so that its weight alone says what it does? Not one with hooks, with a
-    forward of another's, or with a weight of another tensor type."""
+def plain(module: nn.Module, but: type = NoneType) -> bool:
+    """Is it torch's own linear layer or norm, so that its weight alone says what it does? Not one with hooks (beside
+    those of the type `but`), with a forward of another's, or with a weight of another tensor type."""
     return (
         type(module) in (nn.Linear, nn.RMSNorm)
         and type(module.weight) in WEIGHTS
         and "forward" not in module.__dict__
-        and not module._forward_hooks
+        and all(isinstance(hook, but) for hook in module._forward_hooks.values())
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks

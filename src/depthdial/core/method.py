@@ -57,7 +57,8 @@ class LowRank(NamedTuple):
 
     def merged(self, weight: Tensor) -> Tensor:
         """The changed weight, [out, in] in the weight's dtype."""
-        return (weight.float() + self.up.detach().float() @ self.down.detach().float()).to(weight.dtype)
+        more = self.up.detach().float() @ self.down.detach().float()
+        return (weight.detach().float() + more.to(weight.device)).to(weight.dtype)
 
 
 def span(first: int | None, last: int | None, but: Sequence[int], depth: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +100,7 @@ class Routed:
         changed = method.delta(self.parts, s) if self.step.relaxed else {}
         for name, module in unit.named_modules():
             if (last := name.rpartition(".")[2]) in changed and not name.startswith("parts."):
-                self._hooks.append(module.register_forward_hook(partial(self._change, last)))
+                self._hooks.append(module.register_forward_hook(Changing(self, last)))
 
     @property
     def parts(self) -> nn.ModuleDict:
@@ -159,10 +158,6 @@ class Routed:
         decision = self.method.decide(self.parts, seen, self.s, running.tokens, running.trace)
         return decision if self.step.base else decision.within(~running.tokens.full)
 
-    def _change(self, name: str, _linear: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-        """The output of a linear map with the step's own change. args: (x [..., in],); out: [..., out]."""
-        return out + self.method.delta(self.parts, self.s)[name](args[0])
-
     def _weigh(self, _outlet: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
         opened = self._passing().opened.pop(self.s, None)
         if opened is None:
@@ -180,6 +175,17 @@ class Routed:
             if bypass is not None:
                 update = update + decision.skip[..., None].to(x.dtype) * bypass.view_as(x)
         return update if tail is None else (update, *tail)
+
+
+class Changing:
+    """A hook after a linear map that adds the low-rank change of a step."""
+
+    def __init__(self, routed: Routed, name: str):
+        self.routed, self.name = routed, name
+
+    def __call__(self, _linear: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        """args: (x [..., in],); out: [..., out]."""
+        return out + self.routed.method.delta(self.routed.parts, self.routed.s)[self.name](args[0])
 
 
 class _Open(NamedTuple):

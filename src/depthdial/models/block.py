@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import plain
+from depthdial.core.routed import Changing
 from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
 from depthdial.models.convert import converted_of, head_of, is_converted, layers_of
 from depthdial.models.families import family_of
@@ -112,8 +113,7 @@ def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
             for name, change in converted.method.delta(parts, s).items():
                 part = name.removesuffix("_proj")
                 weight, bias = vars(block)[part]
-                more = (change.up.float() @ change.down.float()).to(weight.device)
-                block = replace(block, **{part: Linear((weight.float() + more).to(weight.dtype), bias)})
+                block = replace(block, **{part: Linear(change.merged(weight), bias)})
         blocks.append(block)
     return tuple(blocks)
 
@@ -179,7 +179,7 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
 
 def _child(of: nn.Module, name: str) -> nn.Linear:
     child = of.get_submodule(name)
-    if not isinstance(child, nn.Linear) or not plain(child):
+    if not isinstance(child, nn.Linear) or not plain(child, but=Changing):
         raise ValueError(
             f"{name} is a {type(child).__name__} that the engine cannot read (a LoRA, quantised or offloaded layer); "
             "merge the adapter (merge_and_unload), load the weights whole, or call model.generate"
