@@ -9,10 +9,11 @@ from depthdial.core.dial import PromptBudget
 from depthdial.core.vml import settle
 from depthdial.methods import Dense
 from depthdial.models.base import load_base
-from depthdial.models.checkpoint import attach, save
+from depthdial.models.checkpoint import attach, read, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 from depthdial.models.extra import OWN_BLOCKS
+from depthdial.models.families import OWN
 from depthdial.models.own import is_own
 from depthdial.models.shipped import none_shipped, shipped_ahead, shipped_for
 
@@ -33,8 +34,8 @@ def load(
     """An adaptive-depth causal LM and its tokenizer.
 
     model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
-    base; at budget 1.0 none is needed) or None (the base alone, its route still recorded); a model pre-trained with its
-    routers takes none. dtype: of weights, parts and activations.
+    base; at budget 1.0 none is needed) or None (the base alone, its route still recorded); a model of one of our types
+    takes none but one that was trained for it. dtype: of weights, parts and activations.
 
     budget: true cost of what is written, relative to dense, None for the plug-in's recommended one; `generate` holds it
     for each text. prompt_budget: of what is read: 1.0 (the untouched base), a lower number, or "same" as what is
@@ -53,7 +54,9 @@ def load(
     base, tokenizer = load_base(model, dtype, device)
     if is_own(base):
         if plugin not in (None, "default"):
-            raise ValueError(f"{model} has its own routers and takes no plug-in: leave --plugin out")
+            if not read(plugin).base.model_type.startswith(OWN):
+                raise ValueError(f"{model} has its own routers and takes no plug-in: leave --plugin out")
+            attach(base, plugin, allow_other_weights)
     elif plugin is None:
         convert(base, Dense())
     else:

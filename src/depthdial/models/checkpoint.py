@@ -28,6 +28,7 @@ from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
 from depthdial.models.convert import convert, revert
 from depthdial.models.converted import Converted, converted_of
+from depthdial.models.families import OWN
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 from depthdial.models.folder import check_finite, pointer_of
 from depthdial.models.foreign import shown
@@ -148,19 +149,26 @@ def read(path: str | Path) -> Plugin:
 
 def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool = False) -> PreTrainedModel:
     """Convert `model` with the plug-in in the folder `path`; returns the same model, with `model.converted.plugin` set.
+    A model of one of our types has its method already: the plug-in's parts take the place of its own.
 
     Raises ValueError when the plug-in belongs to a base of another configuration, or to other weights of the same one
     (unless allowed: a LoRA-tuned base, say), or when its tensors are corrupt, missing, of the wrong shape or too many.
     """
     plugin, file = read(path), parts_file(path)
     plugin.base.check(fingerprint(model), str(path), allow_other_weights)
-    tensors = read_parts(file)
-    convert(model, plugin.method)
+    tensors, own = read_parts(file), model.config.model_type.startswith(OWN)
+    if not own:
+        convert(model, plugin.method)
+    elif plugin.method != converted_of(model).method:
+        raise ValueError(
+            f"{path} has another {name_of(plugin.method)} than the model it is for; train a plug-in for it"
+        )
     try:
-        _fill(parts_of(model), tensors, str(file))
         _check_of_one_save(Path(path), file)
+        _fill(parts_of(model), tensors, str(file))
     except ValueError:
-        revert(model)  # a refused plug-in leaves the base as it was
+        if not own:
+            revert(model)  # a refused plug-in leaves the base as it was
         raise
     converted_of(model).plugin = plugin
     return model
@@ -235,10 +243,11 @@ def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
         raise ValueError(f"{where} lacks {len(missing)} tensors ({missing[0]}, ...); get the plug-in again")
     if extra := sorted(given.keys() - own.keys()):
         raise ValueError(f"{where} has {len(extra)} tensors its method does not know ({shown(extra[0])}, ...)")
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise ValueError(f"{where}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}")
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != given[name].shape:
-                raise ValueError(f"{where}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}")
             tensor.copy_(given[name])
 
 

@@ -63,6 +63,14 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     return model
 
 
+def hold(model: PreTrainedModel) -> PreTrainedModel:
+    """Hold all weights of a converted model fast but those of its method; returns the same model."""
+    converted_of(model).frozen = True
+    for weight in base_weights(model).values():
+        weight.requires_grad_(False)
+    return model
+
+
 def revert(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `convert`: the stock Hugging Face model again, parts dropped; returns the same model."""
     converted_of(model).remove()

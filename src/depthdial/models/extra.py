@@ -43,9 +43,9 @@ class Extra:
         running, program = self.converted.passing(), self.converted.program
         inputs, steps = running.inputs.get(self.kind, inputs), program.visits[self.visit].steps
         cache = inputs.get("past_key_values")
-        if cache is not None:
+        if isinstance(cache, Cache):
             self._make_room(cache)
-        elif running.untouched and not program.steps[steps[0]].base:  # nobody comes here, nor later
+        if cache is None and running.untouched and not program.steps[steps[0]].base:  # nobody comes here, nor later
             for s in steps:
                 if s in self.converted.units:
                     self.converted.units[s].leave()

@@ -34,6 +34,7 @@ class Halves:
         self._converted = converted_of(model)
         program = self._converted.program
         first = program.visit_of[program.first] if program.first < len(program.steps) else 0
+        first = min(first, len(layers) - 1)  # visits after the last layer run with it
         self.first = first
         self._lower = nn.ModuleList([*layers[:first], *(Passed() for _ in layers[first:])])
         self._upper = nn.ModuleList([*(Passed() for _ in layers[:first]), *layers[first:]])

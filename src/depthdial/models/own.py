@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from depthdial.core.method import Method
-from depthdial.methods import method_named
+from depthdial.methods import method_named, name_of
 from depthdial.models.checkpoint import Plugin, curves_from
 from depthdial.models.convert import WRAPPED, convert
 from depthdial.models.converted import converted_of
@@ -38,6 +38,17 @@ def method_from(config: PretrainedConfig) -> Method:
     """The method that routes a model of one of our types; a configuration without one is dense."""
     fields = dict(config.method or {"name": "dense"})
     return method_named(fields.pop("name"), fields)
+
+
+def method_for(config: PretrainedConfig | None, name: str, fields: dict[str, Any]) -> Method:
+    """The method of this name with these fields, for a base of a configuration, or of one that is not known yet; for a
+    model of one of our types its own. Raises ValueError where that is another one."""
+    if config is None or not config.model_type.startswith(OWN):
+        return method_named(name, fields)
+    own = method_from(config)
+    if name_of(own) != name or any(getattr(own, field, None) != value for field, value in fields.items()):
+        raise ValueError(f"this model has a method of its own; give --method {name_of(own)}, and none of its fields")
+    return own
 
 
 def plugin_from(config: PretrainedConfig) -> Plugin | None:

@@ -11,6 +11,7 @@ from depthdial.core.method import Method
 from depthdial.models.ahead import check_ahead, config_ahead, skeleton
 from depthdial.models.convert import convert
 from depthdial.models.converted import Converted, converted_of
+from depthdial.models.own import is_own
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import reads_once
@@ -28,8 +29,15 @@ def foresee(config: TrainConfig, method: Method) -> None:
         return
     check_ahead(ahead)
     model = skeleton(ahead)
-    converted = converted_of(convert(model, method.calibrate(Unread(ahead.num_hidden_layers))))
+    if not is_own(model):
+        convert(model, method.calibrate(Unread(ahead.num_hidden_layers)))
+    converted = converted_of(model)
     check_reading(config, converted)
+    if config.objective == "distill" and any(step.relaxed and step.base for step in converted.program.steps):
+        raise ValueError(
+            f"what {config.method} trains acts in the untouched base, too, so that there is none to distil from; give "
+            "--objective lm"
+        )
     if config.budget is not None:
         low, high = bounds(config, config.budget, converted.ledger.floor)
         BudgetControl(low, high, converted.ledger.floor)

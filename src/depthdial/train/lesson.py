@@ -185,7 +185,7 @@ def trained_parts(converted: Converted) -> dict[str, nn.Module]:
     steps, plain = converted.program.steps, converted.program.plain
     parts: dict[str, nn.Module] = {
         f"{steps[s].block}_{steps[s].unit}" if plain else f"step_{s}": unit.parts
-        for s, unit in converted.routed.items()
+        for s, unit in converted.parted.items()
         if len(unit.parts)
     }
     return parts | {f"own_{k}": block for k, block in enumerate(converted.own)}

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from depthdial.core.dial import Curve
 from depthdial.core.layers import Part
 from depthdial.core.method import Method
-from depthdial.methods import method_named
+from depthdial.models.ahead import config_ahead
 from depthdial.models.base import load_base
 from depthdial.models.calibration import (
     BaseProbe,
@@ -30,9 +30,10 @@ from depthdial.models.calibration import (
 )
 from depthdial.models.checkpoint import Plugin, attach, cast_parts, save
 from depthdial.models.checkpoint import read as read_plugin
-from depthdial.models.convert import convert
+from depthdial.models.convert import convert, hold
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.own import is_own, method_for
 from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
@@ -65,7 +66,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     On several processes all of them train and the main one (`processes.is_main`) measures and saves.
     Raises ValueError (one line, with the remedy) for bad data, models, methods, budgets, or a resume that does not fit.
     """
-    asked = method_named(config.method, config.fields)
+    asked = method_for(config_ahead(config.model), config.method, config.fields)
     if not asked.frozen:
         raise ValueError(f"{config.method} trains the base, too: use `depthdial pretrain --method {config.method} ...`")
     foresee(config, asked)
@@ -111,9 +112,12 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
 
     write_settings(output, {**told(config), **begun}, SETTINGS_FILE)
     base = fingerprint(model)
-    method = asked.calibrate(BaseProbe(model, check_batches), log.info)
+    method = asked if is_own(model) else asked.calibrate(BaseProbe(model, check_batches), log.info)
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
-    convert(model, method)
+    if is_own(model):
+        hold(model)
+    else:
+        convert(model, method)
     check_reading(config, converted_of(model))
     if config.compile:
         compile_pieces(model)
