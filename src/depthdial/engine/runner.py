@@ -241,9 +241,7 @@ class TorchRunner:
     def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
         """The update of the kept tokens, [n, d]."""
         block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
-        q = self._turned(
-            self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block
-        )
+        q = self._turned(self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block)
         count = len(q) if kept is None else len(kept)
         seen, keys = attend(q[:count], cache.k[visit], cache.v[visit], batch, kept, block)
         self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
