@@ -12,8 +12,8 @@ are the base's last norm and its head, shared by all exits:
 B_e begins as a copy of the last layer with the input norm of layer e, which knows the scale of h^e. A deployment or a
 request chooses its exit, and a text keeps it: nothing could make up for the keys that it has not left.
 
-Ours: the dial chooses the exit, so whoever trains draws one for each row, all of them in a batch. A B_e learns from
-the rows of its exit alone, as in the sum over exits: that has as many terms of a row where the row is drawn as often.
+Ours: the dial chooses the exit. As nothing but such exits is decided (`Program.branches`), whoever trains knows that
+one pass of the base teaches all of them.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class D3(Method):
     """Depth falls along the answer, over nested sets of layers."""
 
     reads = frozenset({"position", "prompt"})
+    by_row = True
     example: ClassVar[Mapping[str, object]] = {"alpha": 0.9, "first": 1, "last": 1}
 
     alpha: float = 0.995

@@ -19,6 +19,7 @@ from depthdial.core.layers import Part
 from depthdial.core.method import Method
 from depthdial.models.ahead import config_ahead
 from depthdial.models.base import load_base
+from depthdial.models.branches import branches_of
 from depthdial.models.calibration import (
     BaseProbe,
     Batch,
@@ -33,6 +34,7 @@ from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert, hold
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.halves import Halves
 from depthdial.models.own import is_own, method_for
 from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
@@ -200,10 +202,11 @@ def _same_records(output: Path, now: str, config: TrainConfig) -> None:
 
 
 def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch]) -> BudgetControl | None:
-    """The control that holds the run's budgets; None for training with the method's own loss."""
-    if config.budget is None:
-        return None
+    """The control that holds the run's budgets; None for training with the method's own loss, and where all exits of a
+    method are trained at once."""
     converted = converted_of(model)
+    if config.budget is None or branches_of(model, Halves(model)) is not None:
+        return None
     floor = converted.ledger.floor
     low, high = bounds(config, config.budget, floor)
     starts = [part.start for part in _parts(converted) if part.start is not None]
