@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from depthdial.methods import Balcony, FlexiDepth, Readout, Static
-from depthdial.models.branches import branches_of
+from depthdial.methods import Balcony, FlexiDepth, Readout, Recursive, Static
+from depthdial.models.branches import Exits, branches_of
 from depthdial.models.checkpoint import parts_of
 from depthdial.models.convert import convert
 from depthdial.models.halves import Halves
@@ -75,3 +75,31 @@ def test_a_pass_of_each_exit_is_priced(model: Any):
 def test_other_methods_have_more_to_decide_than_an_exit(tiny_model: Callable, method: Any):
     model = convert(tiny_model("llama"), method)
     assert not model.converted.program.branches and branches_of(model, Halves(model)) is None  # type: ignore[union-attr]
+
+
+def test_each_loops_end_is_what_a_row_that_stops_there_gives(tiny_model: Callable, adapted: Callable, packed: Callable):
+    """All loops run once, and the last exit, the untouched base, learns with the others."""
+    model: Any = adapted(tiny_model("llama"), Recursive(loops=3, first=2, rank=4, stop=2))
+    batch, halves = packed(), Halves(model)
+    exits, how = branches_of(model, halves), {"position_ids": batch["position_ids"]}
+    assert isinstance(exits, Exits)
+    assert exits.each.trace.keep(exits.each.tokens.offset).sum(0).tolist() == [6, 10, 14]
+    torch.testing.assert_close(exits.emphasis, torch.tensor([0.25, 0.25, 2.5]))
+    ran: list[int] = []
+    for s, unit in model.converted.parted.items():
+        unit.unit.register_forward_hook(lambda *_, s=s: ran.append(s))
+    last, each = exits.run(halves.lower(batch["input_ids"], **how), how["position_ids"])
+    assert ran == list(range(2, 14))
+    assert each.requires_grad and not last.requires_grad and torch.equal(last, each[:, -1])
+    for offset, ours in zip((-1.0, 0.0, 1.0), each.unbind(1), strict=True):
+        model.converted.set(offset=offset)
+        expected = model.get_decoder()(batch["input_ids"], use_cache=False, **how).last_hidden_state
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    each[:, 0].sum().backward()
+    touched = [s for s, unit in model.converted.parted.items() if unit.parts["q_proj"].down.grad is not None]
+    assert touched == list(range(2, 6)), "an early exit teaches what it ran"
+
+
+def test_a_loop_in_the_middle_is_left_to_rows(tiny_model: Callable):
+    model = convert(tiny_model("llama"), Recursive(first=1, last=3, rank=2))
+    assert branches_of(model, Halves(model)) is None

@@ -136,6 +136,14 @@ class Program:
         return routed if leave and own else ()
 
     @cached_property
+    def exits(self) -> tuple[int, ...]:
+        """The routed steps, where a token which does not run one leaves for good, what is left is the untouched base,
+        and nobody goes elsewhere. Empty in other programs."""
+        leave = all(self.after(s, True) == s + 1 and self.after(s, False) == END for s in self.routed)
+        base = all(step.base and step.then is None for step in self.steps)
+        return self.routed if leave and base and self.skips else ()
+
+    @cached_property
     def plain(self) -> bool:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))

@@ -1,7 +1,8 @@
-"""All ways off the base in one pass, of a program in which tokens leave it only by blocks of the method's own.
+"""All ways off the base in one pass, of a program in which tokens can only leave it, as they are or by blocks of the
+method's own.
 
 Then nothing that is decided changes the base below an exit: one untouched pass is the teacher of all exits, and shows
-each block its input. Training by rows that take one exit each would run the base anew for each of them.
+each of them its input. Training by rows that take one exit each would run the base anew for each of them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from depthdial.models.extra import called
 from depthdial.models.halves import Halves
 
 
-def branches_of(model: PreTrainedModel, halves: Halves) -> Branches | None:
+def branches_of(model: PreTrainedModel, halves: Halves) -> Branches | Exits | None:
     """The exits of a converted model, where they are all there is to decide and the dial alone chooses among them."""
     converted = converted_of(model)
     stops = converted.method.stops(converted.program)
-    if not converted.program.branches or not converted.method.steady or stops is None:
+    if not converted.method.steady or stops is None:
         return None
-    return Branches(model, halves, stops)
+    if converted.program.branches:
+        return Branches(model, halves, stops)
+    return Exits(model, halves, stops) if converted.program.exits else None
 
 
 class Branches:
@@ -65,6 +68,11 @@ class Branches:
         norm = self.halves.decoder.get_submodule("norm")
         return teacher, torch.stack([norm(self._left(i, *inputs[i])) for i in range(len(hooks))], 1)
 
+    @property
+    def emphasis(self) -> Tensor:
+        """Of each exit in the loss, fp32 [exits], 1 on the mean."""
+        return torch.ones(len(self.offsets))
+
     def _left(self, exit: int, x: Tensor, how: dict[str, Any]) -> Tensor:
         """What leaves by an exit, [B, T, d], of all tokens. how: what the layer behind it is called with beside x."""
         program, tokens = self.converted.program, self.converted.route.last.tokens
@@ -76,10 +84,46 @@ class Branches:
         return out
 
 
+EARLY = 0.1
+"""Of an early exit in the loss, beside 1 of the last: more costs the last one (Relaxed Recursive Transformers)."""
+
+
+class Exits:
+    """One pass for all exits; see `Program.exits`: what leaves is the stream as it stands, and the last exit is the
+    untouched base, which learns with the others. stops: offsets of the dial, each exit at one of them."""
+
+    def __init__(self, model: PreTrainedModel, halves: Halves, stops: Sequence[float]):
+        self.converted, self.halves = converted_of(model), halves
+        self.each = one_at_each(self.converted, stops)
+        """A pass of as many tokens as there are exits, each by its own."""
+        self.emphasis = torch.tensor([EARLY] * (len(stops) - 1) + [1.0])
+        """Of each exit in the loss, fp32 [exits], 1 on the mean."""
+        self.emphasis /= self.emphasis.mean()
+
+    def run(self, lower: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """After the last norm: the last exit without its gradient, [B, T, d], and all of them, [B, exits, T, d].
+
+        lower: [B, T, d], as `Halves.lower` gives it; position_ids: int64 [B, T].
+        """
+        inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+        hooks = [
+            self.converted.units[s].unit.register_forward_pre_hook(_Noting(inputs, s), with_kwargs=True)
+            for s in self.converted.program.exits
+        ]
+        try:
+            with self.converted.using(offset=math.inf, read=None, training=True):
+                last = self.halves.upper(lower, position_ids=position_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        norm = self.halves.decoder.get_submodule("norm")
+        return last.detach(), torch.stack([*(norm(inputs[s][0]) for s in self.converted.program.exits), last], 1)
+
+
 def one_at_each(converted: Converted, offsets: Sequence[float]) -> Pass:
     """The pass of one token at each of some offsets, of a method whose decisions depend on the dial alone."""
     program, count = converted.program, len(offsets)
-    running = Pass(program, Tokens(torch.tensor(offsets), torch.zeros(count, dtype=torch.int64)))
+    running = Pass(program, Tokens(torch.tensor(offsets).float(), torch.zeros(count, dtype=torch.int64)))
     for s in range(program.first, len(program.steps)):
         here, ran = running.here(s), None
         if s in converted.routed:

@@ -149,7 +149,7 @@ class Lesson(nn.Module):
         layers = each.trace.keep(each.tokens.offset).sum(0).to(hidden.device).repeat(rows)
         weight = counts.float().repeat_interleave(exits, 0)
         known = teacher if self.objective == "distill" else None
-        loss = self._task(hidden, known, target, hidden.new_ones(rows, exits, dtype=torch.float32), key)
+        loss = self._task(hidden, known, target, branches.emphasis.to(hidden.device).expand(rows, exits), key)
         self._note(loss, cost, layers[:, None], None, weight)
         return self._mean(loss, weight, items, exits)
 
