@@ -104,9 +104,22 @@ class Program:
         return any(step.then is not None or step.otherwise is not None for step in self.steps)
 
     @cached_property
+    def sparse(self) -> tuple[int, ...]:
+        """The visits at which a token of a row may leave neither K nor V."""
+        found, beyond = [], 0
+        for v, visit in enumerate(self.visits):
+            s = visit.steps[0]
+            step = self.steps[s]
+            if step.absent == "nothing" and (step.routed == "skip" or s < beyond):
+                found.append(v)
+            for each in (self.steps[i] for i in visit.steps):  # tokens may jump over what comes before this
+                beyond = max(beyond, each.then or 0, each.otherwise or 0)
+        return tuple(found)
+
+    @cached_property
     def gaps(self) -> bool:
         """Is there a step at which a token of a row may leave neither K nor V?"""
-        return any(step.attends and step.absent == "nothing" for step in self.steps)
+        return bool(self.sparse)
 
     @cached_property
     def first(self) -> int:
@@ -122,6 +135,23 @@ class Program:
     def plain(self) -> bool:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))
+
+    @cached_property
+    def least(self) -> int:
+        """The fewest visits that a token can make; one counts when any of its steps runs."""
+        count = len(self.steps)
+        least = [0] * (count + 1)
+        """From each visit's first step on."""
+        for visit in reversed(self.visits):
+            ways = {(visit.steps[0], False)}  # where a token may be, and whether it has run a part
+            for s in visit.steps:
+                here = {way for way in ways if way[0] == s}
+                ways -= here
+                for _, any_ran in here:
+                    for ran in (True, False) if self.steps[s].routed == "skip" else (True,):
+                        ways.add((self.after(s, ran), any_ran or ran))
+            least[visit.steps[0]] = min(any_ran + least[min(to, count)] for to, any_ran in ways)
+        return least[0]
 
     def step(self, layer: int, unit: Unit = "layer") -> int:
         """The first step that is this unit of a base's layer. ValueError where there is none."""
