@@ -53,9 +53,9 @@ class Prefill {
       m.pool.barrier();
     }
     if (t == 0) {
-      if (dense) p.weight_bytes += bytes_of({&l.branch.router.first});
-      if (!l.nothing || !st.kept.empty()) p.weight_bytes += bytes_of({&l.k, &l.v});
-      if (!st.kept.empty()) p.weight_bytes += bytes_of({&l.q, &l.o});
+      if (dense) p.weight_bytes += bytes_of({&plain.branch.router.first});
+      if (!l.nothing || !st.kept.empty()) p.weight_bytes += bytes_of({&plain.k, &plain.v});
+      if (!st.kept.empty()) p.weight_bytes += bytes_of({&plain.q, &plain.o});
     }
     blocks(heavy(l), [&](int at, int count) { run(l, st.kept.data() + at, count, true, !l.halves); });
     if (l.halves) m.pool.barrier();
@@ -74,14 +74,14 @@ class Prefill {
           take(l.before_mlp, st.here.data(), at, count);
           ask(router);
         });
-        if (t == 0) p.weight_bytes += bytes_of({&router.first});
+        if (t == 0) p.weight_bytes += bytes_of({&plain.mlp_branch.router.first});
         m.pool.barrier();
       }
       decide(l, l.mlp_branch, l.step + 1);
       blocks(share(st.kept.size(), amx::LANES), [&](int at, int count) { run(l, st.kept.data() + at, count, false, true); });
     }
-    if (t == 0 && !st.kept.empty()) p.weight_bytes += bytes_of({&l.gate, &l.up, &l.down});
-    if (t == 0 && !st.skipped.empty()) p.weight_bytes += bytes_of({&l.adapter_gate, &l.adapter_up, &l.adapter_down});
+    if (t == 0 && !st.kept.empty()) p.weight_bytes += bytes_of({&plain.gate, &plain.up, &plain.down});
+    if (t == 0 && !st.skipped.empty()) p.weight_bytes += bytes_of({&plain.adapter_gate, &plain.adapter_up, &plain.adapter_down});
     if (l.adapter_gate.data)
       blocks(share(st.skipped.size(), amx::LANES), [&](int at, int count) { pass_by(l, st.skipped.data() + at, count); });
     m.pool.barrier();
