@@ -78,7 +78,7 @@ class Pass {
           look(branch.router, l.step + 1);
         } else {
           norm(l.before_mlp, rows, count);
-          pack(own.b.view, own.z, rows, count, D, branch.router.first.kind);
+          pack(own.a.view, own.z, rows, count, D, branch.router.first.kind);
           ask(branch.router, rows, count, branch.router.first.kind, codes);
           expect(l.gate);
           m.pool.barrier();
