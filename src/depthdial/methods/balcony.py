@@ -1,5 +1,5 @@
-"""Balcony: "A Lightweight Approach to Dynamic Inference of Generative Language Models" (Jamialahmadi, Kavehzadeh,
-Rezagholizadeh et al.; EMNLP 2025), arXiv 2503.05005.
+"""Balcony: "A Lightweight Approach to Dynamic Inference of Generative Language Models" (Jamialahmadi et al.;
+EMNLP 2025), arXiv 2503.05005.
 
 The base is frozen, and bit for bit itself at full depth. Each exit e of a set E has one decoder block B_e of its own
 (attention, MLP and both norms), with keys and values of its own; h^e: [B, T, d] is the stream after e layers, N and W

@@ -1,4 +1,4 @@
-"""D3: "Position-Aware Depth Decay Decoding" (Fan, Li, Ma, Wang et al.; Findings of ACL 2025), arXiv 2503.08524.
+"""D3: "Position-Aware Depth Decay Decoding" (Fan et al.; Findings of ACL 2025), arXiv 2503.08524.
 
 Later tokens of an answer need fewer layers. The prompt runs all L of them; of the answer, token i = 0, 1, ... counted
 from `start` on keeps
