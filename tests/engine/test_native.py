@@ -42,11 +42,12 @@ def native(llm: LLM) -> NativeRunner:
 
 
 def fused(llm: LLM) -> bool:
-    """Does the method say all that the kernels need to know?"""
-    converted = llm.model.converted
-    lowered = {s: converted.method.lowered(unit.parts, s) for s, unit in converted.routed.items()}
-    return all(each is not None and not (converted.program.steps[s].unit == "layer" and each.weights == "soft")
-               for s, each in lowered.items())  # fmt: skip
+    """Can the kernels run the method?"""
+    return (
+        not llm.engine.runner.plain.tried.weighed
+        if isinstance(llm.engine.runner, NativeRunner)
+        else not (llm.engine.runner.tried.weighed)
+    )
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
