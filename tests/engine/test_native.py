@@ -22,7 +22,7 @@ from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS, method_named
 from depthdial.models.families import FAMILIES
 
-TILED = [name for name in METHODS if name != "mixture_of_depths"]
+TILED = METHODS
 """Methods for passes in tiles, which ask for the fields' own widths."""
 FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
 EACH = pytest.mark.parametrize(
