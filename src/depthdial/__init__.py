@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from depthdial.engine.llm import LLM
     from depthdial.engine.sampling import SamplingParams
-    from depthdial.methods import METHODS
+    from depthdial.methods import METHODS, register
     from depthdial.models import load
     from depthdial.models.checkpoint import save
     from depthdial.models.convert import convert
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "METHODS", "SamplingParams", "__version__", "convert", "load", "save"]
+__all__ = ["LLM", "METHODS", "SamplingParams", "__version__", "convert", "load", "register", "save"]
 
 _HOME = {
     "LLM": "depthdial.engine.llm",
@@ -24,6 +24,7 @@ _HOME = {
     "SamplingParams": "depthdial.engine.sampling",
     "convert": "depthdial.models.convert",
     "load": "depthdial.models",
+    "register": "depthdial.methods",
     "save": "depthdial.models.checkpoint",
 }
 

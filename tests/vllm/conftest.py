@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import depthdial  # noqa: F401 - makes our model types known
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.dial import Curve
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.converted import converted_of
 from depthdial.models.dial import set_budget
 from depthdial.models.export import export
 from depthdial.models.fingerprint import fingerprint
@@ -51,7 +52,8 @@ def exported(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, tmp_p
         fields = {"first": 2, "router_ratio": 4, "adapter_ratio": 4, "start": 0.0} if fields is None else fields
         model = adapted(tiny_model(family, **{**SIZES, **config}), method_named(method, fields))
         curves = {"text": CURVE, "generated": CURVE}
-        vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
+        converted = converted_of(model)
+        converted.plugin = Plugin("tiny", converted.method, fingerprint(model), curves, recommended=0.8)
         set_budget(model, budget)
         return export(model, tiny_tokenizer, tmp_path_factory.mktemp("exported") / family, budget)
 
@@ -104,9 +106,10 @@ def agrees() -> Callable[..., tuple[int, int]]:
         folder: Path, batches: Prompts, found: dict[str, Any], offset: float, read: float = math.inf
     ) -> tuple[int, int]:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        program = converted_of(model).program
         for dials in found["offsets"]:
             assert dials == [pytest.approx(read), pytest.approx(offset)], "every rank has them where they were set"
-        routed = set() if offset == float("inf") else set(model.method.layers(model.config.num_hidden_layers))
+        routed = set() if offset == float("inf") else {program.steps[s].block for s in program.routed}
         adapters = any(".adapter." in name for name in model.state_dict())
         total = skips = ties = made = 0
         for prompts, batch in zip(batches, found["batches"], strict=True):
@@ -121,7 +124,7 @@ def agrees() -> Callable[..., tuple[int, int]]:
                 told = torch.tensor([row for one in mine for row in one["ran"]])
                 unread = len(told) if read < math.inf else len(tokens) - 1
                 assert told[: len(told) - unread].all(), "what is read in full runs every layer"
-                model.route.offset = torch.tensor([[read] * len(prompt) + [offset] * (len(tokens) - 1)])
+                converted_of(model).set(offset=torch.tensor([[read] * len(prompt) + [offset] * (len(tokens) - 1)]))
                 ties += _ties(model, prompt, steps, told)
                 total += unread * len(routed)
                 ran += told.sum(0)
@@ -150,30 +153,32 @@ def _ties(model: Any, prompt: list[int], steps: Steps, told: Tensor) -> int:
     processors add up in another order. Gives how many such ties fell differently. The pass goes on by what was told, so
     that a tie does not hide what comes after it.
     """
-    route, ties = model.route, 0
+    converted, ties = converted_of(model), 0
+    decide = type(converted.method).decide
 
-    def follow(site: Site, decision: Decision) -> Decision:
+    def follow(method: Any, parts: Any, seen: Any, s: int, of: Any, trace: Any) -> Decision:
         nonlocal ties
-        if site.unit == "mlp":
+        decision, step = decide(method, parts, seen, s, of, trace), converted.program.steps[s]
+        if step.unit == "mlp":
             return decision  # follows the one of its layer's attention
         keep = decision.keep.clone()
-        keep[0, -len(told) :] = told[:, site.layer]
+        keep[-len(told) :] = told[:, step.block]
         other = keep != decision.keep
         if not other.any():
             return decision
         assert decision.score is not None
         near = (decision.score.logit()[other]).abs() < ROUNDING
-        assert near.all(), f"layer {site.layer}: decided otherwise, and not by rounding"
+        assert near.all(), f"layer {step.block}: decided otherwise, and not by rounding"
         ties += int(other.sum())
         run = keep.to(decision.run.dtype)
         return dataclasses.replace(decision, keep=keep, run=run, skip=1 - run)
 
     tokens = torch.tensor([token for token, _ in steps])
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(route, "voted", follow)
+        patch.setattr(type(converted.method), "decide", follow)
         text = torch.cat([torch.tensor(prompt), tokens[:-1]])
         logits = model(text[None], use_cache=False).logits[0, len(prompt) - 1 :].log_softmax(-1)
-    assert torch.equal(route.keep()[:, 0, -len(told) :].T, told), "a layer that is not routed runs for all"
+    assert torch.equal(model.route.keep()[:, 0, -len(told) :].T, told), "a layer that is not routed runs for all"
     apart = [max(abs(logits[i, int(k)].item() - p) for k, p in likely.items()) for i, (_, likely) in enumerate(steps)]
     assert max(apart) < ROUNDING, f"log-probabilities are not the reference's: {apart}"
     behind = logits.amax(-1) - logits.gather(-1, tokens[:, None]).squeeze(-1)

@@ -65,6 +65,12 @@ def test_a_model_routed_by_whole_layers(exported: Callable, vllm: Callable, agre
     assert 0.1 < skips / total < 0.9
 
 
+def test_a_decision_that_is_plain_python(exported: Callable, vllm: Callable, agrees: Callable):
+    folder = exported("llama", "random", fields={"first": 2, "rate": 0.5, "adapter_ratio": 4})
+    total, skips = agrees(folder, batches(), vllm(folder, batches()), offset=OFFSET)
+    assert 0.1 < skips / total < 0.9
+
+
 def test_a_wrong_way_shows(exported: Callable, vllm: Callable, agrees: Callable):
     """The checks fail where one token takes the wrong way through one layer, or another token is told."""
     folder, few = exported("llama"), [texts(4, 30)]

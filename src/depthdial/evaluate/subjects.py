@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from depthdial.core.dial import Curve, PromptBudget
-from depthdial.core.method import Method
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.equal_cost import Knob, between
 from depthdial.methods import Static, name_of
 from depthdial.models import load, load_base
-from depthdial.models.checkpoint import METHOD_FILE, Plugin, parts_file, read
-from depthdial.models.convert import convert, method_of, route_of
+from depthdial.models.checkpoint import METHOD_FILE, Plugin, parts_file, plugin_of, read
+from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 from depthdial.models.dial import offset_for
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.shipped import shipped_for
@@ -187,7 +187,7 @@ class Lineup:
                 f"budget {budgets[0]:g} needs a plug-in; give --plugin, or --budgets 1.0 for the base alone"
             )
         llm = setup.llm(*setup.loaded(plugin))
-        name = name_of(method_of(llm.model))
+        name = name_of(converted_of(llm.model).method)
         for budget in budgets:  # said before anything runs
             offset_for(llm.model, budget, "text")
             llm.dials(budget, setup.prompt_budget)
@@ -211,9 +211,10 @@ class Lineup:
 
 def _baseline(setup: Setup, name: str, path: str, rows: list[Row]) -> Subject:
     model, tokenizer = setup.loaded(path)
-    plugin: Plugin = model.plugin
+    plugin = plugin_of(model)
+    assert plugin is not None
     if isinstance(plugin.method, Static):
-        vars(model)["plugin"] = plugin = replace(plugin, curves=_steps(model))
+        converted_of(model).plugin = plugin = replace(plugin, curves=_steps(model))
     curve = plugin.curves.get("generated") or next(iter(plugin.curves.values()), None)
     if curve is None:
         raise ValueError(f"the plug-in {path} has no budget curve, so it cannot be set to a cost; train it again")
@@ -227,18 +228,19 @@ def _early_exit(setup: Setup, rows: list[Row]) -> Subject:
     order = tuple(range(depth - 1, 0, -1))
     model = convert(base, Static(order=order, count=1, length=len(order), adapter_ratio=0)).eval()
     curves = _steps(model)
-    vars(model)["plugin"] = Plugin(EARLY_EXIT, method_of(model), fingerprint(model), curves)
+    converted_of(model).plugin = Plugin(EARLY_EXIT, converted_of(model).method, fingerprint(model), curves)
     about = {"method": {"name": EARLY_EXIT}, "training": None}
     return Subject(EARLY_EXIT, setup.llm(model, tokenizer), rows, _to_meet(curves["generated"]), about)
 
 
 def _steps(model: Any) -> dict[str, Curve]:
     """The curves of a model that drops whole layers for all tokens, counted and not measured: none to all of them."""
-    method, ledger = method_of(model), route_of(model).ledger
+    converted = converted_of(model)
+    method, ledger = converted.method, converted.ledger
     assert isinstance(method, Static)
     points, cost = [(float(method.count), 1.0, 0.0)], 1.0
     for dropped, layer in enumerate(method.order, 1):
-        cost -= sum(ledger.saved(site) for site in ledger.always if site.layer == layer) / ledger.dense
+        cost -= ledger.saved[layer] / ledger.dense
         points.append((float(method.count - dropped), cost, 0.0))
     curve = Curve.fit(points, step=1.0)
     return {"text": curve, "generated": curve}
@@ -257,10 +259,12 @@ def _to_meet(curve: Curve) -> Callable[[Row, float | None], Knob]:
 
 
 def _about(model: Any, training: dict[str, Any] | None) -> dict[str, Any]:
-    method: Method = method_of(model)
-    told = {name: value for name, value in vars(method).items() if not isinstance(value, float) or math.isfinite(value)}
-    shown = {k: (training or {}).get(k) for k in ("steps", "tokens", "objective", "seed") if k in (training or {})}
-    return {"method": {"name": name_of(method), **told}, "training": shown}
+    method, trained = converted_of(model).method, training or {}
+    fields = {
+        name: value for name, value in vars(method).items() if not isinstance(value, float) or math.isfinite(value)
+    }
+    kept = {name: trained[name] for name in ("steps", "tokens", "objective", "seed") if name in trained}
+    return {"method": {"name": name_of(method), **fields}, "training": kept}
 
 
 def identity(path: str | Path) -> str:

@@ -23,7 +23,8 @@ from depthdial.engine.dials import Held
 from depthdial.engine.reading import Read, Reader
 from depthdial.engine.step import Engine
 from depthdial.maps.base_reading import BaseReading, Expected
-from depthdial.models.convert import head_of, method_of, route_of, routed
+from depthdial.models.convert import head_of
+from depthdial.models.converted import converted_of
 from depthdial.models.halves import Halves
 from depthdial.models.own import is_own
 
@@ -63,28 +64,26 @@ class RoutedPasses:
 
     Where a budget is held, what is written depends on what was written before, so the pass for the decisions is run
     until they stand: a block more with each time. base: the offset of the pass that `reading` reads; scores: keep them.
-    Not to be used while another thread uses `model.route`.
     """
 
     def __init__(
         self, model: Any, dials: Dials, base: float, reading: BaseReading | None, scores: bool, batch_tokens: int
     ):
-        self.model, self.route, self.dials, self.base = model, route_of(model), dials, base
-        self._layers = sorted(method_of(model).layers(len(self.route.ledger.layers)))
+        self.model, self.converted, self.dials, self.base = model, converted_of(model), dials, base
         self._reading, self._with_scores, self._room = reading, scores, batch_tokens
-        self._halves = Halves(model, min((site.layer for site in routed(model)), default=0))
+        self._halves = Halves(model)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
         """Texts of like length share a pass."""
         order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].ids))
-        found: dict[int, Pass] = {}
+        passes: dict[int, Pass] = {}
         while order:
             count = 1
             while count < len(order) and (count + 1) * len(jobs[order[count]].ids) <= self._room:
                 count += 1
             batch, order = order[:count], order[count:]
-            found |= zip(batch, self._batch([jobs[i] for i in batch]), strict=True)
-        return [found[i] for i in range(len(jobs))]
+            passes |= zip(batch, self._batch([jobs[i] for i in batch]), strict=True)
+        return [passes[i] for i in range(len(jobs))]
 
     @torch.no_grad()
     def _batch(self, jobs: Sequence[Job]) -> list[Pass]:
@@ -93,19 +92,17 @@ class RoutedPasses:
         padded = [[*job.ids, *[0] * (max(lengths) - len(job.ids))] for job in jobs]
         ids = torch.tensor(padded, device=self.model.device)
         places = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
-        before, was_training = (self.route.offset, self.route.read), self.model.training
+        prompt, was_training = torch.tensor([job.read for job in jobs], device=ids.device), self.model.training
+        route = self.converted.route
         self.model.eval()
-        try:
-            self.route.offset, self.route.read = self.base, None
+        with self.converted.using(offset=self.base, read=None, prompt=prompt):
             lower = self._halves.lower(ids, **places)
             both = self.dials.alike and self.dials.written == self.base  # then one pass is both
             hidden = self._halves.upper(lower, **places) if self._reading is not None or both else None
             if not both:
                 self._decide(jobs, lower, places)
-            ran, costs, scores = self.route.keep(), self.route.token_cost().double().cpu(), self._scores()
-        finally:
-            self.route.offset, self.route.read = before
-            self.model.train(was_training)
+            ran, costs, scores = route.keep(), route.token_cost().double().cpu(), self._scores()
+        self.model.train(was_training)
         reads = [None] * len(jobs) if hidden is None or self._reading is None else self._read(hidden, ids, lengths)
         return [
             Pass(
@@ -118,24 +115,25 @@ class RoutedPasses:
         ]
 
     def _decide(self, jobs: Sequence[Job], lower: Tensor, places: dict[str, Tensor]) -> None:
-        """The pass at the dials; its decisions stay in the route."""
+        """The pass at the dials, the last of this thread when it is done."""
         rows, length, _ = lower.shape
-        costs = [[]] * rows
+        costs, before = [[]] * rows, None
         while True:
-            told = [_offsets(job, self.dials, own, length) for job, own in zip(jobs, costs, strict=True)]
-            offsets = torch.tensor(told, device=lower.device)
-            if any(costs) and torch.equal(offsets, self.route.offset):  # pyright: ignore[reportArgumentType] - set here
+            of_jobs = [_offsets(job, self.dials, own, length) for job, own in zip(jobs, costs, strict=True)]
+            offsets = torch.tensor(of_jobs, device=lower.device)
+            if before is not None and torch.equal(offsets, before):
                 return
-            self.route.offset = offsets
-            self._halves.upper(lower, **places)
+            with self.converted.using(offset=offsets):
+                self._halves.upper(lower, **places)
             if self.dials.hold is None:
                 return
-            costs = self.route.token_cost().tolist()
+            costs, before = self.converted.route.token_cost().tolist(), offsets
 
     def _scores(self) -> Tensor | None:
-        """fp16 [B, T, R] of the pass that the route holds; None without scores."""
-        first = {site.layer: d for site, d in sorted(self.route.decisions.items(), reverse=True)}
-        opinions = [first[layer].score for layer in self._layers]
+        """fp16 [B, T, R] of this thread's last pass; None without scores."""
+        decisions, visit_of = self.converted.route.decisions, self.converted.program.visit_of
+        first = {visit_of[s]: decisions[s] for s in reversed(self.converted.program.routed)}
+        opinions = [first[visit].score for visit in sorted(first)]
         if not self._with_scores or not opinions or any(score is None for score in opinions):
             return None
         return torch.stack([s for s in opinions if s is not None], -1).half().cpu()
@@ -169,30 +167,31 @@ class EnginePasses:
     def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
         long = [i for i, job in enumerate(jobs) if not self._wide.fits(len(job.ids))]
         short = [i for i in range(len(jobs)) if i not in set(long)]
-        made = dict(zip(short, self._fitting([jobs[i] for i in short]), strict=True))
-        made |= zip(long, self._others([jobs[i] for i in long]), strict=True)
-        return [made[i] for i in range(len(jobs))]
+        passes = dict(zip(short, self._fitting([jobs[i] for i in short]), strict=True))
+        passes |= zip(long, self._others([jobs[i] for i in long]), strict=True)
+        return [passes[i] for i in range(len(jobs))]
 
     def _fitting(self, jobs: Sequence[Job]) -> list[Pass]:
         texts, prompts = [job.ids for job in jobs], [job.read for job in jobs]
         if self._reading is None:
-            found = self._wide.read(texts, self._dials, prompts=prompts)
-            return [Pass(*told, None, None) for told in found]
-        found, expected = self._expected(texts, self._reading)
+            return [Pass(*read, None, None) for read in self._wide.read(texts, self._dials, prompts=prompts)]
+        ran, expected = self._expected(texts, prompts, self._reading)
         if not (self._dials.alike and self._dials.written == self._base):  # else that was all
-            found = self._wide.read(texts, self._dials, prompts=prompts)
-        return [Pass(*told, None, read) for told, read in zip(found, expected, strict=True)]
+            ran = self._wide.read(texts, self._dials, prompts=prompts)
+        return [Pass(*read, None, seen) for read, seen in zip(ran, expected, strict=True)]
 
-    def _expected(self, texts: Sequence[Sequence[int]], reading: BaseReading) -> tuple[list[Read], list[Expected]]:
-        found: list[list[Expected]] = [[] for _ in texts]
+    def _expected(
+        self, texts: Sequence[Sequence[int]], prompts: Sequence[int], reading: BaseReading
+    ) -> tuple[list[Read], list[Expected]]:
+        expected: list[list[Expected]] = [[] for _ in texts]
 
         def look(i: int, start: int, logits: Tensor) -> None:
             text = texts[i]
-            coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # what follows the last is not told
-            found[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
+            coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # nothing follows the last
+            expected[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
 
-        ran = self._narrow.read(texts, Dials(self._base), look)
-        return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
+        ran = self._narrow.read(texts, Dials(self._base), look, prompts=prompts)
+        return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in expected]
 
 
 def passes_of(
@@ -208,7 +207,7 @@ def passes_of(
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     reading = BaseReading(head_of(model), softcap, alternatives) if base else None
-    untouched = dials.written if is_own(model) and model.plugin is None else math.inf
+    untouched = dials.written if is_own(model) and converted_of(model).plugin is None else math.inf
     slow = RoutedPasses(model, dials, untouched, reading, scores, batch_tokens)
     if engine is None or scores:
         return slow

@@ -18,7 +18,7 @@ from depthdial.maps.passes import Job, Pass, passes_of
 from depthdial.maps.pieces import Pieces
 from depthdial.maps.schema import Facts, Row
 from depthdial.maps.texts import Text
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 
 BATCH_TOKENS = 2048
 
@@ -32,8 +32,7 @@ class Recorder:
     base's likeliest tokens at each position. batch_tokens: most tokens of one pass. engine: the model's; it runs the
     passes then (see `passes`), unless scores are asked for.
 
-    Not to be used while another thread uses `model.route` or the engine. Raises ValueError for a model that is not
-    converted.
+    Not to be used while another thread uses the engine. Raises ValueError for a model that is not converted.
     """
 
     def __init__(
@@ -53,12 +52,12 @@ class Recorder:
         if alternatives and not base:
             raise ValueError("alternatives are the base's; leave them out, or let the base run")
         if dials is None:
-            route = route_of(model)
-            dials = Dials(float(route.offset), route.read_offset)
+            settings = converted_of(model).settings
+            dials = Dials(float(settings.offset), settings.read_offset)
         dials = dials if isinstance(dials, Dials) else Dials(dials)
         self.facts = Facts.of(model, name, budget, dials, alternatives, prompt_budget)
         self._passes = passes_of(model, tokenizer, dials, engine, scores, base, alternatives, batch_tokens)
-        self._alike = dials.alike
+        self._alike = dials.alike and "prompt" not in converted_of(model).method.reads
         self._alternatives = alternatives
         self._pieces, self._classes = Pieces(tokenizer), TokenClasses(tokenizer)
 
@@ -69,9 +68,9 @@ class Recorder:
         answers is run once for each of them.
         """
         jobs = [_jobs(text, self._alike) for text in texts]
-        made = iter(self._passes([job for own in jobs for job in own]))
+        passes = iter(self._passes([job for own in jobs for job in own]))
         return [
-            self._row(text, _joined(text, own, [next(made) for _ in own]))
+            self._row(text, _joined(text, own, [next(passes) for _ in own]))
             for text, own in zip(texts, jobs, strict=True)
         ]
 
@@ -109,12 +108,12 @@ def _jobs(text: Text, alike: bool) -> list[Job]:
     return jobs if marks[-1] else [*jobs, Job(text.ids, len(text.ids))]
 
 
-def _joined(text: Text, jobs: Sequence[Job], made: Sequence[Pass]) -> Pass:
+def _joined(text: Text, jobs: Sequence[Job], passes: Sequence[Pass]) -> Pass:
     """What ran for each token: where it was written, or in the pass over the whole text."""
-    whole = made[-1]
+    whole = passes[-1]
     ran, costs = whole.ran.copy(), whole.costs.copy()
     scores = None if whole.scores is None else whole.scores.copy()
-    for job, own in zip(jobs[:-1], made[:-1], strict=True):
+    for job, own in zip(jobs[:-1], passes[:-1], strict=True):
         wrote = slice(job.read, len(job.ids))
         ran[wrote], costs[wrote] = own.ran[wrote], own.costs[wrote]
         if scores is not None and own.scores is not None:

@@ -52,11 +52,11 @@ class Facts:
     """The dial's logit offset of answers, where a budget is held that of their first tokens; `inf` is the untouched
     base."""
     layers: int
-    """Layers of the model."""
+    """Layers of the model: what a method adds (an exit's own block, a loop's second round) counted, in their places."""
     routed: tuple[int, ...]
-    """The layers that may be skipped, in order."""
+    """The layers with a decision, in order."""
     always_on: int
-    """Layers that every token runs."""
+    """The fewest layers that a token can run."""
     dtype: str
     alternatives: int = 0
     """Next tokens recorded at each position."""
@@ -79,23 +79,22 @@ class Facts:
     ) -> Facts:
         """Of a converted model; dials None is where its dial stands, for all tokens. name: as the model was asked for;
         of a place on this machine the last part is kept. ValueError for a model that is not converted."""
-        from depthdial.models.convert import method_of, route_of  # torch, which to read a map takes no part in
+        from depthdial.models.checkpoint import plugin_of  # torch, which to read a map takes no part in
+        from depthdial.models.converted import converted_of
 
-        route, method = route_of(model), method_of(model)
-        layers = len(route.ledger.layers)
-        routed = tuple(sorted(method.layers(layers)))
-        dials = Dials(float(route.offset)) if dials is None else dials
-        plugin = getattr(model, "plugin", None)
+        converted, plugin = converted_of(model), plugin_of(model)
+        program = converted.program
+        dials = Dials(float(converted.settings.offset)) if dials is None else dials
         return cls(
             model=public_name(name),
             plugin=None if plugin is None else plugin.name,
             parts_sha256=_digest(model),
-            method=type(method).__name__,
+            method=type(converted.method).__name__,
             budget=budget,
             offset=float(dials.written),
-            layers=layers,
-            routed=routed,
-            always_on=method.always_on(layers),
+            layers=len(program.visits),
+            routed=tuple(sorted({program.visit_of[s] for s in program.routed})),
+            always_on=program.least,
             dtype=str(model.dtype).removeprefix("torch."),
             alternatives=alternatives,
             prompt_budget=prompt_budget,
@@ -174,8 +173,8 @@ class Row:
         """float64 [n]: true costs of the passes that read its answer's tokens, or its prompt's, as far as known."""
         if self.cost is None:
             return np.empty(0)
-        found = self.cost[self.generated == generated].astype(float)
-        return found[np.isfinite(found)]
+        costs = self.cost[self.generated == generated].astype(float)
+        return costs[np.isfinite(costs)]
 
     @property
     def starts(self) -> np.ndarray:
@@ -235,12 +234,12 @@ def columns() -> pa.Schema:
     )
 
 
-def table(found: DepthMap) -> pa.Table:
+def table(depths: DepthMap) -> pa.Table:
     """The map as an Arrow table whose metadata holds its facts."""
     import pyarrow as pa
 
-    schema = columns().with_metadata({KEY: json.dumps(found.facts.to_json()).encode()})
-    return pa.Table.from_pylist([_plain(row) for row in found.rows], schema)
+    schema = columns().with_metadata({KEY: json.dumps(depths.facts.to_json()).encode()})
+    return pa.Table.from_pylist([_plain(row) for row in depths.rows], schema)
 
 
 def pack(ran: np.ndarray) -> bytes:

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from depthdial.core.decision import Site
+from depthdial.core.decision import Decision
 from depthdial.core.dial import Curve
-from depthdial.core.route import Route
+from depthdial.core.program import plain
+from depthdial.core.tokens import Trace
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.export import own_config
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import TYPES
 from depthdial.serve.vllm.depths import DepthLog, histogram, layers_used
-from depthdial.serve.vllm.shape import BUDGET, PROMPT_BUDGET, Shape, gate_of, parts_of
+from depthdial.serve.vllm.shape import BUDGET, PROMPT_BUDGET, Shape, parts_of
 
 
 @pytest.fixture
@@ -35,21 +36,8 @@ def test_sizes_are_those_of_the_model(family: str, tiny_model: Callable, adaptiv
     assert shape.qkv_bias == (attn.q_proj.bias is not None) and shape.o_bias == (attn.o_proj.bias is not None)
     assert shape.head_norms == ("q_norm" in dict(attn.named_modules()))
     assert shape.windows == (8 if family == "mistral" else None,) * 6
-    assert shape.routed() == {2, 3, 4, 5} and shape.offset == shape.prompt_offset == 0.0  # it has no base
-
-
-def test_a_gate_of_fresh_parts_decides_as_the_method_does(config: Any, tiny_model: Callable, adaptive: Callable):
-    shape = Shape.of(config, env={})
-    torch.manual_seed(0)
-    parts = parts_of(shape.method, 3, shape.dims)
-    gate = gate_of(shape.method, parts, 3)
-    assert gate is not None and gate.router is not None
-    z = torch.randn(1, 50, shape.hidden)
-    route = Route(route_of(adaptive(tiny_model("llama"))).ledger, offset=0.3)
-    with torch.no_grad():
-        attn = shape.method.decide(parts["attn"], z, Site(3, "attn"), route)  # pyright: ignore[reportArgumentType]
-        _, decision = gate.of(gate.router(z), 0.3)
-    assert torch.equal(decision.keep, attn.keep) and 0 < attn.keep.float().mean() < 1
+    assert [len(parts_of(shape, layer)) for layer in range(6)] == [0, 0, 2, 2, 2, 2]
+    assert shape.offset == shape.prompt_offset == 0.0  # it has no base
 
 
 def test_the_environment_turns_the_dial(tiny_model: Callable, adaptive: Callable, config: Any):
@@ -66,7 +54,8 @@ def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callabl
         "text": Curve((-1.0, 3.0), (0.7, 0.9), (0.1, 0.1)),
         "generated": Curve((-2.0, 2.0), (0.7, 0.9), (0.1, 0.1)),
     }
-    vars(model).update(plugin=Plugin("tiny", model.method, fingerprint(model), curves, recommended=0.8))
+    converted = converted_of(model)
+    converted.plugin = Plugin("tiny", converted.method, fingerprint(model), curves, recommended=0.8)
     config = own_config(model)
 
     def offsets(told: str | None = None, **fields: Any) -> tuple[float, float]:
@@ -95,9 +84,7 @@ def test_what_was_trained_with_its_routers_reads_as_it_writes(config: Any):
     ("method", "fields", "message"),
     [
         ("mixture_of_depths", {}, "leaves holes in the cache"),
-        ("random", {"first": 2, "rate": 0.5}, "no router that decides a whole layer"),
-        ("skiplayer", {"units": ("attn", "mlp")}, "no router that decides a whole layer"),
-        ("highway", {}, "no router that decides a whole layer"),
+        ("static", {"order": (3, 1), "count": 1}, "leaves holes in the cache"),
     ],
 )
 def test_what_it_cannot_run_is_refused(
@@ -116,14 +103,13 @@ def test_heads_must_divide_over_the_ranks(config: Any):
 
 
 def test_a_log_keeps_who_ran_what():
-    log = DepthLog(layers=3)
-    log.decided(1, torch.tensor([True]))
-    log.ended(torch.tensor([0]), torch.tensor([0]))
+    log, program = DepthLog(), plain(3, (1, 2))
+    keep = {1: torch.tensor([True, False, False]), 2: torch.tensor([False, False, True])}
+    trace = Trace(program, {s: Decision.hard(kept) for s, kept in keep.items()})
+    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
     assert log.seen == [], "nothing is kept until asked"
     log.requests = lambda: ["0-abcdefgh", "1-abcdefgh"]
-    log.decided(1, torch.tensor([True, False, False]))
-    log.decided(2, torch.tensor([False, False, True]))
-    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]))
-    log.ended(torch.tensor([6]), torch.tensor([0]))
+    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
+    log.ended(torch.tensor([6]), torch.tensor([0]), Trace(program))
     assert layers_used(log.seen, "0") == {4: 2, 5: 1, 6: 3} and layers_used(log.seen, "1") == {0: 2}
     assert histogram(log.seen) == {2: 2, 1: 1, 3: 1}

@@ -17,7 +17,7 @@ from depthdial.evaluate.speed.measure import interleaved
 from depthdial.evaluate.speed.options import Options
 from depthdial.evaluate.speed.prompts import mixed, prompts
 from depthdial.evaluate.speed.rows import Figures, rows_of
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gguf import cache_root
 
 Report = Callable[[str, int, int], None]
@@ -37,7 +37,7 @@ def bench(options: Options, report: Report = lambda *_: None, explain: bool = Fa
 def _results(lineup: Lineup, report: Report) -> Figures:
     options, llm = lineup.options, lineup.llm
     device = llm.model.device
-    size = dense_bytes(route_of(llm.model).ledger, lineup.sizes(lineup.precision))
+    size = dense_bytes(converted_of(llm.model).ledger, lineup.sizes(lineup.precision))
     reader = llm.engine.runner.model.read if isinstance(llm.engine.runner, NativeRunner) else None
     gauge, done, rows, limits = Gauge(size, llm.model.dtype, device, reader=reader), 0, [], []
     taking = {regime: [s for s in lineup.subjects if s.takes(regime)] for regime in options.regimes}

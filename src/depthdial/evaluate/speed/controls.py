@@ -9,37 +9,35 @@ import torch
 
 from depthdial.core.cost import Ledger
 from depthdial.core.dial import Curve
-from depthdial.core.method import Method
+from depthdial.core.program import Program
 from depthdial.engine.llm import LLM
 from depthdial.methods import Random
 from depthdial.models import load_base
-from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import convert, revert, route_of
+from depthdial.models.checkpoint import Plugin, cast_parts
+from depthdial.models.convert import convert, revert
+from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import is_own
 
 
-def random_like(method: Method, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
-    """A base converted to random skipping of the layers `method` routes, and its tokenizer; with adapters of the usual
-    size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured: cost is
-    linear in the rate. Good for speed only."""
+def random_like(program: Program, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
+    """A base converted to random skipping of the layers that `program` routes, and its tokenizer; with adapters of the
+    usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured:
+    cost is linear in the rate. Good for speed only."""
     base, tokenizer = load_base(model, dtype, device)
     adapters = {}
     if is_own(base):
         revert(base)
         adapters = {"adapter_ratio": 0}
-    depth = base.config.get_text_config().num_hidden_layers
-    layers = list(method.layers(depth))
+    layers = sorted({program.steps[s].block for s in program.routed if program.steps[s].block >= 0})
     first, last = min(layers), max(layers) + 1
     but = tuple(layer for layer in range(first, last) if layer not in layers)
     drawn = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)
-    converted: Any = convert(base, drawn)
-    for name, tensor in converted.named_parameters():
-        if ".parts." in name:
-            tensor.data = tensor.data.to(base.dtype)
-    curve = _curve(route_of(converted).ledger)
-    converted.plugin = Plugin("random", drawn, fingerprint(converted), {"generated": curve, "text": curve})
-    return converted.eval(), tokenizer
+    model: Any = convert(base, drawn)
+    cast_parts(model, base.dtype)
+    curve = _curve(converted_of(model).ledger)
+    converted_of(model).plugin = Plugin("random", drawn, fingerprint(model), {"generated": curve, "text": curve})
+    return model.eval(), tokenizer
 
 
 def matched(llm: LLM, cost: float) -> float:
@@ -53,6 +51,6 @@ def matched(llm: LLM, cost: float) -> float:
 
 def _curve(ledger: Ledger) -> Curve:
     """Cost by offset for a rate of 1/2 at offset 0: a share sigmoid(offset) of the routed layers runs."""
-    saved = sum(ledger.saved(site) for site in ledger.always) / ledger.dense
+    saved = sum(ledger.saved) / ledger.dense
     offsets = torch.linspace(-6, 6, 121).tolist()
     return Curve.fit([(offset, 1 - saved / (1 + math.exp(offset)), 0.0) for offset in offsets])

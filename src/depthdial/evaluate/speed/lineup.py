@@ -21,7 +21,8 @@ from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
 from depthdial.models.ahead import check_reading
-from depthdial.models.convert import method_of, revert, routed
+from depthdial.models.convert import revert
+from depthdial.models.converted import converted_of
 from depthdial.models.dial import has_own_routers
 from depthdial.models.own import is_own
 
@@ -85,7 +86,7 @@ class Lineup:
     def _budgets(self) -> tuple[float | None, ...]:
         """None is the trained form: all there is of a model that was pre-trained with its routers."""
         if self.llm.plugin is None:
-            return (None,) if routed(self.llm.model) and method_of(self.llm.model).skips else ()
+            return (None,) if converted_of(self.llm.model).program.skips else ()
         return self.options.budgets
 
     @property
@@ -183,7 +184,8 @@ class Lineup:
         options = self.options
         if options.random is not None:
             return self._llm(options.random)
-        made = random_like(method_of(self.llm.model), options.model, options.dtype, options.device, options.seed)
+        routed = converted_of(self.llm.model).program
+        made = random_like(routed, options.model, options.dtype, options.device, options.seed)
         batch = max([1, *options.batches])
         return LLM.of(*made, max_batch=batch, cache_tokens=options.cache_tokens, prefix_cache=False)
 

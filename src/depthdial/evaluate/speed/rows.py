@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthdial.core.cost import Ledger
-from depthdial.evaluate.speed.ideal import Sizes, Tokens, ideal_speedup, seconds, work
+from depthdial.evaluate.speed.ideal import Path, Sizes, ideal_speedup, seconds, work
 from depthdial.evaluate.speed.limits import Limits
 from depthdial.evaluate.speed.measure import Measured, spread
-from depthdial.evaluate.speed.routes import decode_passes, keeps, prefill_pass
+from depthdial.evaluate.speed.routes import decode_passes, paths, prefill_pass
 from depthdial.evaluate.speed.subjects import EngineSubject, Regime, Subject, Timed
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 
 Figures = dict[str, Any]
 _LIKE = {"q8_0": "int8"}
@@ -31,19 +31,19 @@ class Reference:
 
     @property
     def ledger(self) -> Ledger:
-        return route_of(self.model).ledger
+        return converted_of(self.model).ledger
 
-    def passes(self, run: Timed, regime: Regime) -> list[Tokens]:
+    def passes(self, run: Timed, regime: Regime) -> list[Path]:
         """The passes that were timed, with the layers that each token had to run."""
         first = 0 if regime.kind == "prefill" else min(ran.start for ran in run.ran)
         decided = any(offset != float("inf") for ran in run.ran for offset in ran.offsets[first:])
         lengths = [ran.prompt if regime.kind == "prefill" else len(ran.tokens) for ran in run.ran]
         texts = [ran.tokens[:length] for ran, length in zip(run.ran, lengths, strict=True)]
         dials = [ran.offsets[:length] for ran, length in zip(run.ran, lengths, strict=True)]
-        kept = keeps(self.model, texts, dials)
+        ways = paths(self.model, texts, dials, [ran.prompt for ran in run.ran])
         if regime.kind == "prefill":
-            return prefill_pass(kept, decided)
-        return decode_passes(kept, [ran.start for ran in run.ran], run.steps, decided)
+            return prefill_pass(ways, decided)
+        return decode_passes(ways, [ran.start for ran in run.ran], run.steps, decided)
 
 
 def rows_of(
@@ -97,7 +97,7 @@ def _figures(
 
 
 def _ideal(
-    reference: Reference, passes: list[Tokens], limits: Limits, figures: Figures, regime: Regime, against: Sizes
+    reference: Reference, passes: list[Path], limits: Limits, figures: Figures, regime: Regime, against: Sizes
 ) -> Figures:
     """against: sizes of the dense engine that the row is compared with."""
     ledger, sizes = reference.ledger, reference.sizes
@@ -111,5 +111,5 @@ def _ideal(
         "bound": one.bound(limits),
         "ideal_speedup": ideal,
         "of_ideal": figures["speedup"] / ideal,
-        "layers": sum(float(p.keep.sum()) for p in passes) / sum(p.positions.numel() for p in passes),
+        "layers": sum(p.visits(ledger.program) for p in passes) / sum(p.positions.numel() for p in passes),
     }

@@ -23,20 +23,22 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumn
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.serve.vllm.light import Norm, turned
 from depthdial.serve.vllm.shape import Shape
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens of one forward pass."""
+class Pass:
+    """One forward pass over T tokens of several requests."""
 
     positions: Tensor
     """int64 [T]: the place of each token in its text."""
     requests: Tensor
     """int64 [T]: which of the pass's requests it belongs to."""
-    offsets: Tensor | None
-    """fp32 [1, T]: the dial of each; None: `inf` for all of them, the untouched base."""
+    tokens: Tokens | None
+    """As methods know them; None: all of them run the untouched base."""
+    trace: Trace
 
 
 class RowAttention(nn.Module):
@@ -102,16 +104,21 @@ class RowAttention(nn.Module):
         shape = (-1, self.kv_heads, self.head_dim)
         unified_kv_cache_update(k.view(shape), v.view(shape), self.attn.layer_name)
 
-    def rows(self, tokens: Tokens, z: Tensor, kept: Tensor) -> Tensor:
-        """Attention of the tokens `kept`, once K and V of all are written.
+    def some(self, running: Pass, z: Tensor, kept: Tensor) -> Tensor:
+        """Attention of the tokens `kept`; K and V of all are written.
 
-        z: their normed input, [n, d]; kept: int64 [n], rising, n > 0 -> [n, d].
+        z: the normed input of all, [T, d]; kept: int64 [n], rising -> [n, d].
         """
-        positions = tokens.positions[kept]
+        if len(kept) == len(z):
+            return self.whole(running.positions, z)
+        self.write(running.positions, z)
+        if not len(kept):
+            return z[kept]
+        positions, z = running.positions[kept], z[kept]
         q = self._normed(self.q_proj(z), self.q_norm)
         q, _ = turned(self.rotary_emb, positions, q)
         out = torch.empty(len(kept), self.heads, self.head_dim, dtype=z.dtype, device=z.device)
-        metadata = self._metadata(positions, tokens.requests[kept], kept)
+        metadata = self._metadata(positions, running.requests[kept], kept)
         q = q.reshape(-1, self.heads, self.head_dim)
         none = q.new_empty(0, self.kv_heads, self.head_dim)
         self.attn.impl.forward(self.attn, q, none, none, self.attn.kv_cache, metadata, output=out)
@@ -172,7 +179,7 @@ def telling(backend: Any) -> Any:
 
 def metadata_of(name: str) -> Any:
     """The backend's metadata of this pass for the layer called so; None while vLLM measures and warms up."""
-    told = get_forward_context().attn_metadata
-    if isinstance(told, list):
-        told = told[0]
-    return told[name] if isinstance(told, dict) else told
+    metadata = get_forward_context().attn_metadata
+    if isinstance(metadata, list):
+        metadata = metadata[0]
+    return metadata[name] if isinstance(metadata, dict) else metadata

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-import torch
 from torch import Tensor
+
+from depthdial.core.tokens import Trace
 
 EXTENSION = "depthdial.serve.vllm.depths.DepthExtension"
 
@@ -30,26 +31,15 @@ class Seen(TypedDict):
 class DepthLog:
     """Decisions pass by pass. One per model; tensors are read at the end of a pass."""
 
-    layers: int
     requests: Callable[[], Sequence[str]] | None = None
     """Names of the requests of the current pass, in its order; None: nothing is kept."""
     seen: list[Seen] = field(default_factory=list)
-    _keep: dict[int, Tensor] = field(default_factory=dict)
 
-    def decided(self, layer: int, keep: Tensor) -> None:
-        """keep: bool [T]."""
-        if self.requests is not None:
-            self._keep[layer] = keep
-
-    def ended(self, positions: Tensor, of: Tensor) -> None:
+    def ended(self, positions: Tensor, of: Tensor, trace: Trace) -> None:
         """A pass has ended. positions: int64 [T]; of: int64 [T], which request each token belongs to."""
         if self.requests is None:
             return
-        ran = torch.ones(len(positions), self.layers, dtype=torch.bool)
-        for layer, keep in self._keep.items():
-            ran[:, layer] = keep.cpu()
-        self._keep.clear()
-        positions, of = positions.cpu(), of.cpu()
+        ran, positions, of = trace.keep(positions).T.cpu(), positions.cpu(), of.cpu()
         for index, name in enumerate(self.requests()):
             mine = of == index
             if mine.any():

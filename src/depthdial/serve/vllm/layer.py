@@ -1,25 +1,26 @@
 """One decoder layer in vLLM: attention and MLP for the tokens that run, the adapter for those that do not.
 
-It must equal `core.routed`'s dense reference; the decision itself is `core.gate`'s, on a logit that all ranks share.
+It must equal `core.routed`'s dense reference; the decision itself is the method's.
 """
 
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 
 from depthdial.core.decision import Decision
-from depthdial.core.gate import Gate
-from depthdial.serve.vllm.attention import RowAttention, Tokens
-from depthdial.serve.vllm.depths import DepthLog
+from depthdial.core.method import Seen
+from depthdial.serve.vllm.attention import Pass, RowAttention
 from depthdial.serve.vllm.light import Norm, silu_and_mul
-from depthdial.serve.vllm.shape import Shape, gate_of, parts_of
+from depthdial.serve.vllm.shape import Shape, parts_of
 
 
 class MLP(nn.Module):
@@ -40,56 +41,68 @@ class MLP(nn.Module):
 class RoutedLayer(nn.Module):
     """A Llama-like layer, routed or not. Routers and adapters are whole on every rank."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, layer: int, log: DepthLog, prefix: str):
+    def __init__(self, config: VllmConfig, shape: Shape, layer: int, prefix: str):
         super().__init__()
-        self._layer, self._log = layer, log
+        self.method, self.program, self.steps = shape.method, shape.program, shape.program.visits[layer].steps
         self.self_attn = RowAttention(config, shape, layer, f"{prefix}.self_attn")
         self.mlp = MLP(config, shape, f"{prefix}.mlp")
         self.input_layernorm = Norm(shape.hidden, eps=shape.eps)
         self.post_attention_layernorm = Norm(shape.hidden, eps=shape.eps)
-        self.parts = parts_of(shape.method, layer, shape.dims) if layer in shape.routed() else nn.ModuleDict()
-        self.gate = gate_of(shape.method, self.parts, layer) if len(self.parts) else None
-        self.folded: Tensor | None = None
-        """The router's two maps as one, made in the first pass after weights were loaded."""
+        self.parts = parts_of(shape, layer)
 
-    def forward(self, positions: Tensor, x: Tensor, tokens: Tokens | None) -> Tensor:
-        """x: the residual stream, [T, d] -> [T, d]. tokens: None while vLLM warms up; then all of them run."""
-        z = self.input_layernorm(x)
-        if self.gate is None or tokens is None or tokens.offsets is None:
+    def forward(self, x: Tensor, running: Pass | None, positions: Tensor) -> Tensor:
+        """x: the residual stream, [T, d] -> [T, d]. running: None while vLLM warms up; then all tokens run."""
+        z, first = self.input_layernorm(x), self.steps[0]
+        if not len(self.parts) or running is None or running.tokens is None:
             x = x + self.self_attn.whole(positions, z)
             return x + self.mlp(self.post_attention_layernorm(x))
-        decision = self._decide(self.gate, z, tokens.offsets)
-        keep = decision.keep[0]
-        self._log.decided(self._layer, keep)
-        kept, skipped = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
-        if not len(skipped):
-            x = x + self.self_attn.whole(positions, z)
-            return self._add(x, self.mlp(self.post_attention_layernorm(x)), decision.run[0])
-        self.self_attn.write(positions, z)
-        y = x.clone()
-        if len(kept):
-            h = x[kept] + self.self_attn.rows(tokens, z[kept], kept)
-            update = self.mlp(self.post_attention_layernorm(h))
-            y.index_copy_(0, kept, self._add(h, update, decision.run[0, kept]))
-        if self.gate.adapter is not None:
-            before = x[skipped]
-            update = self.gate.adapter(self.post_attention_layernorm(before))
-            y.index_copy_(0, skipped, self._add(before, update, decision.skip[0, skipped]))
-        return y
+        decision = self._decision(first, z, running)
+        if self.program.steps[first].unit == "layer":
+            kept = decision.keep.nonzero()[:, 0]
+            h = x[kept] + self.self_attn.some(running, z, kept)
+            h = h + self.mlp(self.post_attention_layernorm(h)) if len(kept) else h
+            h = torch.lerp(x[kept], h, decision.run[kept, None].to(x.dtype))
+            return self._bypassed(first, x.index_copy(0, kept, h), z, decision)
+        x = self._added(first, x, z, decision, lambda kept: self.self_attn.some(running, z, kept))
+        u, second = self.post_attention_layernorm(x), self.steps[1]
+        decision = self._decision(second, u, running)
+        return self._added(second, x, u, decision, lambda kept: self.mlp(u[kept]) if len(kept) else u[kept])
 
-    def _decide(self, gate: Gate, z: Tensor, offsets: Tensor) -> Decision:
-        """The MLP's decision, whose `keep` is attention's, too, [1, T]: the same on every rank, or they would wait for
-        each other for ever. offsets: fp32 [1, T]."""
-        assert gate.router is not None
-        if self.folded is None:  # weights are there by now
-            self.folded = gate.router.folded
-        logit = gate.router(z[None], self.folded)
-        group = get_tp_group()
-        if group.world_size > 1:
-            logit = group.broadcast(logit.contiguous(), src=0)
-        return gate.of(logit, offsets)[1]
+    def _added(self, s: int, x: Tensor, z: Tensor, decision: Decision, unit: Callable[[Tensor], Tensor]) -> Tensor:
+        """x after attention or MLP, [T, d]. z: its normed input; unit: what it adds to some tokens, [n] -> [n, d]."""
+        kept = decision.keep.nonzero()[:, 0]
+        update = decision.run[kept, None].to(x.dtype) * unit(kept)
+        return self._bypassed(s, x.index_add(0, kept, update), z, decision)
 
-    def _add(self, x: Tensor, update: Tensor, weight: Tensor) -> Tensor:
-        """x + weight * update. x, update: [n, d]; weight: float [n], all 1 where the gate is hard."""
-        assert self.gate is not None
-        return x + (update if self.gate.weights == "hard" else update * weight[:, None].to(x.dtype))
+    def _bypassed(self, s: int, x: Tensor, z: Tensor, decision: Decision) -> Tensor:
+        """x with what the tokens that are skipped get instead, [T, d]. z: the step's normed input."""
+        skipped = (~decision.keep).nonzero()[:, 0]
+        bypass = self.method.bypass(self._parts(s), z[skipped], s) if len(skipped) else None
+        return x if bypass is None else x.index_add(0, skipped, decision.skip[skipped, None].to(x.dtype) * bypass)
+
+    def _decision(self, s: int, z: Tensor, running: Pass) -> Decision:
+        """The same on every rank, or they would wait for each other for ever. z: [T, d], normed."""
+        assert running.tokens is not None
+        if self.program.steps[s].routed == "no":
+            decision = Decision.hard(torch.ones(len(z), dtype=torch.bool, device=z.device))
+        else:
+            decision = self.method.decide(self._parts(s), Seen(z), s, running.tokens, running.trace)
+            decision = _shared(decision)
+        running.trace.decisions[s] = decision
+        return decision
+
+    def _parts(self, s: int) -> nn.ModuleDict:
+        parts = self.parts[self.program.steps[s].unit]
+        assert isinstance(parts, nn.ModuleDict)
+        return parts
+
+
+def _shared(decision: Decision) -> Decision:
+    """The first rank's."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return decision
+    score = decision.run if decision.score is None else decision.score
+    fields = torch.stack([decision.keep.float(), decision.run.float(), decision.skip.float(), score.float()])
+    keep, run, skip, score = group.broadcast(fields, src=0)
+    return Decision(keep > 0, run, skip, score)

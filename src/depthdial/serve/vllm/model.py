@@ -20,7 +20,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.platforms import current_platform
 
-from depthdial.serve.vllm.attention import Tokens, metadata_of
+from depthdial.core.tokens import Tokens, Trace
+from depthdial.serve.vllm.attention import Pass, metadata_of
 from depthdial.serve.vllm.depths import DepthLog
 from depthdial.serve.vllm.layer import RoutedLayer
 from depthdial.serve.vllm.light import Norm
@@ -37,13 +38,13 @@ _UNIT = {"self_attn": "attn", "mlp": "mlp", None: "layer"}
 class RoutedModel(nn.Module):
     """Everything but the head."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, seen: DepthLog, prefix: str):
+    def __init__(self, config: VllmConfig, shape: Shape, prefix: str):
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(
             shape.vocabulary, shape.hidden, quant_config=config.quant_config, prefix=f"{prefix}.embed_tokens"
         )
         self.layers = nn.ModuleList(
-            RoutedLayer(config, shape, layer, seen, f"{prefix}.layers.{layer}") for layer in range(len(shape.windows))
+            RoutedLayer(config, shape, layer, f"{prefix}.layers.{layer}") for layer in range(len(shape.windows))
         )
         self.norm = Norm(shape.hidden, eps=shape.eps)
 
@@ -65,9 +66,9 @@ class RoutedForCausalLM(nn.Module):
             log.warning("depthdial's models have been verified on vLLM's CPU backend only, not on this one")
         self.config = vllm_config.model_config.hf_config
         shape = Shape.of(self.config)
-        self.log = DepthLog(len(shape.windows))
+        self.log, self.program = DepthLog(), shape.program
         start = f"{prefix}." if prefix else ""
-        self.model = RoutedModel(vllm_config, shape, self.log, f"{start}model")
+        self.model = RoutedModel(vllm_config, shape, f"{start}model")
         self.lm_head = ParallelLMHead(
             shape.vocabulary, shape.hidden, quant_config=vllm_config.quant_config, prefix=f"{start}lm_head"
         )
@@ -95,11 +96,11 @@ class RoutedForCausalLM(nn.Module):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed_input_ids(input_ids)
-        x, tokens = inputs_embeds, self._tokens(positions)
+        x, running = inputs_embeds, self._pass(input_ids, positions)
         for layer in self.model.layers:
-            x = layer(positions, x, tokens)
-        if tokens is not None:
-            self.log.ended(positions, tokens.requests)
+            x = layer(x, running, positions)
+        if running is not None:
+            self.log.ended(positions, running.requests, running.trace)
         return self.model.norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
@@ -108,13 +109,10 @@ class RoutedForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Weights under the names of the exported folder; gives the names of those that were filled."""
-        for layer in self.model.layers:
-            assert isinstance(layer, RoutedLayer)
-            layer.folded = None
         named = ((stock_name(name), weight) for name, weight in weights)
         return AutoWeightsLoader(self).load_weights(named, mapper=self.hf_to_vllm_mapper)
 
-    def _tokens(self, positions: Tensor) -> Tokens | None:
+    def _pass(self, ids: Tensor | None, positions: Tensor) -> Pass | None:
         metadata = metadata_of(self._first)
         if metadata is None:
             return None
@@ -122,13 +120,15 @@ class RoutedForCausalLM(nn.Module):
         counts = starts[1:] - starts[:-1]
         requests = torch.repeat_interleave(torch.arange(len(counts), device=positions.device), counts)
         assert len(requests) == len(positions), "a padded pass: pass --enforce-eager"
-        return Tokens(positions, requests, self._dials(metadata.is_prefilling, requests))
+        offsets = self._dials(metadata.is_prefilling, requests)
+        tokens = None if offsets is None else Tokens(offsets, positions, None if ids is None else ids.long())
+        return Pass(positions, requests, tokens, Trace(self.program))
 
     def _dials(self, reads: Tensor | None, requests: Tensor) -> Tensor | None:
-        """The dial of each token, fp32 [1, T]; None: `inf` for all. reads: bool [requests]; requests: int64 [T]."""
+        """The dial of each token, fp32 [T]; None: `inf` for all. reads: bool [requests]; requests: int64 [T]."""
         assert reads is not None, "vLLM tells which requests still read their prompts"
         of_request = torch.where(reads.cpu(), *self.offsets)
-        return None if bool((of_request == torch.inf).all()) else of_request.to(requests.device)[requests][None]
+        return None if bool((of_request == torch.inf).all()) else of_request.to(requests.device)[requests]
 
 
 def stock_name(name: str) -> str:

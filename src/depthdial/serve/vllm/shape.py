@@ -13,10 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from depthdial.core.decision import Site
 from depthdial.core.dial import prompt_budget
-from depthdial.core.gate import Gate
 from depthdial.core.method import Dims, Method
+from depthdial.core.program import Program
 from depthdial.models.dial import offset_of
 from depthdial.models.families import family_of
 from depthdial.models.own import method_from, plugin_from, trained_with_routers
@@ -46,6 +45,7 @@ class Shape:
     vocabulary: int
     tied: bool
     method: Method
+    program: Program
     dims: Dims
     offset: float
     """Added to each router's logit, for written tokens; `inf` runs everything."""
@@ -58,32 +58,33 @@ class Shape:
 
         Raises ValueError, with the remedy, for a model that the vLLM model cannot run and a budget it cannot keep.
         """
-        family, told = family_of(config), config.to_dict()
+        family, fields = family_of(config), config.to_dict()
         env = os.environ if env is None else env
         other = family.after_attn or family.after_mlp or family.plus_one or family.scales_embeddings
-        if other or family.rope_per_kind or told.get(family.activation) not in ("silu", "swish"):
+        if other or family.rope_per_kind or fields.get(family.activation) not in ("silu", "swish"):
             raise ValueError(
                 f"vLLM runs Llama-like layers with SiLU only, not {family.model_type}; use depthdial serve"
             )
-        heads, depth = config.num_attention_heads, config.num_hidden_layers
-        bias = bool(told.get("attention_bias"))
+        heads, depth, method = config.num_attention_heads, config.num_hidden_layers, method_from(config)
+        bias = bool(fields.get("attention_bias"))
         return cls(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             heads=heads,
-            kv_heads=told.get("num_key_value_heads") or heads,
-            head_dim=told.get("head_dim") or config.hidden_size // heads,
+            kv_heads=fields.get("num_key_value_heads") or heads,
+            head_dim=fields.get("head_dim") or config.hidden_size // heads,
             eps=config.rms_norm_eps,
             qkv_bias=bias or family.qkv_bias,
             o_bias=bias,
-            mlp_bias=bool(told.get("mlp_bias")),
+            mlp_bias=bool(fields.get("mlp_bias")),
             head_norms=family.head_norms,
             windows=tuple(family.window(config, index) for index in range(depth)),
             max_position=config.max_position_embeddings,
             rope=dict(config.rope_parameters),
             vocabulary=config.vocab_size,
             tied=config.tie_word_embeddings,
-            method=_checked(method_from(config), family.dims(config), depth),
+            method=method,
+            program=_checked(method, depth),
             dims=family.dims(config),
             offset=_offset(config, env),
             prompt_offset=_prompt_offset(config, env),
@@ -97,59 +98,50 @@ class Shape:
                 f"give --tensor-parallel-size a divisor of {math.gcd(self.heads, self.kv_heads, self.intermediate)}"
             )
 
-    def routed(self) -> set[int]:
-        """The layers that get decisions."""
-        return set(self.method.layers(len(self.windows)))
+
+def parts_of(shape: Shape, layer: int) -> nn.ModuleDict:
+    """Fresh parts of one layer, by the units with a decision, then by name."""
+    steps = [step for step in shape.program.steps if step.block == layer and step.routed != "no"]
+    return nn.ModuleDict({step.unit: nn.ModuleDict(shape.method.parts(step, shape.dims)) for step in steps})
 
 
-def parts_of(method: Method, layer: int, dims: Dims) -> nn.ModuleDict:
-    """Fresh parts of one layer: by unit, then by name."""
-    return nn.ModuleDict({unit: nn.ModuleDict(method.parts(Site(layer, unit), dims)) for unit in method.units})
-
-
-def gate_of(method: Method, parts: nn.ModuleDict, layer: int) -> Gate | None:
-    """The layer's decision, where the method describes it as one router for attention and MLP together."""
-    by_unit: dict[str, Any] = dict(parts.items())
-    gate = method.gate(by_unit, layer)
-    return None if gate is None or gate.router is None else gate
-
-
-def _checked(method: Method, dims: Dims, depth: int) -> Method:
-    """ValueError for a method that vLLM's cache or one gate a layer cannot carry."""
-    layers = list(method.layers(depth))
-    name = type(method).__name__
-    if method.kv != "project" and layers:
-        raise ValueError(f"{name} leaves holes in the cache (kv={method.kv!r}), which vLLM's has not; call generate")
-    if layers and gate_of(method, parts_of(method, layers[0], dims), layers[0]) is None:
-        raise ValueError(
-            f"{name} has no router that decides a whole layer per token, and vLLM needs one; call generate"
-        )
-    return method
+def _checked(method: Method, depth: int) -> Program:
+    """The method's program. ValueError where vLLM's cache, or its passes layer by layer, cannot carry it."""
+    program, name = method.program(depth), type(method).__name__
+    if program.gaps and program.skips:
+        raise ValueError(f"{name} leaves holes in the cache, which vLLM's has not; use depthdial serve")
+    if (
+        not program.plain
+        or not method.reads <= {"x", "position", "id", "key"}
+        or type(method).delta is not Method.delta
+    ):
+        raise ValueError(f"{name} needs more than the base's layers one after the other; use depthdial serve")
+    return program
 
 
 def _offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
-    """The logit offset for the budget told: by the environment, else by config.json or --hf-overrides."""
-    told = env.get(BUDGET)
+    """The logit offset for the budget: of the environment, else of config.json or --hf-overrides."""
+    text = env.get(BUDGET)
     try:
-        budget = config.budget if told is None else float(told)
+        budget = config.budget if text is None else float(text)
     except ValueError:
-        raise ValueError(f"{BUDGET}={told!r} is no number up to 1.0") from None
+        raise ValueError(f"{BUDGET}={text!r} is no number up to 1.0") from None
     return (config.offset or 0.0) if budget is None else offset_of(plugin_from(config), budget, "generated")
 
 
 def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
-    """That of prompts, told in the same ways; untold, they are read by the untouched base where there is one."""
-    told, plugin = env.get(PROMPT_BUDGET), plugin_from(config)
-    asked: Any = config.prompt_budget if told is None else told
-    if asked is None:
-        asked = "same" if trained_with_routers(config) else 1.0
-    if told is not None and told != "same":
+    """That of prompts, from the same places; by default they are read by the untouched base where there is one."""
+    text, plugin = env.get(PROMPT_BUDGET), plugin_from(config)
+    budget: Any = config.prompt_budget if text is None else text
+    if budget is None:
+        budget = "same" if trained_with_routers(config) else 1.0
+    if text is not None and text != "same":
         try:
-            asked = float(told)
+            budget = float(text)
         except ValueError:
-            raise ValueError(f"{PROMPT_BUDGET}={told!r} is no number up to 1.0 and not same") from None
-    if (asked := prompt_budget(asked)) == "same":
+            raise ValueError(f"{PROMPT_BUDGET}={text!r} is no number up to 1.0 and not same") from None
+    if (budget := prompt_budget(budget)) == "same":
         return _offset(config, env)
     if trained_with_routers(config):
-        raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {asked}')
-    return offset_of(plugin, asked, "text")
+        raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {budget}')
+    return offset_of(plugin, budget, "text")
