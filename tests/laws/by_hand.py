@@ -29,6 +29,7 @@ def by_hand(model: Any, ids: Tensor, offset: float) -> Tensor:
         block, here = block_of(converted, decoder, step.block), at == s
         z = (block.post_attention_layernorm if step.unit == "mlp" else block.input_layernorm)(x)
         decision = Decision.hard(here)
+        changes = changes_of(converted, s)
         if step.routed != "no":
             parts = converted.routed[s].parts
             logits = model.lm_head(decoder.norm(x)).float()[:, : step.head_rows] if step.shows else None
@@ -37,11 +38,11 @@ def by_hand(model: Any, ids: Tensor, offset: float) -> Tensor:
             trace.decisions[s] = decision
         trace.here[s], run, skip = here, decision.run[:, None], decision.skip[:, None]
         if step.unit == "mlp":
-            update = fed_forward(block.mlp, z)
+            update = fed_forward(block.mlp, z, changes)
         else:
-            update = attended(block.self_attn, z, turns, decision.keep | (step.absent == "project"))
+            update = attended(block.self_attn, z, turns, decision.keep | (step.absent == "project"), changes)
             if step.unit == "layer":
-                update = update + fed_forward(block.mlp, block.post_attention_layernorm(x + update))
+                update = update + fed_forward(block.mlp, block.post_attention_layernorm(x + update), changes)
         bypass = None if step.routed == "no" else method.bypass(converted.routed[s].parts, z, s)
         changed = x + run * update + (0 if bypass is None else skip * bypass)
         x = torch.where(here[:, None], changed, x)
@@ -55,17 +56,34 @@ def block_of(converted: Converted, decoder: Any, block: int) -> Any:
     return decoder.layers[block] if block >= 0 else converted.own[-1 - block]
 
 
-def fed_forward(mlp: Any, z: Tensor) -> Tensor:
+def changes_of(converted: Converted, s: int) -> dict[str, Tensor]:
+    """What a step adds to its block's weights, [out, in], by the last part of their names."""
+    if not converted.program.steps[s].relaxed:
+        return {}
+    parts = converted.units[s].parts
+    return {name: each.up @ each.down for name, each in converted.method.delta(parts, s).items()}
+
+
+def linear(unit: Any, name: str, x: Tensor, changes: dict[str, Tensor]) -> Tensor:
+    """A linear map by its weight alone: the module may have a hook that knows another step's change."""
+    module = unit.get_submodule(name)
+    return nn.functional.linear(x, module.weight + changes.get(name, 0), module.bias)
+
+
+def fed_forward(mlp: Any, z: Tensor, changes: dict[str, Tensor]) -> Tensor:
     """Of modules below those that the conversion has hooks on."""
-    return mlp.down_proj(nn.functional.silu(mlp.gate_proj(z)) * mlp.up_proj(z))
+    gate, up = (linear(mlp, name, z, changes) for name in ("gate_proj", "up_proj"))
+    return linear(mlp, "down_proj", nn.functional.silu(gate) * up, changes)
 
 
-def attended(attn: nn.Module, z: Tensor, turns: tuple[Tensor, ...], leaves: Tensor) -> Tensor:
+def attended(
+    attn: nn.Module, z: Tensor, turns: tuple[Tensor, ...], leaves: Tensor, changes: dict[str, Tensor]
+) -> Tensor:
     """Attention's output of each token, [T, d], over itself and the earlier ones that leave K and V (bool [T])."""
     attn_: Any = attn
     cos, sin = (each[:, None] for each in turns)
     heads = (len(z), -1, attn_.head_dim)
-    q, k, v = (project(z).view(heads) for project in (attn_.q_proj, attn_.k_proj, attn_.v_proj))
+    q, k, v = (linear(attn_, f"{name}_proj", z, changes).view(heads) for name in "qkv")
     q, k = q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
     k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], 1) for each in (k, v))
     rows = []
@@ -73,4 +91,4 @@ def attended(attn: nn.Module, z: Tensor, turns: tuple[Tensor, ...], leaves: Tens
         seen = [u for u in range(t + 1) if u == t or leaves[u]]
         scores = torch.einsum("hd,uhd->hu", q[t], k[seen]) * attn_.head_dim**-0.5
         rows.append(torch.einsum("hu,uhd->hd", scores.softmax(-1), v[seen]).flatten())
-    return attn_.o_proj(torch.stack(rows))
+    return linear(attn_, "o_proj", torch.stack(rows), changes)

@@ -89,7 +89,7 @@ def test_each_loops_end_is_what_a_row_that_stops_there_gives(tiny_model: Callabl
     for s, unit in model.converted.parted.items():
         unit.unit.register_forward_hook(lambda *_, s=s: ran.append(s))
     last, each = exits.run(halves.lower(batch["input_ids"], **how), how["position_ids"])
-    assert ran == list(range(2, 14))
+    assert sorted(ran) == list(range(2, 14))
     assert each.requires_grad and not last.requires_grad and torch.equal(last, each[:, -1])
     for offset, ours in zip((-1.0, 0.0, 1.0), each.unbind(1), strict=True):
         model.converted.set(offset=offset)
