@@ -106,7 +106,7 @@ class Case:
 
     @property
     def full(self) -> Any:
-        """The untouched base as a stock model: where it visits blocks again, or changes them, a layer for each visit."""
+        """The untouched base as a stock model: with a layer for each visit, where it visits blocks again."""
         return unrolled(self.base, self.converted)
 
     def check_full(self, logits: Tensor, expected: Tensor) -> None:
