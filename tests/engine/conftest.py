@@ -67,10 +67,12 @@ def agrees() -> Callable[..., None]:
 
     def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
         model, start = llm.model, len(request.token_ids)
-        with model.converted.using(offset=request.dials.written):
-            for sample in output.samples:
+        for sample in output.samples:
+            ids = torch.tensor([request.token_ids + sample.token_ids])
+            read = torch.arange(ids.shape[1])[None] < start
+            with model.converted.using(offset=request.dials.written, read=read, read_offset=None):
                 with torch.no_grad():
-                    logits = model(torch.tensor([request.token_ids + sample.token_ids]), use_cache=False).logits[0]
+                    logits = model(ids, use_cache=False).logits[0]
                 depths, costs = model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
                 assert output.prompt_depths == depths[:start]
                 assert sample.depths == depths[start - 1 : -1]

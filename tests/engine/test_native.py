@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.engine import assemble
@@ -22,7 +23,7 @@ from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS, method_named
 from depthdial.models.families import FAMILIES
 
-TILED = METHODS
+TILED = [*METHODS, *TOYS]
 """Methods for passes in tiles, which ask for the fields' own widths."""
 FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
 EACH = pytest.mark.parametrize(

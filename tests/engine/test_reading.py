@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.test_score import offsets_of
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
@@ -59,7 +60,7 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     assert llm.engine.scheduler.cache.free_slots == llm.max_batch, "every slot is given back"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_what_is_read_is_what_the_reference_reads(made, method, offset):
     check(made(method), TEXTS, offset, 64)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
@@ -84,7 +85,7 @@ def distinct(group) -> int:
     return shared(group) + sum(len(text.tokens) - 1 - shared(group) for text in group)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_scores_are_those_of_the_reference(made, method, offset):
     llm = made(method, max_batch=8)
@@ -101,7 +102,7 @@ def test_scores_are_those_of_the_reference(made, method, offset):
 HOLD = Hold(0.75, 0.0, 0.1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize(
     "dials", [Dials(0.0, math.inf), Dials(0.0, 0.7), Dials(0.0, math.inf, HOLD), Dials(0, None, HOLD)]
 )
