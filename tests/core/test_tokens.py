@@ -90,7 +90,7 @@ def test_some_tokens_keep_what_is_theirs():
     assert (some.id is not None and some.id.tolist() == [8, 9]) and some.offset.tolist() == [1, 2]
     assert some.training and some.count == 2
     assert tokens.rows(tokens.position).tolist() == [[0, 1], [0, 1]]
-    with pytest.raises(ValueError, match="compares the tokens of a row"):
+    with pytest.raises(ValueError, match="compares the tokens of whole rows"):
         some.rows(some.position)
 
 

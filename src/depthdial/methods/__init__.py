@@ -18,11 +18,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from depthdial.core.method import Method
+from depthdial.methods.balcony import Balcony
+from depthdial.methods.d3 import D3
 from depthdial.methods.dense import Dense
 from depthdial.methods.flexidepth import FlexiDepth
 from depthdial.methods.highway import Highway
 from depthdial.methods.mixture_of_depths import MixtureOfDepths
 from depthdial.methods.random import Random
+from depthdial.methods.readout import Readout
 from depthdial.methods.skiplayer import SkipLayer
 from depthdial.methods.static import Static
 
@@ -80,6 +83,9 @@ METHODS = Methods(
         "dense": Dense,
         "random": Random,
         "static": Static,
+        "balcony": Balcony,
+        "readout": Readout,
+        "d3": D3,
     }
 )
 
