@@ -50,6 +50,8 @@ class NativeRunner:
     small = MAX_TOKENS
 
     def __init__(self, plain: TorchRunner, tensors: ModelTensors, isa: str | None = None):
+        if plain.program.gaps:
+            raise ValueError("until the kernels take units")
         self.plain = plain
         self.model = NativeModel(tensors, isa=isa)
         self.tiles = self.model.prefills
@@ -99,7 +101,7 @@ class NativeRunner:
         """The small pass of the tokens `at`."""
         cache = batch.cache
         return self.model.forward(
-            batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v, batch.offsets[at],
+            batch.ids[at], batch.positions[at], batch.slots[at], cache.table[0], *_kv(cache), batch.offsets[at],
             given, logits, out.keep, out.score, argmax, asked, reading,
         )  # fmt: skip
 
@@ -124,7 +126,7 @@ class NativeRunner:
             if reading and self.tiles:
                 cache, kept = batch.cache, torch.ones(depth, len(at), dtype=torch.uint8)
                 sums.append(self.model.prefill(
-                    batch.ids[at], batch.positions[at], batch.slots[at], cache.table, cache.k, cache.v,
+                    batch.ids[at], batch.positions[at], batch.slots[at], cache.table[0], *_kv(cache),
                     batch.offsets[at], given, asked, found, kept, torch.empty(depth, len(at)),
                 ))  # fmt: skip
             else:
@@ -198,6 +200,10 @@ class NativeRunner:
             argmax, score = torch.zeros(n, dtype=torch.int64), torch.empty(depth, n)
             self._buffers[n] = _Buffers(argmax, keep, keep.numpy(), score, given, given.numpy())
         return self._buffers[n]
+
+
+def _kv(cache):  # until the kernels take units
+    return [part.view(cache.shape.layers, -1, *part.shape[1:]) for part in (cache.k, cache.v)]
 
 
 class Costs:

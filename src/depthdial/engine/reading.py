@@ -54,7 +54,7 @@ class Reader:
 
     @property
     def _most(self) -> int:
-        return min(self._cache.pages, self._cache.rows.shape[1]) * PAGE
+        return min(self._cache.pages, self._cache.rows.shape[2]) * PAGE
 
     def fits(self, tokens: int) -> bool:
         """Can a text of so many tokens be read?"""

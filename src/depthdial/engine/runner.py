@@ -25,7 +25,7 @@ from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import PAGE, Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -159,14 +159,11 @@ class TorchRunner:
     def _at_attention(self, x: Tensor, s: int, batch: Batch, running: Pass) -> _At | None:
         """Decide at a step with attention, and write its K and V; None where no token waits there."""
         rows, block = _waiting(running, s), self._block(s)
-        projects = self.program.steps[s].absent == "project"
-        nobody = rows is not None and not len(rows)
-        if nobody and not projects:
-            return None
+        projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
         z = _norm(_some(x, of), block.before_attn)
-        if nobody:
-            self._write_kv(_At(rows, of, z, None, rows, rows), None, s, batch)
+        if rows is not None and not len(rows):
+            self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
         decision = self._decide(x, _some(z, rows) if projects else z, rows, s, running)
         at = _At(rows, of, z, decision, *self._kept(decision, rows))
@@ -228,24 +225,26 @@ class TorchRunner:
         return kept, torch.cat([kept, kept[:1].expand(extra)]) if extra else kept
 
     def _write_kv(self, at: _At, rows: Tensor | None, s: int, batch: Batch) -> None:
-        """K and V of the tokens `rows` (None: all) into their places."""
+        """K and V of the tokens `rows` (None: all) into their places, where the others leave nothing."""
+        visit, cache, positions = self.program.visit_of[s], batch.cache, batch.positions.long()
+        if cache.held is not None and visit in self.program.sparse:
+            units = cache.table[visit, batch.slots.long(), positions // PAGE].long()
+            leaves = torch.ones_like(units) if rows is None else torch.zeros_like(units).index_fill(0, rows, 1)
+            cache.held[units, positions % PAGE] = leaves.to(torch.uint8)
         if rows is not None and not rows.numel():
             return
-        z, block, visit, cache = at.take(rows), self._block(s), self.program.visit_of[s], batch.cache
+        z, block = at.take(rows), self._block(s)
         k = self._turned(self._heads(z, block.k, block.kv_heads, block.k_norm), rows, block)
         v = self._heads(z, block.v, block.kv_heads, None)
-        where = _some(batch.slots, rows), _some(batch.positions, rows)
-        write_kv(cache.k[visit], cache.v[visit], k, v, cache.table, *where)
+        write_kv(cache.k, cache.v, k, v, cache.table[visit], _some(batch.slots, rows), _some(positions, rows))
         self.stats.kv_rows[visit] += len(z)
 
     def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
         """The update of the kept tokens, [n, d]."""
         block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
-        q = self._turned(
-            self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block
-        )
+        q = self._turned(self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block)
         count = len(q) if kept is None else len(kept)
-        seen, keys = attend(q[:count], cache.k[visit], cache.v[visit], batch, kept, block)
+        seen, keys = attend(q[:count], visit, batch, kept, block)
         self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
         self._stats.attn_rows[visit] += count
         if count < len(q):

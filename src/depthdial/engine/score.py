@@ -105,7 +105,7 @@ class Scorer:
     @property
     def most(self) -> int:
         """Most texts of a chunk, so of a group."""
-        return len(self._cache.rows)
+        return self._cache.rows.shape[1]
 
     @torch.no_grad()
     def score(self, groups: Sequence[Sequence[Text]], dials: Dials) -> list[list[Score]]:

@@ -166,6 +166,8 @@ class Engine:
             tokens = passed.tokens or self._sample(slices, passed.logits)
         except Exception as error:  # whatever a pass may raise: it must not end the engine
             return self._fail(slices, error)
+        for part in slices:
+            self.batch.cache.settle(part.row.slot, part.start, part.start + part.count)
         if self.batch.untouched and self.batch.size == len(self.batch.last):
             prices.note("base", self.batch.size, prices.clock() - begun)
         touched, at, drawn = [], 0, 0
