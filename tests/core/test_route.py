@@ -78,7 +78,7 @@ def test_what_a_pass_cost_is_told_by_its_own_dial():
 
 
 def test_without_a_pass_there_is_nothing_to_see():
-    with pytest.raises(ValueError, match="no forward pass .* in this thread") as error:
+    with pytest.raises(ValueError, match=r"no forward pass .* in this thread") as error:
         Route(lambda: None, lambda: LEDGER).layers_used  # noqa: B018
     assert "\n" not in str(error.value)
     empty = Settings().tokens(torch.zeros(1, 0, dtype=torch.long), None, None, (1, 0), torch.device("cpu"))

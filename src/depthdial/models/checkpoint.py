@@ -215,6 +215,7 @@ def _modules(converted: Converted) -> list[tuple[str, nn.Module]]:
     parts: list[tuple[str, nn.Module]] = [
         (f"layers.{steps[s].block}.{steps[s].unit}." if plain else f"steps.{s}.", unit.parts)
         for s, unit in sorted(converted.routed.items())
+        if steps[s].block >= 0  # an own block holds its step's parts
     ]
     return parts + [(f"own.{k}.", block) for k, block in enumerate(converted.own)]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from depthdial.core.routed import Pass
 
@@ -50,11 +50,12 @@ class Evicting:
     def _hide(
         self, _unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        keep = self._keep()
-        if not keep.any():  # nobody looks
+        if not _grows(kwargs.get("past_key_values")):
             return None
+        keep = self._keep()
         cached = _layer_of(kwargs.get("past_key_values"), self._index)
-        gone = torch.cat([_evicted(cached, keep), ~keep], dim=1)  # [B, S], of all keys of this pass
+        # [B, S], of all keys of this pass; in a row in which nobody runs the layer nobody looks
+        gone = torch.cat([_evicted(cached, keep), ~keep], dim=1) & keep.any(1, keepdim=True)
         if not gone.any():  # without a hole, the layer is called as ever: keep-all is the base bit for bit
             return None
         if self._attention not in ("sdpa", "eager"):
@@ -67,8 +68,14 @@ class Evicting:
 
     def _blank(self, _unit: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> None:
         keep = self._keep()
-        if not keep.all():
+        if _grows(kwargs.get("past_key_values")) and not keep.all():
             _evict(_layer_of(kwargs.get("past_key_values"), self._index), keep)
+
+
+def _grows(cache: Any) -> bool:
+    """Is it none, or one of Hugging Face's? Training's own (`continuation`) holds what the base has read, and goes on
+    from there with rows alone that keep their way: nobody looks for what they have not left."""
+    return cache is None or isinstance(cache, Cache)
 
 
 def _layer_of(cache: Any, index: int) -> DynamicLayer | None:

@@ -186,6 +186,6 @@ def trained_parts(converted: Converted) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {
         f"{steps[s].block}_{steps[s].unit}" if plain else f"step_{s}": unit.parts
         for s, unit in converted.routed.items()
-        if len(unit.parts)
+        if len(unit.parts) and steps[s].block >= 0  # an own block holds its step's parts
     }
     return parts | {f"own_{k}": block for k, block in enumerate(converted.own)}
