@@ -91,9 +91,9 @@ llm = LLM(folder, plugin, dtype="float32", device="cpu")
 (out,) = llm.generate([[5, 6, 7, 8]], SamplingParams(24, ignore_eos=True, budget=llm.budget, prompt_budget=1.0))
 model, _ = load(folder, plugin, dtype="float32", device="cpu")
 written = model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=24, do_sample=False, eos_token_id=None)
-route = converted_of(model).route
 print(json.dumps({
-    "method": type(converted_of(model).method).__name__, "known": "nearness" in METHODS, "same": written[0, 4:].tolist() == out.token_ids,
+    "method": type(converted_of(model).method).__name__, "known": "nearness" in METHODS,
+    "same": written[0, 4:].tolist() == out.token_ids,
     "depths": out.depths, "cost": out.cost, "layers": llm.layers, "rows": llm.stats.rows_run,
 }))
 '''
