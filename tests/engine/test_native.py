@@ -22,7 +22,7 @@ from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS, method_named
 from depthdial.models.families import FAMILIES
 
-TILED = [name for name in METHODS if name != "mixture_of_depths"]
+TILED = METHODS
 """Methods for passes in tiles, which ask for the fields' own widths."""
 FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
 EACH = pytest.mark.parametrize(
@@ -42,11 +42,12 @@ def native(llm: LLM) -> NativeRunner:
 
 
 def fused(llm: LLM) -> bool:
-    """Does the method say all that the kernels need to know?"""
-    converted = llm.model.converted
-    lowered = {s: converted.method.lowered(unit.parts, s) for s, unit in converted.routed.items()}
-    return all(each is not None and not (converted.program.steps[s].unit == "layer" and each.weights == "soft")
-               for s, each in lowered.items())  # fmt: skip
+    """Can the kernels run the method?"""
+    return (
+        not llm.engine.runner.plain.tried.weighed
+        if isinstance(llm.engine.runner, NativeRunner)
+        else not (llm.engine.runner.tried.weighed)
+    )
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:

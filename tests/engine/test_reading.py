@@ -15,7 +15,6 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
 
-RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
 TEXTS = [[5], list(range(1, 40)), [7, 8], [9] * 70, list(range(30, 20, -1))]
 
 
@@ -60,7 +59,7 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     assert llm.engine.scheduler.cache.free_slots == llm.max_batch, "every slot is given back"
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_what_is_read_is_what_the_reference_reads(made, method, offset):
     check(made(method), TEXTS, offset, 64)

@@ -86,7 +86,7 @@ def test_logits_are_the_references_however_a_text_is_cut(bench, family: str):
     assert on.runner.stats.padded_rows > 0, "this test rounds row counts up, too"
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_evaluated_for_a_token_that_skips(bench, method: str):
     on = bench(method)
     offset = math.inf if method == "dense" else 0.0
@@ -142,7 +142,7 @@ def test_a_layer_that_all_tokens_skip_has_its_weights_unread(bench):
     assert read[math.inf] - read[-1e9] == 4 * (layers - parts)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
+@pytest.mark.parametrize("method", METHODS)
 def test_beyond_break_even_all_rows_run_and_the_output_is_the_same(bench, method: str):
     found = {}
     for pays in (True, False):

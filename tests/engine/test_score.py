@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.methods import METHODS, method_named
-
-RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
+from depthdial.methods import METHODS
 
 
 @torch.no_grad()
@@ -86,7 +84,7 @@ def distinct(group) -> int:
     return shared(group) + sum(len(text.tokens) - 1 - shared(group) for text in group)
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_scores_are_those_of_the_reference(made, method, offset):
     llm = made(method, max_batch=8)
@@ -103,7 +101,7 @@ def test_scores_are_those_of_the_reference(made, method, offset):
 HOLD = Hold(0.75, 0.0, 0.1)
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "dials", [Dials(0.0, math.inf), Dials(0.0, 0.7), Dials(0.0, math.inf, HOLD), Dials(0, None, HOLD)]
 )

@@ -30,7 +30,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_family_equals_the_reference(made, asked, finish, agrees, method: str, family: str):
     compare(made(method, family, max_batch=3), asked, finish, agrees, [0.0, -1.0, math.inf, 0.8])
 

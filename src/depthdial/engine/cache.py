@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.prefix import Prefixes, Saved
-from depthdial.kernels.tensors import PAGE
+from depthdial.kernels.tensors import PAGE, PagedCache
 
 NONE = -1
 """In a table: no unit, since nothing is held there."""
@@ -81,6 +81,11 @@ class Cache:
             self._device.copy_(self._host)
             self._stale = False
         return self._device
+
+    @property
+    def paged(self) -> PagedCache:
+        """The same for the kernels."""
+        return PagedCache(self.k, self.v, self.table, self.held)
 
     @property
     def available(self) -> int:

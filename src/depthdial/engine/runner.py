@@ -22,10 +22,11 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
+from depthdial.engine.probe import tried
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import PAGE, Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import PAGE, Int8, Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -82,7 +83,10 @@ class _At(NamedTuple):
 
 
 class TorchRunner:
-    """model: converted; spine: its tensors, one block for each visit of the program; step: see STEP."""
+    """model: converted; spine: its tensors, one block for each visit of the program; step: see STEP.
+
+    Raises ValueError for a method that decides by whole rows.
+    """
 
     small = 0
 
@@ -93,6 +97,8 @@ class TorchRunner:
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
+        like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
+        self.tried = tried(self.method, self.program, self.parts, like, len(vocabulary))
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -192,10 +198,10 @@ class TorchRunner:
         if running.untouched:
             decision = Decision.hard(torch.zeros_like(tokens.full))
         else:
-            logits = self._logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
+            logits = self.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
             some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
             decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
-            self._count_parts(s, "all")
+            self.count_parts(s, "all")
             if rows is not None:
                 decision = decision.spread(rows, tokens.count)
             if not step.base:
@@ -262,7 +268,7 @@ class TorchRunner:
         update = self.method.bypass(self.parts[s], at.take(skipped), s)
         if update is None:
             return x
-        self._count_parts(s, "skipped")
+        self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
@@ -278,9 +284,9 @@ class TorchRunner:
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor | None:
         """Logits of the tokens that end their rows, [n, V]."""
-        return self._logits(x[batch.last]) if batch.last else None
+        return self.logits(x[batch.last]) if batch.last else None
 
-    def _logits(self, x: Tensor, rows: int | None = None) -> Tensor:
+    def logits(self, x: Tensor, rows: int | None = None) -> Tensor:
         """What the head says of states [n, d]: [n, V], or of its first `rows` alone."""
         spine, weight = self.spine, first_rows(self.spine.head, rows)
         logits = multiply(_norm(x, spine.norm), weight)
@@ -294,7 +300,8 @@ class TorchRunner:
     def _block(self, s: int) -> Block:
         return self.spine.blocks[self.program.visit_of[s]]
 
-    def _count_parts(self, s: int, runs_for: str) -> None:
+    def count_parts(self, s: int, runs_for: str) -> None:
+        """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""
         for part in self.parts[s].values():
             if isinstance(part, Part) and part.runs_for == runs_for:
                 self._count(*part.parameters())
