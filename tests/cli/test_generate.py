@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +20,7 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.methods import SkipLayer, method_named
 from depthdial.models.checkpoint import Plugin, save
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.scratch import Spec, fresh
 
@@ -92,8 +92,8 @@ def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected
     )
     model = convert(tiny_model("llama"), method_named("skiplayer", {"units": "attn"}))
     curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
-    method: Any = model.method
-    save(model, tmp_path / "attn", Plugin("attn", method, fingerprint(model), {"text": curve}, recommended=0.8))
+    plugin = Plugin("attn", converted_of(model).method, fingerprint(model), {"text": curve}, recommended=0.8)
+    save(model, tmp_path / "attn", plugin)
     given = ["--model", options[1], "--plugin", str(tmp_path / "attn"), *options[4:], "--max-new-tokens", "2"]
     for more in ([], ["--json"]):
         result = run("generate", "the quick", *given, *more)
