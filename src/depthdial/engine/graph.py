@@ -114,7 +114,7 @@ class GraphRunner:
         if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
             raise ValueError("these kernels round a router's code, and a linear router's is its decision")
         self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
-        self.small, self.roles = max(buckets), plain.roles
+        self.small, self.roles, self.by_prompt = max(buckets), plain.roles, plain.by_prompt
         self.break_even: BreakEven | None = None
         self._given = GivenTable(plain) if plain.method.ahead and plain.parts else None
         self._cost = Costs(plain.ledger)

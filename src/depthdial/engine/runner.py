@@ -42,6 +42,8 @@ class Runner(Protocol):
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
     roles: bool
     """Do tokens of prompts run another way than those written after them, so that K and V have other bits?"""
+    by_prompt: bool
+    """Is it a method's decision that does, by where the prompt ends?"""
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -93,7 +95,7 @@ class TorchRunner:
     def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
-        self.roles = "prompt" in self.method.reads
+        self.roles = self.by_prompt = "prompt" in self.method.reads
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
