@@ -33,7 +33,7 @@ class Recursive(Method):
 
     reads = frozenset()
     by_row = True
-    example: ClassVar[Mapping[str, object]] = {"loops": 3, "first": 1, "last": 4, "stop": 2, "rank": 4}
+    example: ClassVar[Mapping[str, object]] = {"loops": 3, "first": 2, "last": 4, "stop": 2, "rank": 2}
 
     loops: int = 2
     first: int | None = None
