@@ -201,6 +201,12 @@ class Program:
             s = self.after(s, self.steps[s].base)
         return tuple(way)
 
+    @cached_property
+    def loops(self) -> bool:
+        """Does the untouched base visit a block more than once?"""
+        blocks = [self.visits[v].block for v in dict.fromkeys(self.visit_of[s] for s in self.base_way)]
+        return len(set(blocks)) < len(blocks)
+
     def check(self, depth: int) -> None:
         """Raise ValueError, one line that names the step, for what no executor can run on a base of `depth` layers."""
         starts = {visit.steps[0] for visit in self.visits_checked()}

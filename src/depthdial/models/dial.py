@@ -72,9 +72,10 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
 
 def has_own_routers(model: PreTrainedModel) -> bool:
     """Were a converted model's weights trained together with its routers? Then running all layers is not its base. One
-    of our types is taken for such where it knows of no base and was not saved to read its prompts otherwise."""
+    of our types is taken for such where it knows of no base and was not saved to read its prompts otherwise; but all
+    loops of one that has them are its base."""
     converted = converted_of(model)
-    if converted.plugin is not None or not converted.program.skips:
+    if converted.plugin is not None or not converted.program.skips or converted.program.loops:
         return False
     of_own_type = model.config.model_type.startswith(OWN) and model.config.prompt_budget in (None, "same")
     return not converted.method.frozen or of_own_type

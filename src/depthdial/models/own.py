@@ -68,7 +68,8 @@ def plugin_from(config: PretrainedConfig) -> Plugin | None:
 def trained_with_routers(config: PretrainedConfig) -> bool:
     """What `dial.has_own_routers` says of a model of one of our types, by its configuration alone."""
     method = method_from(config)
-    if config.base is not None or not method.program(config.num_hidden_layers).skips:
+    program = method.program(config.num_hidden_layers)
+    if config.base is not None or not program.skips or program.loops:
         return False
     return not method.frozen or config.prompt_budget in (None, "same")
 
