@@ -21,8 +21,7 @@ TEXTS = [[5], list(range(1, 40)), [7, 8], [9] * 70, list(range(30, 20, -1))]
 
 def by_routed(llm, text: list[int], offset: float) -> tuple[np.ndarray, torch.Tensor]:
     model = llm.model
-    model.converted.set(offset=offset)
-    with torch.no_grad():
+    with torch.no_grad(), model.converted.using(offset=offset, read=torch.ones(1, len(text), dtype=torch.bool)):
         logits = model(torch.tensor([text]), use_cache=False).logits[0].float()
     return model.route.keep()[:, 0].T.numpy(), logits
 
