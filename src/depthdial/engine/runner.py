@@ -26,7 +26,7 @@ from depthdial.engine.probe import tried
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import PAGE, Int8, Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import Int8, Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -236,9 +236,8 @@ class TorchRunner:
         """K and V of the tokens `rows` (None: all) into their places, where the others leave nothing."""
         visit, cache, positions = self.program.visit_of[s], batch.cache, batch.positions.long()
         if cache.held is not None and visit in self.program.sparse:
-            units = cache.table[visit, batch.slots.long(), positions // PAGE].long()
-            leaves = torch.ones_like(units) if rows is None else torch.zeros_like(units).index_fill(0, rows, 1)
-            cache.held[units, positions % PAGE] = leaves.to(torch.uint8)
+            leaves = torch.ones_like(positions) if rows is None else torch.zeros_like(positions).index_fill(0, rows, 1)
+            cache.note(visit, batch.slots, positions, leaves)
         if rows is not None and not rows.numel():
             return
         z, block = at.take(rows), self._block(s)
