@@ -22,13 +22,14 @@ from typing import Any
 import pytest
 import torch
 from tests.laws.by_hand import by_hand
+from tests.laws.examples import DIMS
 from tests.laws.toys import TOYS
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from depthdial.core.decision import Decision
 from depthdial.core.layers import LinearRouter, Part, Router
-from depthdial.core.method import Dims, Method, Seen
+from depthdial.core.method import Method, Seen
 from depthdial.core.ops import Act, Dense, Look, Norm
 from depthdial.core.tokens import Tokens, Trace
 from depthdial.methods import METHODS, method_named
@@ -56,9 +57,6 @@ FIXED = {name: {"fixed": {"fixed_input": True}} for name, kind in METHODS.items(
 """The control that cannot see the token, of every method with a router."""
 EXAMPLE, PLAIN, ODD = "example", "llama", "gemma3_text"
 """A method's example meets every family; the variants the plainest one and the one with most norms."""
-
-
-DIMS = Dims(hidden=32, intermediate=64, eps=1e-6)
 
 
 def cases(which: Callable[[Method], bool] = lambda _: True, families: tuple[str, ...] = tuple(FAMILIES)) -> list[Any]:

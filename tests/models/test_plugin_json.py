@@ -175,4 +175,4 @@ def test_parts_that_are_a_pointer_or_claim_too_much(
 
 def test_the_plugin_as_it_was_is_taken(tiny_plugin: Path, tiny_folder: Path) -> None:
     model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
-    assert model.plugin is not None
+    assert model.converted.plugin is not None

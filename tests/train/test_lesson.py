@@ -31,7 +31,7 @@ def make(tiny_model: Callable, adapted: Callable) -> Callable[..., Lesson]:
 
     def make(objective: Any, held: bool, method: Any = None) -> Lesson:
         model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method or method_named("flexidepth", FIELDS))
-        floor = model.route.ledger.floor
+        floor = model.converted.ledger.floor
         lesson = Lesson(model, objective, BudgetControl(floor + 0.05, 0.95, floor, spread=1.0) if held else None)
         lesson.progress = 1.0
         return lesson

@@ -110,7 +110,7 @@ def test_held_out_figures_are_those_of_every_row_once(method: Any):
 
 def test_needed_work_is_counted_by_what_ran():
     model: Any = fresh(SPEC, SkipLayer())
-    ledger = model.route.ledger
+    ledger = model.converted.ledger
     dense = needed_macs(ledger, 1.0, [1.0] * 3, 15)
     assert dense == ledger.dense + 3 * 8 * ledger.layers[0].attend
     assert needed_macs(ledger, 0.5, [0.5] * 3, 15) == pytest.approx(dense / 2)

@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from depthdial.methods import METHODS
 from depthdial.models import load
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
-from depthdial.models.convert import route_of
 from depthdial.train import callbacks as loop
 from depthdial.train import run
 from depthdial.train.checkpoints import damage

@@ -11,7 +11,6 @@ import torch
 from depthdial.core.layers import Adapter
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import save
-from depthdial.models.convert import route_of
 from depthdial.train.start import take_over
 
 FIELDS = {"first": 2, "adapter_ratio": 8, "router_ratio": 4, "weights": "hard", "start": 0.0}
