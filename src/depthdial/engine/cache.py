@@ -149,6 +149,12 @@ class Cache:
             self._append(slot, self._page(self._take(self.shape.layers)))
         return True
 
+    def note(self, visit: int, slots: Tensor, positions: Tensor, leaves: Tensor) -> None:
+        """Which of N tokens leave K and V at a sparse visit. slots, positions: int32 [N]; leaves: whole numbers [N]."""
+        assert self.held is not None
+        places = positions.long()
+        self.held[self.table[visit, slots.long(), places // PAGE].long(), places % PAGE] = leaves.to(torch.uint8)
+
     def settle(self, slot: int, start: int, end: int) -> None:
         """The places start..end-1 have been written: units in which nothing is held are given back."""
         if self.held is None:

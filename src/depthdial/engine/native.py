@@ -53,7 +53,8 @@ class NativeRunner:
         self.tiles = self.model.prefills
         self._apart = self.tiles or self.model.int8
         """Does what is read run another way than what is written?"""
-        self.roles = self._apart or plain.roles
+        self.by_prompt = plain.by_prompt
+        self.roles = self._apart or self.by_prompt
         self._given = GivenTable(plain, native.rows) if plain.method.ahead and plain.parts else None
         self._open = OpenSteps(plain, native) if native.open else None
         self._cost = Costs(plain.ledger, native.rows)

@@ -26,7 +26,7 @@ from depthdial.engine.probe import tried
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import PAGE, Int8, Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import Int8, Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -42,6 +42,8 @@ class Runner(Protocol):
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
     roles: bool
     """Do tokens of prompts run another way than those written after them, so that K and V have other bits?"""
+    by_prompt: bool
+    """Is it a method's decision that does, by where the prompt ends?"""
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -93,7 +95,7 @@ class TorchRunner:
     def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
-        self.roles = "prompt" in self.method.reads
+        self.roles = self.by_prompt = "prompt" in self.method.reads
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
@@ -234,9 +236,8 @@ class TorchRunner:
         """K and V of the tokens `rows` (None: all) into their places, where the others leave nothing."""
         visit, cache, positions = self.program.visit_of[s], batch.cache, batch.positions.long()
         if cache.held is not None and visit in self.program.sparse:
-            units = cache.table[visit, batch.slots.long(), positions // PAGE].long()
-            leaves = torch.ones_like(units) if rows is None else torch.zeros_like(units).index_fill(0, rows, 1)
-            cache.held[units, positions % PAGE] = leaves.to(torch.uint8)
+            leaves = torch.ones_like(positions) if rows is None else torch.zeros_like(positions).index_fill(0, rows, 1)
+            cache.note(visit, batch.slots, positions, leaves)
         if rows is not None and not rows.numel():
             return
         z, block = at.take(rows), self._block(s)

@@ -36,17 +36,17 @@ class Pass {
   // Attention of a visit for who runs it, K and V of who does not.
   void attend(const LayerSpec& l) {
     const BranchSpec& branch = l.branch;
-    const bool dense = s.asks(branch) && !branch.router.look;
-    if (s.asks(branch) && branch.router.look) look(branch.router, l.step);
+    const bool asks = s.asks(branch), dense = asks && !branch.router.look;
+    if (asks && !dense) look(branch.router, l.step);
     const bool all = !l.nothing || (int)s.here.size() == N;
     const int *rows = all ? nullptr : s.here.data(), count = all ? N : s.here.size();
     norm(l.before_attn, rows, count);
-    pack(own.a.view, own.z, rows, count, D, l.k.kind);
+    if (dense || !l.nothing) pack(own.a.view, own.z, rows, count, D, l.k.kind);
     float* codes = m.code[own.asked & 1];
     if (dense) ask(branch.router, rows, count, l.k.kind, codes);
     const int side = own.projected++ & 1;
     const bool later = dense && !l.nothing;  // the decision comes with K and V, at the barrier
-    if (dense && l.nothing) {
+    if (dense && !later) {
       m.pool.barrier();
       answer(branch.router, l.step, rows, count, codes);
     }
@@ -72,18 +72,16 @@ class Pass {
     if (apart) {
       const BranchSpec& branch = l.mlp_branch;
       const int *rows = s.here.data(), count = s.here.size();
-      if (s.asks(branch)) {
+      const bool asks = s.asks(branch);
+      if (asks && branch.router.look) look(branch.router, l.step + 1);
+      else if (asks) {
         float* codes = m.code[own.asked & 1];
-        if (branch.router.look) {
-          look(branch.router, l.step + 1);
-        } else {
-          norm(l.before_mlp, rows, count);
-          pack(own.a.view, own.z, rows, count, D, branch.router.first.kind);
-          ask(branch.router, rows, count, branch.router.first.kind, codes);
-          expect(l.gate);
-          m.pool.barrier();
-          answer(branch.router, l.step + 1, rows, count, codes);
-        }
+        norm(l.before_mlp, rows, count);
+        pack(own.a.view, own.z, rows, count, D, branch.router.first.kind);
+        ask(branch.router, rows, count, branch.router.first.kind, codes);
+        expect(l.gate);
+        m.pool.barrier();
+        answer(branch.router, l.step + 1, rows, count, codes);
       }
       s.decide(l, branch, l.step + 1);
     }
@@ -94,12 +92,10 @@ class Pass {
  private:
   Share share(int count, int unit) const { return even(count, unit, m.pool.size(), t); }
 
-  void multiply(const Mat& w, const Packed& x, float* out) { multiply(w, x, out, bf16); }
-
-  void multiply(const Mat& w, const Packed& x, float* out, bool round) {
+  void multiply(const Mat& w, const Packed& x, float* out, bool wide = false) {
     if (x.tokens == 0) return;
     const Share mine = share(w.rows, 16);
-    own.weight_bytes += linear_rows(w, x, mine.begin, mine.end, out, w.rows, round);
+    own.weight_bytes += linear_rows(w, x, mine.begin, mine.end, out, w.rows, bf16 && !wide);
   }
 
   // Starts to read what this thread needs of w after the next barrier.
@@ -157,7 +153,7 @@ class Pass {
     ++own.asked;
     Packed& x = router.first.kind == packed ? own.a.view : own.b.view;
     if (router.first.kind != packed) pack(x, own.z, rows, count, D, router.first.kind);
-    multiply(router.first, x, codes, bf16 && !router.wide);
+    multiply(router.first, x, codes, router.wide);
   }
 
   // What the router says of each token that is asked, from the codes of `rows`.
