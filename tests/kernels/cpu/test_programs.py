@@ -168,6 +168,7 @@ def halves(base: ModelTensors) -> ModelTensors:
         layer._replace(branch=by[i][0], mlp_branch=by[i][1]) if i in by else layer
         for i, layer in enumerate(base.layers)
     ]
+    layers[5] = layers[5]._replace(branch=Branch("ops", router(5, dim, soft=True)), whole=True)
     return base._replace(layers=tuple(layers))
 
 
@@ -233,9 +234,10 @@ def test_any_program(data, base, batch_for):
         adapter = AdapterTensors(*(random(draws, *size) for size in sizes)) if draw(st.booleans(), "adapter") else None
         mlp = branch(visit) if draw(st.booleans(), "halves") else None
         absent, own = draw(st.sampled_from(["project", "nothing"]), "absent"), draw(st.booleans(), "base")
+        whole = mlp is None and draw(st.booleans(), "whole")
         layers.append(
             base.layers[draw(st.integers(0, 5), "block")]._replace(
-                branch=branch(visit), mlp_branch=mlp, adapter=adapter, absent=absent, base=own
+                branch=branch(visit), mlp_branch=mlp, adapter=adapter, absent=absent, base=own, whole=whole
             )
         )
     model = base._replace(layers=tuple(layers))
