@@ -53,6 +53,7 @@ struct LayerSpec {
   BranchSpec branch, mlp_branch;
   int32_t step, halves;          // its first step; it has a second one, of its MLP
   int32_t cache, nothing, base;  // row of the page tables; who does not run it leaves no K and V; the untouched base runs it
+  int32_t whole;                 // weights are on the whole visit
   int32_t heads, kv_heads, head_dim, rope, gelu, window;  // window 0: none
   float scale;
 };
