@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from tests.engine.poison import poison
-from tests.laws.test_laws import FIXED, VARIANTS
+from tests.laws.test_laws import made, variants
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import Hold
@@ -30,7 +31,7 @@ from depthdial.engine.request import Request, Row
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.speculate import Speculator
 from depthdial.kernels.tensors import PAGE
-from depthdial.methods import METHODS, method_named
+from depthdial.methods import METHODS
 from depthdial.models.families import FAMILIES
 
 SHAPES: list[dict[str, Any]] = [
@@ -111,10 +112,7 @@ def drawn_case(seed: int) -> Case:
     rng = random.Random(seed)
     family = rng.choice(list(FAMILIES))
     method, fields = rng.choice([
-        (name, fields)
-        for name, kind in METHODS.items()
-        if kind.kv != "evict"
-        for fields in [*VARIANTS.get(name, {"default": {}}).values(), *FIXED.get(name, {}).values()]
+        (name, fields) for name in [*METHODS, *TOYS] for fields in variants(name).values()
     ])  # fmt: skip
     sizes = {**rng.choice(SHAPES), **slides(family, rng.choice(WINDOWS)), "max_position_embeddings": CONTEXT}
     if rng.random() < 0.3:
@@ -159,14 +157,15 @@ def _plan(rng: random.Random, case: Case, tight: bool) -> Plan:
         ignore_eos=rng.random() < 0.7,
         lossless=lossless,
     )
-    method = method_named(case.method, case.fields)
-    routed = bool(method.layers(case.sizes.get("num_hidden_layers", 6)))
+    method = made(case.method, case.fields)
+    program = method.program(case.sizes.get("num_hidden_layers", 6))
+    routed = bool(program.routed)
     offset = math.inf if lossless or not routed else rng.choice(OFFSETS)
     read = rng.choice([None, None, math.inf, math.inf, rng.choice(OFFSETS)])
-    if not math.isfinite(offset) or (read is not None and read < offset and method.kv == "none"):
+    if not math.isfinite(offset) or (method.by_row and (program.own or (read is not None and read < offset))):
         read = None  # the base reads in full, and nobody asks for K and V that a prompt left out
     hold = Hold(rng.choice([0.6, 0.8, 0.95]), offset, rng.choice([0.01, 0.1, 0.3])) if math.isfinite(offset) else None
-    dials = Dials(offset, read, hold if method.kv == "project" and rng.random() < 0.6 else None)
+    dials = Dials(offset, read, hold if not program.gaps and rng.random() < 0.6 else None)
     arrives = rng.choice([0, 1] if tight else [0, 0, 0, 1, 3, 9])
     leaves = arrives + rng.randrange(1, 12) if rng.random() < 0.15 else None
     return Plan(ids, dials, rng.choice(OFFSETS) if routed else math.inf, params, arrives, leaves)
@@ -190,7 +189,7 @@ class Ran:
 def run(case: Case, tiny_model: Callable, tokenizer: Any, adapted: Callable) -> Ran:
     """Build the case and step until all is done."""
     base = tiny_model(case.family, seed=case.seed % 1009, **case.sizes).to(case.dtype)
-    method = method_named(case.method, case.fields)
+    method = made(case.method, case.fields)
     llm = LLM.of(adapted(base, method, seed=case.seed % 1013), tokenizer, **case.engine)
     engine = llm.engine
     engine.scheduler.chunk, engine.ends = case.chunk, ENDS
@@ -240,7 +239,9 @@ class Watch:
         self.keeps: dict[Row, np.ndarray] = {}
         self.changed: set[Row] = set()
         self.kept = 0
-        self._ran = np.zeros((self.cache.pages, PAGE, llm.layers), dtype=bool)
+        self._layers = llm.layers
+        self._ran: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((PAGE, llm.layers), dtype=bool))
+        """By page, of its places."""
         inner, own = runner.run, self.cache._own
 
         def run(batch: Batch) -> Passed:
@@ -251,23 +252,23 @@ class Watch:
         def owned(slot: int, index: int) -> None:
             before = self.cache._held[slot][index]
             own(slot, index)
-            self._ran[self.cache._held[slot][index]] = self._ran[before]
+            self._ran[self.cache._held[slot][index]] = self._ran[before].copy()
 
         vars(runner).update(run=run)
         vars(self.cache).update(_own=owned)
 
     def _note(self, batch: Batch, keep: np.ndarray | None) -> None:
-        places, slots = batch.positions.numpy(), batch.slots.numpy()
-        ran = np.ones((batch.size, self._ran.shape[2]), dtype=bool) if keep is None else keep.T.astype(bool)
-        self._ran[self.cache.rows[slots, places // PAGE], places % PAGE] = ran
+        ran = np.ones((batch.size, self._layers), dtype=bool) if keep is None else keep.T.astype(bool)
+        for slot, place, mine in zip(batch.slots.tolist(), batch.positions.tolist(), ran, strict=True):
+            self._ran[self.cache._held[slot][place // PAGE]][place % PAGE] = mine
         self.kept += int(ran.sum())
         for part in batch.slices:
             if part.drafting:
                 continue
             assert part.row.slot is not None
             end = part.start + part.count
-            pages = self.cache.rows[part.row.slot, : pages_for(end)]
-            now, before = self._ran[pages].reshape(-1, self._ran.shape[2])[:end], self.keeps.get(part.row)
+            pages = self.cache._held[part.row.slot][: pages_for(end)]
+            now, before = np.concatenate([self._ran[page] for page in pages])[:end], self.keeps.get(part.row)
             if before is not None:
                 both = min(len(before), end)
                 if (now[:both] != before[:both]).any():

@@ -16,8 +16,9 @@ import torch
 from tests.laws.fuzz import Ran
 from torch import Tensor
 
-from depthdial.core.decision import Decision, Site
-from depthdial.core.route import Route
+from depthdial.core.decision import Decision
+from depthdial.core.method import Method, Parts, Seen
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.request import Row
 from depthdial.engine.sampling import SamplingParams, choose, draw_key
 
@@ -32,28 +33,39 @@ NOISE = 4.0
 
 
 class Following:
-    """What a route's gates say, but for those so close to the cut that rounding decides: these follow the engine.
+    """What a method says, but for gates so close to their cut that rounding decides: these follow the engine.
 
-    asked: bool [L, B, T], which layers it ran; known: bool [B, T], where that is known; near: see GATE. apart: are the
-    halves of a layer decided apart? What the engine ran of it is not told then, so a row with such a gate is `unclear`.
+    asked: bool [visits, B, T], which visits it ran; known: bool [B, T], where that is known; near: see GATE. apart: are
+    the halves of a layer decided apart? What the engine ran of it is not told then, so a row with such a gate is
+    `unclear`.
     """
 
-    def __init__(self, route: Route, asked: Tensor, known: Tensor, near: float, apart: bool):
-        self.apart, self.unclear = apart, torch.zeros(len(known), dtype=torch.bool)
-        self.route, self.asked, self.known, self.near, self.ties = route, asked, known, near, 0
+    def __init__(self, method: Method, asked: Tensor, known: Tensor, near: float, apart: bool):
+        self.method, self.apart, self.unclear = method, apart, torch.zeros(len(known), dtype=torch.bool)
+        self.asked, self.known, self.near, self.ties = asked, known, near, 0
 
-    def __call__(self, site: Site, decision: Decision) -> Decision:
-        attn = self.route.decisions.get(site._replace(unit="attn"))
-        if decision.score is None or (site.unit == "mlp" and attn is not None and decision.keep is attn.keep):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
+        decision, attn = self.method.decide(parts, seen, s, tokens, trace), trace.decisions.get(s - 1)
+        mlp = trace.program.steps[s].unit == "mlp"
+        if decision.score is None or (mlp and attn is not None and decision.keep is attn.keep):
             return decision
+        close = ((decision.score - 0.5).abs() < self.near) & self.known.view(-1)
+        if s in trace.here:
+            close = close & trace.here[s]
         if self.apart:
-            self.unclear |= (self.known & ((decision.score - 0.5).abs() < self.near)).any(-1)
+            self.unclear |= close.view_as(self.known).any(-1)
             return decision
-        other = (decision.keep != self.asked[site.layer]) & self.known & ((decision.score - 0.5).abs() < self.near)
-        if site.unit == "mlp" or not other.any():
+        other = (decision.keep != self.asked[trace.program.visit_of[s]].view(-1)) & close
+        if mlp or not other.any():
             return decision
         self.ties += int(other.sum())
-        return Decision.hard(decision.keep ^ other, decision.score)
+        keep = decision.keep ^ other
+        # a weight of its own is that of who runs it
+        run = torch.where(other, keep.to(decision.run.dtype), decision.run)
+        return Decision(keep, run, torch.where(other, (~keep).to(run.dtype), decision.skip), decision.score)
 
 
 @torch.no_grad()
@@ -109,10 +121,12 @@ def _reference(ran: Ran, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tenso
     for b, row in enumerate(rows):
         keep = ran.keeps[row]
         asked[:, b, : len(keep)], known[b, : len(keep)] = torch.from_numpy(keep.T), True
-    route = model.route
-    route.offset = torch.tensor([_offsets(row, most) for row in rows])
-    following = Following(route, asked, known, GATE[ran.case.dtype], ran.case.apart)
-    vars(route).update(voted=following)
+    route, converted = model.route, model.converted
+    read = torch.arange(most) < torch.tensor([len(row.request.token_ids) for row in rows])[:, None]
+    converted.set(offset=torch.tensor([_offsets(row, most) for row in rows]), read=read)
+    following = Following(converted.method, asked, known, GATE[ran.case.dtype], ran.case.apart)
+    for unit in converted.units.values():
+        unit.method = following
     logits = model(ids, use_cache=False).logits.float()
     depths, costs, spread = route.layers_used, route.token_cost(), logits.std(-1)
     if ran.case.dtype == torch.float32:
@@ -175,10 +189,10 @@ def _wins(token: int, logits: Tensor, off: float, params: SamplingParams, key: i
 
 def _work(ran: Ran) -> None:
     """What was skipped did not run, and what nobody asks for was not written."""
-    stats, method, case = ran.llm.stats, ran.llm.model.method, ran.case
-    every = stats.tokens * ran.llm.layers
+    stats, program, case = ran.llm.stats, ran.llm.model.converted.program, ran.case
     assert int(stats.rows.sum()) == ran.kept
-    if case.select or method.units not in (("layer",), ("attn", "mlp")) or case.fields.get("units"):
-        return
-    assert int(stats.attn_rows.sum()) == int(stats.mlp_rows.sum()) == ran.kept, "units ran that were skipped"
-    assert int(stats.kv_rows.sum()) == (every if method.kv == "project" else ran.kept), "K and V that nobody asks for"
+    for v, visit in enumerate(program.visits):
+        leaves = stats.attn_rows[v] if v in program.sparse else stats.tokens
+        assert stats.kv_rows[v] == leaves or (case.select and v in program.sparse), "K and V that nobody asks for"
+        if len({program.steps[s].routed for s in visit.steps}) == 1 and not case.select and not case.apart:
+            assert stats.attn_rows[v] == stats.mlp_rows[v] == stats.rows[v], "units ran that were skipped"
