@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
@@ -15,7 +16,7 @@ from depthdial.engine.output import RequestOutput
 from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
-from depthdial.methods import METHODS, method_named
+from depthdial.methods import METHODS
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,8 @@ def made(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Callab
     unless `prompt_budget` says otherwise."""
 
     def make(method: str = "flexidepth", family: str = "llama", fields: dict | None = None, **engine: Any) -> LLM:
-        chosen = method_named(method, {**METHODS[method].example, **(fields or {})})
+        kind = TOYS[method] if method in TOYS else METHODS[method]
+        chosen = kind(**{**kind.example, **(fields or {})})
         options: dict[str, Any] = {"prompt_budget": "same", **engine}
         return LLM.of(adapted(tiny_model(family), chosen), tiny_tokenizer, **options)
 
@@ -65,10 +67,12 @@ def agrees() -> Callable[..., None]:
 
     def check(llm: LLM, request: Request, output: RequestOutput, sampled: bool = False) -> None:
         model, start = llm.model, len(request.token_ids)
-        with model.converted.using(offset=request.dials.written):
-            for sample in output.samples:
+        for sample in output.samples:
+            ids = torch.tensor([request.token_ids + sample.token_ids])
+            read = torch.arange(ids.shape[1])[None] < start
+            with model.converted.using(offset=request.dials.written, read=read, read_offset=None):
                 with torch.no_grad():
-                    logits = model(torch.tensor([request.token_ids + sample.token_ids]), use_cache=False).logits[0]
+                    logits = model(ids, use_cache=False).logits[0]
                 depths, costs = model.route.layers_used[0].tolist(), model.route.token_cost()[0].tolist()
                 assert output.prompt_depths == depths[:start]
                 assert sample.depths == depths[start - 1 : -1]

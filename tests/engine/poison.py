@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from depthdial.engine.cache import Cache
 from depthdial.kernels.tensors import PAGE
@@ -11,28 +12,27 @@ from depthdial.kernels.tensors import PAGE
 def poison(cache: Cache) -> None:
     """From now on; the cache holds nothing yet."""
     assert cache.available == cache.pages and not cache.prefixes.idle
-    take, drop, shrink = cache._take, cache._drop, cache.shrink
+    take, give, shrink = cache._take, cache._give, cache.shrink
 
-    def spoil(page: int, begin: int = 0) -> None:
+    def spoil(units: Any, begin: int = 0) -> None:
         for part in (cache.k, cache.v):
-            part[:, page, :, begin:] = math.nan
+            part[units, :, begin:] = math.nan
 
-    def taken() -> int:
-        page = take()
-        spoil(page)  # what rested here as a prefix is gone
-        return page
+    def taken(number: int) -> Any:
+        units = take(number)
+        spoil(units)  # what rested here as a prefix is gone
+        return units
 
-    def dropped(page: int) -> None:
-        drop(page)
-        if not cache._holders[page] and not cache.prefixes.holds(page):
-            spoil(page)
+    def given(units: Any) -> None:
+        give(units)
+        spoil(units)
 
     def shrunk(slot: int, length: int) -> None:
         shrink(slot, length)
         held = cache._held[slot]
         if length % PAGE and length // PAGE < len(held) and not cache.prefixes.holds(held[-1]):
-            spoil(held[-1], length % PAGE)
+            units = cache._units[held[-1]]
+            spoil(units[units >= 0], length % PAGE)
 
-    for page in range(cache.pages):
-        spoil(page)
-    vars(cache).update(_take=taken, _drop=dropped, shrink=shrunk)
+    spoil(slice(None))
+    vars(cache).update(_take=taken, _give=given, shrink=shrunk)

@@ -164,9 +164,7 @@ def test_a_prompt_budget_outside_the_curve_is_refused(of: Callable):
         SamplingParams(lossless=True, prompt_budget=0.8)
 
 
-@pytest.mark.parametrize(
-    "method", [name for name, kind in METHODS.items() if not kind.frozen and name != "mixture_of_depths"]
-)
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.frozen])
 def test_a_model_with_its_own_routers_reads_as_it_writes(tiny_model: Callable, tiny_tokenizer: Any, method: str):
     model: Any = convert(tiny_model(), method_named(method, dict(METHODS[method].example)))
     llm = LLM.of(model, tiny_tokenizer)

@@ -19,14 +19,15 @@ PAGES, SLOTS = 7, 4
 
 def write(cache: Cache, slot: int, start: int, values: list[int]) -> None:
     for place, value in enumerate(values, start):
-        page = int(cache.table[slot, place // PAGE])
-        cache.k[:, page, :, place % PAGE] = value
-        cache.v[:, page, :, place % PAGE] = -value
+        units = cache.table[:, slot, place // PAGE].long()
+        assert (units >= 0).all() and len(set(units.tolist())) == len(units)
+        cache.k[units, :, place % PAGE] = value
+        cache.v[units, :, place % PAGE] = -value
 
 
 def read(cache: Cache, slot: int, length: int) -> list[int]:
-    pages = cache.table[slot, : pages_for(length)].long()
-    k, v = (c[1, pages, 0].flatten(0, 1)[:length, 0].int().tolist() for c in (cache.k, cache.v))
+    units = cache.table[1, slot, : pages_for(length)].long()
+    k, v = (c[units, 0].flatten(0, 1)[:length, 0].int().tolist() for c in (cache.k, cache.v))
     assert k == [-value for value in v]
     return k
 
@@ -67,7 +68,7 @@ def test_each_sequence_reads_what_it_wrote(data: Any):
             del texts[slot]
         for each, expected in texts.items():
             assert read(cache, each, len(expected)) == expected
-        distinct = {int(p) for s, t in texts.items() for p in cache.table[s, : pages_for(len(t))]}
+        distinct = {int(p) for s, t in texts.items() for p in cache.table[0, s, : pages_for(len(t))]}
         assert cache.available >= PAGES - len(distinct) - len(texts), "at most one page a sequence is held in reserve"
     for slot in list(texts):
         cache.close(slot)

@@ -122,8 +122,8 @@ def _row(llm: LLM, asked: Callable, ids: list[int], prompt: int, dials: Dials) -
 
 def _kv(llm: LLM, row: Row) -> tuple[Tensor, Tensor]:
     cache = llm.engine.scheduler.cache
-    pages = cache.table[row.slot, : -(-row.length // PAGE)].long()
-    k, v = (t[:, pages].transpose(2, 3).flatten(1, 2)[:, : row.length].clone() for t in (cache.k, cache.v))
+    units = cache.table[:, row.slot, : -(-row.length // PAGE)].long()
+    k, v = (t[units].transpose(2, 3).flatten(1, 2)[:, : row.length].clone() for t in (cache.k, cache.v))
     return k, v
 
 

@@ -116,8 +116,8 @@ def test_prompts_in_full_and_routed_tokens_share_a_native_pass(made: Callable, a
         return passed.depths, keep.copy()
 
     def kv(row: Row) -> list[Any]:
-        page = cache.rows[row.slot, 0]
-        return [part[:, page, :, :20].clone() for part in (cache.k, cache.v)]
+        units = cache.rows[:, row.slot, 0]
+        return [part[units, :, :20].clone() for part in (cache.k, cache.v)]
 
     together = run(*(Slice(row, 0, 20) for row in rows))
     assert not batch.untouched and batch.reading == 8 + 8 + 20 + 20

@@ -70,8 +70,8 @@ def test_bytes_follow_the_route(graphed, asked, finish):
     wanted = tensors.head.numel() + tensors.norm.weight.numel()
     for layer, ran in zip(tensors.layers, stats.attn_rows, strict=True):
         wanted += layer.k.weight.numel() + layer.v.weight.numel()
-        if layer.router is not None:
-            wanted += layer.router.enc.numel()
+        if layer.branch.router is not None:
+            wanted += layer.branch.router.ops[0].weight.numel()
         read = (layer.q, layer.o, layer.gate, layer.up, layer.down) if ran else ()
         wanted += sum(part.weight.numel() for part in read)
         wanted += 0 if ran or layer.adapter is None else sum(weight.numel() for weight in layer.adapter)
@@ -82,7 +82,7 @@ def test_a_pass_too_large_is_refused(graphed):
     llm: LLM = graphed(layers=2)
     runner: Any = llm.engine.runner
     cache = llm.engine.scheduler.cache
-    graphs = Graphs(runner.tensors, cache.k, cache.v, cache.table, buckets=(2,))
+    graphs = Graphs(runner.tensors, cache.paged, buckets=(2,))
     three = torch.zeros(3, dtype=torch.int32)
     with pytest.raises(ValueError, match="at most 2 tokens"):
         graphs.run(three.long(), three, three, three.float())

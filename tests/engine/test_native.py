@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.engine import assemble
@@ -19,12 +20,12 @@ from depthdial.engine.request import Row
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
 from depthdial.kernels.cpu.build import Unavailable, all_isas
-from depthdial.methods import METHODS, method_named
+from depthdial.methods import METHODS
 from depthdial.models.families import FAMILIES
 
-TILED = [name for name in METHODS if name != "mixture_of_depths"]
+TILED = [*METHODS, *TOYS]
 """Methods for passes in tiles, which ask for the fields' own widths."""
-FIXED = [name for name in TILED if "fixed_input" in vars(METHODS[name])]
+FIXED = [name for name in METHODS if "fixed_input" in vars(METHODS[name])]
 EACH = pytest.mark.parametrize(
     ("method", "fields"),
     [
@@ -42,11 +43,12 @@ def native(llm: LLM) -> NativeRunner:
 
 
 def fused(llm: LLM) -> bool:
-    """Does the method say all that the kernels need to know?"""
-    converted = llm.model.converted
-    lowered = {s: converted.method.lowered(unit.parts, s) for s, unit in converted.routed.items()}
-    return all(each is not None and not (converted.program.steps[s].unit == "layer" and each.weights == "soft")
-               for s, each in lowered.items())  # fmt: skip
+    """Can the kernels run the method? Not a whole layer that is weighed or replaced."""
+    runner = llm.engine.runner
+    plain = runner.plain if isinstance(runner, NativeRunner) else runner
+    assert isinstance(plain, TorchRunner)
+    replaced = (s for s in plain.tried.bypassed if plain.program.steps[s].unit != "mlp")
+    return not plain.tried.weighed and not any(replaced)
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
@@ -55,7 +57,9 @@ def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
     made = []
     for seed, (offset, length) in enumerate(zip(offsets, (90, 12, 7), strict=True)):
         ids = torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-        row = Row(asked(llm, ids, offset, temperature=1.0), 0, llm.tokenizer)
+        prompt = 5 if llm.engine.runner.by_prompt else length
+        row = Row(asked(llm, ids[:prompt], offset, temperature=1.0), 0, llm.tokenizer)
+        row.tokens = ids
         row.slot = llm.engine.scheduler.cache.open()
         assert llm.engine.scheduler.cache.grow(row.slot, 0, length)
         made.append(row)
@@ -100,8 +104,9 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     """The same decisions where a method looks at places; a router's may differ where its logit is close to the cut."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
     base = tiny_model("llama", **sizes).bfloat16()
-    fields = {**{name: value for name, value in METHODS[method].example.items() if name not in NARROW}, **fields}
-    llm = LLM.of(adapted(base, method_named(method, fields)), tiny_tokenizer)
+    kind = TOYS[method] if method in TOYS else METHODS[method]
+    fields = {**{name: value for name, value in kind.example.items() if name not in NARROW}, **fields}
+    llm = LLM.of(adapted(base, kind(**fields)), tiny_tokenizer)
     if not fused(llm):
         return
     plain, found = native(llm).plain, []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.test_score import offsets_of
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
@@ -15,14 +16,12 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.reading import Reader
 from depthdial.methods import METHODS, method_named
 
-RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
 TEXTS = [[5], list(range(1, 40)), [7, 8], [9] * 70, list(range(30, 20, -1))]
 
 
 def by_routed(llm, text: list[int], offset: float) -> tuple[np.ndarray, torch.Tensor]:
     model = llm.model
-    model.converted.set(offset=offset)
-    with torch.no_grad():
+    with torch.no_grad(), model.converted.using(offset=offset, read=torch.ones(1, len(text), dtype=torch.bool)):
         logits = model(torch.tensor([text]), use_cache=False).logits[0].float()
     return model.route.keep()[:, 0].T.numpy(), logits
 
@@ -60,7 +59,7 @@ def check(llm, texts: list[list[int]], offset: float, room: int, looking: bool =
     assert llm.engine.scheduler.cache.free_slots == llm.max_batch, "every slot is given back"
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_what_is_read_is_what_the_reference_reads(made, method, offset):
     check(made(method), TEXTS, offset, 64)

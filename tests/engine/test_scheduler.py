@@ -104,9 +104,9 @@ def test_samples_wait_for_their_prompt_and_share_it():
     assert run(to) == [(rows[0], 0, 50)]
     assert run(to) == [(rows[0], 50, 30), (other, 0, 10)], "who comes later need not wait for them"
     assert run(to) == [(rows[0], 80, 1), (other, 10, 1), (rows[1], 79, 1), (rows[2], 79, 1)]
-    tables = {tuple(to.cache.rows[row.slot, :1]) for row in rows}
+    tables = {tuple(to.cache.rows[0, row.slot, :1]) for row in rows}
     assert len(tables) == 1, "the full page is one and the same"
-    assert len({int(to.cache.rows[row.slot, 1]) for row in rows}) == 3, "the open one is not"
+    assert len({int(to.cache.rows[0, row.slot, 1]) for row in rows}) == 3, "the open one is not"
 
 
 def test_an_equal_beginning_is_read_once_at_the_same_setting():

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.methods import METHODS, method_named
-
-RECTANGULAR = [name for name in METHODS if name != "mixture_of_depths"]
+from depthdial.methods import METHODS
 
 
 @torch.no_grad()
@@ -38,8 +37,8 @@ def by_routed(llm, text: Text, dials: Dials):
     """(log-probability, greedy?, layers and costs by place, offsets) of the reference over the whole text."""
     model, tokens = llm.model, list(text.tokens)
     offsets = offsets_of(model, tokens, text.start, dials)
-    model.converted.set(offset=torch.tensor([offsets]))
-    with torch.no_grad():
+    read = torch.arange(len(tokens))[None] < text.start
+    with torch.no_grad(), model.converted.using(offset=torch.tensor([offsets]), read=read):
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
     wanted = torch.tensor(text.tokens[text.start :])
     before = logits[text.start - 1 : -1]
@@ -86,7 +85,7 @@ def distinct(group) -> int:
     return shared(group) + sum(len(text.tokens) - 1 - shared(group) for text in group)
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize("offset", [0.0, 0.7, math.inf])
 def test_scores_are_those_of_the_reference(made, method, offset):
     llm = made(method, max_batch=8)
@@ -100,10 +99,12 @@ def test_scores_are_those_of_the_reference(made, method, offset):
     check(llm, groups, offset)
 
 
+LAYERS = 6
+"""Of the base."""
 HOLD = Hold(0.75, 0.0, 0.1)
 
 
-@pytest.mark.parametrize("method", RECTANGULAR)
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 @pytest.mark.parametrize(
     "dials", [Dials(0.0, math.inf), Dials(0.0, 0.7), Dials(0.0, math.inf, HOLD), Dials(0, None, HOLD)]
 )
@@ -122,7 +123,7 @@ def test_contexts_are_read_and_continuations_are_written(made, method, dials):
     if dials.read == math.inf:
         assert {score.dense for scores in found for score in scores} == {1}, "from the context's last token"
         contexts = [score.context for scores in found for score in scores if score.context.tokens]
-        assert all(ran.cost == ran.tokens and ran.layers == ran.tokens * llm.layers for ran in contexts)
+        assert all(ran.cost == ran.tokens and ran.layers == ran.tokens * LAYERS for ran in contexts)
     skipped = llm.model.converted.program.skips
     assert (found[0][0].scored.layers < found[0][0].scored.tokens * llm.layers) == bool(skipped)
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.poison import poison
+from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
 from depthdial.engine.device import DeviceLost, alive
@@ -30,7 +31,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture_of_depths"])
+@pytest.mark.parametrize("method", [*METHODS, *TOYS])
 def test_every_method_and_family_equals_the_reference(made, asked, finish, agrees, method: str, family: str):
     compare(made(method, family, max_batch=3), asked, finish, agrees, [0.0, -1.0, math.inf, 0.8])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -12,9 +12,17 @@ from transformers import PreTrainedModel
 
 from depthdial.kernels.tensors import (
     PAGE,
+    Act,
     AdapterTensors,
+    Branch,
+    Dense,
     LayerTensors,
     ModelTensors,
+    Norm,
+    Op,
+    PagedCache,
+    PassOutput,
+    PassTokens,
     RouterTensors,
 )
 from depthdial.models.block import spine_of
@@ -45,11 +53,17 @@ def routed() -> Callable[..., ModelTensors]:
         def random(*shape: int, scale: float = 0.3) -> Tensor:
             return torch.randn(shape, generator=generator) * scale
 
+        def ops() -> tuple[Op, ...]:
+            if order == "linear":
+                return (Dense(random(1, dim)),)
+            enc, norm, folded = Dense(random(7, dim).to(dtype)), Norm(1 + random(7), 1e-6), random(1, 7, scale=0.7)
+            between = (norm, Act("tanh")) if order == "norm_tanh" else (Act("tanh"), norm)
+            return (enc, *between, Dense(folded, torch.tensor([0.1])))
+
         def parts(layer: LayerTensors) -> LayerTensors:
-            enc, norm, folded = random(7, dim).to(dtype), 1 + random(7), random(7, scale=0.7)
-            router = RouterTensors(enc, norm, 1e-6, order, folded, 0.1, cut=0.2, soft=soft)
+            branch = Branch("ops", RouterTensors(ops(), cut=0.2, soft=soft))
             adapter = AdapterTensors(random(6, dim).to(dtype), random(6, dim).to(dtype), random(dim, 6).to(dtype))
-            return layer._replace(router=router, adapter=adapter)
+            return layer._replace(branch=branch, adapter=adapter)
 
         return model._replace(layers=(*model.layers[:first], *(parts(layer) for layer in model.layers[first:])))
 
@@ -60,36 +74,36 @@ class Batch:
     """Sequences of different lengths in a paged cache whose pages are shuffled, and the inputs of passes over them."""
 
     def __init__(self, model: ModelTensors, sequences: int = 4, pages: int = 3, seed: int = 0):
-        layer, self.depth = model.layers[0], len(model.layers)
+        layer, self.steps, caches = model.layers[0], len(model.steps), model.caches
         self.generator = torch.Generator().manual_seed(seed)
-        count = sequences * pages + 1
-        shape = (self.depth, count, layer.kv_heads, PAGE, layer.head_dim)
-        self.dtype = model.norm.weight.dtype
-        self.k_cache, self.v_cache = (torch.randn(shape, generator=self.generator).to(self.dtype) for _ in range(2))
-        order = torch.randperm(count, generator=self.generator)[: sequences * pages]
-        self.page_table = order.view(sequences, pages).int()
+        count = caches * sequences * pages + 1
+        shape = (count, layer.kv_heads, PAGE, layer.head_dim)
+        dtype = model.norm.weight.dtype
+        k, v = (torch.randn(shape, generator=self.generator).to(dtype) for _ in range(2))
+        order = torch.randperm(count, generator=self.generator)[: count - 1]
+        held = torch.zeros(count, PAGE, dtype=torch.uint8) if _gaps(model) else None
+        self._cache = PagedCache(k, v, order.view(caches, sequences, pages).int(), held)
         self.vocabulary = 300
 
-    def inputs(self, places: Sequence[tuple[int, int]], offset: float = 0.0) -> dict[str, Any]:
+    def inputs(self, places: Sequence[tuple[int, int]], offset: float = 0.0) -> PassTokens:
         """Tokens at (sequence, position), their ids drawn anew."""
         rows = torch.tensor(places, dtype=torch.int32)
-        return {
-            "ids": torch.randint(0, self.vocabulary, (len(places),), generator=self.generator),
-            "positions": rows[:, 1].contiguous(),
-            "sequences": rows[:, 0].contiguous(),
-            "page_table": self.page_table,
-            "offsets": torch.full((len(places),), offset),
-        }
+        ids = torch.randint(0, self.vocabulary, (len(places),), generator=self.generator)
+        return PassTokens(ids, rows[:, 1].contiguous(), rows[:, 0].contiguous(), torch.full((len(places),), offset))
 
-    def caches(self) -> dict[str, Any]:
-        return {"k_cache": self.k_cache.clone(), "v_cache": self.v_cache.clone()}
+    def cache(self) -> PagedCache:
+        return PagedCache(*(None if part is None else part.clone() for part in self._cache))  # pyright: ignore
 
-    def outputs(self, tokens: int) -> dict[str, Any]:
-        return {
-            "logits_out": torch.full((tokens, self.vocabulary), float("nan")),
-            "keep_out": torch.full((self.depth, tokens), 9, dtype=torch.uint8),
-            "score_out": torch.full((self.depth, tokens), float("nan")),
-        }
+    def output(self, tokens: int) -> PassOutput:
+        keep = torch.full((self.steps, tokens), 9, dtype=torch.uint8)
+        score, logits = (
+            torch.full((rows, width), float("nan")) for rows, width in ((self.steps, tokens), (tokens, self.vocabulary))
+        )
+        return PassOutput(keep, score, logits)
+
+
+def _gaps(model: ModelTensors) -> bool:
+    return any(layer.absent == "nothing" for layer in model.layers)
 
 
 @pytest.fixture(scope="session")

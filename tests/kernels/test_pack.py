@@ -11,7 +11,7 @@ def test_everything_but_routers_is_packed_once_and_tied_weights_stay_tied(tiny_m
     layer = small.layers[3]
     weights = [getattr(layer, name).weight for name in ("q", "k", "v", "o", "gate", "up", "down")]
     assert layer.adapter is not None and all(isinstance(weight, Int8) for weight in (*weights, *layer.adapter))
-    assert layer.router is model.layers[3].router
+    assert layer.branch is model.layers[3].branch
     assert packed(small).layers[3].q.weight is layer.q.weight  # packing again copies nothing
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from depthdial.core.layers import Adapter, Router
 from depthdial.kernels import reference
-from depthdial.kernels.tensors import PAGE, AdapterTensors, RouterTensors
+from depthdial.kernels.tensors import PAGE, Act, AdapterTensors, Branch, Dense, Norm, RouterTensors
 from depthdial.models.families import FAMILIES
 
 
@@ -19,11 +19,11 @@ def test_a_pass_is_the_hugging_face_model_chunk_by_chunk(family, tiny_model, ten
     tensors = tensors_of(model)
     ids = torch.randint(0, 300, (90,), generator=torch.Generator().manual_seed(1))
     batch = batch_for(tensors)
-    caches = batch.caches()
+    cache = batch.cache()
     chunks = []
     for begin, end in ((0, 70), (70, 71), (71, 90)):
-        inputs = batch.inputs([(2, p) for p in range(begin, end)]) | {"ids": ids[begin:end]}
-        chunks.append(reference.forward_pass(tensors, **inputs, **caches, given=None).logits)
+        inputs = batch.inputs([(2, p) for p in range(begin, end)])
+        chunks.append(reference.forward_pass(tensors, inputs._replace(ids=ids[begin:end]), cache).logits)
     torch.testing.assert_close(torch.cat(chunks), model(ids[None]).logits[0], rtol=1e-4, atol=1e-4)
 
 
@@ -33,30 +33,30 @@ def test_router_and_adapter_are_those_of_core(order):
     torch.manual_seed(0)
     router, adapter, x = Router(32, 4, 1e-6, order, start=0.3), Adapter(32, 12), torch.randn(5, 32)
     torch.nn.init.normal_(adapter.down.weight)
-    folded = (router.head.weight @ router.dec.weight)[0]
-    tensors = RouterTensors(router.enc.weight, router.norm.weight, 1e-6, order, folded, router.bias.item())
-    torch.testing.assert_close(reference.router_logit(x, tensors), router(x[None])[0], rtol=1e-5, atol=1e-5)
+    norm, tanh = Norm(router.norm.weight, 1e-6), Act("tanh")
+    between = (norm, tanh) if order == "norm_tanh" else (tanh, norm)
+    last = Dense(router.head.weight @ router.dec.weight, router.bias[None])
+    tensors = RouterTensors((Dense(router.enc.weight), *between, last))
+    torch.testing.assert_close(reference.router_number(x, tensors), router(x[None])[0], rtol=1e-5, atol=1e-5)
     parts = AdapterTensors(adapter.gate.weight, adapter.up.weight, adapter.down.weight)
     torch.testing.assert_close(reference.adapter(x, parts), adapter(x))
 
 
 @torch.no_grad()
 def test_soft_weights_and_untouched_rows(tiny_model, tensors_of, routed):
-    layer = routed(tensors_of(tiny_model()), soft=True).layers[2]
-    assert layer.router is not None
+    branch = routed(tensors_of(tiny_model()), soft=True).layers[2].branch
     z, offsets = torch.randn(6, 32), torch.tensor([0.0, 1.0, -1.0, math.inf, 0.5, 0.0])
-    alone = reference.decide(z, layer, offsets)
-    shifted = reference.router_logit(z, layer.router) + offsets
-    assert torch.equal(alone.keep, shifted > layer.router.cut)
+    number = reference.router_number(z, branch.router)
+    alone = reference.choose(branch, offsets, number)
+    assert torch.equal(alone.keep, number + offsets > branch.router.cut)
     assert alone.keep[3] and alone.score[3] == 1 and alone.run[3] == 1
     torch.testing.assert_close(alone.skip, 1 - alone.score)
 
 
 @torch.no_grad()
-def test_given_decides_where_there_is_no_router(tiny_model, tensors_of):
-    layer = tensors_of(tiny_model()).layers[0]
+def test_a_table_decides_but_for_the_untouched_base():
     offsets = torch.tensor([0.0, 0.0, math.inf])
-    decided = reference.decide(torch.randn(3, 32), layer, offsets, given=torch.tensor([1, 0, 0], dtype=torch.uint8))
+    decided = reference.choose(Branch("table"), offsets, given=torch.tensor([1, 0, 0], dtype=torch.uint8))
     assert decided.keep.tolist() == [True, False, True] and decided.score.tolist() == [1, 0, 1]
 
 

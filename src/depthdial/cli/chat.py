@@ -98,7 +98,7 @@ class Talk:
             self._say(f"{error}")
 
     def _command(self, name: str, rest: str) -> None:
-        from depthdial.cli.generate import prompt_budget_of
+        from depthdial.cli.generate import prompt_budget_of, stop_note
 
         rest = rest.strip()
         match name:
@@ -106,7 +106,8 @@ class Talk:
                 budget = _number(rest) if rest else None
                 self.llm.dials(budget, self.params.prompt_budget)
                 self.params = replace(self.params, budget=budget, lossless=False)
-                self._say(f"budget {self.llm.budget if budget is None else budget}")
+                note = stop_note(self.llm, budget)
+                self._say(f"budget {self.llm.budget if budget is None else budget}" + (f"; {note}" if note else ""))
             case "prompt-budget":
                 reading = prompt_budget_of(rest, "/prompt-budget") if rest else None
                 self.llm.dials(self.params.budget, reading)

@@ -68,6 +68,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     from depthdial.cli.generate import summary
     from depthdial.engine.llm import SamplingParams
     from depthdial.maps.terminal import CONTROLS, DepthPrinter
+    from depthdial.models.converted import converted_of
 
     print(f"\n> {prompt}\n", flush=True)
     tokens = llm.chat_tokens([{"role": "user", "content": prompt}])
@@ -76,7 +77,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     for piece in llm.follow(request):
         printer.write(piece.text, piece.depth)
     seconds, answer = time.perf_counter() - start, request.output()
-    dense = 2e-6 * llm.model.route.ledger.dense
+    dense = 2e-6 * converted_of(llm.model).ledger.dense
     print(f"\n\n  {ramp.bars(answer.depths, out.encoding)}")
     print(f"  {summary(answer, llm.layers, seconds)}")
     flops = f"{answer.cost * dense:.0f} of {dense:.0f} MFLOPs per written token ({answer.cost:.1%})"

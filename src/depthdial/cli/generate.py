@@ -178,6 +178,7 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
         "mean_depth": sum(depths) / len(depths),
         "layers": llm.layers,
         "budget": budget,
+        "stop": None if params.lossless else llm.stop_of(),
         "prompt_budget": 1.0 if params.lossless else llm.prompt_budget,
         "offset": offset if math.isfinite(offset) else None,
         "finish_reason": out.finish_reason,
@@ -211,8 +212,9 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
         system: Any = printer.console.color_system if notes.is_terminal else "auto"
         Console(file=sys.stderr, color_system=system, highlight=False).print(printer.ramp.legend())
     notes.print(summary(request.output(), llm.layers, seconds), soft_wrap=True)
-    if (reason := slow(llm)) is not None:
-        notes.print(reason, soft_wrap=True, markup=False)
+    for note in (None if params.lossless else stop_note(llm, None), slow(llm)):
+        if note is not None:
+            notes.print(note, soft_wrap=True, markup=False)
     if params.lossless:
         notes.print(drafts(llm.stats.speculation), soft_wrap=True)
 
@@ -225,6 +227,12 @@ def summary(out: RequestOutput, layers: int, seconds: float) -> str:
         f"{count} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
         f"true cost {out.cost:.3f} of dense, of the prompt {out.prompt_cost:.3f}; {count / seconds:.1f} tokens/s"
     )
+
+
+def stop_note(llm: LLM, budget: float | None) -> str | None:
+    """Which stop of the dial is taken for a budget (None: the model's), in one line; None where it has no stops."""
+    stop, asked = llm.stop_of(budget), llm.budget if budget is None else budget
+    return None if stop in (None, 1.0) else f"the dial has stops: the one taken for budget {asked:g} costs {stop:.3f}"
 
 
 def slow(llm: LLM) -> str | None:

@@ -122,8 +122,8 @@ class Method(ABC):
         """The decision of the routed step `s` for each of N tokens. trace: of the steps before, the same tokens."""
 
     def keeps(self, program: Program, tokens: Tokens) -> Tensor | None:
-        """`keep` of what `decide` says at the first routed step of each visit that has one, bool [those visits, N], in
-        one go, for a method that decides ahead; None: `decide` must be asked step by step."""
+        """`keep` of what `decide` says at the routed steps of each visit that has some, bool [those visits, N], in one
+        go, for a method that decides ahead, and each visit as a whole; None: `decide` must be asked step by step."""
         return None
 
     def bypass(self, parts: Parts, x: Tensor, s: int) -> Tensor | None:

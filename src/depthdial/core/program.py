@@ -104,9 +104,22 @@ class Program:
         return any(step.then is not None or step.otherwise is not None for step in self.steps)
 
     @cached_property
+    def sparse(self) -> tuple[int, ...]:
+        """The visits at which a token of a row may leave neither K nor V."""
+        found, beyond = [], 0
+        for v, visit in enumerate(self.visits):
+            s = visit.steps[0]
+            step = self.steps[s]
+            if step.absent == "nothing" and (step.routed == "skip" or s < beyond):
+                found.append(v)
+            for each in (self.steps[i] for i in visit.steps):  # tokens may jump over what comes before this
+                beyond = max(beyond, each.then or 0, each.otherwise or 0)
+        return tuple(found)
+
+    @cached_property
     def gaps(self) -> bool:
         """Is there a step at which a token of a row may leave neither K nor V?"""
-        return any(step.attends and step.absent == "nothing" for step in self.steps)
+        return bool(self.sparse)
 
     @cached_property
     def first(self) -> int:
@@ -117,6 +130,15 @@ class Program:
             if not goes_on or step.block != self.visit_of[s]:
                 return s
         return len(self.steps)
+
+    @cached_property
+    def branches(self) -> tuple[int, ...]:
+        """The routed steps, where each is an exit: a block of the method's own by which a token leaves for good what is
+        otherwise the untouched base. Empty in other programs."""
+        steps, routed = self.steps, self.routed
+        leave = all(self.after(s, True) == END and self.after(s, False) == s + 1 for s in routed)
+        own = all(step.base != (s in routed) and (s in routed or step.then is None) for s, step in enumerate(steps))
+        return routed if leave and own else ()
 
     @cached_property
     def plain(self) -> bool:

@@ -36,7 +36,7 @@ class Pass:
 
     def here(self, s: int) -> Tensor | None:
         """bool [N]: the tokens that wait at a step; None: all."""
-        if self.at is None:
+        if self.at is None or s < self.trace.program.first:
             return None
         if s not in self.trace.here:  # a checkpoint comes here twice
             self.trace.here[s] = self.at == s
@@ -55,7 +55,7 @@ class Pass:
 
     def move(self, s: int, ran: Tensor | None) -> None:
         """Let the tokens that wait at a step go on. ran: bool [N]; None: all of them ran it."""
-        if self.at is not None:
+        if self.at is not None and s >= self.trace.program.first:
             program, here = self.trace.program, self.trace.here[s]
             onward = torch.full_like(self.at, program.after(s, True))
             if ran is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from depthdial.core.program import Program
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache, Shape
 from depthdial.engine.config import EngineConfig
@@ -20,6 +21,7 @@ from depthdial.engine.step import Engine
 from depthdial.engine.weights import int8_spine
 from depthdial.kernels.cpu.build import Unavailable
 from depthdial.models.block import Spine, spine_of
+from depthdial.models.convert import converted_of
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +36,17 @@ def fit_cache(model: Any, asked: int | None, most: int) -> int:
     """Tokens of the KV cache: those asked for, or what a gigabyte holds. most: more could never be used."""
     if asked is not None:
         return asked
-    fits = CACHE_BYTES // shape_of(spine_of(model)).token_bytes
+    fits = CACHE_BYTES // shape_of(spine_of(model), converted_of(model).program).token_bytes
     return min(most, max(fits, LEAST_TOKENS))
 
 
-def shape_of(spine: Spine) -> Shape:
+def shape_of(spine: Spine, program: Program) -> Shape:
     """What a token leaves in the cache. ValueError where layers differ in it."""
     kinds = {(block.kv_heads, block.head_dim) for block in spine.blocks}
     if len(kinds) > 1:
         raise ValueError(f"layers with different sizes of K and V ({sorted(kinds)}) are not supported by the engine")
     ((kv_heads, head_dim),) = kinds
-    return Shape(len(spine.blocks), kv_heads, head_dim, spine.norm.weight.dtype)
+    return Shape(len(spine.blocks), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse)
 
 
 def assemble(
@@ -63,7 +65,8 @@ def assemble(
         runner = _int8_runner(model, spine, stats, release)
     else:
         runner = _runner(model, spine, stats)
-    cache = Cache(shape_of(spine), cache_tokens, context, max_batch, device, options.prefix_cache)
+    shape = shape_of(spine, converted_of(model).program)
+    cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
     return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.engine.batch import Batch
+from depthdial.engine.cache import Cache
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.block import Block
 
@@ -21,13 +22,11 @@ QUERIES = 256
 """Queries of one block."""
 
 
-def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, kept: Tensor | None, block: Block
-) -> tuple[Tensor, int]:
+def attend(q: Tensor, visit: int, batch: Batch, kept: Tensor | None, block: Block) -> tuple[Tensor, int]:
     """q: [n, heads, hd] of the tokens `kept` (int64 [n], rising; None: all) -> ([n, heads * hd], keys read).
 
-    Caches of one layer: [pages, kv_heads, PAGE, hd], K and V of the pass itself already written. Each token sees the
-    places up to its own, or the last `block.window` of them. Keys read counts one for each place of each gathered page.
+    K and V of the pass itself are written already. Each token sees the places up to its own at which something is held,
+    or those among the last `block.window`. Keys read counts one for each place of each gathered page.
     """
     bounds = _bounds(batch, kept)
     positions = batch.positions if kept is None else batch.positions[kept]
@@ -35,7 +34,7 @@ def attend(
     keys, first = 0, bounds[0]
     if first:
         slots = batch.slots[:first] if kept is None else batch.slots[kept[:first]]
-        keys += _singles(out[:first], q[:first], k_cache, v_cache, batch, slots.long(), positions[:first], block)
+        keys += _singles(out[:first], q[:first], visit, batch.cache, slots.long(), positions[:first], block)
     for part, (begin, end) in zip(batch.slices[batch.singles :], pairwise(bounds), strict=True):
         for low in range(begin, end, QUERIES):
             high = min(low + QUERIES, end)
@@ -44,8 +43,8 @@ def attend(
             slot = part.row.slot
             assert slot is not None
             keys += _block(
-                out[low:high], q[low:high], k_cache, v_cache, batch.cache.table[slot], positions[low:high],
-                part.start + low - begin, last, block,
+                out[low:high], q[low:high], visit, batch.cache, slot, positions[low:high], part.start + low - begin,
+                last, block,
             )  # fmt: skip
     return out.flatten(1), keys
 
@@ -61,47 +60,48 @@ def _bounds(batch: Batch, kept: Tensor | None) -> list[int]:
     return torch.searchsorted(kept, torch.tensor(ends, device=kept.device)).tolist()
 
 
-def _singles(
-    out: Tensor,
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    batch: Batch,
-    slots: Tensor,
-    positions: Tensor,
-    block: Block,
-) -> int:
+def _singles(out: Tensor, q: Tensor, visit: int, cache: Cache, slots: Tensor, positions: Tensor, block: Block) -> int:
     """One query of each of n sequences; writes out: [n, heads, hd], as q."""
     n, low = len(q), 0
     if block.window is not None:
         low = max(0, int(positions.min()) + 1 - block.window) // PAGE
-    pages = batch.cache.table[slots, low : int(positions.max()) // PAGE + 1].long()
-    k, v = (cache[pages].transpose(1, 2).flatten(2, 3) for cache in (k_cache, v_cache))  # [n, kv_heads, S, hd]
-    place = torch.arange(low * PAGE, low * PAGE + k.shape[2], device=q.device)
-    seen = _seen(place, positions[:, None], block)[:, None, None]
+    units = cache.table[visit, slots, low : int(positions.max()) // PAGE + 1].long()
+    k, v = (part[units.clamp_min(0)].transpose(1, 2).flatten(2, 3) for part in (cache.k, cache.v))
+    place = torch.arange(low * PAGE, low * PAGE + k.shape[2], device=q.device)  # k: [n, kv_heads, S, hd]
+    seen = _seen(place, positions[:, None], block)
+    if visit in cache.shape.sparse:
+        seen = seen & _held(cache, units).flatten(1)
+    seen = seen[:, None, None]
     grouped = q.view(n, block.kv_heads, -1, block.head_dim)
     out.copy_(_weighed(grouped, k, v, seen, block).reshape(q.shape))
     return n * k.shape[2]
 
 
 def _block(
-    out: Tensor, q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, positions: Tensor, first: int, last: int,
-    block: Block,
+    out: Tensor, q: Tensor, visit: int, cache: Cache, slot: int, positions: Tensor, first: int, last: int, block: Block
 ) -> int:  # fmt: skip
     """Queries of one sequence, at places within first..last; writes out: [n, heads, hd], as q."""
     n, low = len(q), 0
     if block.window is not None:
         low = max(0, first + 1 - block.window) // PAGE
-    pages = table[low : last // PAGE + 1].long()
+    units = cache.table[visit, slot, low : last // PAGE + 1].long()
     count = last + 1 - low * PAGE
-    k, v = (cache[pages].transpose(0, 1).flatten(1, 2)[None, :, :count] for cache in (k_cache, v_cache))
+    k, v = (part[units.clamp_min(0)].transpose(0, 1).flatten(1, 2)[None, :, :count] for part in (cache.k, cache.v))
     seen = _seen(torch.arange(low * PAGE, last + 1, device=q.device), positions[:, None], block)
+    if visit in cache.shape.sparse:
+        seen = seen & _held(cache, units).flatten()[:count]
     # queries that share a head of K and V stand under one another, so that it is not repeated
     group = block.heads // block.kv_heads
     grouped = q.view(n, block.kv_heads, group, block.head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
     found = _weighed(grouped, k, v, seen.repeat(group, 1), block)
     out.copy_(found[0].unflatten(1, (group, n)).permute(2, 0, 1, 3).flatten(1, 2))
-    return pages.numel() * PAGE
+    return units.numel() * PAGE
+
+
+def _held(cache: Cache, units: Tensor) -> Tensor:
+    """bool [..., PAGE]: at which places of some units K and V are held."""
+    assert cache.held is not None
+    return cache.held[units.clamp_min(0)].bool() & (units >= 0)[..., None]
 
 
 def _weighed(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, block: Block) -> Tensor:

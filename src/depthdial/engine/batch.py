@@ -20,8 +20,8 @@ from depthdial.engine.scheduler import Slice
 class Batch:
     """N tokens of any rows, each with its place, its slot in the page table and its dial.
 
-    ids: int64 [N]; positions, slots: int32 [N]; offsets: fp32 [N]; prompts: int64 [N], the place in its text at which what
-    is written begins, of a token that is read the next one; all on the device. `inf` is the untouched base.
+    ids: int64 [N]; positions, slots: int32 [N]; offsets: fp32 [N]; prompts: int64 [N], the place in its text at which
+    what is written begins, of a token that is read the next one; all on the device. `inf` is the untouched base.
     """
 
     def __init__(self, cache: Cache, capacity: int, device: torch.device):

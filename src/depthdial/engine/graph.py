@@ -14,10 +14,13 @@ from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.native import Costs, GivenTable
+from depthdial.engine.known_ahead import GivenTable
+from depthdial.engine.model_tensors import Native
 from depthdial.engine.runner import TorchRunner
-from depthdial.kernels.tensors import PAGE, ModelTensors
+from depthdial.engine.token_costs import Costs
+from depthdial.kernels.tensors import PAGE, ModelTensors, PagedCache
 from depthdial.kernels.triton.decode_pass import DecodePass
+from depthdial.kernels.triton.gate import gates_of
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place
 from depthdial.kernels.triton.rows import Rows
@@ -41,15 +44,11 @@ class Graphs:
     def __init__(
         self,
         model: ModelTensors,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        page_table: Tensor,
+        cache: PagedCache,
         buckets: tuple[int, ...] = BUCKETS,
     ):
-        """k_cache, v_cache: T [L, pages, kv_heads, PAGE, hd]; page_table: int32 [sequences, pages of a sequence]. All
-        three must stay where they are: graphs hold their addresses."""
-        self.model, self.buckets = model, tuple(sorted(buckets))
-        self.k_cache, self.v_cache, self.page_table = k_cache, v_cache, page_table
+        """cache: must stay where it is: graphs hold its addresses."""
+        self.model, self.cache, self.buckets = model, cache, tuple(sorted(buckets))
         self._passes: dict[_Kind, DecodePass] = {}
         self._graphs: dict[_Kind, torch.cuda.CUDAGraph] = {}
 
@@ -78,7 +77,7 @@ class Graphs:
             raise ValueError(f"a decode pass holds at most {self.most} tokens, not {n}; split it")
         kind = _Kind(next(size for size in self.buckets if size >= n), routed, given is not None)
         if kind not in self._passes:
-            self._passes[kind] = DecodePass(self.model, self.k_cache, self.v_cache, self.page_table, *kind)
+            self._passes[kind] = DecodePass(self.model, self.cache, *kind)
         made = self._passes[kind]
         for into, values in (
             (made.ids, ids), (made.place.positions, positions), (made.place.sequences, sequences),
@@ -105,28 +104,29 @@ class Graphs:
 
 
 class GraphRunner:
-    """plain: the runner of the same model; tensors: that model for the kernels.
+    """plain: the runner of the same model; native: that model for the kernels.
 
     Raises ValueError for what the kernels cannot run.
     """
 
-    def __init__(self, plain: TorchRunner, tensors: ModelTensors, buckets: tuple[int, ...] = BUCKETS):
-        if any(layer.router is not None and layer.router.order == "linear" for layer in tensors.layers):
-            raise ValueError("these kernels round a router's code, and a linear router's is its decision")
-        self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, tensors, buckets
-        self.small, self.roles = max(buckets), plain.roles
+    def __init__(self, plain: TorchRunner, native: Native, buckets: tuple[int, ...] = BUCKETS):
+        gates_of(native.tensors)
+        if plain.program.sparse and not plain.method.by_row:
+            raise ValueError("these kernels read all that lies before a token, and this method leaves gaps")
+        self.plain, self.stats, self.tensors, self.buckets = plain, plain.stats, native.tensors, buckets
+        self.small, self.roles, self.by_prompt = max(buckets), plain.roles, plain.by_prompt
         self.break_even: BreakEven | None = None
-        self._given = GivenTable(plain) if plain.method.ahead and plain.parts else None
-        self._cost = Costs(plain.ledger)
+        self._given = GivenTable(plain, native.rows) if plain.method.ahead and plain.parts else None
+        self._cost = Costs(plain.ledger, native.rows)
         self._graphs: Graphs | None = None
-        self._weights = WeightBytes(tensors)
+        self._weights = WeightBytes(native.tensors)
 
     @torch.no_grad()
     def run(self, batch: Batch) -> Passed:
         """One pass; see `TorchRunner.run`."""
         n, cache = batch.size, batch.cache
-        if self._graphs is None or self._graphs.page_table.data_ptr() != cache.table.data_ptr():
-            self._graphs = Graphs(self.tensors, cache.k, cache.v, cache.table, self.buckets)
+        if self._graphs is None or self._graphs.cache.table.data_ptr() != cache.table.data_ptr():
+            self._graphs = Graphs(self.tensors, cache.paged, self.buckets)
         given = self._decided(batch)
         where = batch.positions, batch.slots, batch.offsets
         if n <= FEW or (n == batch.singles and n <= self.small):
@@ -140,6 +140,8 @@ class GraphRunner:
             greedy = logits.argmax(-1)
             self.stats.padded_rows += made.padded_rows
         kept = keep.cpu().numpy()
+        for visit in self.plain.program.sparse:
+            batch.cache.note(visit, batch.slots, batch.positions, keep[visit])
         self._count(batch, kept)
         costs = [1.0] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
         depths = kept.sum(0, dtype=np.int64).tolist()
@@ -156,10 +158,8 @@ class GraphRunner:
         for part in batch.slices:
             starts.append(starts[-1] + part.count)
         count = torch.full((1,), batch.size, dtype=torch.int32, device=batch.ids.device)
-        place = Place(Rows(count), batch.slots, batch.positions, batch.cache.table)
-        made = PrefillPass(
-            self.tensors, batch.cache.k, batch.cache.v, place, starts, batch.offsets, given, not batch.untouched
-        )
+        place = Place(Rows(count), batch.slots, batch.positions, batch.cache.table[0])
+        made = PrefillPass(self.tensors, batch.cache.paged, place, starts, batch.offsets, given, not batch.untouched)
         return made, made.run(batch.ids)
 
     def _decided(self, batch: Batch) -> Tensor | None:
@@ -197,11 +197,11 @@ class WeightBytes:
 
     def __init__(self, model: ModelTensors):
         self.always, self.router, self.kept, self.skipped = (np.zeros(len(model.layers), np.int64) for _ in range(4))
-        self.sparse_kv = np.array([layer.sparse_kv for layer in model.layers])
-        for i, layer in enumerate(model.layers):
-            (self.kept if layer.sparse_kv else self.always)[i] = _bytes(layer.k.weight, layer.v.weight)
+        self.sparse_kv = np.array([layer.absent == "nothing" for layer in model.layers])
+        for i, (layer, gate) in enumerate(zip(model.layers, gates_of(model), strict=True)):
+            (self.kept if layer.absent == "nothing" else self.always)[i] = _bytes(layer.k.weight, layer.v.weight)
             self.kept[i] += _bytes(*(getattr(layer, n).weight for n in ("q", "o", "gate", "up", "down")))
-            self.router[i] = 0 if layer.router is None else _bytes(layer.router.enc)
+            self.router[i] = 0 if gate is None else _bytes(gate.enc)
             self.skipped[i] = 0 if layer.adapter is None else _bytes(*layer.adapter)
         self.has_adapter = self.skipped > 0
         self.head = _bytes(model.head)

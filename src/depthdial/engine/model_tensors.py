@@ -2,85 +2,123 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import NamedTuple
 
+import torch
+
+from depthdial.core import ops
 from depthdial.core.layers import Adapter
 from depthdial.core.layers import plain as plain_layer
-from depthdial.core.lowered import Lowered
-from depthdial.core.ops import Act, Dense, Norm
+from depthdial.core.program import END
+from depthdial.engine.probe import some_tokens
 from depthdial.engine.runner import TorchRunner
-from depthdial.kernels.tensors import AdapterTensors, LayerTensors, ModelTensors, RouterTensors
+from depthdial.kernels import tensors
+from depthdial.kernels.tensors import AdapterTensors, Branch, LayerTensors, ModelTensors, RouterTensors
 from depthdial.models.block import Spine
 
 
-def tensors_of(spine: Spine, plain: TorchRunner) -> ModelTensors:
+class Native(NamedTuple):
+    """A model for the kernels, and which steps of the program their rows of decisions are."""
+
+    tensors: ModelTensors
+    rows: tuple[tuple[int, ...], ...]
+    """By row: its steps, both halves of a layer that are decided as one."""
+    open: tuple[int, ...]
+    """Steps that Python decides in the middle of a pass."""
+
+
+def tensors_of(spine: Spine, plain: TorchRunner) -> Native:
     """The model for the kernels: references to its tensors, and each step as `Method.lowered` says it.
 
-    Raises ValueError for a method that says too little of itself for a native pass.
+    Raises ValueError for what only torch can do.
     """
-    program, dtype = plain.program, spine.norm.weight.dtype
-    if program.jumps:
-        raise ValueError("tokens jump, and the kernels run every layer in turn")
-    layers = []
-    for visit, block in zip(program.visits, spine.blocks, strict=True):
-        routed = [s for s in visit.steps if s in plain.parts]
-        router = adapter = None
-        if routed:
-            if len(routed) != len(visit.steps):
-                raise ValueError("the method does not route attention and MLP together")
-            lowered = [_lowered(plain, s) for s in routed]
-            first, last = lowered[0], lowered[-1]
-            if len(lowered) == 1 and (first.weights == "soft" or first.bypass is not None):
-                raise ValueError("the kernels weigh and replace the MLP of a layer, not the layer as a whole")
-            if len(lowered) == 2 and last.ops is not None:
-                raise ValueError("the method does not route attention and MLP together")
-            router = None if first.ops is None else _router(first, last.weights == "soft", dtype)
-            adapter = None if last.bypass is None else _adapter(last.bypass, dtype)
-        sparse = bool(routed) and program.steps[visit.steps[0]].absent == "nothing"
-        layers.append(LayerTensors(**vars(block), router=router, adapter=adapter, sparse_kv=sparse))
-    return ModelTensors(
-        spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap
-    )
+    layers: list[LayerTensors] = []
+    rows: list[tuple[int, ...]] = []
+    open_: list[int] = []
+    lowering = _Lowering(spine, plain)
+    for v, (visit, block) in enumerate(zip(plain.program.visits, spine.blocks, strict=True)):
+        first, last = visit.steps[0], visit.steps[-1]
+        together = first == last or lowering.as_one(first, last)
+        branch, mlp_branch = lowering.branch(first, last if together else first), None
+        rows.append(visit.steps if together else (first,))
+        if not together:
+            mlp_branch = lowering.branch(last, last)
+            rows.append((last,))
+        pairs = ((first, branch),) if mlp_branch is None else ((first, branch), (last, mlp_branch))
+        open_ += [s for s, each in pairs if each.by == "open"]
+        absent = "nothing" if v in plain.program.sparse else "project"
+        adapter, base = lowering.adapter(visit.steps), plain.program.steps[first].base
+        of = {"branch": branch, "mlp_branch": mlp_branch, "adapter": adapter, "absent": absent, "base": base}
+        layers.append(LayerTensors(**vars(block), **of))
+    whole = (spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
+    return Native(ModelTensors(*whole), tuple(rows), tuple(open_))
 
 
-def _lowered(plain: TorchRunner, s: int) -> Lowered:
-    lowered = plain.method.lowered(plain.parts[s], s)
-    if lowered is None or (lowered.ops is None and lowered.like is None and not plain.method.ahead):
-        raise ValueError("the method gives no operations that could be fused (Method.lowered)")
-    if lowered.bypass is not None and not all(plain_layer(layer) for layer in lowered.bypass.children()):
-        raise ValueError("its routers or adapters hold a LoRA or another foreign layer; merge it (merge_and_unload)")
-    return lowered
+class _Lowering:
+    """What the steps of a method say of themselves, in the kernels' words."""
 
+    def __init__(self, spine: Spine, plain: TorchRunner):
+        self.plain, self.program, self.dtype = plain, plain.program, spine.norm.weight.dtype
+        self.lowered = {s: plain.method.lowered(parts, s) for s, parts in plain.parts.items()}
+        tokens = some_tokens(spine.norm.weight.device)
+        self.kept_as_one = plain.method.ahead and plain.method.keeps(plain.program, tokens) is not None
 
-@torch.no_grad()
-def _router(lowered: Lowered, soft: bool, dtype: torch.dtype) -> RouterTensors:
-    match lowered.ops:
-        case (Dense(wide=True) as dense,):
-            return _linear_router(dense.weight[0], lowered.cut, dtype)
-        case (Dense(weight, bias),):  # a number
-            zeros = weight.new_zeros(1, weight.shape[1]).to(dtype)
-            ones = torch.ones(1, device=weight.device)
-            return RouterTensors(zeros, ones, 1.0, "norm_tanh", 0 * ones, float(bias[0]), lowered.cut, soft)  # pyright: ignore[reportOptionalSubscript]
-        case (Dense(enc, None), Norm(scale, eps), Act("tanh"), Dense(folded, bias)):
-            order = "norm_tanh"
-        case (Dense(enc, None), Act("tanh"), Norm(scale, eps), Dense(folded, bias)):
-            order = "tanh_norm"
-        case _:
-            raise ValueError("the kernels do not know this router")
-    number = 0.0 if bias is None else float(bias[0])
-    return RouterTensors(enc.to(dtype), scale, eps, order, folded[0], number, lowered.cut, soft)
+    def as_one(self, attn: int, mlp: int) -> bool:
+        """Are the halves of a layer decided together, or neither?"""
+        if attn not in self.lowered or mlp not in self.lowered:
+            return attn not in self.lowered and mlp not in self.lowered
+        lowered = self.lowered[mlp]
+        return self.kept_as_one or (lowered is not None and lowered.like == attn)
 
+    def branch(self, s: int, last: int) -> Branch:
+        """Of a step. last: the step whose weights it has, where two are decided as one."""
+        step, lowered = self.program.steps[s], self.lowered.get(s)
+        then, otherwise = self._visit(self.program.steps[last].then), self._visit(step.otherwise)
+        if s not in self.lowered:
+            return Branch("no", None, then, otherwise)
+        weights = self.lowered[last]
+        soft = weights is not None and weights.weights == "soft"
+        if s in self.plain.tried.weighed:
+            raise ValueError("the kernels weigh the halves of a layer, not the layer as a whole")
+        if self.plain.method.ahead:
+            return Branch("table", None, then, otherwise)
+        if lowered is None or lowered.ops is None:
+            return Branch("open", None, then, otherwise)
+        each = tuple(self._op(op, i == 0, step.head_rows) for i, op in enumerate(lowered.ops))
+        router = RouterTensors(each, lowered.cut, soft)
+        return Branch("ops", router, then, otherwise)
 
-def _linear_router(vector: Tensor, cut: float, dtype: torch.dtype) -> RouterTensors:
-    """vector: fp32 [d]. In a narrower dtype it is the sum of three: the first has its leading digits, and so on."""
-    rows, rest = [], vector
-    for _ in range(1 if dtype == torch.float32 else 3):
-        rows.append(rest.to(dtype))
-        rest = rest - rows[-1].float()
-    ones = torch.ones(len(rows), device=vector.device)
-    return RouterTensors(torch.stack(rows), ones, 0.0, "linear", ones, 0.0, cut)
+    def adapter(self, steps: tuple[int, ...]) -> AdapterTensors | None:
+        """What tokens get that skip a visit, by the input of its MLP; at an open step Python gives it."""
+        found = None
+        for s in (s for s in steps if s in self.lowered):
+            lowered, unit = self.lowered[s], self.program.steps[s].unit
+            bypassed = s in self.plain.tried.bypassed
+            if bypassed and unit != "mlp":
+                raise ValueError("the kernels replace the MLP of a layer, not its attention or the layer as a whole")
+            if bypassed and lowered is not None:
+                if lowered.bypass is None or not all(map(plain_layer, lowered.bypass.children())):
+                    raise ValueError("its adapters hold a LoRA or another foreign layer; merge it (merge_and_unload)")
+                found = self._adapter(lowered.bypass)
+        return found
 
+    def _visit(self, s: int | None) -> int | None:
+        return s if s is None else tensors.END if s == END else self.program.visit_of[s]
 
-def _adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterTensors:
-    return AdapterTensors(*(part.weight.detach().to(dtype) for part in (adapter.gate, adapter.up, adapter.down)))
+    def _op(self, op: ops.Op, first: bool, head_rows: int | None) -> tensors.Op:
+        match op:
+            case ops.Dense(weight, bias, wide):
+                weight = weight.to(self.dtype) if first and not wide else weight.float()
+                return tensors.Dense(weight, None if bias is None else bias.float())
+            case ops.Norm(weight, eps):
+                return tensors.Norm(weight.float(), eps)
+            case ops.Act(name):
+                return tensors.Act(name)
+            case ops.Look():
+                return tensors.Look(head_rows)
+        raise AssertionError(op)
+
+    @torch.no_grad()
+    def _adapter(self, adapter: Adapter) -> AdapterTensors:
+        parts = adapter.gate, adapter.up, adapter.down
+        return AdapterTensors(*(part.weight.detach().to(self.dtype) for part in parts))

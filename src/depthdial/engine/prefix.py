@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -49,6 +49,11 @@ class Prefixes:
     def idle(self) -> int:
         """Pages that nobody holds."""
         return len(self._resting)
+
+    @property
+    def resting(self) -> Iterable[int]:
+        """Those."""
+        return self._resting
 
     def find(self, keys: Sequence[bytes]) -> list[Saved]:
         """The longest saved beginning of a chain."""

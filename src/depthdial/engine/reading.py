@@ -54,7 +54,7 @@ class Reader:
 
     @property
     def _most(self) -> int:
-        return min(self._cache.pages, self._cache.rows.shape[1]) * PAGE
+        return min(self._cache.pages, self._cache.rows.shape[2]) * PAGE
 
     def fits(self, tokens: int) -> bool:
         """Can a text of so many tokens be read?"""
@@ -93,8 +93,7 @@ class Reader:
             while waiting:
                 parts = self._parts(waiting, open_, look is not None)
                 assert parts, "what fits alone gets its turn"
-                self._batch.fill([part for part, _ in parts])
-                _collect(parts, self.engine.runner.run(self._batch), ran, look)
+                _collect(parts, self.engine.run([part for part, _ in parts], self._batch), ran, look)
                 left = []
                 for i, row in waiting:
                     if row.computed < row.length:

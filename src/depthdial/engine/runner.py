@@ -22,10 +22,11 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
+from depthdial.engine.probe import tried
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import Int8, Linear, Norm, Rope, Weight
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -41,6 +42,8 @@ class Runner(Protocol):
     """Passes up to this many tokens should not be mixed into larger ones; 0: any pass runs the same way."""
     roles: bool
     """Do tokens of prompts run another way than those written after them, so that K and V have other bits?"""
+    by_prompt: bool
+    """Is it a method's decision that does, by where the prompt ends?"""
 
     @property
     def break_even(self) -> BreakEven | None:
@@ -82,17 +85,22 @@ class _At(NamedTuple):
 
 
 class TorchRunner:
-    """model: converted; spine: its tensors, one block for each visit of the program; step: see STEP."""
+    """model: converted; spine: its tensors, one block for each visit of the program; step: see STEP.
+
+    Raises ValueError for a method that decides by whole rows.
+    """
 
     small = 0
 
     def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
-        self.roles = "prompt" in self.method.reads
+        self.roles = self.by_prompt = "prompt" in self.method.reads
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
+        like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
+        self.tried = tried(self.method, self.program, self.parts, like, len(vocabulary))
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -159,14 +167,11 @@ class TorchRunner:
     def _at_attention(self, x: Tensor, s: int, batch: Batch, running: Pass) -> _At | None:
         """Decide at a step with attention, and write its K and V; None where no token waits there."""
         rows, block = _waiting(running, s), self._block(s)
-        projects = self.program.steps[s].absent == "project"
-        nobody = rows is not None and not len(rows)
-        if nobody and not projects:
-            return None
+        projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
         z = _norm(_some(x, of), block.before_attn)
-        if nobody:
-            self._write_kv(_At(rows, of, z, None, rows, rows), None, s, batch)
+        if rows is not None and not len(rows):
+            self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
         decision = self._decide(x, _some(z, rows) if projects else z, rows, s, running)
         at = _At(rows, of, z, decision, *self._kept(decision, rows))
@@ -195,10 +200,10 @@ class TorchRunner:
         if running.untouched:
             decision = Decision.hard(torch.zeros_like(tokens.full))
         else:
-            logits = self._logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
+            logits = self.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
             some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
             decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
-            self._count_parts(s, "all")
+            self.count_parts(s, "all")
             if rows is not None:
                 decision = decision.spread(rows, tokens.count)
             if not step.base:
@@ -228,14 +233,17 @@ class TorchRunner:
         return kept, torch.cat([kept, kept[:1].expand(extra)]) if extra else kept
 
     def _write_kv(self, at: _At, rows: Tensor | None, s: int, batch: Batch) -> None:
-        """K and V of the tokens `rows` (None: all) into their places."""
+        """K and V of the tokens `rows` (None: all) into their places, where the others leave nothing."""
+        visit, cache, positions = self.program.visit_of[s], batch.cache, batch.positions.long()
+        if cache.held is not None and visit in self.program.sparse:
+            leaves = torch.ones_like(positions) if rows is None else torch.zeros_like(positions).index_fill(0, rows, 1)
+            cache.note(visit, batch.slots, positions, leaves)
         if rows is not None and not rows.numel():
             return
-        z, block, visit, cache = at.take(rows), self._block(s), self.program.visit_of[s], batch.cache
+        z, block = at.take(rows), self._block(s)
         k = self._turned(self._heads(z, block.k, block.kv_heads, block.k_norm), rows, block)
         v = self._heads(z, block.v, block.kv_heads, None)
-        where = _some(batch.slots, rows), _some(batch.positions, rows)
-        write_kv(cache.k[visit], cache.v[visit], k, v, cache.table, *where)
+        write_kv(cache.k, cache.v, k, v, cache.table[visit], _some(batch.slots, rows), _some(positions, rows))
         self.stats.kv_rows[visit] += len(z)
 
     def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
@@ -243,7 +251,7 @@ class TorchRunner:
         block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
         q = self._turned(self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block)
         count = len(q) if kept is None else len(kept)
-        seen, keys = attend(q[:count], cache.k[visit], cache.v[visit], batch, kept, block)
+        seen, keys = attend(q[:count], visit, batch, kept, block)
         self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
         self._stats.attn_rows[visit] += count
         if count < len(q):
@@ -261,7 +269,7 @@ class TorchRunner:
         update = self.method.bypass(self.parts[s], at.take(skipped), s)
         if update is None:
             return x
-        self._count_parts(s, "skipped")
+        self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
@@ -277,9 +285,9 @@ class TorchRunner:
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor | None:
         """Logits of the tokens that end their rows, [n, V]."""
-        return self._logits(x[batch.last]) if batch.last else None
+        return self.logits(x[batch.last]) if batch.last else None
 
-    def _logits(self, x: Tensor, rows: int | None = None) -> Tensor:
+    def logits(self, x: Tensor, rows: int | None = None) -> Tensor:
         """What the head says of states [n, d]: [n, V], or of its first `rows` alone."""
         spine, weight = self.spine, first_rows(self.spine.head, rows)
         logits = multiply(_norm(x, spine.norm), weight)
@@ -293,7 +301,8 @@ class TorchRunner:
     def _block(self, s: int) -> Block:
         return self.spine.blocks[self.program.visit_of[s]]
 
-    def _count_parts(self, s: int, runs_for: str) -> None:
+    def count_parts(self, s: int, runs_for: str) -> None:
+        """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""
         for part in self.parts[s].values():
             if isinstance(part, Part) and part.runs_for == runs_for:
                 self._count(*part.parameters())

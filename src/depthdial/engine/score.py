@@ -105,7 +105,7 @@ class Scorer:
     @property
     def most(self) -> int:
         """Most texts of a chunk, so of a group."""
-        return len(self._cache.rows)
+        return self._cache.rows.shape[1]
 
     @torch.no_grad()
     def score(self, groups: Sequence[Sequence[Text]], dials: Dials) -> list[list[Score]]:
@@ -148,7 +148,7 @@ class Scorer:
 
     def _row(self, text: Text, dials: Dials, slot: int, source: Row | None = None, shared: int = 0) -> Row:
         """source: a row that has run the first `shared` tokens."""
-        read = len(text.tokens) if dials.alike else text.start
+        read = len(text.tokens) if dials.alike and not self.engine.runner.by_prompt else text.start
         row = Row(Request(None, list(text.tokens[:read]), _SCORED, 0, dials, 1), 0, self._tokenizer)
         row.tokens, row.slot = list(text.tokens), slot
         if source is not None:
@@ -185,8 +185,7 @@ class Scorer:
                 break
         if parts:
             parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
-            self._batch.fill([part for part, _ in parts])
-            self._collect(parts, self.engine.runner.run(self._batch))
+            self._collect(parts, self.engine.run([part for part, _ in parts], self._batch))
         return [span for one in waiting for span in (self._forked(one, slots) if one.begin == one.end else [one])]
 
     def _collect(self, parts: list[tuple[Slice, _Span]], passed: Passed) -> None:

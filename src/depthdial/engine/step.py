@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.auto import AutoBudget
-from depthdial.engine.batch import Batch
+from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
@@ -137,12 +137,23 @@ class Engine:
             found.append(part if draft is None else Slice(part.row, part.start, 1 + len(draft.tokens), draft))
         return found
 
+    def run(self, slices: Sequence[Slice], batch: Batch | None = None) -> Passed:
+        """One pass over tokens whose places in the cache are theirs to write; for whoever holds the lock.
+
+        batch: to be filled, None that of generation."""
+        batch = self.batch if batch is None else batch
+        batch.fill(slices)
+        passed = self.runner.run(batch)
+        for part in slices:
+            if not part.drafting and part.row.slot is not None:  # what verifies a draft writes at all visits again
+                batch.cache.settle(part.row.slot, part.start, part.start + part.count)
+        return passed
+
     def _draft(self, parts: Sequence[Slice]) -> list[tuple[int, float, float]]:
         """One pass of drafts: (token, its probability, true cost) of each."""
         prices = self.speculator.prices
         begun = prices.clock()
-        self.batch.fill(parts)
-        passed = self.runner.run(self.batch)
+        passed = self.run(parts)
         assert passed.logits is not None
         made = []
         # in numpy: torch's threads would take the cores from the kernels', which wait for the next pass
@@ -161,8 +172,7 @@ class Engine:
         prices = self.speculator.prices
         begun = prices.clock()
         try:
-            self.batch.fill(slices)
-            passed = self.runner.run(self.batch)
+            passed = self.run(slices)
             tokens = passed.tokens or self._sample(slices, passed.logits)
         except Exception as error:  # whatever a pass may raise: it must not end the engine
             return self._fail(slices, error)

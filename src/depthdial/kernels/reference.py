@@ -14,15 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.kernels.tensors import (
+    END,
     PAGE,
+    Act,
     AdapterTensors,
+    Branch,
+    Decide,
+    Dense,
     Int8,
-    LayerTensors,
     Linear,
+    Look,
     ModelTensors,
     Norm,
+    PagedCache,
+    PassTokens,
     Rope,
     RouterTensors,
+    Waiting,
     Weight,
 )
 
@@ -99,15 +107,19 @@ def attend(
     positions: Tensor,
     scale: float,
     window: int | None = None,
+    held: Tensor | None = None,
 ) -> Tensor:
     """q: T [N, heads, hd] -> T [N, heads * hd]: each token over positions 0..its own of its sequence, or the last
-    `window` of them. Caches of one layer: T [pages, kv_heads, PAGE, hd]."""
+    `window` of them, as far as there are pages and `held` (uint8 [pages, PAGE]) says so. Caches of one visit: T [pages,
+    kv_heads, PAGE, hd]."""
     out = torch.empty_like(q)
     group = q.shape[1] // k_cache.shape[1]
     for n, (sequence, position) in enumerate(zip(sequences.tolist(), positions.tolist(), strict=True)):
-        pages = page_table[sequence, : position // PAGE + 1].long()
         start = 0 if window is None else max(0, position + 1 - window)
-        seen = (cache[pages].transpose(1, 2).flatten(0, 1)[start : position + 1] for cache in (k_cache, v_cache))
+        place = torch.arange(start, position + 1, device=q.device)
+        page, slot = page_table[sequence].long()[place // PAGE], place % PAGE
+        there = page >= 0 if held is None else (page >= 0) & held[page, slot].bool()
+        seen = (cache[page[there], :, slot[there]] for cache in (k_cache, v_cache))
         k, v = (part.float().repeat_interleave(group, 1) for part in seen)  # [seen, heads, hd]
         weight = (torch.einsum("hd,shd->hs", q[n].float(), k) * scale).softmax(-1)
         out[n] = torch.einsum("hs,shd->hd", weight, v).to(q.dtype)
@@ -126,16 +138,26 @@ def adapter(u: Tensor, parts: AdapterTensors) -> Tensor:
     return gated_mlp(u, Linear(parts.gate), Linear(parts.up), Linear(parts.down))
 
 
-def router_logit(z: Tensor, router: RouterTensors) -> Tensor:
-    """z: T [N, d], the normed input of attention -> fp32 [N]."""
-    if router.order == "linear":
-        return F.linear(z.float(), router.enc.float()) @ router.folded.float() + router.bias
-    code = F.linear(z, router.enc.to(z.dtype)).float()
-    if router.order == "norm_tanh":
-        code = F.rms_norm(code, router.scale.shape, router.scale.float(), router.eps).tanh()
+def router_number(z: Tensor, router: RouterTensors, logits: Tensor | None = None) -> Tensor:
+    """z: T [N, d], the unit's normed input; logits: fp32 [N, V], for a router that looks -> fp32 [N]."""
+    first, *later = router.ops
+    if isinstance(first, Look):
+        assert logits is not None
+        top = logits[:, : first.rows].softmax(-1).topk(2).values
+        code = torch.stack((top[:, 0], top[:, 0] - top[:, 1]), -1)
     else:
-        code = F.rms_norm(code.tanh(), router.scale.shape, router.scale.float(), router.eps)
-    return code @ router.folded.float() + router.bias
+        assert isinstance(first, Dense)
+        bias = None if first.bias is None else first.bias.to(first.weight.dtype)
+        code = F.linear(z.to(first.weight.dtype), first.weight, bias).float()
+    for op in later:
+        if isinstance(op, Dense):
+            code = F.linear(code, op.weight.float(), op.bias)
+        elif isinstance(op, Norm):
+            code = F.rms_norm(code, op.weight.shape, op.weight.float(), op.eps)
+        else:
+            assert isinstance(op, Act)
+            code = getattr(torch if op.name in ("tanh", "sigmoid") else F, op.name)(code)
+    return code[:, 0]
 
 
 def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tensor:
@@ -154,9 +176,9 @@ def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None) ->
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-class Decided(NamedTuple):
-    """keep: bool [N]. score: fp32 [N], sigmoid(logit + offset), or 1 and 0 where no router spoke. run, skip: fp32 [N],
-    the weights on MLP and adapter."""
+class Choice(NamedTuple):
+    """keep: bool [N]. score: fp32 [N], sigmoid(number + offset), or as `keep` where no router spoke. run, skip: fp32
+    [N], the weights on the update and on the adapter."""
 
     keep: Tensor
     score: Tensor
@@ -164,75 +186,103 @@ class Decided(NamedTuple):
     skip: Tensor
 
 
-def decide(z: Tensor, layer: LayerTensors, offsets: Tensor, given: Tensor | None = None) -> Decided:
-    """Which rows run the layer. z: T [N, d]; offsets: fp32 [N], +inf keeps a row untouched (weights 1).
+def choose(branch: Branch, offsets: Tensor, number: Tensor | None = None, given: Tensor | None = None) -> Choice:
+    """Who runs a step, of tokens that all wait there. offsets: fp32 [N], +inf keeps a token, with weight 1.
 
-    given: uint8 [N], the decision at a layer without a router.
+    number: fp32 [N], what the router says; given: uint8 [N], of a step that is decided by a table.
     """
-    untouched = offsets == float("inf")
-    if layer.router is None:
-        keep = untouched | (torch.ones_like(untouched) if given is None else given.bool())
-        return Decided(keep, keep.float(), torch.ones_like(offsets), torch.ones_like(offsets))
-    shifted = torch.where(untouched, 0, router_logit(z, layer.router) + torch.where(untouched, 0, offsets))
-    score = torch.where(untouched, 1.0, shifted.sigmoid())
-    keep = shifted > layer.router.cut
-    if layer.router.soft:
-        return Decided(keep | untouched, score, score, 1 - score)
-    return Decided(keep | untouched, score, torch.ones_like(score), torch.ones_like(score))
+    untouched, one = offsets == float("inf"), torch.ones_like(offsets)
+    if branch.by == "ops":
+        assert branch.router is not None and number is not None
+        shifted = torch.where(untouched, 0, number) + torch.where(untouched, 0, offsets)
+        score = torch.where(untouched, 1.0, shifted.sigmoid())
+        run, skip = (score, 1 - score) if branch.router.soft else (one, one)
+        return Choice(untouched | (shifted > branch.router.cut), score, run, skip)
+    keep = untouched | (one > 0 if branch.by != "table" or given is None else given.bool())
+    return Choice(keep, keep.float(), one, one)
 
 
 class Passed(NamedTuple):
-    """logits: fp32 [N, V]; keep: uint8 [L, N]; score: fp32 [L, N]."""
+    """logits: fp32 [N, V]; keep: uint8 [steps, N]; score: fp32 [steps, N]."""
 
     logits: Tensor
     keep: Tensor
     score: Tensor
 
 
-def forward_pass(
-    model: ModelTensors,
-    ids: Tensor,
-    positions: Tensor,
-    sequences: Tensor,
-    page_table: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    offsets: Tensor,
-    given: Tensor | None = None,
-) -> Passed:
-    """N tokens through the whole model; the caches (T [L, pages, kv_heads, PAGE, hd]) are written in place.
-
-    ids: int64 [N]; positions, sequences: int [N]; offsets: fp32 [N]; given: uint8 [L, N]. Kept rows:
-    h = x + attn(z), y = h + run * mlp(norm(h)); skipped: K and V are written, y = x + skip * adapter(norm(x)).
-    """
-    x = embed(ids, model.embed, model.embed_scale, k_cache.dtype)
-    decisions = []
-    for index, layer in enumerate(model.layers):
-        z = rms_norm(x, *layer.before_attn)
-        decided = decide(z, layer, offsets, None if given is None else given[index])
-        decisions.append(decided)
-        caches = k_cache[index], v_cache[index]
-        angles = model.ropes[layer.rope]
-        kept = decided.keep.nonzero().flatten()
-        writes = kept if layer.sparse_kv else torch.arange(len(z), device=z.device)
-        k = _heads(z[writes], layer.k, layer.kv_heads, layer.k_norm, positions[writes], angles)
-        v = _heads(z[writes], layer.v, layer.kv_heads)
-        write_kv(*caches, k, v, page_table, sequences[writes], positions[writes])
-        skipped = (~decided.keep).nonzero().flatten()
-        x = x.clone()
-        if kept.numel():
-            q = _heads(z[kept], layer.q, layer.heads, layer.q_norm, positions[kept], angles)
-            a = attend(q, *caches, page_table, sequences[kept], positions[kept], layer.scale, layer.window)
-            h = x[kept] + _normed(linear(a, *layer.o), layer.after_attn)
-            u = rms_norm(h, *layer.before_mlp)
+def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, decide: Decide | None = None) -> Passed:
+    """N tokens through the whole model; the cache is written in place. Who runs a visit: h = x + attn(z), y = h + run *
+    mlp(norm(h)); who waits and does not: y = x + skip * adapter(norm(x)). An attention that is decided on its own is
+    weighed, too."""
+    x = embed(tokens.ids, model.embed, model.embed_scale, cache.k.dtype)
+    steps, untouched = model.steps, tokens.offsets == float("inf")
+    begins = [s for s, step in enumerate(steps) if step.unit != "mlp"]
+    at = torch.zeros_like(tokens.positions)
+    keeps, scores = [], []
+    for s, (visit, unit, branch) in enumerate(steps):
+        layer, here = model.layers[visit], at == s
+        z = rms_norm(x, *(layer.before_mlp if unit == "mlp" else layer.before_attn))
+        if branch.by == "open":
+            assert decide is not None
+            free, one = here & ~untouched, torch.ones_like(tokens.offsets)
+            keep, run, skip = decide(Waiting(s, free, x.float(), z.float()))
+            run, skip = (one if weight is None else torch.where(free, weight, 1) for weight in (run, skip))
+            choice = Choice(keep | untouched, (keep | untouched).float(), run, skip)
+        else:
+            looks = branch.router is not None and isinstance(branch.router.ops[0], Look)
+            logits = head(x, model.norm, model.head, model.softcap) if looks else None
+            number = None if branch.router is None else router_number(z, branch.router, logits)
+            choice = choose(branch, tokens.offsets, number, None if tokens.given is None else tokens.given[s])
+        ran = choice.keep & here & (layer.base | ~untouched)
+        keeps.append(ran)
+        scores.append(torch.where(untouched, ran.float(), choice.score) * here)
+        then, otherwise = (
+            s + 1 if target is None else target if target == END else begins[target]
+            for target in (branch.then, branch.otherwise)
+        )
+        following = torch.where(untouched, s + 1, torch.where(ran, then, otherwise)).int()
+        at = torch.where(here, following, at)
+        kept, skipped = ran.nonzero().flatten(), (here & ~ran & ~untouched).nonzero().flatten()
+        if unit != "mlp":
+            update = _attended(model, visit, z, kept, tokens, cache)
+            x = _joined(x, kept, update, choice.run if unit == "attn" else torch.ones_like(choice.run))
+        if unit != "attn":
+            if layer.adapter is not None:
+                update = adapter(rms_norm(x[skipped], *layer.before_mlp), layer.adapter)
+                x = _joined(x, skipped, update, choice.skip)
+            u = rms_norm(x[kept], *layer.before_mlp)
             update = _normed(gated_mlp(u, layer.gate, layer.up, layer.down, layer.activation), layer.after_mlp)
-            x[kept] = h + decided.run[kept, None].to(x.dtype) * update
-        if skipped.numel() and layer.adapter is not None:
-            update = adapter(rms_norm(x[skipped], *layer.before_mlp), layer.adapter)
-            x[skipped] = x[skipped] + decided.skip[skipped, None].to(x.dtype) * update
-    keep = torch.stack([decided.keep for decided in decisions]).to(torch.uint8)
-    score = torch.stack([decided.score for decided in decisions])
-    return Passed(head(x, model.norm, model.head, model.softcap), keep, score)
+            x = _joined(x, kept, update, choice.run)
+    return Passed(
+        head(x, model.norm, model.head, model.softcap), torch.stack(keeps).to(torch.uint8), torch.stack(scores)
+    )
+
+
+def _attended(
+    model: ModelTensors, visit: int, z: Tensor, kept: Tensor, tokens: PassTokens, cache: PagedCache
+) -> Tensor:
+    """The update of the tokens `kept`; K and V of them, or of all, go into the cache."""
+    layer = model.layers[visit]
+    gaps = layer.absent == "nothing"
+    angles, table = model.ropes[layer.rope], cache.table[visit if layer.cache is None else layer.cache]
+    writes = kept if gaps else torch.arange(len(z), device=z.device)
+    k = _heads(z[writes], layer.k, layer.kv_heads, layer.k_norm, tokens.positions[writes], angles)
+    v = _heads(z[writes], layer.v, layer.kv_heads)
+    write_kv(cache.k, cache.v, k, v, table, tokens.sequences[writes], tokens.positions[writes])
+    held = cache.held if gaps else None
+    if held is not None:
+        page = table[tokens.sequences.long(), tokens.positions.long() // PAGE].long()
+        held[page, tokens.positions.long() % PAGE] = 0
+        held[page[kept], tokens.positions[kept].long() % PAGE] = 1
+    q = _heads(z[kept], layer.q, layer.heads, layer.q_norm, tokens.positions[kept], angles)
+    place = table, tokens.sequences[kept], tokens.positions[kept]
+    a = attend(q, cache.k, cache.v, *place, layer.scale, layer.window, held)
+    return _normed(linear(a, *layer.o), layer.after_attn)
+
+
+def _joined(x: Tensor, rows: Tensor, update: Tensor, weight: Tensor) -> Tensor:
+    """x with weight * update added at `rows`; update: T [n, d], weight: fp32 [N]."""
+    return x.index_copy(0, rows, x[rows] + weight[rows, None].to(x.dtype) * update)
 
 
 def _heads(

@@ -6,6 +6,7 @@ Weights have the dtype of the model (bfloat16 or float32) or are `Int8`; shapes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,8 @@ PAGE = 64
 """Tokens in one page of the KV cache."""
 MAX_TOKENS = 64
 """Most tokens of a small native pass, which reads each weight once."""
+END = 1 << 30
+"""Beyond the last visit: the final norm and the head."""
 
 
 class Int8(NamedTuple):
@@ -41,23 +44,54 @@ class Norm(NamedTuple):
     plus_one: bool = False
 
 
-class RouterTensors(NamedTuple):
-    """logit = folded . code + bias. code = tanh(norm(enc @ z)) or norm(tanh(enc @ z)), in fp32 after enc, is that of
-    `core.layers.Router` with dec and head folded; code = enc @ z, in fp32 throughout, that of a `LinearRouter`."""
+class Dense(NamedTuple):
+    """code -> weight code + bias."""
 
-    enc: Tensor
-    """[r, d], of the model's dtype."""
-    scale: Tensor
-    """float32 [r]: the norm's weight."""
-    eps: float
-    order: Literal["norm_tanh", "tanh_norm", "linear"]
-    folded: Tensor
-    """float32 [r]."""
-    bias: float
+    weight: Tensor
+    """[out, in]. As the first operation the input is the token's normed one, multiplied and rounded in the dtype of the
+    model; a float32 weight in a bfloat16 model is multiplied in float32. float32 [out, in] as a later operation."""
+    bias: Tensor | None = None
+    """float32 [out]."""
+
+
+class Act(NamedTuple):
+    """A function of each number of the code."""
+
+    name: Literal["tanh", "silu", "relu", "gelu", "sigmoid"]
+
+
+class Look(NamedTuple):
+    """As the first operation: what the head says of the stream so far: top probability, and its gap to the second."""
+
+    rows: int | None = None
+    """Over the first so many tokens of the vocabulary; None: all."""
+
+
+Op = Dense | Norm | Act | Look
+
+
+class RouterTensors(NamedTuple):
+    """The first operation is a `Dense` of the normed input or a `Look`, the last leaves one number. All but the first
+    are in fp32, a `Norm` among them."""
+
+    ops: tuple[Op, ...]
     cut: float = 0.0
-    """The layer runs where logit + offset > cut."""
+    """A token runs where number + offset > cut."""
     soft: bool = False
-    """Kept rows weigh their MLP with g = sigmoid(logit + offset), skipped ones their adapter with 1 - g."""
+    """Kept rows weigh their update with g = sigmoid(number + offset), skipped ones their adapter with 1 - g."""
+
+
+class Branch(NamedTuple):
+    """Which of the tokens that wait at a step run it, and where each goes from there."""
+
+    by: Literal["no", "ops", "table", "open"] = "no"
+    """"no": all run. "ops": `router`. "table": known before the pass (`PassTokens.given`). "open": the caller decides
+    in the middle of the pass."""
+    router: RouterTensors | None = None
+    then: int | None = None
+    """The visit that a token goes to which ran it, or END; None: what follows."""
+    otherwise: int | None = None
+    """The same of a token that did not."""
 
 
 class AdapterTensors(NamedTuple):
@@ -69,7 +103,7 @@ class AdapterTensors(NamedTuple):
 
 
 class LayerTensors(NamedTuple):
-    """One decoder layer, in the order it runs."""
+    """One visit of a decoder layer by the stream, in the order it runs."""
 
     before_attn: Norm
     q: Linear
@@ -94,10 +128,19 @@ class LayerTensors(NamedTuple):
     k_norm: Norm | None = None
     after_attn: Norm | None = None
     after_mlp: Norm | None = None
-    router: RouterTensors | None = None
+    branch: Branch = Branch()
+    """Before attention: of the whole visit, or of attention alone where there is an `mlp_branch`."""
+    mlp_branch: Branch | None = None
+    """Of the MLP alone, by its own normed input."""
     adapter: AdapterTensors | None = None
-    sparse_kv: bool = False
-    """K and V are written for the tokens that run the layer, and for no other."""
+    """For tokens that wait here and do not run the visit (its MLP, where that has a branch of its own)."""
+    cache: int | None = None
+    """Row of the page tables that its K and V lie in; None: that of its own index among the visits."""
+    absent: Literal["project", "nothing"] = "project"
+    """What a token of the pass leaves that does not run attention here, be it that it has left or jumped over this
+    visit: K and V of its stream as it is by now, or nothing."""
+    base: bool = True
+    """Does the untouched base run it? A token at offset +inf runs these visits and no others, whatever the branches."""
 
 
 class Rope(NamedTuple):
@@ -107,13 +150,102 @@ class Rope(NamedTuple):
     """On cos and sin."""
 
 
+class Step(NamedTuple):
+    """A row of decisions: one for a visit, or two where attention and MLP have branches of their own."""
+
+    visit: int
+    unit: Literal["layer", "attn", "mlp"]
+    branch: Branch
+
+
 class ModelTensors(NamedTuple):
     embed: Weight
     """[V, d]."""
     layers: tuple[LayerTensors, ...]
+    """The visits in order; two may hold the very same weights."""
     norm: Norm
     head: Weight
     """[V, d]; the very object `embed` where they are tied."""
     ropes: dict[str, Rope]
     embed_scale: float = 1.0
     softcap: float | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        for visit, layer in enumerate(self.layers):
+            if layer.mlp_branch is None:
+                steps.append(Step(visit, "layer", layer.branch))
+            else:
+                steps += (Step(visit, "attn", layer.branch), Step(visit, "mlp", layer.mlp_branch))
+        return tuple(steps)
+
+    @property
+    def caches(self) -> int:
+        """Rows of the page tables."""
+        return 1 + max(index if layer.cache is None else layer.cache for index, layer in enumerate(self.layers))
+
+
+class PassTokens(NamedTuple):
+    """N tokens of any sequences."""
+
+    ids: Tensor
+    """int64 [N]."""
+    positions: Tensor
+    """int32 [N]."""
+    sequences: Tensor
+    """int32 [N]: row of the page tables."""
+    offsets: Tensor
+    """float32 [N]: on every router's number; +inf is the untouched base."""
+    given: Tensor | None = None
+    """uint8 [steps, N]: the decisions of "table" steps; None: all run."""
+
+
+class PagedCache(NamedTuple):
+    """K and V of all visits in one pool of pages; a pass writes into it."""
+
+    k: Tensor
+    """T [pages, kv_heads, PAGE, head_dim]; a page belongs to one sequence at one row of the table."""
+    v: Tensor
+    table: Tensor
+    """int32 [caches, sequences, pages of a sequence]: of places 64 i to 64 i + 63; -1: no page, nothing is there."""
+    held: Tensor | None = None
+    """uint8 [pages, PAGE], of visits where tokens may leave nothing: 1 where one left K and V. A pass writes it for its
+    own tokens. None: all places up to a token's own are read."""
+
+
+class PassOutput(NamedTuple):
+    """What a pass writes beside K and V."""
+
+    keep: Tensor
+    """uint8 [steps, N]: 1 where the token ran the step."""
+    score: Tensor
+    """float32 [steps, N]: sigmoid(number + offset) where a router spoke, else as `keep`; 0 for who did not wait."""
+    logits: Tensor | None = None
+    """float32 [M, V], of the tokens that are asked for."""
+    argmax: Tensor | None = None
+    """int64 [M]: the likeliest; -1 where logits are not finite. Without both the head is not run."""
+
+
+class Waiting(NamedTuple):
+    """Where a pass stands at an "open" step; all are views that hold until it goes on."""
+
+    step: int
+    here: Tensor
+    """bool [N]: the tokens that wait for a decision; never those at +inf."""
+    x: Tensor
+    """float32 [N, d]: the stream."""
+    z: Tensor
+    """float32 [N, d]: the normed input of the unit; holds of the tokens that wait."""
+
+
+class Decided(NamedTuple):
+    """keep: bool [N]. run, skip: float32 [N], weights on the update and on the adapter; None: 1. Of tokens that do not
+    wait nothing is read."""
+
+    keep: Tensor
+    run: Tensor | None = None
+    skip: Tensor | None = None
+
+
+Decide = Callable[[Waiting], Decided]

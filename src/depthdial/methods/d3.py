@@ -1,4 +1,4 @@
-"""D3: "Position-Aware Depth Decay Decoding" (Fan, Li, Ma, Wang et al.; Findings of ACL 2025), arXiv 2503.08524.
+"""D3: "Position-Aware Depth Decay Decoding" (Fan et al.; Findings of ACL 2025), arXiv 2503.08524.
 
 Later tokens of an answer need fewer layers. The prompt runs all L of them; of the answer, token i = 0, 1, ... counted
 from `start` on keeps
@@ -38,6 +38,7 @@ class D3(Method):
     """Depth falls along the answer, over nested sets of layers."""
 
     reads = frozenset({"position", "prompt"})
+    by_row = True
     example: ClassVar[Mapping[str, object]] = {"alpha": 0.9, "first": 1, "last": 1}
 
     alpha: float = 0.995

@@ -62,6 +62,11 @@ class Static(Method):
         logit = torch.full_like(tokens.offset, rank - self.count + 0.5)
         return Decision.hard(tokens.shifted(logit) > 0)
 
+    def keeps(self, program: Program, tokens: Tokens) -> Tensor:
+        blocks = [visit.block for visit in program.visits if program.steps[visit.steps[0]].routed != "no"]
+        rank = torch.tensor([self.order.index(block) for block in blocks], device=tokens.offset.device)
+        return (rank - self.count + 0.5)[:, None] + tokens.offset > 0
+
     def stops(self, program: Program) -> Sequence[float]:
         return [self.count - dropped for dropped in range(len(self.order), -1, -1)]
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from depthdial.core.program import OwnBlock, Program
+from depthdial.core.routed import Pass
 from depthdial.models.converted import Converted
 from depthdial.models.family import Family
 from depthdial.models.opening import PASS
@@ -44,8 +45,7 @@ class Extra:
                 if s in self.converted.units:
                     self.converted.units[s].leave()
             return x
-        out = _called(self.module, x, {**inputs, PASS: running})
-        return out[0] if isinstance(out, tuple) else out
+        return called(self.module, x, inputs, running)
 
     def _make_room(self, cache: Cache) -> None:
         """A cache made for the base alone gets the layers of these visits."""
@@ -160,10 +160,13 @@ class _Taking:
         return args, kwargs
 
 
-def _called(module: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Any:
-    """The module's output, its weights in x's dtype: a method's own blocks are trained in fp32."""
-    dtypes = {weight.dtype for weight in module.parameters()}
-    if dtypes == {x.dtype}:
-        return module(x, **inputs)
-    narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
-    return torch.func.functional_call(module, narrow, (x,), inputs)
+def called(module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
+    """A visit's output, [B, T, d], in a pass; its weights in x's dtype: a method's own blocks are trained in fp32.
+    inputs: what a layer is called with beside x."""
+    inputs = {**inputs, PASS: running}
+    if {weight.dtype for weight in module.parameters()} == {x.dtype}:
+        out = module(x, **inputs)
+    else:
+        narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
+        out = torch.func.functional_call(module, narrow, (x,), inputs)
+    return out[0] if isinstance(out, tuple) else out

@@ -13,7 +13,7 @@ from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import PAGE, Int8
+from depthdial.kernels.tensors import PAGE, Branch, Int8, ModelTensors, PassTokens
 from depthdial.models.families import FAMILIES
 
 PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131), (3, 8)]
@@ -22,22 +22,21 @@ PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131),
 
 def both(model, batch, inputs, isa=None, weights=None, definition=None, **more):
     """(native outputs, counters, native caches), (reference, its caches) for the same inputs."""
-    native, count = NativeModel(model, weights, isa), len(inputs["ids"])
-    ours, theirs, out = batch.caches(), batch.caches(), batch.outputs(count)
-    options: dict[str, Any] = {"given": None} | more
-    best = torch.full((count,), -1)
-    counters = native.forward(**inputs, **ours, **options, **out, argmax_out=best)
-    assert torch.equal(best, out["logits_out"].argmax(-1))
-    return (out, counters, ours), (reference.forward_pass(definition or model, **inputs, **theirs, **options), theirs)
+    native, count = NativeModel(model, weights, isa), len(inputs.ids)
+    ours, theirs = batch.cache(), batch.cache()
+    out = batch.output(count)._replace(argmax=torch.full((count,), -1))
+    counters = native.forward(inputs, ours, out, **more)
+    assert torch.equal(out.argmax, out.logits.argmax(-1))
+    return (out, counters, ours), (reference.forward_pass(definition or model, inputs, theirs, **more), theirs)
 
 
 def assert_equal(left, right, rtol=1e-4, atol=1e-4):
     (out, _, ours), (expected, theirs) = left, right
-    assert torch.equal(out["keep_out"], expected.keep)
-    torch.testing.assert_close(out["score_out"], expected.score, rtol=rtol, atol=atol)
-    torch.testing.assert_close(out["logits_out"], expected.logits, rtol=rtol, atol=atol)
-    for name, cache in ours.items():
-        torch.testing.assert_close(cache, theirs[name], rtol=rtol, atol=atol)
+    assert torch.equal(out.keep, expected.keep)
+    torch.testing.assert_close(out.score, expected.score, rtol=rtol, atol=atol)
+    torch.testing.assert_close(out.logits, expected.logits, rtol=rtol, atol=atol)
+    for cache, their in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(cache, their, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("isa", all_isas())
@@ -63,9 +62,9 @@ def test_bf16_within_its_rounding(isa, tokens, family, head_dim, tiny_model, ten
     model = tensors_of(tiny_model(family, hidden_size=64, intermediate_size=160, head_dim=head_dim).bfloat16())
     batch = batch_for(model)
     (out, _, ours), (expected, theirs) = both(model, batch, batch.inputs(PLACES[:tokens]), isa)
-    assert (out["logits_out"] - expected.logits).norm() < 0.02 * expected.logits.norm()
-    for name, cache in ours.items():
-        assert (cache.float() - theirs[name].float()).norm() < 0.01 * theirs[name].float().norm()
+    assert (out.logits - expected.logits).norm() < 0.02 * expected.logits.norm()
+    for cache, their in zip(ours[:2], theirs[:2], strict=True):
+        assert (cache.float() - their.float()).norm() < 0.01 * their.float().norm()
 
 
 @pytest.mark.parametrize("isa", all_isas())
@@ -78,11 +77,18 @@ def test_int8_is_its_definition(isa, family, width, tiny_model, tensors_of, rout
     inputs = batch.inputs(PLACES, offset=math.inf)
     (out, counters, _), (expected, _) = both(model, batch, inputs, isa, "int8", small)
     # a sum in another order may flip the rounding of an activation: a whole step, in few tokens
-    error = (out["logits_out"] - expected.logits).norm(dim=1) / expected.logits.norm(dim=1)
+    error = (out.logits - expected.logits).norm(dim=1) / expected.logits.norm(dim=1)
     assert error.median() < 2e-3 and error.max() < 0.1
     exact, _ = both(model, batch, inputs, isa)
-    assert (out["logits_out"] - exact[0]["logits_out"]).norm() < 0.2 * expected.logits.norm()
+    assert (out.logits - exact[0].logits).norm() < 0.2 * expected.logits.norm()
     assert counters.weight_bytes < 0.4 * exact[1].weight_bytes
+
+
+def tabled(model: ModelTensors) -> ModelTensors:
+    """Every layer without a router is decided by a table."""
+    free = Branch("table")
+    layers = (layer if layer.branch.by == "ops" else layer._replace(branch=free) for layer in model.layers)
+    return model._replace(layers=tuple(layers))
 
 
 @settings(deadline=None, max_examples=25)
@@ -101,17 +107,21 @@ def test_any_mixture_of_rows(data, tiny_model, tensors_of, routed, batch_for):
     batch = batch_for(model)
     inputs = batch.inputs(places)
     offset = st.sampled_from([0.0, -1.5, 1.5, math.inf, -math.inf])
-    inputs["offsets"] = torch.tensor(data.draw(st.lists(offset, min_size=count, max_size=count), "offsets"))
+    inputs = inputs._replace(
+        offsets=torch.tensor(data.draw(st.lists(offset, min_size=count, max_size=count), "offsets"))
+    )
     table = data.draw(st.none() | st.integers(0, 2**31), "given")
     if table is not None:
-        table = torch.randint(0, 2, (6, count), generator=torch.Generator().manual_seed(table), dtype=torch.uint8)
-    assert_equal(*both(model, batch, inputs, given=table))
+        generator = torch.Generator().manual_seed(table)
+        inputs = inputs._replace(given=torch.randint(0, 2, (6, count), generator=generator, dtype=torch.uint8))
+        model = tabled(model)
+    assert_equal(*both(model, batch, inputs))
 
 
 @torch.no_grad()
 def test_what_is_skipped_is_not_read(tiny_model, tensors_of, batch_for):
     """Weights that must not be read are NaN: one product with them would show."""
-    model = tensors_of(tiny_model())
+    model = tabled(tensors_of(tiny_model()))
     layer = model.layers[3]
     ruined = layer._replace(
         **{name: part._replace(weight=torch.full_like(part.weight, math.nan))
@@ -119,12 +129,13 @@ def test_what_is_skipped_is_not_read(tiny_model, tensors_of, batch_for):
     )  # fmt: skip
     broken = model._replace(layers=(*model.layers[:3], ruined, *model.layers[4:]))
     batch = batch_for(model)
-    inputs, table = batch.inputs(PLACES), torch.ones(6, len(PLACES), dtype=torch.uint8)
+    table = torch.ones(6, len(PLACES), dtype=torch.uint8)
     table[3] = 0
-    (out, skipping, _), (expected, _) = both(broken, batch, inputs, definition=model, given=table)
-    torch.testing.assert_close(out["logits_out"], expected.logits, rtol=1e-4, atol=1e-4)
+    inputs = batch.inputs(PLACES)._replace(given=table)
+    (out, skipping, _), (expected, _) = both(broken, batch, inputs, definition=model)
+    torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-4)
     table[3, 4] = 1
-    (_, running, _), _ = both(model, batch, inputs, given=table)
+    (_, running, _), _ = both(model, batch, inputs)
     spared = sum(getattr(layer, name).weight.numel() * 4 for name in ("q", "o", "gate", "up", "down"))
     assert running.weight_bytes - skipping.weight_bytes == spared
     assert (running.rows_run - skipping.rows_run, running.layers_run - skipping.layers_run) == (1, 1)
@@ -135,11 +146,11 @@ def test_counts_are_those_of_the_route(tiny_model, tensors_of, routed, batch_for
     model = routed(tensors_of(tiny_model("llama")))
     batch = batch_for(model)
     (out, counters, _), _ = both(model, batch, batch.inputs(PLACES))
-    keep = out["keep_out"].bool()
+    keep = out.keep.bool()
     assert counters.rows_run == keep.sum() and counters.layers_run == keep.any(1).sum()
     size = [0] * 6
     for index, layer in enumerate(model.layers):
-        always = [layer.k.weight, layer.v.weight] + ([layer.router.enc] if layer.router else [])
+        always = [layer.k.weight, layer.v.weight] + ([layer.branch.router.ops[0].weight] if layer.branch.router else [])
         kept = [getattr(layer, name).weight for name in ("q", "o", "gate", "up", "down")] if keep[index].any() else []
         skipped = list(layer.adapter or []) if not keep[index].all() else []
         size[index] = sum(4 * weight.numel() for weight in (*always, *kept, *skipped))
@@ -154,9 +165,9 @@ def test_counts_are_those_of_the_route(tiny_model, tensors_of, routed, batch_for
 def test_without_logits_or_argmax_the_head_is_not_read(tiny_model, tensors_of, batch_for):
     model = tensors_of(tiny_model())
     batch, native = batch_for(model), NativeModel(model)
-    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
-    whole = native.forward(**inputs, **caches, given=None, **out)
-    part = native.forward(**inputs, **caches, given=None, **(out | {"logits_out": None}))
+    inputs, cache, out = batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES))
+    whole = native.forward(inputs, cache, out)
+    part = native.forward(inputs, cache, out._replace(logits=None))
     assert not isinstance(model.head, Int8)
     assert whole.weight_bytes - part.weight_bytes == 4 * model.head.numel()
 
@@ -171,9 +182,9 @@ def test_any_number_of_threads_gives_the_same_bits(threads, tiny_model, tensors_
     try:
         for count in (1, threads, threads):
             torch.set_num_threads(count)
-            out = batch.outputs(len(PLACES))
-            native.forward(**inputs, **batch.caches(), given=None, **out)
-            results.append(out["logits_out"])
+            out = batch.output(len(PLACES))
+            native.forward(inputs, batch.cache(), out)
+            results.append(out.logits)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
@@ -183,23 +194,24 @@ def test_any_number_of_threads_gives_the_same_bits(threads, tiny_model, tensors_
 def test_mistakes_are_told_before_anything_runs(tiny_model, tensors_of, batch_for):
     model = tensors_of(tiny_model())
     batch, native = batch_for(model), NativeModel(model)
-    good = batch.inputs(PLACES) | batch.caches() | {"given": None} | batch.outputs(len(PLACES))
-    wrong = [
-        ({"ids": good["ids"].int()}, "ids must be a contiguous torch.int64"),
-        ({"offsets": good["offsets"][:3]}, "offsets must be"),
-        ({"k_cache": good["k_cache"].transpose(3, 4)}, "k_cache must be"),
+    good, cache, out = batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"ids": good.ids.int()}, "ids must be a contiguous torch.int64"),
+        ({"offsets": good.offsets[:3]}, "offsets must be"),
+        ({"k": cache.k.transpose(2, 3)}, "k must be"),
         ({"given": torch.ones(5, len(PLACES), dtype=torch.uint8)}, "given must be"),
-        ({"ids": good["ids"] + 300}, "token id is outside"),
-        ({"sequences": good["sequences"] + 4}, "not a row of the page table"),
-        ({"positions": good["positions"] + 3 * PAGE}, "beyond the pages"),
-        ({"page_table": good["page_table"] + 100}, "page that the cache does not have"),
+        ({"ids": good.ids + 300}, "token id is outside"),
+        ({"sequences": good.sequences + 4}, "not a row of the page table"),
+        ({"positions": good.positions + 3 * PAGE}, "beyond the pages"),
+        ({"table": cache.table + 100}, "page that the cache does not have"),
     ]
     for change, message in wrong:
+        ours = cache._replace(**{name: change[name] for name in change if name in cache._fields})
+        mine = good._replace(**{name: change[name] for name in change if name in good._fields})
         with pytest.raises(ValueError, match=message):
-            native.forward(**(good | change))
-    many = batch.inputs([(0, p) for p in range(65)]) | batch.caches() | {"given": None} | batch.outputs(65)
+            native.forward(mine, ours, out)
     with pytest.raises(ValueError, match="1 to 64 tokens, not 65; run more in several"):
-        native.forward(**many)
+        native.forward(batch.inputs([(0, p) for p in range(65)]), cache, batch.output(65))
 
 
 def test_what_cannot_run_is_refused(tiny_model, tensors_of):
@@ -221,12 +233,10 @@ def test_what_cannot_run_is_refused(tiny_model, tensors_of):
 def test_a_forked_child_has_threads_of_its_own(tiny_model, tensors_of, batch_for):
     model = tensors_of(tiny_model())
     batch, native = batch_for(model), NativeModel(model)
-    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
-    native.forward(**inputs, **caches, given=None, **out)
-    expected, shared = out["logits_out"].clone(), out["logits_out"].zero_().share_memory_()
-    child = multiprocessing.get_context("fork").Process(
-        target=native.forward, kwargs=inputs | caches | {"given": None} | out
-    )
+    inputs, cache, out = batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES))
+    native.forward(inputs, cache, out)
+    expected, shared = out.logits.clone(), out.logits.zero_().share_memory_()
+    child = multiprocessing.get_context("fork").Process(target=native.forward, args=(inputs, cache, out))
     child.start()
     child.join(60)
     assert child.exitcode == 0 and torch.equal(shared, expected)
@@ -236,9 +246,9 @@ def test_a_forked_child_has_threads_of_its_own(tiny_model, tensors_of, batch_for
 def test_where_threads_are_refused_fewer_do_the_work(tiny_model, tensors_of, batch_for):
     model = tensors_of(tiny_model())
     batch = batch_for(model)
-    inputs, caches, out = batch.inputs(PLACES), batch.caches(), batch.outputs(len(PLACES))
-    NativeModel(model).forward(**inputs, **caches, given=None, **out)
-    expected, shared = out["logits_out"].clone(), out["logits_out"].zero_().share_memory_()
+    inputs, cache, out = batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES))
+    NativeModel(model).forward(inputs, cache, out)
+    expected, shared = out.logits.clone(), out.logits.zero_().share_memory_()
 
     def child() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -246,7 +256,7 @@ def test_where_threads_are_refused_fewer_do_the_work(tiny_model, tensors_of, bat
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # room for the stacks of a few threads
         torch.set_num_threads(200)
         native = NativeModel(model)
-        native.forward(**inputs, **caches, given=None, **out)
+        native.forward(inputs, cache, out)
         count = len(list(Path("/proc/self/task").iterdir()))
         assert 1 < count < 150, count
 
@@ -270,17 +280,17 @@ def test_tokens_come_out_as_alone(
     batch = batch_for(model)
     places = (PLACES + [(i % 4, 135 + i) for i in range(55)])[:count]
     inputs = batch.inputs(places)
-    native, together, apart = NativeModel(model, weights, isa), batch.caches(), batch.caches()
-    out = batch.outputs(count)
-    native.forward(**inputs, **together, given=None, reading=reading, **out)
+    native, together, apart = NativeModel(model, weights, isa), batch.cache(), batch.cache()
+    out = batch.output(count)
+    native.forward(inputs, together, out, reading=reading)
     for i in range(count):
-        one = {name: value[i : i + 1].contiguous() if name != "page_table" else value for name, value in inputs.items()}
-        alone = batch.outputs(1)
-        native.forward(**one, **apart, given=None, reading=reading, **alone)
-        assert torch.equal(alone["logits_out"][0], out["logits_out"][i])
-        assert torch.equal(alone["keep_out"][:, 0], out["keep_out"][:, i])
-    for name, cache in together.items():
-        assert torch.equal(cache, apart[name])
+        one = PassTokens(*(part[i : i + 1].contiguous() for part in inputs[:4]))
+        alone = batch.output(1)
+        native.forward(one, apart, alone, reading=reading)
+        assert torch.equal(alone.logits[0], out.logits[i])
+        assert torch.equal(alone.keep[:, 0], out.keep[:, i])
+    for cache, other in zip(together[:2], apart[:2], strict=True):
+        assert torch.equal(cache, other)
 
 
 def test_the_reader_reads_everything(tiny_model, tensors_of):

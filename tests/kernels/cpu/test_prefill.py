@@ -16,7 +16,19 @@ from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import EMULATED, all_isas, supported
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import AdapterTensors, Int8, LayerTensors, Linear, ModelTensors, Norm
+from depthdial.kernels.tensors import (
+    AdapterTensors,
+    Branch,
+    Dense,
+    Int8,
+    LayerTensors,
+    Linear,
+    ModelTensors,
+    Norm,
+    PagedCache,
+    PassOutput,
+    PassTokens,
+)
 from depthdial.models.families import FAMILIES
 
 TILES = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 32}
@@ -44,53 +56,47 @@ def model(tiny_model: Callable, tensors_of: Callable, routed: Callable) -> Calla
     return make
 
 
-def run(native: NativeModel, inputs: dict[str, Any], caches: dict[str, Any]) -> tuple[dict[str, Tensor], Counters]:
+def run(native: NativeModel, inputs: PassTokens, cache: PagedCache, batch: Any) -> tuple[PassOutput, Counters]:
     """Logits of all tokens, decisions and scores."""
-    count, depth = len(inputs["ids"]), native.depth
-    out: dict[str, Any] = {
-        "logits_out": torch.full((count, native.vocabulary), float("nan")),
-        "keep_out": torch.full((depth, count), 9, dtype=torch.uint8),
-        "score_out": torch.full((depth, count), float("nan")),
-    }
-    asked = torch.arange(count, dtype=torch.int32)
-    return out, native.prefill(**inputs, **caches, given=None, asked=asked, **out)
+    out = batch.output(len(inputs.ids))
+    return out, native.prefill(inputs, cache, out, torch.arange(len(inputs.ids), dtype=torch.int32))
 
 
-def inputs_of(batch: Any, spans: Sequence[tuple[int, int]], offsets: Sequence[float]) -> dict[str, Any]:
+def inputs_of(batch: Any, spans: Sequence[tuple[int, int]], offsets: Sequence[float]) -> PassTokens:
     inputs = batch.inputs([(i, place) for i, span in enumerate(spans) for place in range(*span)])
-    inputs["offsets"] = torch.cat([torch.full((b - a,), o) for (a, b), o in zip(spans, offsets, strict=True)])
-    return inputs
+    every = [torch.full((b - a,), o) for (a, b), o in zip(spans, offsets, strict=True)]
+    return inputs._replace(offsets=torch.cat(every))
 
 
-def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: dict[str, Any]) -> Counters:
+def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: PassTokens) -> Counters:
     """Measured from the same model in fp32 we are no farther than the definition in bf16 is. Both get our decisions: a
     logit close to its cut may fall to the other side in another order of sums. They follow from our scores, which are
     near the definition's."""
-    ours = batch.caches()
-    out, counters = run(native, inputs, ours)
-    keep, score = out["keep_out"], out["score_out"]
+    ours = batch.cache()
+    out, counters = run(native, inputs, ours, batch)
+    keep, score = out.keep, out.score
     theirs, exact = (_told(model, batch, inputs, dtype, keep) for dtype in (torch.bfloat16, torch.float32))
-    for name, mine in {**ours, "logits": out["logits_out"]}.items():
+    for name, mine in {"k": ours.k, "v": ours.v, "logits": out.logits}.items():
         unit, error = exact[name].norm(), (mine - exact[name]).norm()
         assert error < 1.3 * (theirs[name] - exact[name]).norm() + 1e-3 * unit and error < 0.1 * unit, name
-    expected = reference.forward_pass(_wide(model, torch.bfloat16), **inputs, **batch.caches())
+    expected = reference.forward_pass(_wide(model, torch.bfloat16), inputs, batch.cache())
     assert (expected.keep == keep).float().mean() > 0.97 and (expected.score - score).abs().mean() < 0.02
     for layer, kept, scores in zip(model.layers, keep, score, strict=True):
-        cut = 0.5 if layer.router is None else torch.tensor(layer.router.cut).sigmoid()
+        router = layer.branch.router
+        cut = 0.5 if router is None else torch.tensor(router.cut).sigmoid()
         assert torch.equal(kept.bool(), scores > cut)
     assert counters.rows_run == keep.sum() and counters.layers_run == keep.any(1).sum()
     return counters
 
 
-def _told(
-    model: ModelTensors, batch: Any, inputs: dict[str, Any], dtype: torch.dtype, keep: Tensor
-) -> dict[str, Tensor]:
+def _told(model: ModelTensors, batch: Any, inputs: PassTokens, dtype: torch.dtype, keep: Tensor) -> dict[str, Tensor]:
     """The definition's logits and caches in a dtype, every decision given; all fp32."""
     wide = _wide(model, dtype)
-    wide = wide._replace(layers=tuple(layer._replace(router=None) for layer in wide.layers))
-    caches = {name: cache.to(dtype) for name, cache in batch.caches().items()}
-    logits = reference.forward_pass(wide, **inputs, **caches, given=keep).logits
-    return {"logits": logits} | {name: cache.float() for name, cache in caches.items()}
+    wide = wide._replace(layers=tuple(layer._replace(branch=Branch("table")) for layer in wide.layers))
+    cache = batch.cache()
+    cache = cache._replace(k=cache.k.to(dtype), v=cache.v.to(dtype))
+    logits = reference.forward_pass(wide, inputs._replace(given=keep), cache).logits
+    return {"logits": logits, "k": cache.k.float(), "v": cache.v.float()}
 
 
 def _wide(model: ModelTensors, dtype: torch.dtype) -> ModelTensors:
@@ -101,7 +107,14 @@ def _wide(model: ModelTensors, dtype: torch.dtype) -> ModelTensors:
             return (part.values.float() * part.scale[:, None]).to(dtype)
         if isinstance(part, Tensor):
             return part.to(dtype)
-        if isinstance(part, (Linear, Norm, AdapterTensors, LayerTensors)):
+        if isinstance(part, Branch):  # routers keep their own dtypes, but for the first operation
+            router = part.router
+            if router is None or dtype == torch.bfloat16:
+                return part
+            first = router.ops[0]
+            assert isinstance(first, Dense)
+            return part._replace(router=router._replace(ops=(wide(first), *router.ops[1:])))
+        if isinstance(part, (Dense, Linear, Norm, AdapterTensors, LayerTensors)):
             return type(part)(*map(wide, part))
         return part
 
@@ -142,11 +155,11 @@ def test_soft_weights_are_those_of_the_scores(model, made_native, batch_for):
     made = model("llama", soft=True)
     batch, native = batch_for(made), made_native(made)
     inputs = inputs_of(batch, SPANS, (0.0, 0.0, 0.3, 0.0))
-    out, _ = run(native, inputs, batch.caches())
-    expected, hard = (reference.forward_pass(m, **inputs, **batch.caches()) for m in (made, model("llama")))
-    same = (out["keep_out"] == expected.keep).all(0)
+    out, _ = run(native, inputs, batch.cache(), batch)
+    expected, hard = (reference.forward_pass(m, inputs, batch.cache()) for m in (made, model("llama")))
+    same = (out.keep == expected.keep).all(0)
     assert same.float().mean() > 0.9
-    error, other = ((found.logits - out["logits_out"])[same].norm() for found in (expected, hard))
+    error, other = ((found.logits - out.logits)[same].norm() for found in (expected, hard))
     assert error < 0.05 * expected.logits[same].norm() and error < 0.2 * other
 
 
@@ -160,16 +173,16 @@ def test_a_token_comes_out_the_same_whoever_shares_the_pass(model, made_native, 
     made = model("llama")
     made = made._replace(layers=tuple(layer._replace(window=window) for layer in made.layers))
     batch, native = batch_for(made), made_native(made)
-    inputs, together = inputs_of(batch, parts, [offset] * len(parts)), batch.caches()
-    out, _ = run(native, inputs, together)
-    at, apart = 0, batch.caches()
+    inputs, together = inputs_of(batch, parts, [offset] * len(parts)), batch.cache()
+    out, _ = run(native, inputs, together, batch)
+    at, apart = 0, batch.cache()
     for begin, end in parts:
-        mine = {k: v if k == "page_table" else v[at : at + end - begin].contiguous() for k, v in inputs.items()}
-        alone, _ = run(native, mine, apart)
-        assert torch.equal(alone["logits_out"], out["logits_out"][at : at + end - begin])
+        mine = PassTokens(*(part[at : at + end - begin].contiguous() for part in inputs[:4]))
+        alone, _ = run(native, mine, apart, batch)
+        assert torch.equal(alone.logits, out.logits[at : at + end - begin])
         at += end - begin
-    for name in together:
-        assert torch.equal(together[name], apart[name])
+    for cache, other in zip(together[:2], apart[:2], strict=True):
+        assert torch.equal(cache, other)
 
 
 @torch.no_grad()
@@ -180,11 +193,11 @@ def test_threads_share_the_tokens_and_change_nothing(model, made_native, batch_f
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            found.append(run(native, inputs, batch.caches()))
+            found.append(run(native, inputs, batch.cache(), batch))
     finally:
         torch.set_num_threads(before)
     for out, counters in found[1:]:
-        assert torch.equal(out["logits_out"], found[0][0]["logits_out"])
+        assert torch.equal(out.logits, found[0][0].logits)
         assert counters[:3] == found[0][1][:3]
 
 
@@ -194,15 +207,15 @@ def test_a_layer_that_all_tokens_skip_is_not_read(model, made_native, batch_for)
     batch, native = batch_for(made), made_native(made)
     read = {}
     for offset in (math.inf, -1e9):
-        out, counters = run(native, inputs_of(batch, SPANS, (offset,) * 4), batch.caches())
+        out, counters = run(native, inputs_of(batch, SPANS, (offset,) * 4), batch.cache(), batch)
         assert counters.layers_run == (native.depth if offset == math.inf else 2)
         # what a skipped layer would have read is not there: nothing that it holds can reach the output
         read[offset] = counters.weight_bytes
-        assert torch.isfinite(out["logits_out"]).all()
+        assert torch.isfinite(out.logits).all()
     layer = made.layers[-1]
     whole = sum(2 * getattr(layer, name).weight.numel() for name in ("q", "o", "gate", "up", "down"))
-    assert layer.router is not None and layer.adapter is not None
-    parts = sum(2 * part.numel() for part in (layer.router.enc, *layer.adapter))
+    assert layer.branch.router is not None and layer.adapter is not None
+    parts = sum(2 * part.numel() for part in (layer.branch.router.ops[0].weight, *layer.adapter))
     assert read[math.inf] - read[-1e9] == (native.depth - 2) * (whole - parts)
 
 
@@ -216,8 +229,8 @@ def test_skipped_layers_may_hold_anything(model, made_native, batch_for):
     }
     made = made._replace(layers=(*made.layers[:-1], spoilt._replace(**bad)))
     batch, native = batch_for(made), made_native(made)
-    out, _ = run(native, inputs_of(batch, SPANS, (-1e9,) * 4), batch.caches())
-    assert torch.isfinite(out["logits_out"]).all()
+    out, _ = run(native, inputs_of(batch, SPANS, (-1e9,) * 4), batch.cache(), batch)
+    assert torch.isfinite(out.logits).all()
 
 
 @torch.no_grad()
@@ -230,9 +243,8 @@ def test_what_is_not_whole_tiles_of_bf16_is_left_to_small_passes(tiny_model, ten
     batch, native = batch_for(made), made_native(made)
     inputs = inputs_of(batch, SPANS, (0.0,) * 4)
     with pytest.raises(ValueError, match="beyond the pages"):
-        run(native, inputs | {"positions": inputs["positions"] + 192}, batch.caches())
-    count = len(inputs["ids"])
-    out = {k: v[:1] if k == "logits_out" else v for k, v in batch.outputs(count).items()}
-    missing = inputs | batch.caches() | {"given": None, "asked": torch.tensor([count]).int()} | out
+        run(native, inputs._replace(positions=inputs.positions + 192), batch.cache(), batch)
+    out = batch.output(len(inputs.ids))
+    out = out._replace(logits=out.logits[:1])
     with pytest.raises(ValueError, match="not in the pass"):
-        native.prefill(**missing)
+        native.prefill(inputs, batch.cache(), out, torch.tensor([len(inputs.ids)]).int())

@@ -15,7 +15,7 @@ from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, ModelTensors
+from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, ModelTensors, PagedCache, PassOutput, PassTokens
 
 SHAPES = {
     "gemma3-270m": ("gemma3_text", 256, 512, 1024),
@@ -37,32 +37,30 @@ def model_of(tiny_model: Any, tensors_of: Any, family: str, head_dim: int, windo
     return made._replace(layers=tuple(layer._replace(window=window) for layer in made.layers))
 
 
-def read(native: NativeModel, inputs: dict[str, Any], caches: dict[str, Any]) -> Tensor:
+def read(native: NativeModel, inputs: PassTokens, cache: PagedCache) -> Tensor:
     """Logits [N, V] of a prompt: in tiles where there are tiles, else in as many small passes as it takes."""
-    count = len(inputs["ids"])
+    count = len(inputs.ids)
     logits = torch.full((count, native.vocabulary), float("nan"))
     step = count if native.prefills else MAX_TOKENS
     for at in range(0, count, step):
         n = min(step, count - at)
-        mine: dict[str, Any] = {k: v if k == "page_table" else v[at : at + n].contiguous() for k, v in inputs.items()}
-        asked, out = torch.arange(n, dtype=torch.int32), logits[at : at + n]
-        kept: dict[str, Any] = {
-            "keep_out": torch.empty(native.depth, n, dtype=torch.uint8),
-            "score_out": torch.empty(native.depth, n),
-        }
+        mine = PassTokens(*(part[at : at + n].contiguous() for part in inputs[:4]))
+        keep, score = torch.empty(native.steps, n, dtype=torch.uint8), torch.empty(native.steps, n)
         run = native.prefill if native.prefills else native.forward
-        run(**mine, **caches, given=None, asked=asked, logits_out=out, **kept)
+        run(mine, cache, PassOutput(keep, score, logits[at : at + n]), torch.arange(n, dtype=torch.int32))
     return logits
+
+
+def blank(cache: PagedCache) -> PagedCache:
+    return cache._replace(k=torch.zeros_like(cache.k), v=torch.zeros_like(cache.v))
 
 
 def check_prompt(isa: str, made: ModelTensors, batch_for: Any, length: int) -> None:
     batch = batch_for(made, sequences=1, pages=-(-length // PAGE))
     native = NativeModel(made, isa=isa)
-    inputs: dict[str, Any] = batch.inputs([(0, place) for place in range(length)])
-    made_caches: Any = ({name: torch.zeros_like(cache) for name, cache in batch.caches().items()} for _ in range(2))
-    ours, theirs = made_caches
-    logits = read(native, inputs, ours)
-    expected = reference.forward_pass(made, **inputs, **theirs).logits
+    inputs: PassTokens = batch.inputs([(0, place) for place in range(length)])
+    logits = read(native, inputs, blank(batch.cache()))
+    expected = reference.forward_pass(made, inputs, blank(batch.cache())).logits
     assert logits.isfinite().all()
     error = (logits - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-3)  # a pad token is 0
     assert error.max() < 0.08 and error.mean() < 0.02, (int(error.argmax()), float(error.max()))
@@ -109,15 +107,15 @@ def test_what_lies_behind_the_mask_never_counts(isa, head_dim, window, tiny_mode
     made = model_of(tiny_model, tensors_of, "llama", head_dim, window)
     batch, native = batch_for(made, sequences=2, pages=3), NativeModel(made, isa=isa)
     inputs = batch.inputs([(0, place) for place in range(130)] + [(1, place) for place in range(5)])
-    clean = {name: torch.zeros_like(cache) for name, cache in batch.caches().items()}
-    foul = {name: poison(cache) for name, cache in batch.caches().items()}
+    clean, foul = blank(batch.cache()), batch.cache()
+    foul = foul._replace(k=poison(foul.k), v=poison(foul.v))
     expected = read(native, inputs, clean)
     assert torch.equal(read(native, inputs, foul), expected) and expected.isfinite().all()
 
     # a token of the text's own whose embedding is not a number: all before it are what they were
     assert not isinstance(made.embed, Int8)
-    bad = int(inputs["ids"][100])
-    inputs["ids"][:100][inputs["ids"][:100] == bad] = (bad + 1) % native.vocabulary
+    bad = int(inputs.ids[100])
+    inputs.ids[:100][inputs.ids[:100] == bad] = (bad + 1) % native.vocabulary
     expected = read(native, inputs, clean)
     embed = made.embed.clone()
     embed[bad] = float("nan")
@@ -125,12 +123,12 @@ def test_what_lies_behind_the_mask_never_counts(isa, head_dim, window, tiny_mode
     found = read(spoilt, inputs, foul)
     assert torch.equal(found[:100], expected[:100])
     assert not found[100:130].isfinite().any()
-    others = inputs["ids"] != bad
+    others = inputs.ids != bad
     assert torch.equal(found[130:][others[130:]], expected[130:][others[130:]]) or bool((~others[130:]).any())
-    for name, cache in foul.items():
-        pages = batch.page_table[0, :2].long()
-        mine, theirs = (t[:, pages].transpose(2, 3).flatten(1, 2)[:, :100] for t in (cache, clean[name]))
-        assert torch.equal(mine, theirs), name
+    pages = batch.cache().table[:, 0, :2].long()
+    for cache, other in zip(foul[:2], clean[:2], strict=True):
+        mine, theirs = (part[pages].transpose(2, 3).flatten(1, 2)[:, :100] for part in (cache, other))
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
@@ -141,7 +139,7 @@ def test_no_token_is_chosen_from_logits_that_are_not_finite(isa, weights, tiny_m
     made = model_of(tiny_model, tensors_of, "llama", 64, None)
     batch = batch_for(made)
     inputs = batch.inputs([(0, 0), (1, 0), (2, 0)])
-    inputs["ids"] = torch.tensor([5, 6, 7])
+    inputs = inputs._replace(ids=torch.tensor([5, 6, 7]))
     found = []
     for value in (None, float("nan"), float("inf")):
         assert not isinstance(made.embed, Int8)
@@ -152,10 +150,10 @@ def test_no_token_is_chosen_from_logits_that_are_not_finite(isa, weights, tiny_m
         if weights == "int8":
             model = packed(model._replace(embed=made.embed))._replace(embed=embed)
         best = torch.full((3,), 9)
-        out = batch.outputs(3)
-        NativeModel(model, isa=isa).forward(**inputs, **batch.caches(), given=None, argmax_out=best, **out)
+        out = batch.output(3)._replace(argmax=best)
+        NativeModel(model, isa=isa).forward(inputs, batch.cache(), out)
         found.append(best.tolist())
-        assert out["logits_out"][[0, 2]].isfinite().all()
-        assert bool(out["logits_out"][1].isfinite().all()) == (value is None)
+        assert out.logits[[0, 2]].isfinite().all()
+        assert bool(out.logits[1].isfinite().all()) == (value is None)
     whole = found[0]
     assert -1 not in whole and found[1:] == [[whole[0], -1, whole[2]]] * 2

@@ -22,11 +22,15 @@ from triton.compiler import ASTSource
 
 from depthdial.kernels.tensors import (
     PAGE,
+    Act,
     AdapterTensors,
+    Branch,
+    Dense,
     LayerTensors,
     Linear,
     ModelTensors,
     Norm,
+    PagedCache,
     Rope,
     RouterTensors,
 )
@@ -111,9 +115,11 @@ def model(gemma: bool) -> ModelTensors:
         rope="full", **linears, **extra,
     )  # fmt: skip
     floats = [empty(R, dtype=torch.float32) for _ in range(2)]
-    order = "tanh_norm" if gemma else "norm_tanh"
-    router = RouterTensors(empty(R, D), floats[0], 1e-5, order, floats[1], 0.1, 0.0, not gemma)
-    routed = layer._replace(router=router, adapter=AdapterTensors(empty(A, D), empty(A, D), empty(D, A)))
+    norm, tanh = Norm(floats[0], 1e-5), Act("tanh")
+    between = (tanh, norm) if gemma else (norm, tanh)
+    router = RouterTensors((Dense(empty(R, D)), *between, Dense(floats[1][None])), soft=not gemma)
+    layer = layer._replace(branch=Branch("table"))
+    routed = layer._replace(branch=Branch("ops", router), adapter=AdapterTensors(empty(A, D), empty(A, D), empty(D, A)))
     ropes = {"full": Rope(empty(HD // 2, dtype=torch.float32))}
     return ModelTensors(empty(V, D), (layer, routed), plain_norm, empty(V, D), ropes, softcap=30.0 if gemma else None)
 
@@ -131,16 +137,16 @@ def main(tokens: int, variant: str) -> None:
                 setattr(module, name, Compiler(kernel, seen))
     gemma = variant == "gemma"
     tensors, pages = model(gemma), 64
-    caches = [empty(2, pages, KV_HEADS, PAGE, HD) for _ in range(2)]
-    table = empty(tokens, pages, dtype=torch.int32)
-    made = DecodePass(tensors, caches[0], caches[1], table, tokens, given=gemma)
+    k, v = (empty(2 * pages, KV_HEADS, PAGE, HD) for _ in range(2))
+    cache = PagedCache(k, v, empty(2, tokens, pages, dtype=torch.int32))
+    made = DecodePass(tensors, cache, tokens, given=gemma)
     made.run()
     layer = tensors.layers[0]
     angles = empty(tokens, HD // 2)
     queries = attention.Queries(empty(tokens, HEADS * HD), layer.q_norm, angles, angles, layer.scale, layer.window)
     bounds = empty(2, dtype=torch.int32)
     out = empty(tokens, HEADS * HD)
-    prefill_attention.attend_prompt(queries, caches[0][0], caches[1][0], made.place, None, bounds, 4096, out)
+    prefill_attention.attend_prompt(queries, k, v, made.place, None, bounds, 4096, out)
     mlp.multiply_activated(empty(tokens, F), empty(tokens, F), layer.activation)
 
 

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from depthdial.kernels.tensors import (
     PAGE,
+    Act,
     AdapterTensors,
+    Branch,
+    Dense,
     LayerTensors,
     Linear,
     ModelTensors,
     Norm,
+    PagedCache,
     Rope,
     RouterTensors,
 )
@@ -105,9 +109,10 @@ def tiny_tensors() -> Callable[..., ModelTensors]:
 
 
 @pytest.fixture(scope="session")
-def filled() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`filled(model, pages, dtype)`: K and V caches, full of the same random numbers each time."""
-    return lambda model, pages, dtype: _caches(model, pages, DEVICE, dtype)
+def filled() -> Callable[..., PagedCache]:
+    """`filled(model, table, pages, dtype)`: a cache full of the same random numbers each time; each of the three layers
+    has the pages of `table` ([sequences, pages of one]), of `pages` of its own."""
+    return lambda model, table, pages, dtype: _cache(model, table, pages, DEVICE, dtype)
 
 
 def _tiny(device, dtype=torch.float32, routed=(1, 2), soft=False, gemma=False, bias=False, kv_heads=2) -> ModelTensors:
@@ -128,19 +133,19 @@ def _tiny(device, dtype=torch.float32, routed=(1, 2), soft=False, gemma=False, b
                 ("gate", F, D), ("up", F, D), ("down", D, F),
             )
         }  # fmt: skip
-        router = adapter = None
+        branch, adapter = Branch("table"), None
         if index in routed:
-            router = RouterTensors(
-                make(R, D), torch.rand(R, generator=generator).to(device) + 0.5, 1e-5, "norm_tanh",
-                torch.randn(R, generator=generator).to(device) * 3, 0.1, 0.0, soft,
-            )  # fmt: skip
+            enc, scale = Dense(make(R, D)), torch.rand(R, generator=generator).to(device) + 0.5
+            folded = torch.randn(1, R, generator=generator).to(device) * 3
+            last = Dense(folded, torch.tensor([0.1], device=device))
+            branch = Branch("ops", RouterTensors((enc, Norm(scale, 1e-5), Act("tanh"), last), soft=soft))
             adapter = AdapterTensors(make(A, D, scale=0.2), make(A, D, scale=0.2), make(D, A, scale=0.4))
         extra: dict[str, Any] = {}
         if gemma:
             extra = {"after_attn": norm(), "after_mlp": norm(), "q_norm": norm(HD), "k_norm": norm(HD)}
             extra |= {"window": 5 if index else None, "activation": "gelu_tanh", "rope": "wide" if index else "full"}
         sizes: dict[str, Any] = {"heads": 4, "kv_heads": kv_heads, "head_dim": HD, "scale": HD**-0.5, "rope": "full"}
-        parts: dict[str, Any] = {**linears, "router": router, "adapter": adapter}
+        parts: dict[str, Any] = {**linears, "branch": branch, "adapter": adapter}
         return LayerTensors(before_attn=norm(), before_mlp=norm(), **(sizes | parts | extra))
 
     bases = {"full": 1e4, "wide": 10.0}
@@ -151,8 +156,9 @@ def _tiny(device, dtype=torch.float32, routed=(1, 2), soft=False, gemma=False, b
     )  # fmt: skip
 
 
-def _caches(model: ModelTensors, pages: int, device, dtype):
+def _cache(model: ModelTensors, table: Tensor, pages: int, device, dtype) -> PagedCache:
     generator = torch.Generator().manual_seed(1)
-    shape = (3, pages, model.layers[0].kv_heads, PAGE, HD)
+    shape = (3 * pages, model.layers[0].kv_heads, PAGE, HD)
     k, v = (torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2))
-    return k, v
+    first = torch.arange(0, 3 * pages, pages, dtype=torch.int32, device=device)
+    return PagedCache(k, v, first[:, None, None] + table)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from depthdial.kernels import reference
-from depthdial.kernels.tensors import Int8
+from depthdial.kernels.tensors import Int8, PassTokens
 from depthdial.kernels.triton.decode_pass import WORK, DecodePass
 from depthdial.kernels.triton.tiles import Tile, Tiles, tiles_for
 
@@ -27,10 +27,8 @@ def run(filled, device):
 
 def _run(model, tokens, offsets, filled, device, dtype, given, rows, **settings):
     table = torch.tensor([[3, 0], [1, 4], [2, 5]], dtype=torch.int32, device=device)
-    mine, theirs = filled(model, 6, dtype), filled(model, 6, dtype)
-    made = DecodePass(
-        model, mine[0], mine[1], table, rows or len(tokens), given=given is not None, work=True, **settings
-    )
+    mine, theirs = filled(model, table, 6, dtype), filled(model, table, 6, dtype)
+    made = DecodePass(model, mine, rows or len(tokens), given=given is not None, work=True, **settings)
     n = len(tokens)
     made.ids[:n] = torch.arange(3, 3 + n)
     made.place.live.count.fill_(n)
@@ -40,8 +38,8 @@ def _run(model, tokens, offsets, filled, device, dtype, given, rows, **settings)
     if given is not None:
         made.given[:, :n] = given
     made.run()
-    where = made.place.positions[:n], made.place.sequences[:n], table
-    wanted = reference.forward_pass(model, made.ids[:n], *where, theirs[0], theirs[1], made.offsets[:n], given)
+    where = made.place.positions[:n], made.place.sequences[:n]
+    wanted = reference.forward_pass(model, PassTokens(made.ids[:n], *where, made.offsets[:n], given), theirs)
     return made, wanted, mine, theirs
 
 
@@ -68,7 +66,7 @@ def test_pass_equals_the_reference(dtype, settings, bound, many, tiny_tensors, r
         assert 0 < int(wanted.keep.sum()) < wanted.keep.numel()  # the case must skip something, and keep something
     torch.testing.assert_close(made.score[:, :4], wanted.score, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(made.logits[:4], wanted.logits, rtol=bound, atol=bound * float(wanted.logits.std()))
-    for got, want in zip(mine, theirs, strict=True):
+    for got, want in zip(mine[:2], theirs[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=bound, atol=bound)
     assert made.greedy[:4].tolist() == made.logits[:4].argmax(-1).tolist()
 
@@ -114,14 +112,14 @@ def test_no_weight_of_what_does_not_run_is_read(offset, tiny_tensors, run):
 
 def test_k_and_v_that_nobody_asks_for_are_neither_projected_nor_written(tiny_tensors, run, device):
     model = tiny_tensors(routed=())
-    model = model._replace(layers=tuple(layer._replace(sparse_kv=True) for layer in model.layers))
+    model = model._replace(layers=tuple(layer._replace(absent="nothing") for layer in model.layers))
     given = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8, device=device)
     for part in (model.layers[2].k, model.layers[2].v):  # no row runs this layer
         assert isinstance(part.weight, torch.Tensor)
         part.weight.fill_(float("nan"))
     made, wanted, mine, theirs = run(model, TOKENS, [0.0, 0.4, 0.1, -0.4], given=given, tiles=SMALL)
     torch.testing.assert_close(made.logits, wanted.logits, rtol=1e-4, atol=1e-4)
-    for got, want in zip(mine, theirs, strict=True):
+    for got, want in zip(mine[:2], theirs[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 

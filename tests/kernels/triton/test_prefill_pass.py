@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from depthdial.kernels import reference
+from depthdial.kernels.tensors import PassTokens
 from depthdial.kernels.triton import prefill_pass
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place
@@ -19,7 +20,7 @@ STARTS = [0, 17, 23]
 def _run(model, filled, device, given=None, routed=True, dtype=torch.float32, offsets=None):
     n = len(TOKENS)
     table = torch.tensor([[3, 0], [1, 4]], dtype=torch.int32, device=device)
-    mine, theirs = filled(model, 6, dtype), filled(model, 6, dtype)
+    mine, theirs = filled(model, table, 6, dtype), filled(model, table, 6, dtype)
     where = torch.tensor(TOKENS, dtype=torch.int32, device=device)
     sequences, positions = where[:, 0].contiguous(), where[:, 1].contiguous()
     place = Place(Rows(torch.tensor([n], dtype=torch.int32, device=device)), sequences, positions, table)
@@ -27,9 +28,9 @@ def _run(model, filled, device, given=None, routed=True, dtype=torch.float32, of
         offsets = torch.linspace(-0.6, 0.6, n, device=device)
         offsets[5] = INF
     ids = torch.arange(n, device=device) * 2
-    made = PrefillPass(model, mine[0], mine[1], place, STARTS, offsets, given, routed)
+    made = PrefillPass(model, mine, place, STARTS, offsets, given, routed)
     x = made.run(ids)
-    wanted = reference.forward_pass(model, ids, positions, sequences, table, theirs[0], theirs[1], offsets, given)
+    wanted = reference.forward_pass(model, PassTokens(ids, positions, sequences, offsets, given), theirs)
     return made, made.logits(x[[16, 22]]), wanted, mine, theirs
 
 
@@ -52,7 +53,7 @@ def test_pass_equals_the_reference(settings, tiny_tensors, filled, device, monke
         assert made.padded_rows == sum(min(-(-c // 8) * 8, n) - c for kept in parts for c in (kept, n - kept))
     torch.testing.assert_close(made.score, wanted.score, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(logits, wanted.logits[[16, 22]], rtol=1e-4, atol=1e-4)
-    for got, want in zip(mine, theirs, strict=True):
+    for got, want in zip(mine[:2], theirs[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -82,7 +83,7 @@ def test_unrouted_pass_is_the_base(tiny_tensors, filled, device):
 def test_k_and_v_that_nobody_asks_for_are_neither_projected_nor_written(tiny_tensors, filled, device, monkeypatch):
     monkeypatch.setattr(prefill_pass, "ROUND", 8)
     model = tiny_tensors(routed=())
-    model = model._replace(layers=tuple(layer._replace(sparse_kv=True) for layer in model.layers))
+    model = model._replace(layers=tuple(layer._replace(absent="nothing") for layer in model.layers))
     given = torch.zeros(3, len(TOKENS), dtype=torch.uint8, device=device)
     given[0], given[1, ::2] = 1, 1
     for part in (model.layers[2].k, model.layers[2].v):  # no row runs this layer
@@ -91,5 +92,5 @@ def test_k_and_v_that_nobody_asks_for_are_neither_projected_nor_written(tiny_ten
     offsets = torch.zeros(len(TOKENS), device=device)
     _, logits, wanted, mine, theirs = _run(model, filled, device, given, offsets=offsets)
     torch.testing.assert_close(logits, wanted.logits[[16, 22]], rtol=1e-4, atol=1e-4)
-    for got, want in zip(mine, theirs, strict=True):
+    for got, want in zip(mine[:2], theirs[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from depthdial.kernels import reference
-from depthdial.kernels.tensors import LayerTensors, Linear, Norm, RouterTensors
+from depthdial.kernels.tensors import Act, Branch, Dense, Norm, RouterTensors
+from depthdial.kernels.triton.gate import gate_of
 from depthdial.kernels.triton.route import Choice, route
 from depthdial.kernels.triton.rows import Split
 
@@ -40,15 +41,6 @@ def _choice(device, router=None, code=None, offsets=None, given=None):
     return Choice(router, code, offsets, given, keep, score, run, skip, Split.empty(rows, device), arrived)
 
 
-def _layer(router) -> LayerTensors:
-    """Only its router is looked at."""
-    empty = Linear(torch.empty(0))
-    norm = Norm(torch.empty(0), 0.0)
-    return LayerTensors(
-        norm, empty, empty, empty, empty, norm, empty, empty, empty, 1, 1, 1, 1.0, "full", router=router
-    )
-
-
 def _run(s, choice, device):
     k, v = torch.randn(2, len(TOKENS), 16, device=device)
     route(k, v, None, s.angles.cos["full"], s.angles.sin["full"], s.k_cache, s.v_cache, s.place, choice)
@@ -60,14 +52,14 @@ def test_decisions_equal_the_reference(order, soft, scene, device):
     s = scene(TOKENS, live=5)
     torch.manual_seed(3)
     z = torch.randn(len(TOKENS), 20, device=device)
-    router = RouterTensors(
-        torch.randn(6, 20, device=device), torch.rand(6, device=device), 1e-5, order, torch.randn(6, device=device),
-        0.1, 0.2, soft,
-    )  # fmt: skip
+    enc, norm = Dense(torch.randn(6, 20, device=device)), Norm(torch.rand(6, device=device), 1e-5)
+    last = Dense(torch.randn(1, 6, device=device), torch.tensor([0.1], device=device))
+    between = (norm, Act("tanh")) if order == "norm_tanh" else (Act("tanh"), norm)
+    router = RouterTensors((enc, *between, last), 0.2, soft)
     offsets = torch.tensor([0.0, INF, -0.5, 0.5, -INF, 0.0], device=device)
-    choice = _choice(device, router, z @ router.enc.T, offsets)
+    choice = _choice(device, gate_of(router), z @ enc.weight.T, offsets)
     _run(s, choice, device)
-    wanted = reference.decide(z[:5], _layer(router), offsets[:5])
+    wanted = reference.choose(Branch("ops", router), offsets[:5], reference.router_number(z[:5], router))
     assert choice.keep[:5].bool().tolist() == wanted.keep.tolist()
     torch.testing.assert_close(choice.score[:5], wanted.score)
     torch.testing.assert_close(choice.run[:5], wanted.run)

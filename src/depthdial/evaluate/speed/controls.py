@@ -20,11 +20,11 @@ from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import is_own
 
 
-def random_like(program: Program, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
+def random_like(program: Program, name: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
     """A base converted to random skipping of the layers that `program` routes, and its tokenizer; with adapters of the
     usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured:
     cost is linear in the rate. Good for speed only."""
-    base, tokenizer = load_base(model, dtype, device)
+    base, tokenizer = load_base(name, dtype, device)
     adapters = {}
     if is_own(base):
         revert(base)

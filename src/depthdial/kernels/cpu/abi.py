@@ -10,8 +10,11 @@ from torch import Tensor
 
 from depthdial.kernels.tensors import Int8, Linear, Norm, Weight
 
-ORDERS = ("norm_tanh", "tanh_norm", "linear")
-"""Of `RouterTensors`, numbered as in csrc/abi.h."""
+ACTS = ("tanh", "silu", "relu", "gelu", "sigmoid")
+"""Operations on each number of a code, numbered from OP_TANH on as in csrc/abi.h."""
+OP_DENSE, OP_NORM, OP_TANH = 0, 1, 2
+DECIDERS = ("no", "ops", "table", "open")
+"""Of a `Branch`, numbered as in csrc/abi.h."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -26,13 +29,25 @@ class NormSpec(Structure):
     _fields_ = [("weight", c_void_p), ("eps", c_float), ("plus_one", c_int32)]
 
 
+class OpSpec(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("weight", "bias")),
+        ("eps", c_float),
+        *((name, c_int32) for name in ("kind", "rows", "cols")),
+    ]
+
+
 class RouterSpec(Structure):
     _fields_ = [
-        ("enc", Mat),
-        *((name, c_void_p) for name in ("scale", "folded")),
-        *((name, c_float) for name in ("eps", "bias", "cut")),
-        *((name, c_int32) for name in ("order", "soft")),
+        ("first", Mat),
+        ("ops", POINTER(OpSpec)),
+        ("cut", c_float),
+        *((name, c_int32) for name in ("count", "look", "wide", "soft")),
     ]
+
+
+class BranchSpec(Structure):
+    _fields_ = [("router", RouterSpec), *((name, c_int32) for name in ("by", "then", "otherwise"))]
 
 
 class LayerSpec(Structure):
@@ -40,8 +55,9 @@ class LayerSpec(Structure):
         *((name, NormSpec) for name in ("before_attn", "before_mlp", "after_attn", "after_mlp", "q_norm", "k_norm")),
         *((name, Mat) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, Mat) for name in ("adapter_gate", "adapter_up", "adapter_down")),
-        ("router", RouterSpec),
-        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window", "sparse_kv")),
+        *((name, BranchSpec) for name in ("branch", "mlp_branch")),
+        *((name, c_int32) for name in ("step", "halves", "cache", "nothing", "base")),
+        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window")),
         ("scale", c_float),
     ]
 
@@ -59,11 +75,13 @@ class ModelSpec(Structure):
 
 class PassSpec(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("ids", "positions", "sequences", "page_table", "k_cache", "v_cache")),
-        *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score", "asked")),
-        *((name, c_int64) for name in ("table_stride", "layer_stride")),
-        *((name, c_int32) for name in ("tokens", "table_rows", "table_columns", "pages", "asked_count", "reading")),
-        *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows")),
+        *((name, c_void_p) for name in ("ids", "positions", "sequences", "page_table", "k_cache", "v_cache", "held")),
+        *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score")),
+        *((name, c_void_p) for name in ("x", "z", "run", "skip", "at", "asked")),
+        *((name, c_int64) for name in ("table_stride", "cache_stride")),
+        *((name, c_int32) for name in ("tokens", "resumed", "table_rows", "table_columns", "pages", "asked_count")),
+        ("reading", c_int32),
+        *((name, c_int64) for name in ("rows_run", "layers_run", "weight_bytes", "kv_bytes", "padded_rows", "looks")),
     ]
 
 
@@ -71,7 +89,7 @@ class Pointers:
     """Turns tensors into structs and keeps every tensor alive whose address it gave away."""
 
     def __init__(self) -> None:
-        self.held: list[Tensor] = []
+        self.held: list[object] = []
 
     def address(self, tensor: Tensor) -> int:
         if not tensor.is_contiguous():
@@ -107,8 +125,8 @@ def load(path: str) -> ctypes.CDLL:
     found.depthdial_free.restype = None
     found.depthdial_read.argtypes = [c_void_p, c_void_p, c_int64]
     found.depthdial_read.restype = c_int64
-    for run in (found.depthdial_pass, found.depthdial_prefill):
-        run.argtypes = [c_void_p, POINTER(PassSpec)]
+    for run in (found.depthdial_steps, found.depthdial_prefill):
+        run.argtypes = [c_void_p, POINTER(PassSpec), ctypes.c_int, ctypes.c_int]
         run.restype = ctypes.c_int
     found.depthdial_prefills.argtypes = [c_void_p]
     found.depthdial_prefills.restype = ctypes.c_int

@@ -9,15 +9,27 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from depthdial.kernels.cpu.abi import ORDERS, LayerSpec, ModelSpec, PassSpec, Pointers, RouterSpec, load
+from depthdial.kernels.cpu.abi import PassSpec, Pointers, load
 from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
+from depthdial.kernels.cpu.spec import model_spec
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, LayerTensors, ModelTensors
+from depthdial.kernels.tensors import (
+    END,
+    MAX_TOKENS,
+    PAGE,
+    Decide,
+    Int8,
+    ModelTensors,
+    PagedCache,
+    PassOutput,
+    PassTokens,
+    Waiting,
+)
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -26,21 +38,24 @@ _OUT_OF_RANGE = {
     4: "the page table names a page that the cache does not have",
     5: "a token that is asked for is not in the pass",
 }
+_NO_MEMORY = -6
 
 
 class Counters(NamedTuple):
     """What one pass did, counted where it was done."""
 
     rows_run: int
-    """Tokens that ran a layer, summed over layers."""
+    """Tokens that ran a visit or a part of it, summed over visits."""
     layers_run: int
-    """Layers that at least one token ran."""
+    """Visits of which at least one token ran a part."""
     weight_bytes: int
     """Of matrices: each is counted once however many tokens share it, none where no token needs it."""
     kv_bytes: int
     """K and V that attention read."""
     padded_rows: int = 0
     """Rows computed for nothing, where they come by sixteen."""
+    looks: int = 0
+    """Tokens that looked at the head's opinion, summed over steps."""
 
 
 class NativeModel:
@@ -73,7 +88,9 @@ class NativeModel:
             )
         if weights == "int8":
             model = packed(model)
-        self.depth, self.max_tokens = len(model.layers), max_tokens
+        self.depth, self.steps, self.caches = len(model.layers), len(model.steps), model.caches
+        self.max_tokens, self._width = max_tokens, model.norm.weight.shape[0]
+        self._opens = any(step.branch.by == "open" for step in model.steps)
         self.int8 = any(isinstance(layer.down.weight, Int8) for layer in model.layers)
         self.vocabulary = (model.head.values if isinstance(model.head, Int8) else model.head).shape[0]
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
@@ -82,53 +99,33 @@ class NativeModel:
         self._kv_shape = self._heads.pop()
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
-        self._spec = _spec(model, self._pointers, self.dtype, max_tokens)
+        self._spec = model_spec(model, self._pointers, max_tokens)
         self._pass, self._all = PassSpec(), torch.arange(max_tokens, dtype=torch.int32)
         self._threads = self._process = 0
         self._handle: int | None = None
 
     def forward(
         self,
-        ids: Tensor,
-        positions: Tensor,
-        sequences: Tensor,
-        page_table: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        offsets: Tensor,
-        given: Tensor | None,
-        logits_out: Tensor | None,
-        keep_out: Tensor,
-        score_out: Tensor,
-        argmax_out: Tensor | None = None,
+        tokens: PassTokens,
+        cache: PagedCache,
+        out: PassOutput,
         asked: Tensor | None = None,
         reading: bool = False,
+        decide: Decide | None = None,
     ) -> Counters:
-        """Runs N tokens; writes K and V of all of them into the caches and its results into the tensors `*_out`.
+        """Runs N tokens; writes their K and V into the cache, and its results into `out`.
 
-        ids: int64 [N]; positions, sequences: int32 [N]; page_table: int32 [sequences, pages of one]; caches:
-        T [L, pages, kv_heads, PAGE, hd]; offsets: fp32 [N], +inf for the untouched base; given: uint8 [L, N], the
-        decision at layers without a router. asked: int32 [M], tokens whose logits are wanted; None: all, in order.
-        logits_out: fp32 [M, V]; argmax_out: int64 [M], -1 where logits are not finite; without either the head is not
-        run. keep_out: uint8 [L, N]; score_out: fp32 [L, N]. reading: under int8 weights activations stay as they are,
-        which is more exact, and faster for many tokens. A token comes out as in a pass of its own, bit for bit.
-        Raises ValueError for anything of another shape, dtype or range.
+        asked: int32 [M], tokens whose logits are wanted; None: all, in order. reading: under int8 weights activations
+        stay as they are, which is more exact, and faster for many tokens. decide: of "open" steps. A token comes out as
+        in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
         """
-        n, call = ids.shape[0], self._pass
+        n, call = tokens.ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
             raise ValueError(f"a native pass has 1 to {self.max_tokens} tokens, not {n}; run more in several")
-        self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
-        asked = self._all[:n] if asked is None else asked
-        count = len(asked)
-        wanted = (count, self.vocabulary)
-        call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
-        call.logits = None if logits_out is None else _checked("logits_out", logits_out, torch.float32, wanted)
-        call.argmax = None if argmax_out is None else _checked("argmax_out", argmax_out, torch.int64, (count,))
+        self._fill(call, tokens, cache, out, self._all[:n] if asked is None else asked)
+        call.argmax = None if out.argmax is None else _checked("argmax", out.argmax, torch.int64, (call.asked_count,))
         call.reading = reading
-        code = self._library.depthdial_pass(self._team(), call)
-        if code:
-            raise ValueError(_OUT_OF_RANGE[code])
-        return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes)
+        return self._run(self._library.depthdial_steps, call, tokens, out, decide)
 
     @property
     def prefills(self) -> bool:
@@ -136,67 +133,74 @@ class NativeModel:
         return bool(self._library.depthdial_prefills(self._team()))
 
     def prefill(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        sequences: Tensor,
-        page_table: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        offsets: Tensor,
-        given: Tensor | None,
-        asked: Tensor,
-        logits_out: Tensor,
-        keep_out: Tensor,
-        score_out: Tensor,
+        self, tokens: PassTokens, cache: PagedCache, out: PassOutput, asked: Tensor, decide: Decide | None = None
     ) -> Counters:
         """`forward` for any number of tokens, those of a sequence side by side and in order. Only where `prefills`.
 
-        asked: int32 [M], tokens whose logits are wanted; logits_out: fp32 [M, V]. A token comes out the same, bit for
-        bit, whatever other tokens are in the pass; other bits than by `forward`, which sums in another order.
+        It writes logits, no argmax. A token comes out the same, bit for bit, whatever other tokens are in the
+        pass; other bits than by `forward`, which sums in another order.
         """
         assert self.prefills, "this model or machine is not for `prefill`"
-        call, count = PassSpec(), asked.numel()
-        self._fill(call, ids, positions, sequences, page_table, k_cache, v_cache, offsets, given, keep_out, score_out)
-        call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
-        call.logits = _checked("logits_out", logits_out, torch.float32, (count, self.vocabulary))
-        code = self._library.depthdial_prefill(self._team(), call)
-        if code < 0:
-            raise MemoryError("no memory for a native prefill")
-        if code:
-            raise ValueError(_OUT_OF_RANGE[code])
-        return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes, call.padded_rows)
+        call = PassSpec()
+        self._fill(call, tokens, cache, out, asked)
+        return self._run(self._library.depthdial_prefill, call, tokens, out, decide)
 
-    def _fill(
-        self,
-        call: PassSpec,
-        ids: Tensor,
-        positions: Tensor,
-        sequences: Tensor,
-        page_table: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        offsets: Tensor,
-        given: Tensor | None,
-        keep_out: Tensor,
-        score_out: Tensor,
-    ) -> None:
+    def _fill(self, call: PassSpec, tokens: PassTokens, cache: PagedCache, out: PassOutput, asked: Tensor) -> None:
         """What both kinds of passes are given, checked."""
-        n, depth, pages = ids.shape[0], self.depth, k_cache.shape[1]
-        shape = (depth, pages, self._kv_shape[0], PAGE, self._kv_shape[1])
-        call.ids = _checked("ids", ids, torch.int64, (n,))
-        call.positions = _checked("positions", positions, torch.int32, (n,))
-        call.sequences = _checked("sequences", sequences, torch.int32, (n,))
-        call.page_table = _checked("page_table", page_table, torch.int32, page_table.shape)
-        call.k_cache = _checked("k_cache", k_cache, self.dtype, shape)
-        call.v_cache = _checked("v_cache", v_cache, self.dtype, shape)
-        call.offsets = _checked("offsets", offsets, torch.float32, (n,))
-        call.given = given if given is None else _checked("given", given, torch.uint8, (depth, n))
-        call.keep = _checked("keep_out", keep_out, torch.uint8, (depth, n))
-        call.score = _checked("score_out", score_out, torch.float32, (depth, n))
+        n, pages, count = tokens.ids.shape[0], cache.k.shape[0], len(asked)
+        shape = (pages, self._kv_shape[0], PAGE, self._kv_shape[1])
+        table = cache.table
+        call.ids = _checked("ids", tokens.ids, torch.int64, (n,))
+        call.positions = _checked("positions", tokens.positions, torch.int32, (n,))
+        call.sequences = _checked("sequences", tokens.sequences, torch.int32, (n,))
+        call.page_table = _checked("table", table, torch.int32, (self.caches, *table.shape[1:]))
+        call.k_cache = _checked("k", cache.k, self.dtype, shape)
+        call.v_cache = _checked("v", cache.v, self.dtype, shape)
+        call.held = None if cache.held is None else _checked("held", cache.held, torch.uint8, (pages, PAGE))
+        call.offsets = _checked("offsets", tokens.offsets, torch.float32, (n,))
+        given = tokens.given
+        call.given = None if given is None else _checked("given", given, torch.uint8, (self.steps, n))
+        call.keep = _checked("keep", out.keep, torch.uint8, (self.steps, n))
+        call.score = _checked("score", out.score, torch.float32, (self.steps, n))
+        call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
+        logits = out.logits
+        call.logits = None if logits is None else _checked("logits", logits, torch.float32, (count, self.vocabulary))
         call.tokens, call.pages = n, pages
-        call.table_rows, call.table_columns = page_table.shape
-        call.table_stride, call.layer_stride = page_table.shape[1], k_cache.stride(0)
+        _, call.table_rows, call.table_columns = table.shape
+        call.table_stride, call.cache_stride = table.stride(1), table.stride(0)
+        call.resumed = False
+
+    def _run(self, steps: Any, call: PassSpec, tokens: PassTokens, out: PassOutput, decide: Decide | None) -> Counters:
+        """steps: `depthdial_steps` or `depthdial_prefill`."""
+        if not self._opens:
+            self._check(steps(self._team(), call, 0, END))
+            return _counted(call)
+        if decide is None:
+            raise ValueError("this model has steps that the caller decides; give `decide`")
+        n, counted = call.tokens, Counters(0, 0, 0, 0)
+        x, z = torch.empty(2, n, self._width)
+        run, skip = torch.empty(2, n)
+        at, free = torch.empty(n, dtype=torch.int32), tokens.offsets != torch.inf
+        call.x, call.z, call.run, call.skip, call.at = (t.data_ptr() for t in (x, z, run, skip, at))
+        stood = 0
+        while True:
+            stood = self._check(steps(self._team(), call, stood, END))
+            counted = Counters(*(a + b for a, b in zip(counted, _counted(call), strict=True)))
+            if stood == END:
+                return counted
+            decided = decide(Waiting(stood, (at == stood) & free, x, z))
+            out.keep[stood] = decided.keep
+            for into, weight in ((run, decided.run), (skip, decided.skip)):
+                into.fill_(1.0) if weight is None else into.copy_(weight)
+            call.resumed = True
+
+    @staticmethod
+    def _check(stood: int) -> int:
+        if stood == _NO_MEMORY:
+            raise MemoryError("no memory for a native prefill")
+        if stood < 0:
+            raise ValueError(_OUT_OF_RANGE[-stood])
+        return stood
 
     def read(self, tensor: Tensor) -> int:
         """Reads a tensor with the threads of a pass, a benchmark's limit of bandwidth, and returns its bytes."""
@@ -216,6 +220,10 @@ class NativeModel:
             self._handle, self._threads, self._process = handle, threads, process
             self._release = weakref.finalize(self, _free, self._library, handle, process)
         return handle
+
+
+def _counted(call: PassSpec) -> Counters:
+    return Counters(call.rows_run, call.layers_run, call.weight_bytes, call.kv_bytes, call.padded_rows, call.looks)
 
 
 def _free(found: ctypes.CDLL, handle: int, process: int) -> None:
@@ -251,42 +259,3 @@ def _checked(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ..
             f"not {tensor.dtype} of {tuple(tensor.shape)}"
         )
     return tensor.data_ptr()
-
-
-def _spec(model: ModelTensors, to: Pointers, dtype: torch.dtype, max_tokens: int) -> ModelSpec:
-    ropes = list(model.ropes)
-    layers = (LayerSpec * len(model.layers))(*(_layer_spec(layer, ropes, to) for layer in model.layers))
-    frequencies = torch.stack([model.ropes[name].inv_freq.float().cpu() for name in ropes])
-    scaling = torch.tensor([model.ropes[name].scaling for name in ropes], dtype=torch.float32)
-    return ModelSpec(
-        *(layers, to.mat(model.embed), to.mat(model.head), to.norm(model.norm)),
-        *(to.address(frequencies), to.address(scaling)),
-        *(len(layers), model.norm.weight.shape[0], len(ropes), dtype == torch.bfloat16, max_tokens),
-        *(model.embed_scale, model.softcap or 0.0),
-    )
-
-
-def _layer_spec(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpec:
-    if layer.heads % layer.kv_heads or layer.heads // layer.kv_heads > 64:
-        raise ValueError(f"{layer.heads} heads cannot share {layer.kv_heads} K/V heads in native kernels")
-    spec = LayerSpec()
-    for name in ("before_attn", "before_mlp", "after_attn", "after_mlp", "q_norm", "k_norm"):
-        setattr(spec, name, to.norm(getattr(layer, name)))
-    for name in ("q", "k", "v", "o", "gate", "up", "down"):
-        setattr(spec, name, to.linear(getattr(layer, name)))
-    if layer.adapter is not None:
-        spec.adapter_gate, spec.adapter_up, spec.adapter_down = (to.mat(weight) for weight in layer.adapter)
-    if layer.router is not None:
-        router = layer.router
-        spec.router = RouterSpec(
-            *(
-                to.mat(router.enc),
-                to.address(router.scale.detach().float()),
-                to.address(router.folded.detach().float()),
-            ),
-            *(router.eps, router.bias, router.cut, ORDERS.index(router.order), router.soft),
-        )
-    spec.heads, spec.kv_heads, spec.head_dim = layer.heads, layer.kv_heads, layer.head_dim
-    spec.rope, spec.gelu = ropes.index(layer.rope), layer.activation == "gelu_tanh"
-    spec.window, spec.scale, spec.sparse_kv = layer.window or 0, layer.scale, layer.sparse_kv
-    return spec

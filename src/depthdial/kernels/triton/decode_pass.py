@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, PagedCache
 from depthdial.kernels.triton.attention import Parts, Queries, attend, splits_for
+from depthdial.kernels.triton.gate import Gate, gates_of, plain
 from depthdial.kernels.triton.linear import Map, linear
 from depthdial.kernels.triton.mlp import Gated, down, gate_up
 from depthdial.kernels.triton.norm import add_normed, rms_norm
@@ -27,26 +28,23 @@ class DecodePass:
     def __init__(
         self,
         model: ModelTensors,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        page_table: Tensor,
+        cache: PagedCache,
         rows: int,
         routed: bool = True,
         given: bool = False,
         tiles: Tiles | None = None,
         work: bool = False,
     ):
-        """k_cache, v_cache: T [L, pages, kv_heads, PAGE, hd]; page_table: int32 [sequences, pages of a sequence].
+        """routed: False leaves every router, adapter and table out: each row runs each layer. given: layers that a table
+        decides do as `self.given` says. work: count tiles and pages per layer in `self.work`.
 
-        routed: False leaves every router, adapter and given decision out: each row runs each layer. given: layers
-        without a router do as `self.given` says. work: count tiles and pages per layer in `self.work`.
+        Raises ValueError for what these kernels do not run.
         """
-        self.model, self.k_cache, self.v_cache = model, k_cache, v_cache
+        self.model, self.cache, self._gates = model, cache, gates_of(model)
         self.routed, self.has_given = routed, given
         self.tiles, self.few = tiles or tiles_for(rows), rows <= FEW
-        self.device, self.dtype = k_cache.device, k_cache.dtype
+        self.device, self.dtype = cache.k.device, cache.k.dtype
         depth, width = len(model.layers), model.norm.weight.numel()
-        refuse_int8(model)
 
         def whole(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -54,7 +52,7 @@ class DecodePass:
         self.ids = whole(rows, dtype=torch.int64)
         self.offsets = whole(rows, dtype=torch.float32)
         self.given = whole(depth, rows, dtype=torch.uint8)
-        self.place = Place(Rows(whole(1)), whole(rows), whole(rows), page_table)
+        self.place = Place(Rows(whole(1)), whole(rows), whole(rows), cache.table[0])
         self.keep = whole(depth, rows, dtype=torch.uint8).fill_(1)
         self.score = whole(depth, rows, dtype=torch.float32).fill_(1)
         self.logits = whole(rows, len(model.head), dtype=torch.float32)
@@ -66,10 +64,10 @@ class DecodePass:
         self._x, self._normed, self._update = whole(3, rows, width, dtype=self.dtype)
         self._embed_scale = torch.tensor(model.embed_scale, dtype=self.dtype, device=self.device)
         self._room: dict[str, Tensor] = {}
-        self._zero = {r: whole(r, dtype=self.dtype) for r in {self._rank(layer) for layer in model.layers}}
-        kv_heads, head_dim = k_cache.shape[2], k_cache.shape[4]
+        self._zero = {r: whole(r, dtype=self.dtype) for r in {self._rank(gate) for gate in self._gates}}
+        kv_heads, head_dim = cache.k.shape[1], cache.k.shape[3]
         heads = max(layer.heads for layer in model.layers)
-        splits = splits_for(rows, kv_heads, page_table.shape[1])
+        splits = splits_for(rows, kv_heads, cache.table.shape[2])
         self._parts = Parts.empty(rows, heads, kv_heads, head_dim, splits, self.device)
 
     def run(self) -> None:
@@ -87,10 +85,11 @@ class DecodePass:
 
     def _attend(self, index: int, layer: LayerTensors) -> None:
         live, kept, chooses = self.place.live, self._kept(layer), self._chooses(layer)
+        place = self._place(index, layer)
         x, fold = self._input(layer.before_attn)
         q, k, v = (self._map(name, getattr(layer, name)) for name in "qkv")
-        code = self._code(layer)
-        late = chooses and layer.sparse_kv  # decided first, then projected for those who run
+        code = self._code(index, layer)
+        late = chooses and layer.absent == "nothing"  # decided first, then projected for those who run
         own = () if code is None else (code,)
         maps = (q, k, v) if not chooses else own if late else (k, v, *own)
         small = sum(m.weight.shape[0] for m in maps) < 4096
@@ -99,19 +98,19 @@ class DecodePass:
                 x, maps, live, self.tiles.narrow if small else self.tiles.linear, fold, work=self._count(index, "kv")
             )
         cos, sin = self._angles.cos[layer.rope], self._angles.sin[layer.rope]
-        caches = self.k_cache[index], self.v_cache[index]
+        caches = self.cache.k, self.cache.v
         choice = self._choice(index, layer, None if code is None else code.out) if chooses else None
         if late:
-            route(None, None, layer.k_norm, cos, sin, *caches, self.place, choice)
+            route(None, None, layer.k_norm, cos, sin, *caches, place, choice)
             linear(x, (q, k, v), kept, self.tiles.linear, fold, work=self._count(index, "q"))
-            route(k.out, v.out, layer.k_norm, cos, sin, *caches, self.place._replace(live=kept), None)
+            route(k.out, v.out, layer.k_norm, cos, sin, *caches, place._replace(live=kept), None)
         else:
-            route(k.out, v.out, layer.k_norm, cos, sin, *caches, self.place, choice)
+            route(k.out, v.out, layer.k_norm, cos, sin, *caches, place, choice)
             if chooses:
                 linear(x, (q,), kept, self.tiles.linear, fold, work=self._count(index, "q"))
         out = self._buffer("attended", q.out.shape[1])
         queries = Queries(q.out, layer.q_norm, cos, sin, layer.scale, layer.window)
-        attend(queries, *caches, self.place, kept, out, self._parts, self._count(index, "pages"))
+        attend(queries, *caches, place, kept, out, self._parts, self._count(index, "pages"))
         self._join(layer, out, kept, self._count(index, "o"))
 
     def _join(self, layer: LayerTensors, attended: Tensor, kept: Rows, work: Tensor | None) -> None:
@@ -147,14 +146,17 @@ class DecodePass:
         return self._normed, None
 
     def _chooses(self, layer: LayerTensors) -> bool:
-        return self.routed and (layer.router is not None or self.has_given)
+        return self.routed and (layer.branch.by == "ops" or (layer.branch.by == "table" and self.has_given))
+
+    def _place(self, index: int, layer: LayerTensors) -> Place:
+        return self.place._replace(page_table=self.cache.table[index if layer.cache is None else layer.cache])
 
     def _kept(self, layer: LayerTensors) -> Rows:
         return self._split.kept if self._chooses(layer) else self.place.live
 
     def _choice(self, index: int, layer: LayerTensors, code: Tensor | None) -> Choice:
         return Choice(
-            layer.router, code, self.offsets, None if layer.router is not None else self.given[index],
+            self._gates[index], code, self.offsets, None if code is not None else self.given[index],
             self.keep[index], self.score[index], self._run, self._skip, self._split, self._arrived,
         )  # fmt: skip
 
@@ -162,12 +164,13 @@ class DecodePass:
         weight = plain(projection.weight)
         return Map(weight, projection.bias, self._buffer(name, weight.shape[0]))
 
-    def _code(self, layer: LayerTensors) -> Map | None:
+    def _code(self, index: int, layer: LayerTensors) -> Map | None:
         """The router's first map, which shares a launch with K and V (and so has a bias if they have)."""
-        if layer.router is None or not self.routed:
+        gate = self._gates[index]
+        if gate is None or not self.routed:
             return None
-        bias = None if layer.k.bias is None else self._zero[self._rank(layer)]
-        return Map(layer.router.enc, bias, self._buffer("code", self._rank(layer)))
+        bias = None if layer.k.bias is None else self._zero[self._rank(gate)]
+        return Map(gate.enc, bias, self._buffer("code", self._rank(gate)))
 
     def _gated(self, name: str, maps: tuple[Linear, ...], rows: Rows, scale: Tensor | None) -> Gated:
         (gate, gate_bias), (up, up_bias), (down_, down_bias) = maps
@@ -185,25 +188,11 @@ class DecodePass:
     def _count(self, index: int, name: str) -> Tensor | None:
         return None if self.work is None else self.work[index, WORK.index(name) :][:1]
 
-    def _rank(self, layer: LayerTensors) -> int:
-        return 0 if layer.router is None else len(layer.router.folded)
+    @staticmethod
+    def _rank(gate: Gate | None) -> int:
+        return 0 if gate is None else len(gate.folded)
 
 
 WORK = ("kv", "q", "pages", "o", "gate_up", "down", "adapter_up", "adapter_down")
 """What is counted in each layer: tiles of products (`kv`: with q where the layer always runs; `q`: with k and v where
 those who skip write none), and pages read."""
-
-
-def refuse_int8(model: ModelTensors) -> None:
-    """ValueError for weights that these kernels do not read."""
-    for layer in model.layers:
-        for linear_ in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down):
-            plain(linear_.weight)
-    plain(model.embed)
-    plain(model.head)
-
-
-def plain(weight: object) -> Tensor:
-    if not isinstance(weight, Tensor):
-        raise ValueError("int8 weights run on the CPU only; on a GPU leave weights='auto'")
-    return weight

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, PagedCache
 from depthdial.kernels.triton.attention import Queries
-from depthdial.kernels.triton.decode_pass import plain, refuse_int8
+from depthdial.kernels.triton.gate import gates_of, plain
 from depthdial.kernels.triton.linear import Map, linear
 from depthdial.kernels.triton.mlp import multiply_activated
 from depthdial.kernels.triton.norm import rms_norm
@@ -33,8 +33,7 @@ class PrefillPass:
     def __init__(
         self,
         model: ModelTensors,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: PagedCache,
         place: Place,
         starts: list[int],
         offsets: Tensor,
@@ -42,10 +41,9 @@ class PrefillPass:
         routed: bool = True,
     ):
         """starts: where each sequence's tokens begin, and N. offsets: fp32 [N]. given: uint8 [L, N]."""
-        self.model, self.k_cache, self.v_cache, self.place = model, k_cache, v_cache, place
+        self.model, self.cache, self.place, self._gates = model, cache, place, gates_of(model)
         self.routed, self.given, self.offsets = routed, given, offsets
-        refuse_int8(model)
-        rows, depth, self.device, self.dtype = starts[-1], len(model.layers), k_cache.device, k_cache.dtype
+        rows, depth, self.device, self.dtype = starts[-1], len(model.layers), cache.k.device, cache.k.dtype
         self.starts = torch.tensor(starts, dtype=torch.int32, device=self.device)
         self.longest = max(end - start for start, end in pairwise(starts))
         self.keep = torch.ones(depth, rows, dtype=torch.uint8, device=self.device)
@@ -82,24 +80,26 @@ class PrefillPass:
         z = _norm(x, layer.before_attn)
         choice = self._choice(index, layer, z)
         cos, sin = self._angles.cos[layer.rope], self._angles.sin[layer.rope]
-        caches = self.k_cache[index], self.v_cache[index]
-        late = choice is not None and layer.sparse_kv  # decided first, then projected for those who run
+        caches = self.cache.k, self.cache.v
+        here = self.place._replace(page_table=self.cache.table[index if layer.cache is None else layer.cache])
+        late = choice is not None and layer.absent == "nothing"  # decided first, then projected for those who run
         k, v = (None, None) if late else (_apply(layer.k, z), _apply(layer.v, z))
-        route(k, v, layer.k_norm, cos, sin, *caches, self.place, choice)
+        route(k, v, layer.k_norm, cos, sin, *caches, here, choice)
         if choice is None:
-            x.copy_(self._kept(layer, x, z, self.place, cos, sin, *caches, self.starts, None))
+            x.copy_(self._kept(layer, x, z, here, cos, sin, *caches, self.starts, None))
             return
         count = self.rows_run[index] = int(choice.into.kept.count)  # the one wait of a layer
         if count:
             kept = self._padded(choice.into.kept, count)
             before = F.pad(choice.keep.cumsum(0, dtype=torch.int32), (1, 0))
             bounds = before[self.starts.long()].contiguous()
-            place = self.place._replace(sequences=self.place.sequences[kept], positions=self.place.positions[kept])
+            place = here._replace(sequences=self.place.sequences[kept], positions=self.place.positions[kept])
             if late:
                 k, v = _apply(layer.k, z[kept]), _apply(layer.v, z[kept])
                 those = place._replace(live=Rows(choice.into.kept.count))
                 route(k, v, layer.k_norm, cos[kept], sin[kept], *caches, those, None)
-            weight = self._run[kept] if layer.router is not None and layer.router.soft else None
+            gate = self._gates[index]
+            weight = self._run[kept] if gate is not None and gate.soft else None
             y = self._kept(layer, x[kept], z[kept], place, cos[kept], sin[kept], *caches, bounds, weight)
             x.index_copy_(0, kept[:count], y[:count])
         if count < len(x) and layer.adapter is not None:
@@ -131,13 +131,13 @@ class PrefillPass:
         return index
 
     def _choice(self, index: int, layer: LayerTensors, z: Tensor) -> Choice | None:
-        router = layer.router
-        if not self.routed or (router is None and self.given is None):
+        gate, by = self._gates[index], layer.branch.by
+        if not self.routed or by == "no" or (by == "table" and self.given is None):
             return None
-        code = None if router is None else F.linear(z, router.enc)
-        given = None if router is not None or self.given is None else self.given[index]
+        code = None if gate is None else F.linear(z, gate.enc)
+        given = None if gate is not None or self.given is None else self.given[index]
         return Choice(
-            router, code, self.offsets, given, self.keep[index], self.score[index], self._run, self._skip,
+            gate, code, self.offsets, given, self.keep[index], self.score[index], self._run, self._skip,
             self._split, self._arrived,
         )  # fmt: skip
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from depthdial.kernels.tensors import PAGE, Norm, RouterTensors
+from depthdial.kernels.tensors import PAGE, Norm
+from depthdial.kernels.triton.gate import Gate
 from depthdial.kernels.triton.norm import parts_of
 from depthdial.kernels.triton.rope import write_row
 from depthdial.kernels.triton.rows import BLOCK, Rows, Split, list_rows
@@ -33,9 +34,9 @@ class Place(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A layer's decision, of a router or given, and where it is written."""
+    """A layer's decision, of a router or a table, and where it is written."""
 
-    router: RouterTensors | None
+    router: Gate | None
     code: Tensor | None
     """T [N, r]: enc @ z of every live row."""
     offsets: Tensor
@@ -155,13 +156,13 @@ def route(
         HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
         RANK=rank,
         RANK_BLOCK=triton.next_power_of_2(rank),
-        NORM_FIRST=router is None or router.order == "norm_tanh",
+        NORM_FIRST=router is None or router.norm_first,
         SOFT=router is not None and router.soft,
         BLOCK=min(BLOCK, triton.next_power_of_2(max(rows, 16))),
     )
 
 
-def _router_arguments(router: RouterTensors, code: Tensor | None):
+def _router_arguments(router: Gate, code: Tensor | None):
     return code, router.folded, router.scale, float(router.bias), float(router.cut), router.eps
 
 

@@ -155,10 +155,11 @@ static inline void over_page(const T* k, const T* v, int slots, int n, float sca
 }
 
 // Heads first..last of one token, which share one KV head, over positions start..position of its sequence: softmax in one
-// sweep of the pages, with a running maximum. q, out: [heads, head_dim]. scratch: 2 * PAGE * head_dim floats.
+// sweep of the pages, with a running maximum. held: where entries are (null: everywhere); what is not there is not read.
+// q, out: [heads, head_dim]. scratch: 2 * PAGE * head_dim floats. Returns how many entries it read.
 template <class T, int HD>
-static void attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t* table, int position, const float* q,
-                   int first, int last, float* out, float* scratch, bool bf16) {
+static int attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t* table, const uint8_t* held, int position,
+                  const float* q, int first, int last, float* out, float* scratch, bool bf16) {
   const int n = layer.head_dim, head = first / (layer.heads / layer.kv_heads);
   const int start = layer.window && position + 1 > layer.window ? position + 1 - layer.window : 0;
   float most[64], total[64];  // 64 heads of one group at most: checked in Python
@@ -167,10 +168,10 @@ static void attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t*
     total[h - first] = 0;
     for (int i = 0; i < n; ++i) out[(size_t)h * n + i] = 0;
   }
-  for (int page = start / PAGE; page <= position / PAGE; ++page) {
-    const int from = page == start / PAGE ? start % PAGE : 0;
-    const int slots = (page == position / PAGE ? position % PAGE + 1 : PAGE) - from;
+  int read = 0;
+  const auto over = [&](int page, int from, int slots) {
     const size_t at = cache.at(table[page], head, from);
+    read += slots;
     const auto weights = [&](int h, float* scores) {
       float top = most[h];
       for (int s = 0; s < slots; ++s) top = scores[s] > top ? scores[s] : top;
@@ -187,7 +188,22 @@ static void attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t*
     };
     over_page<T, HD>(cache.k + at, cache.v + at, slots, n, layer.scale, q + (size_t)first * n, last - first,
                      out + (size_t)first * n, scratch, weights);
+  };
+  for (int page = start / PAGE; page <= position / PAGE; ++page) {
+    if (table[page] < 0) continue;
+    const int from = page == start / PAGE ? start % PAGE : 0, to = page == position / PAGE ? position % PAGE + 1 : PAGE;
+    if (!held) {
+      over(page, from, to - from);
+      continue;
+    }
+    const uint8_t* here = held + (size_t)table[page] * PAGE;
+    for (int slot = from, begin; slot < to;) {
+      for (; slot < to && !here[slot];) ++slot;
+      for (begin = slot; slot < to && here[slot];) ++slot;
+      if (slot > begin) over(page, begin, slot - begin);
+    }
   }
   for (int h = first; h < last; ++h)
     for (int i = 0; i < n; ++i) out[(size_t)h * n + i] = rounded(out[(size_t)h * n + i] / total[h - first], bf16);
+  return read;
 }

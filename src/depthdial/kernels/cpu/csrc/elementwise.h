@@ -98,16 +98,3 @@ static inline void add(float* x, const float* update, int n, float weight, bool 
     for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + round_bf16(w * update[i]));
   }
 }
-
-// The router's logit from its code, fp32 [r], which is overwritten.
-static inline float router_logit(float* code, const RouterSpec& router) {
-  const int r = router.enc.rows;
-  if (router.order == LINEAR) return dot_f32(code, router.folded, r) + router.bias;
-  if (router.order == TANH_NORM)
-    for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
-  const float inverse = 1.0f / std::sqrt(dot_f32(code, code, r) / r + router.eps);
-  for (int i = 0; i < r; ++i) code[i] *= inverse * router.scale[i];
-  if (router.order == NORM_TANH)
-    for (int i = 0; i < r; ++i) code[i] = tanh_of(code[i]);
-  return dot_f32(code, router.folded, r) + router.bias;
-}

@@ -10,6 +10,8 @@
 #include "attention.h"
 #include "linear.h"
 #include "pool.h"
+#include "router.h"
+#include "steps.h"
 
 template <class T>
 class Buffer {
@@ -55,34 +57,35 @@ constexpr int LOGITS = 256;  // of each token, held before they are looked at
 struct Own {
   Buffer<float> x, z, code, pages, logits, near;
   PackedMemory a, b;
-  std::vector<int> kept, skipped;
-  std::vector<float> run, skip, best;
+  Steps steps;
+  std::vector<float> best;
   std::vector<int64_t> best_id;
   int64_t weight_bytes = 0;
   double kv_bytes = 0;
+  int projected = 0, asked = 0;  // how often the shared K and V, and the codes, were written
 
   Own(int tokens, int dim, int widest, int rank, int head_dim)
-      : x((size_t)tokens * dim), z((size_t)tokens * dim), code(rank), pages((size_t)2 * PAGE * head_dim),
-        logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), kept(tokens),
-        skipped(tokens), run(tokens), skip(tokens), best(tokens), best_id(tokens) {}
+      : x((size_t)tokens * dim), z((size_t)tokens * dim), code(2 * rank), pages((size_t)2 * PAGE * head_dim),
+        logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), best(tokens), best_id(tokens) {
+    for (std::vector<int>* of : {&steps.here, &steps.kept, &steps.skipped}) of->reserve(tokens);
+  }
 };
 
 struct PrefillMemory;
 
-struct Model {
+struct Model : Visits {
   ModelSpec spec;
-  std::vector<LayerSpec> layers;
   std::vector<float> inv_freq, rope_scaling;
   Pool pool;
   std::vector<std::unique_ptr<Own>> own;
   std::mutex one_pass;
   std::shared_ptr<PrefillMemory> prefill;  // made with the first pass that needs it
-  int half = 0, query = 0, key = 0, inner = 0, adapter = 0, rank = 1;
-  // Shared by the threads of a pass. K, V and codes are double: a layer that all rows skip has no barrier after them.
-  Buffer<float> q, k[2], v[2], code[2], attended, update, gate, up, adapter_gate, adapter_up, bypass, cos_sin;
+  int half = 0, query = 0, key = 0, inner = 0, adapter = 0, rank = 2, look = 0;
+  // Shared by the threads of a pass. K, V and codes are double: a visit that nobody runs has no barrier after them.
+  Buffer<float> q, k[2], v[2], code[2], attended, update, gate, up, adapter_gate, adapter_up, bypass, cos_sin, looks;
 
   Model(const ModelSpec& given, int threads)
-      : spec(given), layers(given.layers, given.layers + given.count), pool(threads) {
+      : Visits(given), spec(given), pool(threads) {
     int widest = spec.dim;
     for (const LayerSpec& l : layers) {
       half = l.head_dim / 2;
@@ -90,7 +93,11 @@ struct Model {
       key = larger(key, l.kv_heads * l.head_dim);
       inner = larger(inner, l.gate.rows);
       if (l.adapter_gate.data) adapter = larger(adapter, l.adapter_gate.rows);
-      if (l.router.enc.data) rank = larger(rank, l.router.enc.rows);
+      for (const BranchSpec* branch : {&l.branch, &l.mlp_branch}) {
+        rank = larger(rank, branch->router.first.rows);
+        look = larger(look, branch->router.look);
+        for (int i = 0; i < branch->router.count; ++i) rank = larger(rank, branch->router.ops[i].rows);
+      }
     }
     widest = larger(widest, larger(query, larger(inner, adapter)));
     spec.layers = nullptr;
@@ -104,6 +111,7 @@ struct Model {
       code[i] = Buffer<float>(n * rank);
     }
     attended = Buffer<float>(n * query);
+    looks = Buffer<float>(n * look);
     update = Buffer<float>(n * spec.dim);
     bypass = Buffer<float>(n * spec.dim);
     gate = Buffer<float>(n * inner);

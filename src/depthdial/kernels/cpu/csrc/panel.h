@@ -3,6 +3,7 @@
 #pragma once
 #include "elementwise.h"
 #include "isa_amx.h"
+#include "router.h"
 
 namespace amx {
 
@@ -136,28 +137,62 @@ static inline void join(uint32_t* x, __m512 first, __m512 second, __m512 weight)
   store(x, paired(first, second));
 }
 
-// The router's logits of a group from its codes, fp32 [rank][16], which are overwritten: `router_logit`, lane by lane.
-static inline __m512 router_logits(float* codes, const RouterSpec& router, int rank) {
-  __m512 squares = _mm512_setzero_ps(), logit = _mm512_set1_ps(router.bias);
-  const bool tanh_first = router.order == TANH_NORM;
-  if (router.order == LINEAR) {
-    for (int r = 0; r < rank; ++r)
-      logit = _mm512_fmadd_ps(_mm512_loadu_ps(codes + r * LANES), _mm512_set1_ps(router.folded[r]), logit);
-    return logit;
+// What a router's operations leave of a group's codes, fp32 [width][16], which are overwritten, as is `other`: `number_of`,
+// lane by lane.
+static inline __m512 numbers_of(float* codes, float* other, const RouterSpec& router) {
+  for (int i = 0; i < router.count; ++i) {
+    const OpSpec& op = router.ops[i];
+    if (op.kind == OP_DENSE) {
+      for (int row = 0; row < op.rows; ++row) {
+        __m512 sum = _mm512_set1_ps(op.bias ? op.bias[row] : 0.0f);
+        for (int c = 0; c < op.cols; ++c)
+          sum = _mm512_fmadd_ps(_mm512_loadu_ps(codes + c * LANES), _mm512_set1_ps(op.weight[(size_t)row * op.cols + c]), sum);
+        _mm512_storeu_ps(other + row * LANES, sum);
+      }
+      std::swap(codes, other);
+    } else if (op.kind == OP_NORM) {
+      __m512 squares = _mm512_setzero_ps();
+      for (int c = 0; c < op.cols; ++c) {
+        const __m512 code = _mm512_loadu_ps(codes + c * LANES);
+        squares = _mm512_fmadd_ps(code, code, squares);
+      }
+      const __m512 mean = _mm512_div_ps(squares, _mm512_set1_ps((float)op.cols));
+      const __m512 root = _mm512_sqrt_ps(_mm512_add_ps(mean, _mm512_set1_ps(op.eps)));
+      for (int c = 0; c < op.cols; ++c) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(codes + c * LANES), _mm512_set1_ps(op.weight[c]));
+        _mm512_storeu_ps(codes + c * LANES, _mm512_div_ps(scaled, root));
+      }
+    } else if (op.kind == OP_TANH) {
+      for (int c = 0; c < op.cols; ++c) _mm512_storeu_ps(codes + c * LANES, tanh_lanes(_mm512_loadu_ps(codes + c * LANES)));
+    } else {
+      activate(codes, op.cols * LANES, op.kind);
+    }
   }
-  for (int r = 0; r < rank; ++r) {
-    __m512 code = _mm512_loadu_ps(codes + r * LANES);
-    if (tanh_first) _mm512_storeu_ps(codes + r * LANES, code = tanh_lanes(code));
-    squares = _mm512_fmadd_ps(code, code, squares);
-  }
-  const __m512 mean = _mm512_div_ps(squares, _mm512_set1_ps((float)rank));
-  const __m512 root = _mm512_sqrt_ps(_mm512_add_ps(mean, _mm512_set1_ps(router.eps)));
-  for (int r = 0; r < rank; ++r) {
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(codes + r * LANES), _mm512_set1_ps(router.scale[r]));
-    const __m512 code = _mm512_div_ps(scaled, root);
-    logit = _mm512_fmadd_ps(tanh_first ? code : tanh_lanes(code), _mm512_set1_ps(router.folded[r]), logit);
-  }
-  return logit;
+  return _mm512_loadu_ps(codes);
 }
+
+// The best and second best of the logits that a group's tokens have had so far, and the sum of their exponentials.
+struct Readout {
+  __m512 top = _mm512_set1_ps(-INFINITY), second = top, sum = _mm512_setzero_ps();
+
+  static __m512 power(__m512 x) { return exp2_of(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f))); }
+
+  void take(const __m512* logits, int count) {
+    __m512 best = top;
+    for (int r = 0; r < count; ++r) {
+      second = _mm512_max_ps(second, _mm512_min_ps(best, logits[r]));
+      best = _mm512_max_ps(best, logits[r]);
+    }
+    sum = _mm512_mul_ps(sum, power(_mm512_sub_ps(top, best)));
+    for (int r = 0; r < count; ++r) sum = _mm512_add_ps(sum, power(_mm512_sub_ps(logits[r], best)));
+    top = best;
+  }
+
+  void code(float* to) const {
+    const __m512 one = _mm512_div_ps(_mm512_set1_ps(1.0f), sum);
+    _mm512_storeu_ps(to, one);
+    _mm512_storeu_ps(to + LANES, _mm512_sub_ps(one, _mm512_mul_ps(power(_mm512_sub_ps(second, top)), one)));
+  }
+};
 
 }  // namespace amx

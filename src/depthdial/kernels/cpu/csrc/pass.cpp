@@ -9,23 +9,33 @@ namespace {
 struct Call {
   Model* model;
   PassSpec* pass;
+  int first, last, stood;
 };
 
 #if defined(DEPTHDIAL_AMX)
 void prefill_on_thread(void* context, int thread) {
-  const Call& call = *static_cast<Call*>(context);
+  Call& call = *static_cast<Call*>(context);
   const amx::Session tiles;
-  Prefill(*call.model, *call.model->prefill, *call.pass, thread).all();
+  const int stood = Prefill(*call.model, *call.model->prefill, *call.pass, thread).steps(call.first, call.last);
+  if (thread == 0) call.stood = stood;
 }
 #endif
 
 void on_thread(void* context, int thread) {
-  const Call& call = *static_cast<Call*>(context);
+  Call& call = *static_cast<Call*>(context);
 #if defined(DEPTHDIAL_AMX)
   const amx::Session tiles(std::min(call.pass->tokens, amx::TILE));
 #endif
-  if (call.model->spec.bf16) Pass<uint16_t>(*call.model, *call.pass, thread).all();
-  else Pass<float>(*call.model, *call.pass, thread).all();
+  const int stood = call.model->spec.bf16 ? Pass<uint16_t>(*call.model, *call.pass, thread).steps(call.first, call.last)
+                                          : Pass<float>(*call.model, *call.pass, thread).steps(call.first, call.last);
+  if (thread == 0) call.stood = stood;
+}
+
+// Is it known before the pass that token n leaves nothing at a visit?
+bool absent(const LayerSpec& l, const PassSpec& p, int n) {
+  if (!l.nothing) return false;
+  if (p.offsets[n] == INFINITY) return !l.base;
+  return l.branch.by == BY_TABLE && p.given && !p.given[(size_t)l.step * p.tokens + n];
 }
 
 // 0, or what is out of range: 1 an id, 2 a sequence, 3 a position, 4 a page, 5 a token asked for.
@@ -33,10 +43,13 @@ int wrong(const Model& model, const PassSpec& p) {
   for (int n = 0; n < p.tokens; ++n) {
     if (p.ids[n] < 0 || p.ids[n] >= model.spec.embed.rows) return 1;
     if (p.sequences[n] < 0 || p.sequences[n] >= p.table_rows) return 2;
-    if (p.positions[n] < 0 || p.positions[n] / PAGE >= p.table_columns) return 3;
-    const int32_t* pages = p.page_table + p.sequences[n] * p.table_stride;
-    for (int i = 0; i <= p.positions[n] / PAGE; ++i)
-      if (pages[i] < 0 || pages[i] >= p.pages) return 4;
+    const int own = p.positions[n] / PAGE;
+    if (p.positions[n] < 0 || own >= p.table_columns) return 3;
+    for (const LayerSpec& l : model.layers) {
+      const int32_t* pages = p.page_table + l.cache * p.cache_stride + p.sequences[n] * p.table_stride;
+      for (int i = 0; i <= own; ++i)
+        if (pages[i] < (i == own && !absent(l, p, n) ? 0 : -1) || pages[i] >= p.pages) return 4;
+    }
   }
   for (int i = 0; i < p.asked_count; ++i)
     if (p.asked[i] < 0 || p.asked[i] >= p.tokens) return 5;
@@ -98,20 +111,20 @@ __attribute__((visibility("default"))) int depthdial_prefills(void* handle) {
 #endif
 }
 
-// 0, or the code of `wrong`; -1: no memory. Any number of tokens.
-__attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassSpec* pass) {
+// As `depthdial_steps`, of any number of tokens; -6: no memory.
+__attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassSpec* pass, int first, int last) {
 #if defined(DEPTHDIAL_AMX)
   Model& model = *static_cast<Model*>(handle);
-  if (const int code = wrong(model, *pass)) return code;
+  if (const int code = first || pass->resumed ? 0 : wrong(model, *pass)) return -code;
   std::lock_guard<std::mutex> hold(model.one_pass);
   try {
     if (!model.prefill) model.prefill = std::make_shared<PrefillMemory>(model);
     model.prefill->hold(model, pass->tokens);
   } catch (...) {
-    return -1;
+    return -6;
   }
-  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->padded_rows = 0;
-  Call call{&model, pass};
+  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->padded_rows = pass->looks = 0;
+  Call call{&model, pass, first, last, END};
   model.pool.run(prefill_on_thread, &call);
   double kv = 0;
   for (const auto& own : model.prefill->own) {
@@ -119,17 +132,20 @@ __attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassS
     kv += own->kv_bytes;
   }
   pass->kv_bytes = (int64_t)(kv + 0.5);
+  return call.stood;
+#else
+  return END;
 #endif
-  return 0;
 }
 
-// 0, or the code of `wrong`.
-__attribute__((visibility("default"))) int depthdial_pass(void* handle, PassSpec* pass) {
+// Steps first.. of a pass, up to `last` or to one that the caller decides: returns it, END past the last, or minus the code
+// of `wrong`. pass->resumed: x and at are those it left, the decision of `first` is made.
+__attribute__((visibility("default"))) int depthdial_steps(void* handle, PassSpec* pass, int first, int last) {
   Model& model = *static_cast<Model*>(handle);
-  if (const int code = wrong(model, *pass)) return code;
+  if (const int code = first || pass->resumed ? 0 : wrong(model, *pass)) return -code;
   std::lock_guard<std::mutex> hold(model.one_pass);
-  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = 0;
-  Call call{&model, pass};
+  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->looks = 0;
+  Call call{&model, pass, first, last, END};
   model.pool.run(on_thread, &call);
   double kv = 0;
   for (const auto& own : model.own) {
@@ -137,6 +153,6 @@ __attribute__((visibility("default"))) int depthdial_pass(void* handle, PassSpec
     kv += own->kv_bytes;
   }
   pass->kv_bytes = (int64_t)(kv + 0.5);
-  return 0;
+  return call.stood;
 }
 }

@@ -31,8 +31,8 @@ struct BlockMemory {
   amx::Panel x, z, q, attended, inner;
   amx::Softmax softmax;
   amx::Scratch scratch;
-  std::vector<int> kept, skipped, rows, positions;
-  std::vector<float> run, skip;
+  Steps steps;
+  std::vector<int> rows, positions;
   alignas(64) float weight[MOST_TOKENS];
   int64_t padded = 0;
   double kv_bytes = 0;
@@ -48,9 +48,9 @@ struct BlockMemory {
     weights = Raw<uint32_t>(keys / 2 * amx::LANES);
     values = Raw<uint32_t>(keys / 2 * head_dim);
     state = Raw<float>(MOST_GROUPS * share * amx::state_size(head_dim));
-    softmax = {scores, weights, values, state, {}};
+    softmax = {scores, weights, values, state, {}, {}};
     turns = Raw<float>((size_t)MOST_TOKENS * head_dim);
-    codes = Raw<float>((size_t)MOST_TOKENS * up_to(rank, amx::TILE));
+    codes = Raw<float>((size_t)(MOST_TOKENS + amx::LANES) * up_to(rank, amx::TILE));
     wide = Raw<uint16_t>((size_t)2 * amx::TILE * std::max(std::max(dim, query), inner_cols));
     scratch.wide = wide;
   }
@@ -63,34 +63,28 @@ struct BlockMemory {
   }
 };
 
-// Bytes of a layer's weights that a pass reads in which some tokens run it, some skip it, some ask its router.
-static inline int64_t bytes_of(const LayerSpec& l, bool kept, bool skipped, bool asked) {
-  const auto bytes = [](const Mat& w) { return w.data ? w.rows * row_bytes(w) : 0; };
-  int64_t sum = asked ? bytes(l.router.enc) : 0;
-  if (!l.sparse_kv || kept) sum += bytes(l.k) + bytes(l.v);
-  if (kept) sum += bytes(l.q) + bytes(l.o) + bytes(l.gate) + bytes(l.up) + bytes(l.down);
-  if (skipped) sum += bytes(l.adapter_gate) + bytes(l.adapter_up) + bytes(l.adapter_down);
+static inline int64_t bytes_of(std::initializer_list<const Mat*> all) {
+  int64_t sum = 0;
+  for (const Mat* w : all) sum += w->data ? w->rows * row_bytes(*w) : 0;
   return sum;
 }
 
 struct PrefillMemory {
   int capacity = 0;
   Raw<uint16_t> x;                // [capacity, dim]: the residual stream
-  Raw<float> cos_sin, shifted;    // [ropes, capacity, head_dim]; the routers' logits with their offsets, [capacity]
+  Raw<float> cos_sin, numbers;    // [ropes, capacity, head_dim]; what routers say, offsets added, [capacity]
   std::vector<LayerSpec> layers;  // with the small matrices filled up to whole tiles
   std::vector<Buffer<uint8_t>> filled;
   std::vector<Buffer<float>> scales;
   std::vector<std::unique_ptr<BlockMemory>> own;
 
   explicit PrefillMemory(const Model& m) : layers(m.layers) {
-    int inner = m.inner, rank = 1, share = 1;
+    int inner = m.inner, share = 1;
     for (LayerSpec& l : layers) {
       share = std::max(share, l.heads / l.kv_heads);
       inner = std::max(inner, 2 * l.kv_heads * l.head_dim);
-      if (l.router.enc.data) {
-        fill(l.router.enc, amx::TILE);
-        rank = std::max(rank, l.router.enc.rows);
-      }
+      for (BranchSpec* branch : {&l.branch, &l.mlp_branch})
+        if (branch->router.first.data) fill(branch->router.first, amx::TILE);
       if (!l.adapter_gate.data) continue;
       for (Mat* w : {&l.adapter_gate, &l.adapter_up}) fill(*w, amx::STEP);
       fill(l.adapter_down, amx::TILE);
@@ -98,14 +92,14 @@ struct PrefillMemory {
     }
     const int head_dim = 2 * m.half;
     for (size_t t = 0; t < m.own.size(); ++t)
-      own.push_back(std::make_unique<BlockMemory>(m.spec.dim, m.query, inner, rank, head_dim, share));
+      own.push_back(std::make_unique<BlockMemory>(m.spec.dim, m.query, inner, m.rank, head_dim, share));
   }
 
   void hold(const Model& m, int tokens) {
     if (tokens <= capacity) return;
     x = Raw<uint16_t>((size_t)tokens * m.spec.dim);
     cos_sin = Raw<float>((size_t)m.spec.ropes * tokens * 2 * m.half);
-    shifted = Raw<float>(tokens);
+    numbers = Raw<float>(tokens);
     capacity = tokens;
   }
 
@@ -116,7 +110,10 @@ struct PrefillMemory {
       if (l.head_dim % amx::STEP || l.gate.rows % amx::STEP) return false;
       for (const Mat* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.adapter_gate, &l.adapter_up, &l.adapter_down})
         if (w->data && w->kind == FP32) return false;
-      if (l.router.enc.data && l.router.enc.kind != BF16) return false;
+      for (const BranchSpec* branch : {&l.branch, &l.mlp_branch})
+        if (branch->router.first.data && branch->router.first.kind != BF16) return false;
+      for (const BranchSpec* branch : {&l.branch, &l.mlp_branch})
+        if (branch->router.look && branch->router.look < amx::TILE) return false;
     }
     return m.spec.head.kind != FP32 && m.spec.embed.kind != FP32;
   }
@@ -130,11 +127,12 @@ struct PrefillMemory {
     uint8_t* to = filled.back();
     for (int r = 0; r < w.rows; ++r)
       memcpy(to + (size_t)r * cols * size, (const uint8_t*)w.data + (size_t)r * w.cols * size, (size_t)w.cols * size);
-    if (w.scale) {
-      scales.emplace_back(rows);
-      memcpy(scales.back(), w.scale, sizeof(float) * w.rows);
-      w.scale = scales.back();
-    }
+    for (const float** of : {&w.scale, &w.bias})
+      if (*of) {
+        scales.emplace_back(rows);
+        memcpy(scales.back(), *of, sizeof(float) * w.rows);
+        *of = scales.back();
+      }
     w.data = to;
     w.rows = rows;
     w.cols = cols;

@@ -25,13 +25,15 @@ static inline const uint16_t* rows_of(const Mat& w, int row, uint16_t* wide) {
   return wide;
 }
 
-// Row r of the sums of rows row.. of w, with scale and bias, rounded.
-static inline __m512 value(const Mat& w, int row, const float* sums, int r) {
+// Row r of the sums of rows row.. of w, with scale and bias.
+static inline __m512 exact(const Mat& w, int row, const float* sums, int r) {
   __m512 sum = _mm512_load_ps(sums + r * LANES);
   if (w.scale) sum = _mm512_mul_ps(sum, _mm512_set1_ps(w.scale[row + r]));
   if (w.bias) sum = _mm512_add_ps(sum, _mm512_set1_ps(w.bias[row + r]));
-  return rounded(sum);
+  return sum;
 }
+
+static inline __m512 value(const Mat& w, int row, const float* sums, int r) { return rounded(exact(w, row, sums, r)); }
 
 // Two tiles of rows by one or two groups. a, b: 16 rows of `cols` values each, which stay in the nearest cache while the
 // groups stream by (a third faster than without that hint); next: what is read after them, of which a share is asked for

@@ -8,21 +8,34 @@ namespace amx {
 
 constexpr int STRETCH = 8 * PAGE;  // keys at a time
 
-// Tokens first..end of a block, all of one sequence; `positions` are those of the block, `pages` the sequence's.
+// Tokens first..end of a block, all of one sequence; `positions` are those of the block, `pages` the sequence's; held: which
+// entries are there, null: all that have a page.
 struct Run {
   int first, end;
   const int* positions;
   const int32_t* pages;
+  const uint8_t* held;
+
+  // Keys key..key + 31, half a page, that are not there, a bit each.
+  uint32_t gone(int key) const {
+    const int32_t page = pages[key / PAGE];
+    if (page < 0 || !held) return page < 0 ? ~0u : 0u;
+    uint32_t bits = 0;
+    for (int i = 0; i < STEP; ++i) bits |= (uint32_t)!held[(size_t)page * PAGE + key % PAGE + i] << i;
+    return bits;
+  }
+
+  int page(int key) const { return std::max(pages[key / PAGE], 0); }
 };
 
 // A thread's memory: scores [STRETCH][16], the same as pairs of bf16, V turned, and for each group and head of a block its
 // maximum, sum, shrinking factor [16] each, and weighted values [head_dim][16]. broken: keys of the stretch whose V is not
-// finite, a bit each.
+// finite, gone: those that are not there, a bit each.
 struct Softmax {
   float* scores;
   uint32_t *weights, *values;
   float* state;
-  uint32_t broken[STRETCH / STEP];
+  uint32_t broken[STRETCH / STEP], gone[STRETCH / STEP];
 };
 
 static inline size_t state_size(int head_dim) { return (size_t)(head_dim + 3) * LANES; }
@@ -51,12 +64,12 @@ static inline uint32_t turn_values(const uint16_t* v, int head_dim, uint32_t* to
 }
 
 // Keys begin..end of a stretch, whole halves of pages, by the 16 tokens of q: scores, not yet scaled.
-static inline void score(const Cache<uint16_t>& cache, int head, const int32_t* pages, int begin, int end,
+static inline void score(const Cache<uint16_t>& cache, int head, const Run& run, int begin, int end,
                          const uint32_t* q, float* scores) {
   const int hd = cache.head_dim;
   const size_t line = (size_t)hd * 2;
   for (int key = begin; key < end; key += 2 * TILE) {
-    const uint16_t* k = cache.k + cache.at(pages[key / PAGE], head, key % PAGE);
+    const uint16_t* k = cache.k + cache.at(run.page(key), head, key % PAGE);
     _tile_zero(0);
     _tile_zero(1);
     for (int c = 0; c < hd; c += STEP) {
@@ -87,8 +100,9 @@ static inline void soften(const Softmax& own, int begin, int end, __m512i positi
   for (int key = begin; key < end; ++key) {
     float* at = own.scores + (size_t)(key - begin) * LANES;
     __m512 s = _mm512_load_ps(at);
-    if (key < all_from || key > all_to) {
-      s = _mm512_mask_mov_ps(none, seen_from(key, position, oldest), s);
+    const bool gone = own.gone[(key - begin) / STEP] >> (key - begin) % STEP & 1;
+    if (key < all_from || key > all_to || gone) {
+      s = _mm512_mask_mov_ps(none, gone ? 0 : seen_from(key, position, oldest), s);
       _mm512_store_ps(at, s);
     }
     most = _mm512_max_ps(most, s);
@@ -111,7 +125,7 @@ static inline void soften(const Softmax& own, int begin, int end, __m512i positi
   }
   __m512 total = _mm512_fmadd_ps(_mm512_loadu_ps(state + LANES), shrink, _mm512_add_ps(even, odd));
   for (int key = begin; key < end; ++key)  // V that is not finite is nobody's number but theirs who see it
-    if (own.broken[(key - begin) / STEP] >> (key - begin) % STEP & 1)
+    if ((own.broken[(key - begin) / STEP] & ~own.gone[(key - begin) / STEP]) >> (key - begin) % STEP & 1)
       total = _mm512_mask_mov_ps(total, seen_from(key, position, oldest), _mm512_set1_ps(NAN));
   _mm512_storeu_ps(state, most);
   _mm512_storeu_ps(state + LANES, total);
@@ -169,8 +183,9 @@ static inline int attend_run(const Cache<uint16_t>& cache, const LayerSpec& l, i
     for (int key = begin; key < stop; key += STEP) {
       const int step = (key - begin) / STEP;
       own.broken[step] = 0;
+      own.gone[step] = run.gone(key);
       for (int f = 0; f < blocks; ++f)
-        own.broken[step] |= turn_values(cache.v + cache.at(run.pages[key / PAGE], head, key % PAGE) + f * TILE, hd,
+        own.broken[step] |= turn_values(cache.v + cache.at(run.page(key), head, key % PAGE) + f * TILE, hd,
                                         own.values + ((size_t)step * blocks + f) * TILE * LANES);
     }
     read += stop - begin;
@@ -192,7 +207,7 @@ static inline int attend_run(const Cache<uint16_t>& cache, const LayerSpec& l, i
           _mm512_storeu_ps(state + LANES, _mm512_setzero_ps());
         }
         if (end <= begin) continue;
-        score(cache, head, run.pages, begin, end, q.at(g, h * hd), own.scores);
+        score(cache, head, run, begin, end, q.at(g, h * hd), own.scores);
         soften(own, begin, end, _mm512_load_si512(places), l.window, l.scale, state, all_from, low);
         weigh(own, end - begin, hd, first, state);
       }

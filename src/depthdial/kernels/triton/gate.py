@@ -1,0 +1,76 @@
+"""What of programs and routers these kernels run: each layer once, decided as a whole by FlexiDepth's gate or a table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from depthdial.kernels.tensors import Act, Dense, LayerTensors, ModelTensors, Norm, RouterTensors
+
+
+class Gate(NamedTuple):
+    """number = folded . code + bias; code = tanh(norm(enc @ z)), or norm(tanh(enc @ z))."""
+
+    enc: Tensor
+    """T [r, d]"""
+    scale: Tensor
+    """float32 [r]: the norm's weight."""
+    eps: float
+    norm_first: bool
+    folded: Tensor
+    """float32 [r]"""
+    bias: float
+    cut: float
+    soft: bool
+
+
+def gate_of(router: RouterTensors) -> Gate:
+    """Raises ValueError for other operations."""
+    match router.ops:
+        case Dense(enc, None), Norm() as norm, Act("tanh"), Dense(folded, bias):
+            norm_first = True
+        case Dense(enc, None), Act("tanh"), Norm() as norm, Dense(folded, bias):
+            norm_first = False
+        case _:
+            raise ValueError(
+                "these kernels know routers of one form only: two products, a norm and a tanh between them"
+            )
+    return Gate(
+        enc.detach(), norm.weight.detach().float(), norm.eps, norm_first, folded.detach()[0].float(),
+        0.0 if bias is None else float(bias), router.cut, router.soft,
+    )  # fmt: skip
+
+
+def gates_of(model: ModelTensors) -> tuple[Gate | None, ...]:
+    """Of each visit. Raises ValueError, one line, for what these kernels do not run."""
+    plain(model.embed)
+    plain(model.head)
+    return tuple(_gate(visit, layer, model.norm.weight.dtype) for visit, layer in enumerate(model.layers))
+
+
+def _gate(visit: int, layer: LayerTensors, dtype: torch.dtype) -> Gate | None:
+    for linear in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down):
+        plain(linear.weight)
+    branch = layer.branch
+    if layer.mlp_branch is not None:
+        raise ValueError(f"these kernels decide a layer as a whole, and visit {visit} decides its MLP apart")
+    if branch.then is not None or branch.otherwise is not None or not layer.base:
+        raise ValueError(f"these kernels run one layer after the other, and tokens jump at visit {visit}")
+    if branch.by == "open":
+        raise ValueError(f"these kernels do not wait for Python, which decides at visit {visit}")
+    if branch.router is None:
+        return None
+    if layer.absent == "nothing":
+        raise ValueError(f"these kernels read all that lies before a token, and a router leaves gaps at visit {visit}")
+    gate = gate_of(branch.router)
+    if gate.enc.dtype != dtype:
+        raise ValueError(f"these kernels round a router's code, and that of visit {visit} is its decision")
+    return gate
+
+
+def plain(weight: object) -> Tensor:
+    if not isinstance(weight, Tensor):
+        raise ValueError("int8 weights run on the CPU only; on a GPU leave weights='auto'")
+    return weight
