@@ -120,7 +120,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
         hold(model)
     else:
         convert(model, method)
-    check_reading(config, converted_of(model))
+    check_reading(config, model)
     if config.compile:
         compile_pieces(model)
     learns = any(parameter.requires_grad for parameter in model.parameters())
