@@ -89,3 +89,42 @@ def test_bad_input_is_one_line(tiny_folder: Path, tiny_model: Any, tmp_path: Pat
 
 def test_a_folder_that_was_made_by_it_is_no_base(exact: Path, tmp_path: Path, failed: Any):
     assert "has a method of its own already" in failed("retrofit", str(exact), "--output", str(tmp_path / "again"))
+
+
+def out_of(capsys: Any, *args: str) -> Any:
+    """What a verb prints as JSON in its last line."""
+    capsys.readouterr()
+    run(*args, "--json")
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_other_verbs_open_the_folder(exact: Path, tiny_folder: Path, tmp_path: Path, capsys: Any):
+    """Its base's own text, and a map of six layers."""
+    given = ["--dtype", "float32", "--device", "cpu", "--max-new-tokens", "6"]
+    mine, its = (
+        out_of(capsys, "generate", "the quick", "--model", str(folder), *more, *given)
+        for folder, more in ((exact, []), (tiny_folder, ["--plugin", "none"]))
+    )
+    assert mine["token_ids"] == its["token_ids"] and mine["depths"] == [6] * 6 and mine["cost"] == 1.0
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "the fox"}\n')
+    where = ["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "map")]
+    assert out_of(capsys, "map", "--model", str(exact), *where, *given)["layers"] == 6.0
+
+
+def test_pretrain_starts_from_the_folder(exact: Path, tmp_path: Path, capsys: Any, failed: Any, tiny_folder: Path):
+    rows = [{"text": f"the quick brown fox number {i} jumps over {i % 13} lazy dogs"} for i in range(60)]
+    (tmp_path / "fox.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = f"--data {tmp_path / 'fox.jsonl'} --steps 2 --batch 4 --length 16 --heldout 0.1 --device cpu".split()
+    given += ["--output", str(tmp_path / "out")]
+    assert "give the --size of a fresh model, or the folder" in failed("pretrain", *given)
+    assert "leave theirs out" in failed("pretrain", *given, "--start", str(exact), "--size", "2x2@16")
+    assert "give --method recursive" in failed("pretrain", *given, "--start", str(exact), "--method", "dense")
+    assert "has no method of its own" in failed("pretrain", *given, "--start", str(tiny_folder))
+    longer = [*given, "--length", "500", "--start", str(exact)]
+    assert "longer than the context" in failed("pretrain", *longer)
+    facts = out_of(capsys, "pretrain", *given, "--start", str(exact))
+    assert facts["method"] == "recursive" and facts["layers"] == 6.0 and facts["cost"] == 1.0
+    began, ended = (depthdial.load(str(place), dtype="float32", device="cpu")[0] for place in (exact, tmp_path / "out"))
+    pairs = list(zip(began.named_parameters(), ended.named_parameters(), strict=True))
+    assert all(not torch.equal(a, b) for (_, a), (_, b) in pairs), "all weights are trained"
+    assert [name for (name, _), _ in pairs] == [name for _, (name, _) in pairs]

@@ -1,4 +1,4 @@
-"""The engine on blocks that are visited again: the reference's text, natively, and a loop that is not run is not read."""
+"""The engine on blocks that are visited again: the reference's text, natively; a loop that is not run is not read."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ def llm(tiny_model: Callable, tiny_tokenizer: Any) -> LLM:
     return LLM.of(model, tiny_tokenizer)
 
 
-def dialled(llm: LLM, offset: float) -> LLM:
-    vars(llm.budgets).update(dials=lambda *_: Dials(offset))
+def dialled(llm: LLM, offset: float, read: float | None = None) -> LLM:
+    vars(llm.budgets).update(dials=lambda *_: Dials(offset, read))
     return llm
 
 
+@pytest.mark.parametrize("read", [None, math.inf])
 @pytest.mark.parametrize(("offset", "loops"), [(-2.0, 1), (-1.0, 2), (0.0, 3), (math.inf, 3)])
-def test_a_text_is_the_references_and_runs_natively(llm: LLM, offset: float, loops: int):
-    outs = dialled(llm, offset).generate(PROMPTS, SamplingParams(max_tokens=LENGTH, ignore_eos=True, temperature=0))
+def test_a_text_is_the_references_and_runs_natively(llm: LLM, offset: float, loops: int, read: float | None):
+    outs = dialled(llm, offset, read).generate(
+        PROMPTS, SamplingParams(max_tokens=LENGTH, ignore_eos=True, temperature=0)
+    )
     model: Any = llm.model
-    model.converted.set(offset=offset)
+    model.converted.set(offset=offset, read_offset=read)
     for prompt, out in zip(PROMPTS, outs, strict=True):
         ids = torch.tensor([prompt])
         given = {"max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "do_sample": False}
@@ -43,11 +46,13 @@ def test_a_text_is_the_references_and_runs_natively(llm: LLM, offset: float, loo
             out.token_ids
             == model.generate(ids, attention_mask=torch.ones_like(ids), **given)[0, len(prompt) :].tolist()
         )
-        assert set(out.depths) == {2 * loops} and out.cost == pytest.approx(model.route.cost(), rel=1e-6)
+        written = out.depths if read is None else out.depths[1:]  # the first follows from the prompt
+        assert set(written) == {2 * loops} and set(out.prompt_depths) == {2 * loops if read is None else 6}
     stats = llm.stats
     assert stats.native_tokens == stats.tokens and not stats.in_torch
-    run = [stats.tokens] * (2 * loops)
-    assert stats.rows.tolist() == stats.attn_rows.tolist() == [*run, *[0] * (6 - len(run))]
+    prompts = sum(map(len, PROMPTS)) if read is not None else 0
+    later = [stats.tokens if visit < 2 * loops else prompts for visit in range(6)]
+    assert stats.rows.tolist() == stats.attn_rows.tolist() == later
 
 
 def test_weights_are_read_once_for_each_visit(llm: LLM):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from depthdial.core.method import Dims, Method
 from depthdial.methods import METHODS, method_named
 
@@ -13,9 +15,10 @@ def example(name: str) -> Method:
 
 
 def has_parts(method: Method) -> bool:
-    """Does it add modules to the base's layers? (Blocks of its own are beside them.)"""
+    """Does it add linear layers to the base's layers? (Blocks of its own are beside them.)"""
     program = method.program(6)
-    return any(method.parts(program.steps[s], DIMS) for s in program.parted)
+    parts = (part for s in program.routed for part in method.parts(program.steps[s], DIMS).values())
+    return any(isinstance(module, nn.Linear) for part in parts for module in part.modules())
 
 
 WITH_PARTS = [name for name in METHODS if has_parts(example(name))]

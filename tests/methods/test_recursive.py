@@ -67,7 +67,7 @@ def by_hand(base: Any, changes: dict[int, dict[str, Tensor]], visits: list[int],
 def changes_of(model: Any) -> dict[int, dict[str, Tensor]]:
     """What the parts of a converted model add to each weight, by step."""
     return {
-        s: {name: part.up.detach() @ part.down.detach() for name, part in unit.parts.items()}
+        s: {f"{name}_proj": part.up.detach() @ part.down.detach() for name, part in unit.parts.items()}
         for s, unit in converted_of(model).parted.items()
     }
 
@@ -189,3 +189,25 @@ def test_fields_that_make_no_loop_are_refused(fields: dict[str, Any], said: str)
 def test_a_loop_that_does_not_fit_is_refused(fields: dict[str, Any]):
     with pytest.raises(ValueError, match="does not fit a model of 6 layers"):
         method_named("recursive", fields).program(6)
+
+
+def test_modules_that_a_twin_cannot_follow_are_refused(tiny_model: Callable):
+    """A LoRA of peft, say, would act in the first visit alone."""
+    model: Any = convert(tiny_model("llama"), Recursive(loops=2))
+    layer = model.get_decoder().layers[2]
+    linear, layer.mlp.up_proj = layer.mlp.up_proj, torch.nn.Sequential(layer.mlp.up_proj)
+    with pytest.raises(ValueError, match="holds a LoRA or another foreign module"):
+        forward(model)
+    layer.mlp.up_proj = linear
+    forward(model)
+
+
+def test_a_copy_is_a_model_of_its_own(pair: tuple[Any, Any]):
+    _, model = pair
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    assert not torch.allclose(forward(other), forward(model))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(forward(other), forward(model))

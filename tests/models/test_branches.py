@@ -96,7 +96,7 @@ def test_each_loops_end_is_what_a_row_that_stops_there_gives(tiny_model: Callabl
         expected = model.get_decoder()(batch["input_ids"], use_cache=False, **how).last_hidden_state
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     each[:, 0].sum().backward()
-    touched = [s for s, unit in model.converted.parted.items() if unit.parts["q_proj"].down.grad is not None]
+    touched = [s for s, unit in model.converted.parted.items() if unit.parts["q"].down.grad.any()]
     assert touched == list(range(2, 6)), "an early exit teaches what it ran"
 
 

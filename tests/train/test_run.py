@@ -15,7 +15,11 @@ from transformers import AutoTokenizer
 
 from depthdial.methods import METHODS
 from depthdial.models import load
+from depthdial.models.base import load_base
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
+from depthdial.models.convert import base_weights
+from depthdial.models.export import export
+from depthdial.models.retrofit import retrofit
 from depthdial.train import callbacks as loop
 from depthdial.train import run
 from depthdial.train.checkpoints import damage
@@ -145,6 +149,72 @@ def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeyp
     a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (whole, again))
     for (name, one), other in zip(parts(a).items(), parts(b).values(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.fixture(scope="module")
+def recursive(config, tiny_folder, tmp_path_factory) -> TrainConfig:
+    """A run on a folder of `depthdial retrofit`."""
+    base, tokenizer = load_base(str(tiny_folder), "float32", "cpu")
+    folder = export(retrofit(base, 2, "average", 8).model, tokenizer, tmp_path_factory.mktemp("models") / "recursive")
+    return dataclasses.replace(config, model=str(folder), method="recursive", objective="lm")
+
+
+def test_changes_of_a_recursive_model_are_trained_alone_and_resumed(recursive, tmp_path, monkeypatch):
+    whole, torn = (dataclasses.replace(recursive, output=str(tmp_path / name)) for name in ("whole", "torn"))
+    step_end = loop.Report.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Report, "on_step_end", interrupt)
+        with pytest.raises(loop.Interrupted, match=r"step 4 of 6.*--resume"):
+            train(torn)
+    a, b = (
+        load(torn.model, str(f), dtype="float32", device="cpu")[0] for f in (train(whole), train(torn, resume=True))
+    )
+    began, _ = load(torn.model, dtype="float32", device="cpu")
+    assert all(torch.equal(one, other) for one, other in zip(parts(a).values(), parts(b).values(), strict=True))
+    assert all(not torch.equal(one, other) for one, other in zip(parts(a).values(), parts(began).values(), strict=True))
+    assert all(torch.equal(one, base_weights(began)[name]) for name, one in base_weights(a).items())
+    curve = read(whole.output).curves["text"]
+    assert curve.offsets == (-1, 0) and curve.costs[1] == 1.0 and curve.kls[1] == 0.0 and curve.step == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["layers"] == pytest.approx(4.5), "all loop ends learn from each row"
+
+
+def test_a_dial_with_stops_takes_the_lower_one(recursive, tmp_path):
+    plugin = train(dataclasses.replace(recursive, output=str(tmp_path / "out"), generated_tokens=0))
+    for budget, layers in ((1.0, 6), (0.99, 3), (0.7, 3)):
+        model, _ = load(recursive.model, str(plugin), budget, dtype="float32", device="cpu")
+        with torch.no_grad():
+            model(TOKENS)
+        assert (model.route.layers_used == layers).all()
+    folder = export(model, AutoTokenizer.from_pretrained(recursive.model), tmp_path / "exported")
+    opened, _ = load(str(folder), budget=0.7, dtype="float32", device="cpu")
+    with torch.no_grad():
+        assert torch.equal(opened(TOKENS).logits, model(TOKENS).logits), "the folder knows the curve"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"objective": "distill"}, "there is none to distil from; give --objective lm"),
+        ({"method": "flexidepth"}, "give --method recursive, and none of its fields"),
+        ({"fields": {"loops": 3}}, "give --method recursive, and none of its fields"),
+    ],
+)
+def test_a_recursive_model_is_trained_as_what_it_is(recursive, change, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train(dataclasses.replace(recursive, output=str(tmp_path / "out"), **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plugin_of_another_base_is_refused_by_a_recursive_model(recursive, tiny_plugin):
+    with pytest.raises(ValueError, match="takes no plug-in"):
+        load(recursive.model, str(tiny_plugin), device="cpu")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"])

@@ -18,8 +18,17 @@ Fields = Annotated[
 def pretrain(
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder of the model; checkpoints live in it, too.")],
-    size: Annotated[str, typer.Option(help="LAYERSxHEADS@WIDTH, such as 12x4@256.")],
-    method: Annotated[str, typer.Option(help="One of `depthdial methods`.")] = "skiplayer",
+    size: Annotated[str, typer.Option(help="Of a fresh model: LAYERSxHEADS@WIDTH, such as 12x4@256.")] = "",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --size: the folder of a model with a method of its own (`depthdial retrofit`), "
+            "all of whose weights are trained."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of `depthdial methods`. [default: skiplayer, or what --start has]")
+    ] = None,
     density: Annotated[
         float | None, typer.Option(help="Share of tokens that run each routed layer; the method's own by default.")
     ] = None,
@@ -59,10 +68,12 @@ def pretrain(
         bool, typer.Option("--json", help="Print the results as one JSON object in the last line.")
     ] = False,
 ) -> None:
-    """Train a fresh model whose layers are skipped from the first step; under torchrun on several processes, too."""
+    """Train a model whose layers are skipped from the first step; under torchrun on several processes, too."""
     import json
 
     from depthdial.cli.streams import log
+    from depthdial.models.ahead import config_ahead
+    from depthdial.models.own import own_name
     from depthdial.train import processes
     from depthdial.train.pretrain import pretrain as run
     from depthdial.train.pretrain_config import PretrainConfig
@@ -75,11 +86,14 @@ def pretrain(
     ):
         if value not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {value!r}")
+    if not size and start is None:
+        raise ValueError("give the --size of a fresh model, or the folder of one to --start from")
     config = PretrainConfig(
         data=tuple(data),
         output=str(output),
         size=size,
-        method=method,
+        start=start,
+        method=method or ("skiplayer" if start is None else own_name(config_ahead(start))),
         density=density,
         fields=dict(parse_field(item) for item in field),
         tokenizer=tokenizer,

@@ -37,7 +37,8 @@ def plain(module: nn.Module, but: type = NoneType) -> bool:
 class Part(nn.Module, ABC):
     """A trainable piece beside a frozen unit. Weights may be kept in fp32 while activations are bf16."""
 
-    runs_for: ClassVar[Literal["all", "skipped"]]
+    runs_for: ClassVar[Literal["all", "skipped", "merged"]]
+    """For all tokens, to decide on them; for skipped ones; or for none, since it is merged into its step's weights."""
     start: float | None = None
     """Of a part whose output is a logit with a bias: the mean of the logits that it gives before it has learned."""
 
@@ -221,7 +222,7 @@ class LoRA(Part):
     It costs nothing at inference, where it is merged into a copy of the weight for the one step that it belongs to.
     """
 
-    runs_for = "all"
+    runs_for = "merged"
 
     def __init__(self, inputs: int, outputs: int, rank: int):
         super().__init__()

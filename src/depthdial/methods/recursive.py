@@ -26,6 +26,9 @@ from depthdial.core.method import Dims, LowRank, Method, Parts, Seen
 from depthdial.core.program import END, Program, Step
 from depthdial.core.tokens import Tokens, Trace
 
+PROJ = "_proj"
+"""Parts go without it: who asks for the base's maps by name (a LoRA of peft) means none of them."""
+
 
 @dataclass(frozen=True)
 class Recursive(Method):
@@ -77,10 +80,11 @@ class Recursive(Method):
     def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
         if not step.relaxed:
             return {}
-        return {name: LoRA(*size, min(self.rank, *size)) for name, size in dims.linears.items()}
+        sizes = {name.removesuffix(PROJ): size for name, size in dims.linears.items()}
+        return {name: LoRA(*size, min(self.rank, *size)) for name, size in sizes.items()}
 
     def delta(self, parts: Parts, s: int) -> Mapping[str, LowRank]:
-        return {name: LowRank(part.down, part.up) for name, part in parts.items() if isinstance(part, LoRA)}
+        return {f"{name}{PROJ}": LowRank(part.down, part.up) for name, part in parts.items() if isinstance(part, LoRA)}
 
     def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
         steps = trace.program.steps

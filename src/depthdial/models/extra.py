@@ -51,9 +51,19 @@ class Extra:
                 if s in self.converted.units:
                     self.converted.units[s].leave()
             return x
-        if self.twin_of is not None and self.module.training != self.twin_of.training:
-            self.module.train(self.twin_of.training)  # a twin is none of the model's modules
+        if self.twin_of is not None:
+            self._follow(self.twin_of)
         return called(self.module, x, inputs, running)
+
+    def _follow(self, layer: nn.Module) -> None:
+        """A twin is none of the model's modules. ValueError where others stand in these' places, or nothing does."""
+        if self.module.training != layer.training:
+            self.module.train(layer.training)
+        if _kinds(layer) != _kinds(self.module) or next(layer.parameters()).is_meta:
+            raise ValueError(
+                "a layer that is visited again holds a LoRA or another foreign module, or its weights are elsewhere; "
+                "merge the adapter (merge_and_unload), or load the model whole"
+            )
 
     def _make_room(self, cache: Cache) -> None:
         """A cache made for the base alone gets the layers of these visits."""
@@ -63,6 +73,11 @@ class Extra:
                 raise ValueError("a program with blocks beside the base's needs a growing cache (DynamicCache)")
             window = getattr(like, "sliding_window", None)
             cache.layers.append(type(like)() if window is None else type(like)(sliding_window=window))
+
+
+def _kinds(layer: nn.Module) -> list[type]:
+    """The types of a layer's modules, without a method's parts."""
+    return [type(module) for name, module in layer.named_modules() if "parts" not in name.split(".")]
 
 
 class Submodule:

@@ -51,6 +51,12 @@ def method_for(config: PretrainedConfig | None, name: str, fields: dict[str, Any
     return own
 
 
+def own_name(config: PretrainedConfig | None) -> str:
+    """The name of the method that a model of one of our types has; empty for any other."""
+    own = config is not None and config.model_type.startswith(OWN)
+    return name_of(method_from(config)) if own else ""
+
+
 def plugin_from(config: PretrainedConfig) -> Plugin | None:
     """What an exported configuration knows of its plug-in; None where nothing is (a model made from nothing).
 

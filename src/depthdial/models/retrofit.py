@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import LoRA
 from depthdial.methods import Recursive, name_of
+from depthdial.methods.recursive import PROJ
 from depthdial.models.convert import layers_of
 from depthdial.models.converted import converted_of
 from depthdial.models.families import FAMILIES, OWN, family_of
@@ -107,7 +108,9 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
             if weight.ndim == 2:
                 lacks = weight - block[name].float()
                 whole += float(lacks.square().sum())
-                left += float(_set(parts[name.split(".")[-2]], lacks) if rank else lacks.square().sum())
+                left += float(
+                    _set(parts[name.split(".")[-2].removesuffix(PROJ)], lacks) if rank else lacks.square().sum()
+                )
     made.generation_config = model.generation_config
     return Retrofitted(made.eval(), 1 - left / whole if whole else 1.0)
 

@@ -22,7 +22,7 @@ from depthdial.models.families import OWN
 from depthdial.models.generating import Turned
 from depthdial.models.offloaded import brought
 
-_MOVING = ("budget", "offset", "prompt_budget", "auto_map")
+_MOVING = ("budget", "offset", "prompt_budget", "auto_map", "curves", "base")
 """What may change in a model that is of one of our types already."""
 
 

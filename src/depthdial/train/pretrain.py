@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from depthdial.core.method import Method
+from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
 from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
@@ -53,30 +54,37 @@ class Machine:
 
 
 def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
-    """Train a fresh model, or go on with an interrupted run; returns its results, which are in results.json, too.
+    """Train a fresh model, or all weights of one of our own types (`config.start`), or go on with an interrupted run;
+    returns its results, which are in results.json, too.
 
     Afterwards `config.output` holds the model and its tokenizer as Hugging Face keeps them. On several processes all of
     them train and the main one writes. Raises ValueError (one line, with the remedy) for settings or data that do not
     fit, or a resume that does not; Interrupted after a signal.
     """
-    method, spec = config.asked_method(), Spec.parse(config.size)
+    method, spec = config.asked_method(), None if config.start is not None else Spec.parse(config.size)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     processes.start(on_cpu)
     with claimed(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
         return _pretrain(config, method, spec, on_cpu, output, resume)
 
 
-def _pretrain(config: PretrainConfig, method: Method, spec: Spec, on_cpu: bool, output: Path, resume: bool) -> Figures:
+def _pretrain(
+    config: PretrainConfig, method: Method, spec: Spec | None, on_cpu: bool, output: Path, resume: bool
+) -> Figures:
     """`pretrain`, once the folder is this run's."""
     keep_memory()
     places = Path(config.shards) if config.shards else output / "shards"
-    index, tokenizer = make_shards(config.data, places, config.tokenizer, config.heldout)
+    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout)
     samples = config.steps * config.rows_a_step
     rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
     log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")
     held = _held_out(places, index, config, rows)
-    spec = dataclasses.replace(spec, context=max(spec.context, config.length))
-    model = fresh(spec, method, tokenizer, config.seed)
+    if spec is None:
+        assert config.start is not None
+        model, tokenizer = load_base(config.start, "float32", "cpu")
+    else:
+        spec = dataclasses.replace(spec, context=max(spec.context, config.length))
+        model = fresh(spec, method, tokenizer, config.seed)
 
     machine = _machine(config, on_cpu)
     begun = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from depthdial.core.method import Method
 from depthdial.methods import METHODS, method_named
+from depthdial.models.ahead import config_ahead
+from depthdial.models.families import OWN
+from depthdial.models.own import method_for
 
 Gather = Literal["auto", "on", "off"]
 DENSITY_FIELDS = ("density", "capacity", "rate")
@@ -20,8 +23,10 @@ class PretrainConfig:
 
     data: tuple[str, ...]
     output: str
-    size: str
+    size: str = ""
     """LAYERSxHEADS@WIDTH and more, see `models.scratch.Spec`."""
+    start: str | None = None
+    """A folder of one of our own types (`depthdial retrofit`) to go on from, with its method, in place of `size`."""
     method: str = "skiplayer"
     density: float | None = None
     """Share of tokens that run each routed layer; None leaves the method's own default."""
@@ -71,6 +76,8 @@ class PretrainConfig:
         for name in ("steps", "batch", "accumulate", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.start is not None and (self.size or self.tokenizer or self.density is not None):
+            raise ValueError("a model to --start from has its own size, tokenizer and method: leave theirs out")
         if self.length < 2:
             raise ValueError(f"row length is {self.length}; give at least 2 tokens")
         if self.density is not None and not 0 < self.density <= 1:
@@ -96,8 +103,11 @@ class PretrainConfig:
         """The method with its fields and density; it starts at the first layer, where it leaves that open, and without
         adapters where no router says who needs them: those are for models that were trained to run every layer.
 
-        Raises ValueError for unknown names, a method without density, or one that is made for trained models.
+        Raises ValueError for unknown names, a method without density, one that is made for trained models, or one that
+        the model to start from does not have.
         """
+        if self.start is not None:
+            return self._method_of(self.start)
         if self.method not in METHODS:
             return method_named(self.method, {})
         kind = METHODS[self.method]
@@ -117,6 +127,18 @@ class PretrainConfig:
             raise ValueError(f"method {self.method!r} adapts a trained model; use depthdial train for it, or, to train "
                              "fewer layers, lower --size")  # fmt: skip
         return method
+
+    def _method_of(self, start: str) -> Method:
+        """That of the model to start from."""
+        config: Any = config_ahead(start)
+        if config is None or not config.model_type.startswith(OWN):
+            raise ValueError(
+                f"{start} has no method of its own; `depthdial retrofit` makes a recursive model of a base"
+            )
+        if self.length > config.max_position_embeddings:
+            raise ValueError(f"rows of {self.length} tokens are longer than the context of {start}, "
+                             f"{config.max_position_embeddings}; give a lower --length")  # fmt: skip
+        return method_for(config, self.method, self.fields)
 
     @property
     def rows_a_step(self) -> int:
