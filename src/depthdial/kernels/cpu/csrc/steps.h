@@ -124,8 +124,8 @@ class Steps {
             skip[n] = 1.0f - score;
           }
         } else if (branch.by == OPEN) {
-          run[n] = p->run[n];
-          skip[n] = p->skip[n];
+          if (p->run) run[n] = p->run[n];
+          if (p->skip) skip[n] = p->skip[n];
         }
         at[n] = keep ? branch.then : branch.otherwise;
         (keep ? kept : skipped).push_back(n);
