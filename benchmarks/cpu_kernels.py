@@ -25,7 +25,19 @@ from torch import Tensor
 from depthdial.core.whole import write_json
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import PAGE, Int8, LayerTensors, Linear, ModelTensors, Norm, Rope
+from depthdial.kernels.tensors import (
+    PAGE,
+    Branch,
+    Int8,
+    LayerTensors,
+    Linear,
+    ModelTensors,
+    Norm,
+    PagedCache,
+    PassOutput,
+    PassTokens,
+    Rope,
+)
 from depthdial.models import load_base
 from depthdial.models.block import spine_of
 
@@ -146,15 +158,14 @@ def whole_pass(
 def pass_of(native: NativeModel, model: ModelTensors, tokens: int, position: int, given: Tensor | None) -> Run:
     """A pass of `tokens` sequences at one position, to argmax; what it works on is made here, once."""
     layer, depth, pages = model.layers[0], len(model.layers), position // PAGE + 1
-    shape = (depth, tokens * pages, layer.kv_heads, PAGE, layer.head_dim)
-    k_cache, v_cache = (torch.zeros(shape, dtype=model.norm.weight.dtype) for _ in range(2))
-    ids = torch.arange(tokens) % 4
+    shape = (depth * tokens * pages, layer.kv_heads, PAGE, layer.head_dim)
+    k, v = (torch.zeros(shape, dtype=model.norm.weight.dtype) for _ in range(2))
+    cache = PagedCache(k, v, torch.arange(depth * tokens * pages).view(depth, tokens, pages).int())
     positions, sequences = torch.full((tokens,), position).int(), torch.arange(tokens).int()
-    table = torch.arange(tokens * pages).view(tokens, pages).int()
+    inputs = PassTokens(torch.arange(tokens) % 4, positions, sequences, torch.zeros(tokens), given)
     keep, score = torch.empty(depth, tokens, dtype=torch.uint8), torch.empty(depth, tokens)
-    best, offsets = torch.empty(tokens, dtype=torch.int64), torch.zeros(tokens)
-    inputs = (ids, positions, sequences, table, k_cache, v_cache, offsets, given, None, keep, score, None, best)
-    return lambda: native.forward(*inputs)
+    out = PassOutput(keep, score, argmax=torch.empty(tokens, dtype=torch.int64))
+    return lambda: native.forward(inputs, cache, out)
 
 
 def interleaved(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -171,7 +182,7 @@ def interleaved(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], d
 
 def tensors_of(model: Any) -> ModelTensors:
     spine = spine_of(model)
-    layers = tuple(LayerTensors(**vars(block)) for block in spine.blocks)
+    layers = tuple(LayerTensors(**vars(block), branch=Branch("table")) for block in spine.blocks)
     return ModelTensors(spine.embed, layers, spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
 
 

@@ -109,3 +109,9 @@ def _gaps(model: ModelTensors) -> bool:
 @pytest.fixture(scope="session")
 def batch_for() -> type[Batch]:
     return Batch
+
+
+@pytest.fixture(scope="session")
+def base(tiny_model: Callable[..., PreTrainedModel], tensors_of: Callable[..., ModelTensors]) -> ModelTensors:
+    """A model whose sizes are whole tiles, so that the same programs over it can run in tiles."""
+    return tensors_of(tiny_model("llama", hidden_size=64, intermediate_size=160, head_dim=32))

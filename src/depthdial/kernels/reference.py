@@ -211,22 +211,21 @@ class Passed(NamedTuple):
 
 
 def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, decide: Decide | None = None) -> Passed:
-    """N tokens through the whole model; the cache is written in place. Who runs a visit: h = x + attn(z), y = h + run *
-    mlp(norm(h)); who waits and does not: y = x + skip * adapter(norm(x)). An attention that is decided on its own is
-    weighed, too."""
+    """N tokens through the model; the cache is written in place. Who runs a visit: h = x + attn(z), y = h + run *
+    mlp(norm(h)), or y = x + run * (h + mlp(norm(h)) - x) of a `whole` one; who waits and does not: y = x + skip *
+    adapter(norm(x)). An attention that is decided on its own is weighed, too."""
     x = embed(tokens.ids, model.embed, model.embed_scale, cache.k.dtype)
     steps, untouched = model.steps, tokens.offsets == float("inf")
     begins = [s for s, step in enumerate(steps) if step.unit != "mlp"]
-    at = torch.zeros_like(tokens.positions)
-    keeps, scores = [], []
+    at, keeps, scores = torch.zeros_like(tokens.positions), [], []
     for s, (visit, unit, branch) in enumerate(steps):
         layer, here = model.layers[visit], at == s
         z = rms_norm(x, *(layer.before_mlp if unit == "mlp" else layer.before_attn))
         if branch.by == "open":
             assert decide is not None
             free, one = here & ~untouched, torch.ones_like(tokens.offsets)
-            keep, run, skip = decide(Waiting(s, free, x.float(), z.float()))
-            run, skip = (one if weight is None else torch.where(free, weight, 1) for weight in (run, skip))
+            keep, *weights = decide(Waiting(s, free, x.float(), z.float()))
+            run, skip = (one if weight is None else torch.where(free, weight, 1) for weight in weights)
             choice = Choice(keep | untouched, (keep | untouched).float(), run, skip)
         else:
             looks = branch.router is not None and isinstance(branch.router.ops[0], Look)
@@ -236,13 +235,11 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
         ran = choice.keep & here & (layer.base | ~untouched)
         keeps.append(ran)
         scores.append(torch.where(untouched, ran.float(), choice.score) * here)
-        then, otherwise = (
-            s + 1 if target is None else target if target == END else begins[target]
-            for target in (branch.then, branch.otherwise)
-        )
-        following = torch.where(untouched, s + 1, torch.where(ran, then, otherwise)).int()
-        at = torch.where(here, following, at)
+        targets = (branch.then, branch.otherwise)
+        then, otherwise = (s + 1 if to is None else to if to == END else begins[to] for to in targets)
+        at = torch.where(here, torch.where(untouched, s + 1, torch.where(ran, then, otherwise)).int(), at)
         kept, skipped = ran.nonzero().flatten(), (here & ~ran & ~untouched).nonzero().flatten()
+        before = x
         if unit != "mlp":
             update = _attended(model, visit, z, kept, tokens, cache)
             x = _joined(x, kept, update, choice.run if unit == "attn" else torch.ones_like(choice.run))
@@ -252,10 +249,11 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
                 x = _joined(x, skipped, update, choice.skip)
             u = rms_norm(x[kept], *layer.before_mlp)
             update = _normed(gated_mlp(u, layer.gate, layer.up, layer.down, layer.activation), layer.after_mlp)
-            x = _joined(x, kept, update, choice.run)
-    return Passed(
-        head(x, model.norm, model.head, model.softcap), torch.stack(keeps).to(torch.uint8), torch.stack(scores)
-    )
+            x = _joined(x, kept, update, torch.ones_like(choice.run) if layer.whole else choice.run)
+            if layer.whole:
+                x = torch.where(ran[:, None], torch.lerp(before, x, choice.run[:, None].to(x.dtype)), x)
+    logits = head(x, model.norm, model.head, model.softcap)
+    return Passed(logits, torch.stack(keeps).to(torch.uint8), torch.stack(scores))
 
 
 def _attended(

@@ -139,6 +139,8 @@ class LayerTensors(NamedTuple):
     absent: Literal["project", "nothing"] = "project"
     """What a token of the pass leaves that does not run attention here, be it that it has left or jumped over this
     visit: K and V of its stream as it is by now, or nothing."""
+    whole: bool = False
+    """Weights are on the whole visit, y = x + run (layer(x) - x), and not on its MLP; without an `mlp_branch`."""
     base: bool = True
     """Does the untouched base run it? A token at offset +inf runs these visits and no others, whatever the branches."""
 

@@ -86,8 +86,7 @@ def test_int8_is_its_definition(isa, family, width, tiny_model, tensors_of, rout
 
 def tabled(model: ModelTensors) -> ModelTensors:
     """Every layer without a router is decided by a table."""
-    free = Branch("table")
-    layers = (layer if layer.branch.by == "ops" else layer._replace(branch=free) for layer in model.layers)
+    layers = (v if v.branch.by == "ops" else v._replace(branch=Branch("table")) for v in model.layers)
     return model._replace(layers=tuple(layers))
 
 
@@ -165,9 +164,9 @@ def test_counts_are_those_of_the_route(tiny_model, tensors_of, routed, batch_for
 def test_without_logits_or_argmax_the_head_is_not_read(tiny_model, tensors_of, batch_for):
     model = tensors_of(tiny_model())
     batch, native = batch_for(model), NativeModel(model)
-    inputs, cache, out = batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES))
-    whole = native.forward(inputs, cache, out)
-    part = native.forward(inputs, cache, out._replace(logits=None))
+    inputs, out = batch.inputs(PLACES), batch.output(len(PLACES))
+    whole = native.forward(inputs, batch.cache(), out)
+    part = native.forward(inputs, batch.cache(), out._replace(logits=None))
     assert not isinstance(model.head, Int8)
     assert whole.weight_bytes - part.weight_bytes == 4 * model.head.numel()
 
@@ -177,8 +176,7 @@ def test_without_logits_or_argmax_the_head_is_not_read(tiny_model, tensors_of, b
 def test_any_number_of_threads_gives_the_same_bits(threads, tiny_model, tensors_of, routed, batch_for):
     model = routed(tensors_of(tiny_model("qwen3")))
     batch, native = batch_for(model), NativeModel(model)
-    before, results = torch.get_num_threads(), []
-    inputs = batch.inputs(PLACES)
+    before, results, inputs = torch.get_num_threads(), [], batch.inputs(PLACES)
     try:
         for count in (1, threads, threads):
             torch.set_num_threads(count)

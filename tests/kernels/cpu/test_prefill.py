@@ -10,25 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.cpu.programs import wide_model
 from torch import Tensor
 
 from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import EMULATED, all_isas, supported
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import (
-    AdapterTensors,
-    Branch,
-    Dense,
-    Int8,
-    LayerTensors,
-    Linear,
-    ModelTensors,
-    Norm,
-    PagedCache,
-    PassOutput,
-    PassTokens,
-)
+from depthdial.kernels.tensors import Branch, Linear, ModelTensors, PagedCache, PassTokens
 from depthdial.models.families import FAMILIES
 
 TILES = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 32}
@@ -56,7 +45,7 @@ def model(tiny_model: Callable, tensors_of: Callable, routed: Callable) -> Calla
     return make
 
 
-def run(native: NativeModel, inputs: PassTokens, cache: PagedCache, batch: Any) -> tuple[PassOutput, Counters]:
+def run(native: NativeModel, inputs: PassTokens, cache: PagedCache, batch: Any) -> tuple[Any, Counters]:
     """Logits of all tokens, decisions and scores."""
     out = batch.output(len(inputs.ids))
     return out, native.prefill(inputs, cache, out, torch.arange(len(inputs.ids), dtype=torch.int32))
@@ -79,7 +68,7 @@ def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: P
     for name, mine in {"k": ours.k, "v": ours.v, "logits": out.logits}.items():
         unit, error = exact[name].norm(), (mine - exact[name]).norm()
         assert error < 1.3 * (theirs[name] - exact[name]).norm() + 1e-3 * unit and error < 0.1 * unit, name
-    expected = reference.forward_pass(_wide(model, torch.bfloat16), inputs, batch.cache())
+    expected = reference.forward_pass(wide_model(model, torch.bfloat16), inputs, batch.cache())
     assert (expected.keep == keep).float().mean() > 0.97 and (expected.score - score).abs().mean() < 0.02
     for layer, kept, scores in zip(model.layers, keep, score, strict=True):
         router = layer.branch.router
@@ -91,35 +80,12 @@ def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: P
 
 def _told(model: ModelTensors, batch: Any, inputs: PassTokens, dtype: torch.dtype, keep: Tensor) -> dict[str, Tensor]:
     """The definition's logits and caches in a dtype, every decision given; all fp32."""
-    wide = _wide(model, dtype)
+    wide = wide_model(model, dtype)
     wide = wide._replace(layers=tuple(layer._replace(branch=Branch("table")) for layer in wide.layers))
     cache = batch.cache()
     cache = cache._replace(k=cache.k.to(dtype), v=cache.v.to(dtype))
     logits = reference.forward_pass(wide, inputs._replace(given=keep), cache).logits
     return {"logits": logits, "k": cache.k.float(), "v": cache.v.float()}
-
-
-def _wide(model: ModelTensors, dtype: torch.dtype) -> ModelTensors:
-    """The same weights in another dtype."""
-
-    def wide(part: Any) -> Any:
-        if isinstance(part, Int8):
-            return (part.values.float() * part.scale[:, None]).to(dtype)
-        if isinstance(part, Tensor):
-            return part.to(dtype)
-        if isinstance(part, Branch):  # routers keep their own dtypes, but for the first operation
-            router = part.router
-            if router is None or dtype == torch.bfloat16:
-                return part
-            first = router.ops[0]
-            assert isinstance(first, Dense)
-            return part._replace(router=router._replace(ops=(wide(first), *router.ops[1:])))
-        if isinstance(part, (Dense, Linear, Norm, AdapterTensors, LayerTensors)):
-            return type(part)(*map(wide, part))
-        return part
-
-    layers = tuple(wide(layer) for layer in model.layers)
-    return model._replace(embed=wide(model.embed), layers=layers, norm=wide(model.norm), head=wide(model.head))
 
 
 ORDERS = {"qwen2": "tanh_norm", "qwen3": "linear"}

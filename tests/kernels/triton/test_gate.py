@@ -27,11 +27,12 @@ def test_gates_are_read_from_their_operations(tiny_tensors):
         ({"branch": Branch("open")}, "Python, which decides at visit 1"),
         ({"branch": Branch("ops", RouterTensors((Look(), Dense(torch.ones(1, 2)))))}, "routers of one form only"),
         ({"branch": Branch("ops", RouterTensors((Dense(torch.ones(1, 32)), Act("silu"))))}, "routers of one form only"),
+        ({"whole": True}, "visit 1 is weighed as a whole"),
         ({"absent": "nothing"}, "leaves gaps at visit 1"),
     ],
 )
 def test_other_programs_are_refused(change, message, tiny_tensors):
-    model: ModelTensors = tiny_tensors()
+    model: ModelTensors = tiny_tensors(soft=True)
     layers = (model.layers[0], model.layers[1]._replace(**change), model.layers[2])
     with pytest.raises(ValueError, match=message):
         gates_of(model._replace(layers=layers))

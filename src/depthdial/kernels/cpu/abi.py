@@ -56,7 +56,7 @@ class LayerSpec(Structure):
         *((name, Mat) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, Mat) for name in ("adapter_gate", "adapter_up", "adapter_down")),
         *((name, BranchSpec) for name in ("branch", "mlp_branch")),
-        *((name, c_int32) for name in ("step", "halves", "cache", "nothing", "base")),
+        *((name, c_int32) for name in ("step", "halves", "cache", "nothing", "base", "whole")),
         *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window")),
         ("scale", c_float),
     ]

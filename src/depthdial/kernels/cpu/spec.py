@@ -60,6 +60,7 @@ def _layer(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpec:
     if layer.adapter is not None:
         spec.adapter_gate, spec.adapter_up, spec.adapter_down = (to.mat(weight) for weight in layer.adapter)
     spec.halves, spec.nothing, spec.base = layer.mlp_branch is not None, layer.absent == "nothing", layer.base
+    spec.whole = layer.whole
     spec.heads, spec.kv_heads, spec.head_dim = layer.heads, layer.kv_heads, layer.head_dim
     spec.rope, spec.gelu = ropes.index(layer.rope), layer.activation == "gelu_tanh"
     spec.window, spec.scale = layer.window or 0, layer.scale

@@ -35,8 +35,8 @@ class DecodePass:
         tiles: Tiles | None = None,
         work: bool = False,
     ):
-        """routed: False leaves every router, adapter and table out: each row runs each layer. given: layers that a table
-        decides do as `self.given` says. work: count tiles and pages per layer in `self.work`.
+        """routed: False leaves every router, adapter and table out: each row runs each layer. given: layers that a
+        table decides do as `self.given` says. work: count tiles and pages per layer in `self.work`.
 
         Raises ValueError for what these kernels do not run.
         """

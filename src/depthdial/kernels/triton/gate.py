@@ -1,4 +1,4 @@
-"""What of programs and routers these kernels run: each layer once, decided as a whole by FlexiDepth's gate or a table."""
+"""What of programs and routers these kernels run: each layer once, decided by FlexiDepth's gate or a table."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ def _gate(visit: int, layer: LayerTensors, dtype: torch.dtype) -> Gate | None:
         raise ValueError(f"these kernels do not wait for Python, which decides at visit {visit}")
     if branch.router is None:
         return None
+    if layer.whole and branch.router.soft:
+        raise ValueError(f"these kernels weigh the MLP of a layer, and visit {visit} is weighed as a whole")
     if layer.absent == "nothing":
         raise ValueError(f"these kernels read all that lies before a token, and a router leaves gaps at visit {visit}")
     gate = gate_of(branch.router)

@@ -87,6 +87,12 @@ static inline void gated(float* gate, const float* up, int n, bool gelu, bool bf
     for (int i = 0; i < n; ++i) gate[i] = gate[i] * sigmoid(gate[i]) * up[i];
 }
 
+// From a to b, as far as the weight says, which is rounded.
+static inline float between(float a, float b, float weight, bool bf16) {
+  const float w = rounded(weight, bf16);
+  return rounded(w < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w), bf16);
+}
+
 // x += weight * update, the weight and the product rounded.
 static inline void add(float* x, const float* update, int n, float weight, bool bf16) {
   if (!bf16)

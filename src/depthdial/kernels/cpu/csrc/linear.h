@@ -21,6 +21,13 @@ static inline int value_bytes(const Mat& w) { return w.kind == INT8 ? 1 : w.kind
 
 static inline int64_t row_bytes(const Mat& w) { return (int64_t)w.cols * value_bytes(w) + (w.kind == INT8 ? 4 : 0); }
 
+// Column i of one row of a matrix that is looked up.
+static inline float entry(const Mat& w, int64_t row, int i, bool bf16) {
+  const size_t at = (size_t)row * w.cols + i;
+  if (w.kind == INT8) return rounded(((const int8_t*)w.data)[at] * w.scale[row], bf16);
+  return w.kind == BF16 ? from_bf16(((const uint16_t*)w.data)[at]) : ((const float*)w.data)[at];
+}
+
 // The input of a linear map in the form its kernel reads; memory for max_tokens rows of the widest input.
 struct Packed {
   float* wide;         // [tokens, pitch]

@@ -55,7 +55,7 @@ constexpr int LOGITS = 256;  // of each token, held before they are looked at
 // What one thread keeps for itself. Every thread computes the residual stream and the decisions, which is cheaper than
 // sharing them.
 struct Own {
-  Buffer<float> x, z, code, pages, logits, near;
+  Buffer<float> x, z, before, code, pages, logits, near;
   PackedMemory a, b;
   Steps steps;
   std::vector<float> best;
@@ -65,7 +65,7 @@ struct Own {
   int projected = 0, asked = 0;  // how often the shared K and V, and the codes, were written
 
   Own(int tokens, int dim, int widest, int rank, int head_dim)
-      : x((size_t)tokens * dim), z((size_t)tokens * dim), code(2 * rank), pages((size_t)2 * PAGE * head_dim),
+      : x((size_t)tokens * dim), z((size_t)tokens * dim), before((size_t)tokens * dim), code(2 * rank), pages((size_t)2 * PAGE * head_dim),
         logits((size_t)tokens * LOGITS), near((size_t)RUNS * padded(widest)), a(tokens, widest), b(tokens, widest), best(tokens), best_id(tokens) {
     for (std::vector<int>* of : {&steps.here, &steps.kept, &steps.skipped}) of->reserve(tokens);
   }

@@ -63,6 +63,8 @@ class Pass {
       queries(l);
     }
     write(l, side);
+    for (const int n : s.kept)
+      if (l.whole && s.run[n] != 1.0f) memcpy(own.before + (size_t)n * D, own.x + (size_t)n * D, sizeof(float) * D);
     if (!s.kept.empty()) attention(l);
   }
 
@@ -85,8 +87,8 @@ class Pass {
       }
       s.decide(l, branch, l.step + 1);
     }
-    if (!s.kept.empty() || (!s.skipped.empty() && l.adapter_gate.data)) mlp(l, next);
-    else expect(next);
+    if (s.kept.empty() && (s.skipped.empty() || !l.adapter_gate.data)) expect(next);
+    else mlp(l, next);
   }
 
  private:
@@ -105,19 +107,15 @@ class Pass {
   }
 
   void embed() {
-    const Mat& table = m.spec.embed;
     const float scale = rounded(m.spec.embed_scale, bf16);
     for (int n = 0; n < N; ++n) {
       float* x = own.x + (size_t)n * D;
-      const size_t row = (size_t)p.ids[n] * D;
       for (int i = 0; i < D; ++i) {
-        if (table.kind == INT8) x[i] = rounded(((const int8_t*)table.data)[row + i] * table.scale[p.ids[n]], bf16);
-        else if (table.kind == BF16) x[i] = from_bf16(((const uint16_t*)table.data)[row + i]);
-        else x[i] = ((const float*)table.data)[row + i];
+        x[i] = entry(m.spec.embed, p.ids[n], i, bf16);
         if (scale != 1.0f) x[i] = rounded(x[i] * scale, bf16);
       }
     }
-    if (t == 0) own.weight_bytes += N * row_bytes(table);
+    if (t == 0) own.weight_bytes += N * row_bytes(m.spec.embed);
   }
 
   void turns() {
@@ -140,7 +138,7 @@ class Pass {
     s.leave();
   }
 
-  // own.z of `count` tokens; rows null: of the first.
+  // Of `count` tokens; rows null: of the first.
   void norm(const NormSpec& by, const int* rows, int count) {
     for (int i = 0; i < count; ++i) {
       const size_t at = (size_t)(rows ? rows[i] : i) * D;
@@ -151,9 +149,8 @@ class Pass {
   // The first product of a router; own.a.view has the tokens as `packed`, or they are packed for it.
   void ask(const RouterSpec& router, const int* rows, int count, int packed, float* codes) {
     ++own.asked;
-    Packed& x = router.first.kind == packed ? own.a.view : own.b.view;
-    if (router.first.kind != packed) pack(x, own.z, rows, count, D, router.first.kind);
-    multiply(router.first, x, codes, router.wide);
+    if (router.first.kind != packed) pack(own.b.view, own.z, rows, count, D, router.first.kind);
+    multiply(router.first, router.first.kind != packed ? own.b.view : own.a.view, codes, router.wide);
   }
 
   // What the router says of each token that is asked, from the codes of `rows`.
@@ -231,9 +228,9 @@ class Pass {
       float* q = m.q + (size_t)row * width;
       for (int h = first; h < last; ++h)
         norm_and_rotate(q + (size_t)h * l.head_dim, l.q_norm, turn(l, n), m.half, bf16);
-      const auto one = l.head_dim == 64 ? ::attend<T, 64> : l.head_dim == 128 ? ::attend<T, 128> : ::attend<T, 0>;
-      const int seen = one(cache(l), l, pages(l, n), held, p.positions[n], q, first, last,
-                           m.attended + (size_t)row * width, own.pages, bf16);
+      const auto over = l.head_dim == 64 ? ::attend<T, 64> : l.head_dim == 128 ? ::attend<T, 128> : ::attend<T, 0>;
+      const int seen = over(cache(l), l, pages(l, n), held, p.positions[n], q, first, last,
+                            m.attended + (size_t)row * width, own.pages, bf16);
       own.kv_bytes += 2.0 * seen * l.head_dim * sizeof(T) * (last - first) / group;
       i += last - first;
     }
@@ -242,8 +239,7 @@ class Pass {
     multiply(l.o, own.a.view, m.update);
     expect(l.gate);
     m.pool.barrier();
-    for (int i = 0; i < kept; ++i)
-      join(m.update + (size_t)i * D, l.after_attn, s.kept[i], l.halves ? s.run[s.kept[i]] : 1.0f);
+    for (int i = 0; i < kept; ++i) join(m.update + (size_t)i * D, l.after_attn, s.kept[i], l.halves ? s.run[s.kept[i]] : 1);
   }
 
   // x of token n += weight * update, normed first where the model does.
@@ -273,7 +269,12 @@ class Pass {
     }
     expect(next);
     m.pool.barrier();
-    for (int i = 0; i < kept; ++i) join(m.update + (size_t)i * D, l.after_mlp, s.kept[i], s.run[s.kept[i]]);
+    for (int i = 0; i < kept; ++i) {
+      const int n = s.kept[i];
+      join(m.update + (size_t)i * D, l.after_mlp, n, l.whole ? 1.0f : s.run[n]);
+      float *x = own.x + (size_t)n * D, *before = own.before + (size_t)n * D;
+      for (int j = 0; l.whole && s.run[n] != 1.0f && j < D; ++j) x[j] = between(before[j], x[j], s.run[n], bf16);
+    }
     for (int i = 0; i < skipped; ++i) join(m.bypass + (size_t)i * D, {}, s.skipped[i], s.skip[s.skipped[i]]);
   }
 

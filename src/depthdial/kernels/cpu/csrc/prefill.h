@@ -104,16 +104,8 @@ class Prefill : PrefillBlocks {
     if (t == 0 && !resumed) p.weight_bytes += N * row_bytes(table);
     for (int n = mine.begin; n < mine.end; ++n) {
       uint16_t* x = s.x + (size_t)n * D;
-      const size_t row = (size_t)p.ids[n] * D;
-      for (int i = 0; i < D; ++i) {
-        if (resumed) {
-          x[i] = to_bf16(p.x[(size_t)n * D + i]);
-          continue;
-        }
-        const float value = table.kind == INT8 ? round_bf16(((const int8_t*)table.data)[row + i] * table.scale[p.ids[n]])
-                                               : from_bf16(((const uint16_t*)table.data)[row + i]);
-        x[i] = to_bf16(value * scale);
-      }
+      for (int i = 0; i < D; ++i)
+        x[i] = to_bf16(resumed ? p.x[(size_t)n * D + i] : entry(table, p.ids[n], i, true) * scale);
       for (int rope = 0; rope < m.spec.ropes; ++rope)
         angles(m.inv_freq.data() + rope * m.half, m.rope_scaling[rope], p.positions[n], m.half, true, angle(rope, n));
     }

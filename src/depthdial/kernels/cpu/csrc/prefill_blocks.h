@@ -102,10 +102,10 @@ class PrefillBlocks {
     if (feeds) {
       amx::norm(own.x, own.z, all, 0, D, l.before_mlp);
       amx::opened(l.gate, l.up, own.z, all, l.gelu, whole(l.gate.rows), own.scratch);
-      weights(st.run.data(), rows, count);
+      weights(l.whole ? nullptr : st.run.data(), rows, count);
       add(l.down, whole(l.gate.rows), all, l.after_mlp);
     }
-    back(rows, count);
+    back(rows, count, l.whole);
   }
 
   // What a block of skipped tokens gets instead.
@@ -146,8 +146,19 @@ class PrefillBlocks {
       }
   }
 
-  void back(const int* rows, int count) {
-    amx::scatter(own.x, 0, D, count, [&](int i, int c, __m512i v) { _mm512_storeu_si512(s.x + (size_t)rows[i] * D + c, v); });
+  // blend: as far as the tokens' weights say, from what there was.
+  void back(const int* rows, int count, bool blend = false) {
+    amx::scatter(own.x, 0, D, count, [&](int i, int c, __m512i v) {
+      uint16_t* to = s.x + (size_t)rows[i] * D + c;
+      const float weight = st.run[rows[i]];
+      if (!blend || weight == 1.0f) {
+        _mm512_storeu_si512(to, v);
+        return;
+      }
+      uint16_t after[32];
+      _mm512_storeu_si512(after, v);
+      for (int j = 0; j < 32; ++j) to[j] = to_bf16(between(from_bf16(to[j]), from_bf16(after[j]), weight, true));
+    });
   }
 
   void attention(const LayerSpec& l, const int* rows, int count) {
