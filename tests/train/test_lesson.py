@@ -98,7 +98,7 @@ def test_the_loss_by_hand(make: Callable, packed: Callable, tiny_model: Callable
     loss = lesson(**batch)["loss"]
     model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method_named("flexidepth", FIELDS))
     logits = model(ids, position_ids=positions, use_cache=False).logits
-    real, skip = labels != -100, model.route.stack("score", "attn").sum(0).square() * 0.02
+    real, skip = labels != -100, model.route.last.trace.stack("score", "attn").sum(0).square().view_as(labels) * 0.02
     if objective == "lm":
         assert not real[positions == 0].any(), "a document's first token follows nothing"
         task = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
@@ -149,23 +149,21 @@ def test_a_row_without_targets_is_harmless(make: Callable, packed: Callable):
         assert all(buffer.isfinite().all() for buffer in lesson.control.buffers())
 
 
-def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable, monkeypatch: Any):
+def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable):
     lesson, batch = make("distill", True), packed(4, 16)
     seen = []
-    route = lesson._base[0].route
-    begin = route.begin
+    converted = lesson._base[0].converted
 
-    def watched(*args: Any) -> None:
-        seen.append((route.offset, route.training))
-        begin(*args)
+    def watched(*_: Any) -> None:
+        seen.append((converted.settings.offset, converted.settings.training))
 
-    monkeypatch.setattr(route, "begin", watched)
+    model_of(lesson).register_forward_pre_hook(watched)
     lesson(**batch)
     budgets = lesson.control.draw(row_keys(batch["input_ids"]), 1.0)
     (_, first), (teacher, _), (student, training) = seen
     assert not first and teacher == math.inf and training
     assert torch.equal(student, lesson.control.offset(budgets))
-    assert not route.training and route.sample is None
+    assert not converted.settings.training and converted.settings.key is None
 
 
 def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed: Callable):
@@ -177,10 +175,10 @@ def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed
     follows = F.pad(written[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
     lesson(**batch, read_in_full=torch.tensor(True))["loss"].backward()
     assert lesson.seen["tokens"] == 3 * (written & follows).sum() > 0
-    keep = lesson._base[0].route.keep()[2:]  # [layers, rows * copies, tokens]
+    keep = lesson._base[0].converted.route.keep()[2:]  # [layers, rows * copies, tokens]
     assert keep.shape[1] == 6 and 0 < keep.float().mean() < 1
-    offsets = lesson._base[0].route.offset
-    assert len(set(offsets.tolist())) == 6, "each copy of a row has a budget of its own"
+    tokens = lesson._base[0].converted.route.last.tokens
+    assert len(set(tokens.rows(tokens.offset)[:, 0].tolist())) == 6, "each copy of a row has a budget of its own"
     assert lesson.seen["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
 
 
@@ -256,4 +254,4 @@ def test_methods_are_told_how_far_training_is(make: Callable, packed: Callable):
     lesson = make("lm", False)
     lesson.progress = 0.7
     lesson(**packed(1, 16))
-    assert lesson._base[0].route.progress == 0.7
+    assert lesson._base[0].converted.route.last.tokens.progress == 0.7

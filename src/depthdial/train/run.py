@@ -114,7 +114,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     method = asked.calibrate(BaseProbe(model, check_batches), log.info)
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
     convert(model, method)
-    check_reading(config, converted_of(model))
+    check_reading(config, model)
     if config.compile:
         compile_pieces(model)
     learns = any(parameter.requires_grad for parameter in model.parameters())
