@@ -84,20 +84,15 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
     )
 
 
-def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected, tiny_model, tmp_path):
-    """Native kernels fuse attention and MLP: SkipLayer over attention alone has none."""
+def test_a_model_that_runs_in_pytorch_says_so_with_the_reason(options, expected):
+    """Native kernels compute in bfloat16 or float32. A method whose decisions are plain Python keeps them."""
     llm, _ = expected
-    assert (
-        llm.stats.in_torch is None and "PyTorch" not in run("generate", "the", *options, "--max-new-tokens", "2").stderr
-    )
-    model = convert(tiny_model("llama"), method_named("skiplayer", {"units": "attn"}))
-    curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
-    plugin = Plugin("attn", converted_of(model).method, fingerprint(model), {"text": curve}, recommended=0.8)
-    save(model, tmp_path / "attn", plugin)
-    given = ["--model", options[1], "--plugin", str(tmp_path / "attn"), *options[4:], "--max-new-tokens", "2"]
+    given = ["generate", "the quick", *options, "--max-new-tokens", "2"]
+    assert llm.stats.in_torch is None and "PyTorch" not in run(*given).stderr
+    given[given.index("float32")] = "float16"
     for more in ([], ["--json"]):
-        result = run("generate", "the quick", *given, *more)
-        assert "in PyTorch, several times slower, without native kernels: the method does not route" in result.stderr
+        result = run(*given, *more)
+        assert "in PyTorch, several times slower, without native kernels: " in result.stderr
         assert "PyTorch" not in result.stdout
 
 
