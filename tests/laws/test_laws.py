@@ -562,7 +562,8 @@ def test_11_what_is_lowered_says_what_the_method_says(case: Case) -> None:
             torch.testing.assert_close((own.run, own.skip), (keep * g, ~keep * (1 - g)))
         bypass = method.bypass(unit.parts, seen.x, s)
         assert (bypass is None) == (lowered.bypass is None)
-        assert lowered.bypass is None or torch.equal(bypass, lowered.bypass(seen.x))
+        if lowered.bypass is not None and bypass is not None:
+            assert torch.equal(bypass, lowered.bypass(seen.x))
 
 
 @of_cases(lambda method: method.ahead)

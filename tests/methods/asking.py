@@ -35,6 +35,6 @@ def ask(
     program = method.program(depth) if trace is None else trace.program
     s = program.routed[0] if step is None else program.step(*step)  # pyright: ignore[reportArgumentType]
     trace = Trace(program) if trace is None else trace
-    of = tokens(*x.shape[:2], **settings) if of is None else of
+    of = tokens(x.shape[0], x.shape[1], **settings) if of is None else of
     trace.decisions[s] = method.decide(parts, Seen(x.flatten(0, 1)), s, of, trace)
     return trace.decisions[s].shaped(*x.shape[:2])
