@@ -115,9 +115,10 @@ def adaptive(plain: PreTrainedModel, args: argparse.Namespace) -> ModelTensors:
         logits = torch.logit(score.clamp(1e-6, 1 - 1e-6))
         layers = []
         for layer, logit in zip(tensors.layers, logits, strict=True):
-            if layer.router is not None:
-                bias = layer.router.bias - float(torch.quantile(logit, share))
-                layer = layer._replace(router=layer.router._replace(bias=bias))
+            router = layer.branch.router
+            if router is not None:
+                cut = float(torch.quantile(logit, share))
+                layer = layer._replace(branch=layer.branch._replace(router=router._replace(cut=cut)))
             layers.append(layer)
         tensors = tensors._replace(layers=tuple(layers))
     return tensors

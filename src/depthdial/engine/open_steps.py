@@ -47,7 +47,7 @@ class OpenSteps:
             s = self._steps[waiting.step]
             decision = self._decision(waiting, s, tokens, trace)
             trace.decisions[s] = decision
-            if s in self._plain.tried.bypassed:
+            if s in self._plain.bypassed:
                 self._bypass(waiting, s, decision)
             if s in self._soft:
                 assert decision.score is not None
