@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.graph import Graphs, WeightBytes
-from depthdial.kernels.tensors import PAGE, ModelTensors
+from depthdial.kernels.tensors import PAGE, ModelTensors, PagedCache
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place
 from depthdial.kernels.triton.rows import Rows
@@ -77,9 +77,7 @@ def work(model: ModelTensors, keep: Tensor, positions: Tensor, asked: int, route
 def decode_case(model: ModelTensors, batch: int, context: int, device: torch.device) -> Case:
     """One token of each of `batch` sequences, after `context` others with random K and V."""
     pages = context // PAGE + 1
-    caches = _caches(model, batch * pages, device)
-    table = torch.randperm(batch * pages, device=device).to(torch.int32).view(batch, pages)
-    graphs = Graphs(model, *caches, table, buckets=(batch,))
+    graphs = Graphs(model, _cache(model, batch, pages, device), buckets=(batch,))
     ids = torch.randint(len(model.head), (batch,), device=device)
     positions = torch.full((batch,), context, dtype=torch.int32, device=device)
     sequences = torch.arange(batch, dtype=torch.int32, device=device)
@@ -95,15 +93,14 @@ def decode_case(model: ModelTensors, batch: int, context: int, device: torch.dev
 def prefill_case(model: ModelTensors, tokens: int, device: torch.device) -> Case:
     """One prompt from its start; logits of its last token."""
     pages = -(-tokens // PAGE)
-    caches = _caches(model, pages, device)
-    table = torch.randperm(pages, device=device).to(torch.int32)[None]
+    cache = _cache(model, 1, pages, device)
     ids = torch.randint(len(model.head), (tokens,), device=device)
     positions = torch.arange(tokens, dtype=torch.int32, device=device)
     count = torch.full((1,), tokens, dtype=torch.int32, device=device)
-    place = Place(Rows(count), torch.zeros_like(positions), positions, table)
+    place = Place(Rows(count), torch.zeros_like(positions), positions, cache.table[0])
 
     def run(routed: bool) -> PrefillPass:
-        made = PrefillPass(model, *caches, place, [0, tokens], torch.zeros(tokens, device=device), routed=routed)
+        made = PrefillPass(model, cache, place, [0, tokens], torch.zeros(tokens, device=device), routed=routed)
         made.logits(made.run(ids)[-1:])
         return made
 
@@ -111,8 +108,10 @@ def prefill_case(model: ModelTensors, tokens: int, device: torch.device) -> Case
     return Case(f"prefill, {tokens} tokens", tokens, variants, lambda: run(True), model, positions, 1)
 
 
-def _caches(model: ModelTensors, pages: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    layer = model.layers[0]
-    shape = (len(model.layers), pages, layer.kv_heads, PAGE, layer.head_dim)
+def _cache(model: ModelTensors, rows: int, pages: int, device: torch.device) -> PagedCache:
+    """Random K and V of so many sequences, each of so many pages, in any order."""
+    layer, units = model.layers[0], len(model.layers) * rows * pages
+    shape = (units, layer.kv_heads, PAGE, layer.head_dim)
     k, v = (torch.empty(shape, dtype=model.norm.weight.dtype, device=device).normal_() for _ in range(2))
-    return k, v
+    table = torch.randperm(units, device=device).to(torch.int32).view(len(model.layers), rows, pages)
+    return PagedCache(k, v, table)
