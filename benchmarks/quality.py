@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from depthdial.core.whole import plain, write_json
-from depthdial.maps.classes import depth_table
 from depthdial.models import load_base
 from depthdial.train.machine import keep_memory
+from heldout.classes import depth_table
 from heldout.data import Held, held_out
 from heldout.plot import draw
 from heldout.routers import RouteRecord

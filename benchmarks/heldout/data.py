@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from depthdial.maps.classes import TokenClasses
 from depthdial.models.calibration import Batch
 from depthdial.train.data import Record, holdout, read
 from depthdial.train.pack import prepare
+from heldout.classes import PlaceClasses
 
 HELD_OUT = 0.01
 """Share of documents that `depthdial.train.run.train` holds out."""
@@ -74,7 +74,7 @@ def held_out(
         "prose": read([data / "text" / "wikitext2_test.jsonl.gz", data / "text" / "wikipedia_demo.jsonl.gz"]),
     }
     seen = seen_shares(trained, [r for records in kinds.values() for r in records])
-    finder = TokenClasses(tokenizer)
+    finder = PlaceClasses(tokenizer)
     batches: list[Batch] = []
     classes: list[dict[str, Tensor]] = []
     groups: dict[str, list[Tensor]] = {name: [] for name in (*kinds, "answers")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthdial.maps.interval import clustered_mean
+from heldout.interval import clustered_mean
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Case:
 def unrolled(base: Any, converted: Converted) -> Any:
     """A model with a layer for each passage of the untouched base through a block, with that passage's own changes."""
     program = converted.program
-    visits = [program.visits[v] for v in dict.fromkeys(program.visit_of[s] for s in program.base_way)]
+    visits = [program.visits[v] for v in program.base_visits]
     if [visit.block for visit in visits] == list(range(base.config.num_hidden_layers)):
         return base
     config = copy.deepcopy(base.config)

@@ -49,7 +49,8 @@ def by_hand(base: Any, changes: dict[int, dict[str, Tensor]], visits: list[int],
         return x * cos + torch.cat([-second, first], -1) * sin
 
     for visit, block in enumerate(visits):
-        layer, change = base.get_decoder().layers[block], changes.get(visit, {})
+        layer: Any = base.get_decoder().layers[block]
+        change = changes.get(visit, {})
 
         def linear(x: Tensor, unit: str, name: str, layer: Any = layer, change: dict[str, Tensor] = change) -> Tensor:
             return x @ (layer.get_submodule(f"{unit}.{name}").weight + change.get(name, 0)).T
@@ -153,8 +154,9 @@ def test_changes_start_at_nothing_and_learn(tiny_model: Callable):
     assert torch.equal(forward(model), forward(plain)), "bit for bit"
     model(IDS, labels=IDS).loss.backward()
     parts = [part for unit in converted_of(model).parted.values() for part in unit.parts.values()]
+    gradients = [part.get_parameter("up").grad for part in parts]
     assert len(parts) == 12 * 7 and all(isinstance(part, LoRA) and part.macs == 0 for part in parts)
-    assert all(part.up.grad is not None and part.up.grad.any() for part in parts)
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
     held = {id(weight) for part in parts for weight in part.parameters()}
     assert held == {id(w) for w in model.parameters() if w.requires_grad}, "the parts of all visits are the model's"
     assert all(weight.grad is None for weight in model.parameters() if id(weight) not in held)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from depthdial.methods import Balcony, FlexiDepth, Readout, Recursive, Static
-from depthdial.models.branches import Exits, branches_of
+from depthdial.models.branches import Branches, Exits, branches_of
 from depthdial.models.checkpoint import parts_of
 from depthdial.models.convert import convert
 from depthdial.models.halves import Halves
@@ -63,7 +63,7 @@ def test_each_layer_and_block_runs_once(model: Any, packed: Callable, calls: lis
 
 def test_a_pass_of_each_exit_is_priced(model: Any):
     branches = branches_of(model, Halves(model))
-    assert branches is not None and branches.offsets == [-2, -1, 0]
+    assert isinstance(branches, Branches) and branches.offsets == [-2, -1, 0]
     assert branches.each.trace.keep(branches.each.tokens.offset).sum(0).tolist() == [2, 4, 5]
 
 

@@ -91,8 +91,8 @@ def pretrain(
     if not size and start is None:
         raise ValueError("give the --size of a fresh model, or the folder of one to --start from")
     fields = dict(parse_field(item) for item in field)
-    method = method or ("skiplayer" if start is None else own_name(config_ahead(start)))
-    own = {"data": tuple(data), "output": str(output), "fields": fields, "compile": compile_, "method": method}
+    own = {"data": tuple(data), "output": str(output), "fields": fields, "compile": compile_}
+    own["method"] = method or ("skiplayer" if start is None else own_name(config_ahead(start)))
     config = options.settings(PretrainConfig, values, **own)
     results = run(config, resume)
     if not processes.is_main():

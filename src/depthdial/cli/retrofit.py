@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from depthdial.cli.options import Json
+
 
 def retrofit(
     model: Annotated[str, typer.Argument(help="Short name, Hugging Face hub id, folder or GGUF file of the base.")],
@@ -25,7 +27,7 @@ def retrofit(
     dtype: Annotated[
         str, typer.Option(help="Of the blocks: bfloat16 or float32. Changes are in float32.")
     ] = "bfloat16",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a recursive model of a base: fewer blocks, each visited several times with a low-rank change per visit."""
     import contextlib

@@ -202,10 +202,14 @@ class Program:
         return tuple(way)
 
     @cached_property
+    def base_visits(self) -> tuple[int, ...]:
+        """The passages of the untouched base, by their places in `visits`."""
+        return tuple(dict.fromkeys(self.visit_of[s] for s in self.base_way if self.steps[s].base))
+
+    @cached_property
     def loops(self) -> bool:
         """Does the untouched base visit a block more than once?"""
-        blocks = [self.visits[v].block for v in dict.fromkeys(self.visit_of[s] for s in self.base_way)]
-        return len(set(blocks)) < len(blocks)
+        return len({self.visits[v].block for v in self.base_visits}) < len(self.base_visits)
 
     def check(self, depth: int) -> None:
         """Raise ValueError, one line that names the step, for what no executor can run on a base of `depth` layers."""

@@ -99,6 +99,11 @@ class TorchRunner:
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
+        self._part_bytes = {
+            (s, when): sum(size_of(w) for part in own.values() if isinstance(part, Part) and part.runs_for == when
+                           for w in part.parameters())
+            for s, own in self.parts.items() for when in ("all", "skipped")
+        }  # fmt: skip
         like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
         self.bypassed = bypassed_steps(self.method, self.program, self.parts, like, len(vocabulary))
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
@@ -303,9 +308,7 @@ class TorchRunner:
 
     def count_parts(self, s: int, runs_for: str) -> None:
         """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""
-        for part in self.parts[s].values():
-            if isinstance(part, Part) and part.runs_for == runs_for:
-                self._count(*part.parameters())
+        self._stats.weight_bytes += self._part_bytes[s, runs_for]
 
     def _count(self, *weights: Weight) -> None:
         self._stats.weight_bytes += sum(map(size_of, weights))

@@ -84,7 +84,8 @@ class D3(Method):
         return Decision.hard(self._layers(program, tokens) + dropped >= len(program.steps))
 
     def keeps(self, program: Program, tokens: Tokens) -> Tensor:
-        dropped = torch.tensor([self._order(program).index(program.steps[s].block) for s in program.routed])
+        order = self._order(program)
+        dropped = torch.tensor([order.index(program.steps[s].block) for s in program.routed])
         return self._layers(program, tokens) + dropped.to(tokens.offset.device)[:, None] >= len(program.steps)
 
     def lowered(self, parts: Parts, s: int) -> Lowered:

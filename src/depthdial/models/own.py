@@ -53,8 +53,7 @@ def method_for(config: PretrainedConfig | None, name: str, fields: dict[str, Any
 
 def own_name(config: PretrainedConfig | None) -> str:
     """The name of the method that a model of one of our types has; empty for any other."""
-    own = config is not None and config.model_type.startswith(OWN)
-    return name_of(method_from(config)) if own else ""
+    return "" if config is None or not config.model_type.startswith(OWN) else name_of(method_from(config))
 
 
 def plugin_from(config: PretrainedConfig) -> Plugin | None:

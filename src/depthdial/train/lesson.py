@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthdial.core.cost import token_cost
-from depthdial.models.branches import Branches, branches_of
+from depthdial.models.branches import Branches, Exits, branches_of
 from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of
 from depthdial.models.converted import Converted, converted_of
@@ -34,7 +34,7 @@ class Base(NamedTuple):
     halves: Halves
     loss: HeadLoss
     converted: Converted
-    branches: Branches | None
+    branches: Branches | Exits | None
     """Where they are all there is to train: each row trains all of them at once."""
 
 
@@ -136,7 +136,7 @@ class Lesson(nn.Module):
         return self._mean(total, weight, num_items_in_batch, copies)
 
     def _branched(
-        self, branches: Branches, lower: Tensor, position_ids: Tensor, target: Tensor, counts: Tensor, key: int,
+        self, branches: Branches | Exits, lower: Tensor, position_ids: Tensor, target: Tensor, counts: Tensor, key: int,
         items: Any,
     ) -> dict[str, Tensor]:  # fmt: skip
         """`forward` where tokens leave the base by blocks of the method's own alone: the mean over all exits, none of

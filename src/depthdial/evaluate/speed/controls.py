@@ -14,23 +14,25 @@ from depthdial.engine.llm import LLM
 from depthdial.methods import Random
 from depthdial.models import load_base
 from depthdial.models.checkpoint import Plugin, cast_parts
-from depthdial.models.convert import convert, revert
+from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import is_own
+from depthdial.models.stock import stock
 
 
 def random_like(program: Program, name: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
-    """A base converted to random skipping of the layers that `program` may leave out, and its tokenizer; with adapters of the
-    usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured:
-    cost is linear in the rate. Good for speed only."""
+    """A base converted to random skipping of the layers that `program` may leave out, and its tokenizer; with adapters
+    of the usual size at zero, or none where the model is of one of our types. Its curve is computed, not measured: cost
+    is linear in the rate. Good for speed only."""
     base, tokenizer = load_base(name, dtype, device)
     adapters = {}
     if is_own(base):
-        revert(base)
+        base = stock(base)
         adapters = {"adapter_ratio": 0}
-    steps = range(program.first, len(program.steps)) if program.jumps else program.routed
-    layers = sorted({program.steps[s].block for s in steps if program.steps[s].block >= 0})
+    steps = range(program.routed[0], len(program.steps)) if program.jumps else program.routed
+    visits = [program.visit_of[s] for s in steps if program.steps[s].base]
+    layers = sorted({program.base_visits.index(visit) for visit in visits})
     first, last = min(layers), max(layers) + 1
     but = tuple(layer for layer in range(first, last) if layer not in layers)
     drawn = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)

@@ -21,10 +21,10 @@ from depthdial.evaluate.speed.rows import Reference
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
 from depthdial.models.ahead import check_reading
-from depthdial.models.convert import revert
 from depthdial.models.converted import converted_of
 from depthdial.models.dial import has_own_routers
 from depthdial.models.own import is_own
+from depthdial.models.stock import stock
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -133,7 +133,7 @@ class Lineup:
         options = self.options
         base, tokenizer = load_base(options.model, options.dtype, options.device)
         if is_own(base):
-            revert(base)  # these rows are of the dense model
+            base = stock(base)  # these rows are of the dense model
         if options.peers:  # before Hugging Face's rows change the model's settings of generation
             folder = Path(self._scratch.name) / "model"
             base.save_pretrained(folder)

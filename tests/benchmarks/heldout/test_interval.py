@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from depthdial.maps.interval import clustered_mean
+from heldout.interval import clustered_mean
 
 
 def test_single_values_as_clusters_give_the_textbook_interval():
