@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from depthdial.core.dial import Curve
+from depthdial.evaluate.subjects import Setup
 from depthdial.evaluate.written import run as module
 from depthdial.evaluate.written.run import run
 from depthdial.methods import method_named
@@ -164,6 +165,6 @@ def test_a_model_with_its_own_routers_has_no_base_that_could_judge(options, tmp_
     config = DepthdialLlamaConfig(**sizes, **heads, method={"name": "skiplayer"}, eos_token_id=2)
     DepthdialLlama(config).save_pretrained(tmp_path / "own")
     tiny_tokenizer.save_pretrained(tmp_path / "own")
-    setup = module.Setup(str(tmp_path / "own"), "float32", "cpu")
+    setup = Setup(str(tmp_path / "own"), "float32", "cpu")
     with pytest.raises(ValueError, match="has no untouched base that could judge"):
         run(options(model="own", setup=setup, plugin=None, budgets=[1.0]))
