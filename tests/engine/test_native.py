@@ -123,7 +123,7 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     assert (ran < 97).any() == llm.model.converted.program.skips
     (logits,) = mine.logits
     # where keys are left out, one token that goes another way is one key more for all that follow
-    far = 0.6 if differ and llm.model.converted.program.gaps else 0.1
+    far = 0.6 if differ and llm.model.converted.program.gaps else 0.12
     assert (logits - plain.logits[0].float()).norm() < far * logits.norm()
 
 

@@ -64,7 +64,7 @@ class OpenSteps:
             tokens, some = tokens[rows], _of(trace, rows)
         z, logits = _taken(waiting.z, rows, self._dtype), None
         if "logits" in step.shows:
-            logits = plain.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
+            logits = plain.maths.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
         decision = plain.method.decide(plain.parts[s], Seen(z, logits), s, tokens, some)
         plain.count_parts(s, "all")
         return decision if rows is None else decision.spread(rows, len(waiting.here))
