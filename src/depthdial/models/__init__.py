@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,7 +11,7 @@ from depthdial.core.dial import PromptBudget
 from depthdial.core.vml import settle
 from depthdial.methods import Dense
 from depthdial.models.base import load_base
-from depthdial.models.checkpoint import attach, read, save
+from depthdial.models.checkpoint import METHOD_FILE, attach, read, save
 from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 from depthdial.models.extra import OWN_BLOCKS
@@ -54,7 +56,7 @@ def load(
     base, tokenizer = load_base(model, dtype, device)
     if is_own(base):
         if plugin not in (None, "default"):
-            if not read(plugin).base.model_type.startswith(OWN):
+            if not Path(plugin, METHOD_FILE).is_file() or not read(plugin).base.model_type.startswith(OWN):
                 raise ValueError(f"{model} has its own routers and takes no plug-in: leave --plugin out")
             attach(base, plugin, allow_other_weights)
     elif plugin is None:

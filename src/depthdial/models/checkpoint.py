@@ -26,9 +26,8 @@ from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Method
 from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
-from depthdial.models.convert import convert, revert
-from depthdial.models.converted import Converted, converted_of
-from depthdial.models.families import OWN
+from depthdial.models.convert import revert, take_on
+from depthdial.models.converted import Converted, converted_of, is_converted
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 from depthdial.models.folder import check_finite, pointer_of
 from depthdial.models.foreign import shown
@@ -156,20 +155,19 @@ def attach(model: PreTrainedModel, path: str | Path, allow_other_weights: bool =
     """
     plugin, file = read(path), parts_file(path)
     plugin.base.check(fingerprint(model), str(path), allow_other_weights)
-    tensors, own = read_parts(file), model.config.model_type.startswith(OWN)
-    if not own:
-        convert(model, plugin.method)
-    elif plugin.method != converted_of(model).method:
-        raise ValueError(
-            f"{path} has another {name_of(plugin.method)} than the model it is for; train a plug-in for it"
-        )
+    tensors, own = read_parts(file), is_converted(model)
+    take_on(model, plugin.method)
     try:
+        parts = parts_of(model)
+        _check_same(parts, tensors, str(file))
         _check_of_one_save(Path(path), file)
-        _fill(parts_of(model), tensors, str(file))
     except ValueError:
         if not own:
             revert(model)  # a refused plug-in leaves the base as it was
         raise
+    with torch.no_grad():
+        for name, tensor in parts.items():
+            tensor.copy_(tensors[name])
     converted_of(model).plugin = plugin
     return model
 
@@ -239,7 +237,8 @@ def curves_from(data: dict[str, Any]) -> dict[str, Curve]:
     return {kind: curve(fields) for kind, fields in data.items()}
 
 
-def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
+def _check_same(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
+    """ValueError where tensors of a file are not those of a method's parts, by name and shape."""
     if missing := sorted(own.keys() - given.keys()):
         raise ValueError(f"{where} lacks {len(missing)} tensors ({missing[0]}, ...); get the plug-in again")
     if extra := sorted(given.keys() - own.keys()):
@@ -247,9 +246,6 @@ def _fill(own: dict[str, Tensor], given: dict[str, Tensor], where: str) -> None:
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
             raise ValueError(f"{where}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(given[name])
 
 
 def _swap(scratch: Path, path: Path) -> None:

@@ -20,7 +20,7 @@ from depthdial.models.causal import check_causal
 from depthdial.models.converted import Converted, Fresh, converted_of, is_converted
 from depthdial.models.evict import Evicting
 from depthdial.models.extra import Submodule, extras
-from depthdial.models.families import family_of
+from depthdial.models.families import OWN, family_of
 from depthdial.models.family import Family
 from depthdial.models.generating import Counting, Generating, Preparing
 from depthdial.models.offloaded import device_of
@@ -69,9 +69,15 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     return model
 
 
-def hold(model: PreTrainedModel) -> PreTrainedModel:
-    """Hold all weights of a converted model fast but those of its method; returns the same model."""
-    converted_of(model).frozen = True
+def take_on(model: PreTrainedModel, method: Method) -> PreTrainedModel:
+    """`convert`, or, of a model of one of our types, which has its method already, hold all weights fast but that
+    method's. Raises ValueError as `convert`, and where it has another method."""
+    if not model.config.model_type.startswith(OWN):
+        return convert(model, method)
+    converted = converted_of(model)
+    if converted.method != method:
+        raise ValueError(f"this model has a {type(converted.method).__name__} of its own, and not {method}")
+    converted.frozen = True
     for weight in base_weights(model).values():
         weight.requires_grad_(False)
     return model

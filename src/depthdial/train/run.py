@@ -31,7 +31,7 @@ from depthdial.models.calibration import (
 )
 from depthdial.models.checkpoint import Plugin, attach, cast_parts, save
 from depthdial.models.checkpoint import read as read_plugin
-from depthdial.models.convert import convert, hold
+from depthdial.models.convert import take_on
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.halves import Halves
@@ -116,10 +116,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     base = fingerprint(model)
     method = asked if is_own(model) else asked.calibrate(BaseProbe(model, check_batches), log.info)
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
-    if is_own(model):
-        hold(model)
-    else:
-        convert(model, method)
+    take_on(model, method)
     check_reading(config, model)
     if config.compile:
         compile_pieces(model)
