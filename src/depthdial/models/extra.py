@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from depthdial.core.program import OwnBlock, Program
@@ -157,24 +157,25 @@ def first_visits(program: Program) -> dict[int, int]:
 
 def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
     """A fresh block of a method's own, in fp32."""
-    block = _copied(layers[own.place], {})
+    layer = layers[own.place]
+    weights = {id(weight): nn.Parameter(weight.detach().to(torch.float32, copy=True)) for weight in layer.parameters()}
+    block = _copied(layer, weights)
     norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
     block.load_state_dict({**layers[own.copy].state_dict(), **norm})
-    return block.float().requires_grad_(True)
+    return block.requires_grad_(True)
 
 
 def _twin(layer: nn.Module) -> nn.Module:
-    """A layer's modules once more, with the same weights, whatever these are replaced by later, and settings."""
+    """A layer's modules once more, with the same weights, whatever these are replaced by later."""
     shared = [getattr(module, name) for module in layer.modules() for name in ("_parameters", "_buffers")]
-    settings = [
-        each for module in layer.modules() for each in vars(module).values() if isinstance(each, PreTrainedConfig)
-    ]
-    return _copied(layer, {id(each): each for each in (*shared, *settings)})
+    return _copied(layer, {id(each): each for each in shared})
 
 
 def _copied(layer: nn.Module, kept: dict[int, Any]) -> nn.Module:
-    """A copy of a layer without the hooks before it, which lead to the whole model. kept: what is not copied, by id."""
-    return copy.deepcopy(layer, {**kept, id(layer._forward_pre_hooks): OrderedDict()})
+    """A copy of a layer of the same configuration, without the hooks before it, which lead to the whole model. kept:
+    what stands for something that is not copied, by its id."""
+    configs = {id(config): config for module in layer.modules() if (config := vars(module).get("config")) is not None}
+    return copy.deepcopy(layer, {**kept, **configs, id(layer._forward_pre_hooks): OrderedDict()})
 
 
 class _Taking:
