@@ -43,12 +43,11 @@ def native(llm: LLM) -> NativeRunner:
 
 
 def fused(llm: LLM) -> bool:
-    """Can the kernels run the method? Not a whole layer that is weighed or replaced."""
+    """Can the kernels run the method? Not a whole layer that something stands in for."""
     runner = llm.engine.runner
     plain = runner.plain if isinstance(runner, NativeRunner) else runner
     assert isinstance(plain, TorchRunner)
-    replaced = (s for s in plain.tried.bypassed if plain.program.steps[s].unit != "mlp")
-    return not plain.tried.weighed and not any(replaced)
+    return all(plain.program.steps[s].unit == "mlp" for s in plain.bypassed)
 
 
 def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
@@ -123,7 +122,9 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     assert differ <= (10 if not llm.model.converted.method.ahead and not llm.model.converted.method.fixed_input else 0)
     assert (ran < 97).any() == (method != "dense")
     (logits,) = mine.logits
-    assert (logits - plain.logits[0].float()).norm() < 0.1 * logits.norm()
+    # where keys are left out, one token that goes another way is one key more for all that follow
+    far = 0.6 if differ and llm.model.converted.program.gaps else 0.1
+    assert (logits - plain.logits[0].float()).norm() < far * logits.norm()
 
 
 def test_decoding_reads_no_weight_of_a_skipped_layer(made):

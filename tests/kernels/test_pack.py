@@ -20,3 +20,9 @@ def test_an_untied_head_is_packed_by_itself(tiny_model, tensors_of):
     small = packed(model)
     assert isinstance(small.head, Int8) and small.head is not small.embed
     assert isinstance(model.head, torch.Tensor)
+
+
+def test_visits_of_the_same_layer_go_on_sharing_it(tiny_model, tensors_of):
+    model = tensors_of(tiny_model())
+    small = packed(model._replace(layers=(*model.layers, model.layers[2])))
+    assert small.layers[6].gate.weight is small.layers[2].gate.weight is not small.layers[3].gate.weight

@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "mixture_of_depths": {"sigmoid": {"every": 2, "weights": "sigmoid"}},
     "random": {"bare": {"rate": 0.4, "adapter_ratio": 0, "first": None}},
     "static": {"bare": {"order": (0, 5), "count": 1, "adapter_ratio": 0}},
+    "readout": {"calm": {"rule": "calm", "threshold": 0.15}},
+    "d3": {"reversed": {"schedule": "reversed", "length": 12}},
 }
 """Fields beside a method's own example, by variant. A method need not be here: all are tested by their examples."""
 FIXED = {name: {"fixed": {"fixed_input": True}} for name, kind in METHODS.items() if "fixed_input" in vars(kind)}
@@ -521,7 +523,8 @@ def test_11_what_is_lowered_says_what_the_method_says(case: Case) -> None:
             torch.testing.assert_close((own.run, own.skip), (keep * g, ~keep * (1 - g)))
         bypass = method.bypass(unit.parts, seen.x, s)
         assert (bypass is None) == (lowered.bypass is None)
-        assert lowered.bypass is None or torch.equal(bypass, lowered.bypass(seen.x))
+        if lowered.bypass is not None and bypass is not None:
+            assert torch.equal(bypass, lowered.bypass(seen.x))
 
 
 @of_cases(lambda method: method.ahead)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from depthdial.methods import FlexiDepth, Random, Static, method_named
+from depthdial.methods import Balcony, FlexiDepth, Random, Static, method_named
+from depthdial.models.convert import convert
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson, balance, row_keys
@@ -255,3 +256,37 @@ def test_methods_are_told_how_far_training_is(make: Callable, packed: Callable):
     lesson.progress = 0.7
     lesson(**packed(1, 16))
     assert lesson._base[0].converted.route.last.tokens.progress == 0.7
+
+
+@objectives
+def test_every_exit_learns_from_every_row(tiny_model: Callable, packed: Callable, objective: Any):
+    """Of a method that only leaves the base by blocks of its own: the mean by hand over exits and tokens that count."""
+    model = convert(tiny_model("llama", num_hidden_layers=4), Balcony(exits=(1, 2), stop=0))
+    batch, lesson = packed(), Lesson(model, objective, None)
+    loss = lesson(**batch)["loss"]
+    loss.backward()
+    learned, base = gradients(lesson), lesson._base[0]
+    lesson.zero_grad()
+    ids, logits = {name: batch[name] for name in ("input_ids", "position_ids")}, {}
+    for offset in (0.0, 1.0, math.inf):
+        with base.converted.using(offset=offset):
+            logits[offset] = base.model(**ids, use_cache=False).logits.log_softmax(-1)
+    labels, starts = batch["labels"][:, 1:], batch["position_ids"][:, 1:] == 0
+    at = (labels != -100) & ~starts
+    total = torch.zeros(())
+    for offset in (0.0, 1.0):
+        student = logits[offset][:, :-1][at]
+        if objective == "distill":
+            teacher = logits[math.inf][:, :-1][at].detach()
+            total = total + F.kl_div(student, teacher, log_target=True, reduction="sum")
+        else:
+            total = total + F.nll_loss(student, labels[at], reduction="sum")
+    expected = total / (2 * (batch["labels"] != -100).sum())
+    torch.testing.assert_close(loss, expected)
+    expected.backward()
+    assert len(learned) == 2 * 9 and all(grad.any() for grad in learned.values())
+    torch.testing.assert_close(learned, gradients(lesson), rtol=1e-4, atol=1e-6)
+    layer, head = base.converted.ledger.layers[0].total, base.converted.ledger.head
+    cost = sum((n * layer + head) / (4 * layer + head) for n in (2, 3)) / 2
+    assert float(lesson.seen["cost"] / lesson.seen["tokens"]) == pytest.approx(cost)
+    assert float(lesson.seen["layers"] / lesson.seen["tokens"]) == pytest.approx(2.5)

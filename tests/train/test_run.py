@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from depthdial.methods import METHODS
 from depthdial.models import load
 from depthdial.models.checkpoint import PARTS_FILE, parts_of, read
+from depthdial.models.converted import converted_of
 from depthdial.train import callbacks as loop
 from depthdial.train import run
 from depthdial.train.checkpoints import damage
@@ -54,11 +55,11 @@ def test_a_run_gives_a_plugin_that_loads_and_keeps_its_budget(config, method, tm
     model, _ = load(config.model, str(folder), dtype="float32", device="cpu")
     with torch.no_grad():
         model(TOKENS)
-    assert model.route.cost() < 1.0
+    assert converted_of(model).route.cost() < 1.0
     assert all(torch.equal(t, t.bfloat16().float()) for t in parts(model).values()), "shipped as measured: in bf16"
     half, _ = load(config.model, str(folder), dtype="float16", device="cpu")
     with torch.no_grad():
-        assert half(TOKENS).logits.isfinite().all() and half.route.cost() < 1.0
+        assert half(TOKENS).logits.isfinite().all() and converted_of(half).route.cost() < 1.0
     if not parts(model):
         assert plugin.training["steps"] == 0, "nothing was trained, and the dial is measured all the same"
         return
@@ -74,7 +75,7 @@ def test_routers_that_cannot_see_the_token_are_trained_and_give_steps(config, tm
     model, _ = load(config.model, str(folder), budget=0.9, dtype="float32", device="cpu")
     with torch.no_grad():
         model(TOKENS)
-    cost = model.route.token_cost()
+    cost = converted_of(model).route.token_cost()
     assert len(cost.unique()) == 1 and plugin.curves["text"].floor < cost[0, 0] <= 0.9 + 1e-6
     assert any(tensor.any() for name, tensor in parts(model).items() if name.endswith("adapter.down.weight"))
 
@@ -93,7 +94,7 @@ def test_a_method_without_anything_to_train_gets_its_curve(config, method, field
     model, _ = load(config.model, str(folder), dtype="float32", device="cpu")
     with torch.no_grad():
         model(TOKENS)
-    assert model.route.cost() < 1.0
+    assert converted_of(model).route.cost() < 1.0
     assert read(train(dataclasses.replace(bare, heldout_tokens=128), resume=True)).curves
 
 

@@ -49,6 +49,7 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> Native:
         absent = "nothing" if v in plain.program.sparse else "project"
         adapter, base = lowering.adapter(visit.steps), plain.program.steps[first].base
         of = {"branch": branch, "mlp_branch": mlp_branch, "adapter": adapter, "absent": absent, "base": base}
+        of["whole"] = plain.program.steps[first].unit == "layer"
         layers.append(LayerTensors(**vars(block), **of))
     whole = (spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
     return Native(ModelTensors(*whole), tuple(rows), tuple(open_))
@@ -78,8 +79,6 @@ class _Lowering:
             return Branch("no", None, then, otherwise)
         weights = self.lowered[last]
         soft = weights is not None and weights.weights == "soft"
-        if s in self.plain.tried.weighed:
-            raise ValueError("the kernels weigh the halves of a layer, not the layer as a whole")
         if self.plain.method.ahead:
             return Branch("table", None, then, otherwise)
         if lowered is None or lowered.ops is None:
@@ -93,7 +92,7 @@ class _Lowering:
         found = None
         for s in (s for s in steps if s in self.lowered):
             lowered, unit = self.lowered[s], self.program.steps[s].unit
-            bypassed = s in self.plain.tried.bypassed
+            bypassed = s in self.plain.bypassed
             if bypassed and unit != "mlp":
                 raise ValueError("the kernels replace the MLP of a layer, not its attention or the layer as a whole")
             if bypassed and lowered is not None:

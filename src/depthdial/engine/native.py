@@ -65,7 +65,7 @@ class NativeRunner:
         visits = range(len(program.visits))
         self._sparse = np.array([v in program.sparse for v in visits])
         self._base = np.array([program.steps[visit.steps[0]].base for visit in program.visits])
-        self._adapters = np.array([not plain.tried.bypassed.isdisjoint(visit.steps) for visit in program.visits])
+        self._adapters = np.array([not plain.bypassed.isdisjoint(visit.steps) for visit in program.visits])
         self._buffers: dict[int, _Buffers] = {}
         self._kept = np.zeros(len(native.rows), dtype=np.int64)
         self._visited, self._replaced = (np.zeros(len(visits), dtype=np.int64) for _ in range(2))

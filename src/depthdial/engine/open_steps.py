@@ -33,6 +33,10 @@ class OpenSteps:
         self._plain, self._steps = plain, [row[0] for row in native.rows]
         self._row_of = {s: i for i, row in enumerate(native.rows) for s in row}
         self._dtype = native.tensors.norm.weight.dtype
+        lowered = {row[0]: plain.method.lowered(plain.parts[row[-1]], row[-1]) for row in native.rows if len(row) > 1
+                   and row[0] in native.open}  # fmt: skip
+        self._soft = {s for s, mlp in lowered.items() if mlp is not None and mlp.weights == "soft"}
+        """Those whose MLP is decided with them, and weighed by their score."""
 
     def decider(self, tokens: Tokens, out: PassOutput) -> Decide:
         """Of one pass."""
@@ -43,8 +47,11 @@ class OpenSteps:
             s = self._steps[waiting.step]
             decision = self._decision(waiting, s, tokens, trace)
             trace.decisions[s] = decision
-            if s in self._plain.tried.bypassed:
+            if s in self._plain.bypassed:
                 self._bypass(waiting, s, decision)
+            if s in self._soft:
+                assert decision.score is not None
+                return Decided(decision.keep, decision.score, 1 - decision.score)
             return Decided(decision.keep, decision.run, decision.skip)
 
         return decide

@@ -1,10 +1,9 @@
 """What a method does, tried on a few made-up tokens before the first pass: whether it can decide at all without whole
-rows, and which steps have a bypass or a weight."""
+rows, and at which steps it has a bypass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,6 @@ from depthdial.core.tokens import Tokens, Trace
 COUNT = 8
 
 
-class Tried(NamedTuple):
-    """Steps of which something is known."""
-
-    bypassed: frozenset[int]
-    """Who skips them gets something instead."""
-    weighed: frozenset[int]
-    """Whole layers whose update has another weight than 1 for somebody."""
-
-
 def some_tokens(device: torch.device) -> Tokens:
     """Made-up tokens at the beginning of a text, half of them read."""
     place = torch.arange(COUNT, device=device)
@@ -33,23 +23,22 @@ def some_tokens(device: torch.device) -> Tokens:
 
 
 @torch.no_grad()
-def tried(method: Method, program: Program, parts: Mapping[int, Parts], like: Tensor, vocabulary: int) -> Tried:
-    """like: T [d], for the size of states, their dtype and device. Raises ValueError for a method that compares the
-    tokens of a row."""
+def bypassed_steps(
+    method: Method, program: Program, parts: Mapping[int, Parts], like: Tensor, vocabulary: int
+) -> frozenset[int]:
+    """The steps at which who skips them gets something instead. like: T [d], for the size of states, their dtype and
+    device. Raises ValueError for a method that compares the tokens of a row."""
     x = torch.randn(COUNT, len(like), generator=torch.Generator().manual_seed(0)).to(like)
     tokens, trace = some_tokens(like.device), Trace(program)
-    bypassed, weighed = set(), set()
+    bypassed = set()
     for s, own in parts.items():
         step, logits = program.steps[s], None
         if "logits" in step.shows:
             logits = nn.functional.pad(x.float(), (0, max(0, (step.head_rows or vocabulary) - len(like))))
         try:
-            decision = method.decide(own, Seen(x, logits), s, tokens, trace)
+            trace.decisions[s] = method.decide(own, Seen(x, logits), s, tokens, trace)
         except ValueError as error:
             raise ValueError(f"{error}; call model.generate, Hugging Face's own loop") from None
-        trace.decisions[s] = decision
-        if step.unit == "layer" and not torch.equal(decision.run, decision.keep.to(decision.run)):
-            weighed.add(s)
         if method.bypass(own, x, s) is not None:
             bypassed.add(s)
-    return Tried(frozenset(bypassed), frozenset(weighed))
+    return frozenset(bypassed)

@@ -22,7 +22,7 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.probe import tried
+from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm, write_kv
@@ -100,7 +100,7 @@ class TorchRunner:
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
         like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
-        self.tried = tried(self.method, self.program, self.parts, like, len(vocabulary))
+        self.bypassed = bypassed_steps(self.method, self.program, self.parts, like, len(vocabulary))
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property

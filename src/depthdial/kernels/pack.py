@@ -9,22 +9,23 @@ from depthdial.kernels.tensors import AdapterTensors, Int8, LayerTensors, Linear
 def packed(model: ModelTensors) -> ModelTensors:
     """Every matrix that is not int8 yet, but for the routers': their decisions are the method's, not the format's.
 
-    A head tied to the embedding stays tied, so a token's vector is looked up in int8 too.
+    Weights that are shared stay so: of a head tied to the embedding (a token's vector is looked up in int8 too), of
+    visits of the same layer.
     """
-    embed = _packed(model.embed)
-    head = embed if model.head is model.embed else _packed(model.head)
-    return model._replace(embed=embed, head=head, layers=tuple(packed_layer(layer) for layer in model.layers))
+    known: dict[int, Int8] = {}
 
+    def pack(weight: Weight) -> Int8:
+        if isinstance(weight, Int8):
+            return weight
+        if id(weight) not in known:
+            known[id(weight)] = int8_pack(weight.detach())
+        return known[id(weight)]
 
-def packed_layer(layer: LayerTensors) -> LayerTensors:
-    """One layer: an owner short of memory can pack layer by layer and drop each original."""
-    names = ("q", "k", "v", "o", "gate", "up", "down")
-    linears: dict[str, Linear] = {name: getattr(layer, name) for name in names}
-    layer = layer._replace(**{name: Linear(_packed(part.weight), part.bias) for name, part in linears.items()})
-    if layer.adapter is None:
-        return layer
-    return layer._replace(adapter=AdapterTensors(*(_packed(weight) for weight in layer.adapter)))
+    def visit(layer: LayerTensors) -> LayerTensors:
+        linears: dict[str, Linear] = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        layer = layer._replace(**{name: Linear(pack(part.weight), part.bias) for name, part in linears.items()})
+        return layer._replace(adapter=layer.adapter and AdapterTensors(*map(pack, layer.adapter)))
 
-
-def _packed(weight: Weight) -> Int8:
-    return weight if isinstance(weight, Int8) else int8_pack(weight.detach())
+    return model._replace(
+        embed=pack(model.embed), head=pack(model.head), layers=tuple(visit(layer) for layer in model.layers)
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.speed.controls import matched, random_like
+from depthdial.methods import Balcony, Readout
 from depthdial.models.converted import converted_of
 
 
@@ -20,6 +21,13 @@ def test_it_routes_the_same_layers(made):
     llm, random = made
     ours, theirs = (converted_of(each.model).program for each in (random, llm))
     assert {ours.steps[s].block for s in ours.routed} == {theirs.steps[s].block for s in theirs.routed} == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("method", [Balcony(exits=(2, 4)), Readout(layers=(2, 5), rule="calm")], ids=str)
+def test_beside_exits_it_draws_from_all_layers_above_the_first(tiny_folder, method):
+    model, _ = random_like(method.program(6), str(tiny_folder), "float32", "cpu", seed=3)
+    program = converted_of(model).program
+    assert {program.steps[s].block for s in program.routed} == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("cost", [0.75, 0.85, 0.95])

@@ -11,6 +11,7 @@ import os
 import weakref
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,22 +178,19 @@ class NativeModel:
             return _counted(call)
         if decide is None:
             raise ValueError("this model has steps that the caller decides; give `decide`")
-        n, counted = call.tokens, Counters(0, 0, 0, 0)
-        x, z = torch.empty(2, n, self._width)
-        run, skip = torch.empty(2, n)
-        at, free = torch.empty(n, dtype=torch.int32), tokens.offsets != torch.inf
-        call.x, call.z, call.run, call.skip, call.at = (t.data_ptr() for t in (x, z, run, skip, at))
+        # in numpy, where there is so little to do: a step that waits costs as much as a layer soon
+        n, keep = call.tokens, out.keep.numpy()
+        x, z = torch.empty(2, n, self._width).unbind()
+        at, free = np.zeros(n, dtype=np.int32), tokens.offsets.numpy() != np.inf
+        call.x, call.z, call.at = x.data_ptr(), z.data_ptr(), at.ctypes.data
         stood = 0
-        while True:
-            stood = self._check(steps(self._team(), call, stood, END))
-            counted = Counters(*(a + b for a, b in zip(counted, _counted(call), strict=True)))
-            if stood == END:
-                return counted
-            decided = decide(Waiting(stood, (at == stood) & free, x, z))
-            out.keep[stood] = decided.keep
-            for into, weight in ((run, decided.run), (skip, decided.skip)):
-                into.fill_(1.0) if weight is None else into.copy_(weight)
+        while (stood := self._check(steps(self._team(), call, stood, END))) != END:
+            decided = decide(Waiting(stood, torch.from_numpy((at == stood) & free), x, z))
+            keep[stood] = decided.keep.numpy()
+            weights = [weight if weight is None else weight.float().contiguous() for weight in decided[1:]]
+            call.run, call.skip = (None if weight is None else weight.data_ptr() for weight in weights)
             call.resumed = True
+        return _counted(call)
 
     @staticmethod
     def _check(stood: int) -> int:

@@ -84,7 +84,7 @@ struct PassSpec {
   float* score;          // [steps, tokens]
   float* x;              // [tokens, dim], of a pass that stops and goes on: the stream,
   float* z;              // the normed input of the unit where it stopped,
-  float* run;            // and what the caller says there, beside `keep`: [tokens]
+  float* run;            // and what the caller says there, beside `keep`: [tokens]; null: 1
   float* skip;
   int32_t* at;           // [tokens]: the step that each waits for
   const int32_t* asked;  // [asked_count]: tokens whose logits are wanted
@@ -92,5 +92,5 @@ struct PassSpec {
   int32_t tokens, resumed, table_rows, table_columns, pages;
   int32_t asked_count;
   int32_t reading;  // of prompts: activations stay as they are under int8 weights
-  int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows, looks;  // written by the pass
+  int64_t rows_run, layers_run, weight_bytes, kv_bytes, padded_rows, looks;  // added up from where a pass begins
 };

@@ -56,6 +56,10 @@ int wrong(const Model& model, const PassSpec& p) {
   return 0;
 }
 
+void begin(PassSpec* p) {
+  if (!p->resumed) p->rows_run = p->layers_run = p->weight_bytes = p->kv_bytes = p->padded_rows = p->looks = 0;
+}
+
 }  // namespace
 
 extern "C" {
@@ -123,7 +127,7 @@ __attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassS
   } catch (...) {
     return -6;
   }
-  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->padded_rows = pass->looks = 0;
+  begin(pass);
   Call call{&model, pass, first, last, END};
   model.pool.run(prefill_on_thread, &call);
   double kv = 0;
@@ -131,7 +135,7 @@ __attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassS
     pass->padded_rows += own->padded;
     kv += own->kv_bytes;
   }
-  pass->kv_bytes = (int64_t)(kv + 0.5);
+  pass->kv_bytes += (int64_t)(kv + 0.5);
   return call.stood;
 #else
   return END;
@@ -144,7 +148,7 @@ __attribute__((visibility("default"))) int depthdial_steps(void* handle, PassSpe
   Model& model = *static_cast<Model*>(handle);
   if (const int code = first || pass->resumed ? 0 : wrong(model, *pass)) return -code;
   std::lock_guard<std::mutex> hold(model.one_pass);
-  pass->rows_run = pass->layers_run = pass->weight_bytes = pass->kv_bytes = pass->looks = 0;
+  begin(pass);
   Call call{&model, pass, first, last, END};
   model.pool.run(on_thread, &call);
   double kv = 0;
@@ -152,7 +156,7 @@ __attribute__((visibility("default"))) int depthdial_steps(void* handle, PassSpe
     pass->weight_bytes += own->weight_bytes;
     kv += own->kv_bytes;
   }
-  pass->kv_bytes = (int64_t)(kv + 0.5);
+  pass->kv_bytes += (int64_t)(kv + 0.5);
   return call.stood;
 }
 }

@@ -32,6 +32,13 @@ struct Visits {
   int steps() const { return visit_of.size(); }
 };
 
+// Whether a token has left K and V at a visit where not all do.
+static inline void mark(const PassSpec& p, const LayerSpec& l, int n, uint8_t there) {
+  const int place = p.positions[n];
+  const int32_t page = p.page_table[l.cache * p.cache_stride + p.sequences[n] * p.table_stride + place / PAGE];
+  if (page >= 0) p.held[(size_t)page * PAGE + place % PAGE] = there;
+}
+
 class Steps {
  public:
   std::vector<int> here, kept, skipped, some;  // of the tokens that wait at a step
@@ -117,8 +124,8 @@ class Steps {
             skip[n] = 1.0f - score;
           }
         } else if (branch.by == OPEN) {
-          run[n] = p->run[n];
-          skip[n] = p->skip[n];
+          if (p->run) run[n] = p->run[n];
+          if (p->skip) skip[n] = p->skip[n];
         }
         at[n] = keep ? branch.then : branch.otherwise;
         (keep ? kept : skipped).push_back(n);
@@ -164,6 +171,9 @@ class Steps {
     if (!writes_) return;
     memset(p->keep + (size_t)step * N, 0, N);
     memset(p->score + (size_t)step * N, 0, sizeof(float) * N);
+    const LayerSpec& l = m->layers[m->visit_of[step]];
+    if (step != l.step || !l.nothing || !p->held) return;
+    for (int n = 0; n < N; ++n) mark(*p, l, n, 0);
   }
 
   void count(const LayerSpec& l) {
@@ -187,11 +197,6 @@ class Steps {
 
 // Who of a pass has left K and V at a visit where not all do.
 static inline void hold(const PassSpec& p, const LayerSpec& l, const Steps& s) {
-  const auto mark = [&](int n, uint8_t there) {
-    const int place = p.positions[n];
-    const int32_t page = p.page_table[l.cache * p.cache_stride + p.sequences[n] * p.table_stride + place / PAGE];
-    if (page >= 0) p.held[(size_t)page * PAGE + place % PAGE] = there;
-  };
-  for (int n = 0; n < p.tokens; ++n) mark(n, 0);
-  for (const int n : s.kept) mark(n, 1);
+  for (int n = 0; n < p.tokens; ++n) mark(p, l, n, 0);
+  for (const int n : s.kept) mark(p, l, n, 1);
 }
