@@ -120,10 +120,10 @@ def test_large_passes_run_natively(tiny_model, tiny_tokenizer, adapted, asked, m
     assert sum(mine.depths) == ran.sum() and sum(plain.depths) == plain_ran.sum()
     differ = sum(a != b for a, b in zip(mine.depths, plain.depths, strict=True))
     assert differ <= (10 if not llm.model.converted.method.ahead and not llm.model.converted.method.fixed_input else 0)
-    assert (ran < 97).any() == (method != "dense")
+    assert (ran < 97).any() == llm.model.converted.program.skips
     (logits,) = mine.logits
     # where keys are left out, one token that goes another way is one key more for all that follow
-    far = 0.6 if differ and llm.model.converted.program.gaps else 0.1
+    far = 0.6 if differ and llm.model.converted.program.gaps else 0.12
     assert (logits - plain.logits[0].float()).norm() < far * logits.norm()
 
 

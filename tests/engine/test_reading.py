@@ -123,7 +123,7 @@ def test_what_cannot_fit_is_refused_and_leaves_nothing_behind(made, text):
 def test_the_batch_is_where_the_cache_is(made):
     llm = made()
     llm.engine.scheduler.cache.k = llm.engine.scheduler.cache.k.to("meta")
-    assert Reader(llm.engine, llm.tokenizer, 64)._batch._device.type == "meta"
+    assert Reader(llm.engine, llm.tokenizer, 64)._known._batch._device.type == "meta"
 
 
 @pytest.mark.parametrize("room", [32, 128])

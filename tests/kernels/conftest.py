@@ -81,7 +81,9 @@ class Batch:
         dtype = model.norm.weight.dtype
         k, v = (torch.randn(shape, generator=self.generator).to(dtype) for _ in range(2))
         order = torch.randperm(count, generator=self.generator)[: count - 1]
-        held = torch.zeros(count, PAGE, dtype=torch.uint8) if _gaps(model) else None
+        held = None  # else some of the entries of before are there, and of a page that others had
+        if _gaps(model):
+            held = torch.randint(0, 2, (count, PAGE), generator=self.generator, dtype=torch.uint8)
         self._cache = PagedCache(k, v, order.view(caches, sequences, pages).int(), held)
         self.vocabulary = 300
 

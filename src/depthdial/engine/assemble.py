@@ -80,7 +80,11 @@ def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
         log.warning("running in PyTorch, %s", stats.in_torch)
         return plain
     try:
-        return NativeRunner(plain, tensors_of(spine, plain))
+        native = tensors_of(spine, plain)
+        runner, stats.open_steps = NativeRunner(plain, native), len(native.open)
+        if native.open:
+            log.info("Python decides at %d of %d routed steps of a pass", len(native.open), len(plain.parts))
+        return runner
     except (ValueError, Unavailable) as reason:
         stats.in_torch = f"without native kernels: {reason}"
         log.warning("decoding in PyTorch, %s", stats.in_torch)

@@ -156,10 +156,11 @@ class Cache:
         self.held[self.table[visit, slots.long(), places // PAGE].long(), places % PAGE] = leaves.to(torch.uint8)
 
     def settle(self, slot: int, start: int, end: int) -> None:
-        """The places start..end-1 have been written: units in which nothing is held are given back."""
+        """The places start..end-1 have been written: of pages that are full now, units in which nothing is held are
+        given back."""
         if self.held is None:
             return
-        for index in range(start // PAGE, pages_for(end)):
+        for index in range(start // PAGE, end // PAGE):
             page = self._held[slot][index]
             units = self._units[page]
             some = self._sparse[units[self._sparse] >= 0]

@@ -72,6 +72,7 @@ class NativeRunner:
         self._routed = self._whole = 0
         """Tokens that native passes ran since the rows were last summed up: with decisions, and without."""
 
+    @torch.no_grad()
     def run(self, batch: Batch) -> Passed:
         """One pass; see `TorchRunner.run`."""
         n = batch.size

@@ -39,10 +39,9 @@ class OpenSteps:
         """Those whose MLP is decided with them, and weighed by their score."""
 
     def decider(self, tokens: Tokens, out: PassOutput) -> Decide:
-        """Of one pass."""
+        """Of one pass, to be run without gradients."""
         trace = Trace(self._plain.program, _Past(out, self._row_of))
 
-        @torch.no_grad()
         def decide(waiting: Waiting) -> Decided:
             s = self._steps[waiting.step]
             decision = self._decision(waiting, s, tokens, trace)
@@ -58,13 +57,14 @@ class OpenSteps:
 
     def _decision(self, waiting: Waiting, s: int, tokens: Tokens, trace: Trace) -> Decision:
         plain, step = self._plain, self._plain.program.steps[s]
-        rows = None if waiting.here.all() else waiting.here.nonzero()[:, 0]
-        some = trace
+        some, rows = trace, None  # somebody waits: a token alone is all of them
+        if tokens.count > 1 and not waiting.here.all():
+            rows = waiting.here.nonzero()[:, 0]
         if rows is not None:
             tokens, some = tokens[rows], _of(trace, rows)
         z, logits = _taken(waiting.z, rows, self._dtype), None
         if "logits" in step.shows:
-            logits = plain.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
+            logits = plain.maths.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
         decision = plain.method.decide(plain.parts[s], Seen(z, logits), s, tokens, some)
         plain.count_parts(s, "all")
         return decision if rows is None else decision.spread(rows, len(waiting.here))

@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from depthdial.core.dial import Dials
-from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.cache import pages_for
-from depthdial.engine.request import Request, Row
-from depthdial.engine.sampling import SamplingParams
-from depthdial.engine.scheduler import Slice
+from depthdial.engine.known import KnownTexts, Span
+from depthdial.engine.request import Row
 from depthdial.engine.step import Engine
 from depthdial.kernels.tensors import PAGE
-
-_READ = SamplingParams(max_tokens=1, logprobs=0)  # asks for logits, not for the likeliest token alone
 
 Look = Callable[[int, int, Tensor], None]
 """Told which text, the place of its first token, and the logits [n, V] of n tokens from there on."""
@@ -46,10 +42,11 @@ class Reader:
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int):
-        self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
-        self._cache = engine.scheduler.cache
-        self._batch = Batch(self._cache, pass_tokens, self._cache.k.device)
-        self._batch.fleeting = True
+        self.engine, self._known, self._cache = (
+            engine,
+            KnownTexts(engine, tokenizer, pass_tokens),
+            engine.scheduler.cache,
+        )
         self.layers = self._cache.shape.layers
 
     @property
@@ -86,44 +83,41 @@ class Reader:
                 f"a text of {bad[0]} tokens cannot be read: there is room for 1 to {self._most}; raise cache_tokens"
             )
         ran = [np.ones((len(text), self.layers), dtype=bool) for text in texts]
-        rows = [self._row(*told, dials) for told in zip(texts, prompts, strict=True)]
-        waiting = list(enumerate(rows))
+        rows = [self._known.row(text, prompt, dials) for text, prompt in zip(texts, prompts, strict=True)]
+        waiting = {id(row): i for i, row in enumerate(rows)}
         open_: set[int] = set()
         try:
             while waiting:
-                parts = self._parts(waiting, open_, look is not None)
-                assert parts, "what fits alone gets its turn"
-                _collect(parts, self.engine.run([part for part, _ in parts], self._batch), ran, look)
-                left = []
-                for i, row in waiting:
-                    if row.computed < row.length:
-                        left.append((i, row))
-                    elif row.slot is not None:
+                spans = self._spans([rows[i] for i in waiting.values()], open_, look is not None)
+                assert spans, "what fits alone gets its turn"
+                for part in self._known.run(spans):
+                    row, i = part.span.row, waiting[id(part.span.row)]
+                    if part.keep is not None:
+                        ran[i][part.start : part.start + len(part.depths)] = part.keep.T
+                    if look is not None:
+                        assert part.logits is not None
+                        look(i, part.start, part.logits)
+                    if row.computed == row.length:
+                        assert row.slot is not None
                         open_.remove(row.slot)
                         self._cache.close(row.slot)
-                waiting = left
+                        del waiting[id(row)]
         finally:
             for slot in open_:
                 self._cache.close(slot)
         return [Read(mask, np.array(row.ran_costs)) for mask, row in zip(ran, rows, strict=True)]
 
-    def _row(self, text: Sequence[int], prompt: int, dials: Dials) -> Row:
-        row = Row(Request(None, list(text[:prompt]), _READ, 0, dials, 1), 0, self._tokenizer)
-        row.tokens = list(text)
-        return row
-
-    def _parts(self, waiting: Sequence[tuple[int, Row]], open_: set[int], looking: bool) -> list[tuple[Slice, int]]:
-        """The next pass: of each text that waits, in order, as much as its offsets are known for."""
-        parts: list[tuple[Slice, int]] = []
-        left = self._room
-        for i, row in waiting:
+    def _spans(self, rows: Sequence[Row], open_: set[int], looking: bool) -> list[Span]:
+        """Of the next pass: of each text that waits, in order, as much as its offsets are known for."""
+        spans: list[Span] = []
+        left = self._known.room
+        for row in rows:
             count = int(min(row.length, row.horizon)) - row.computed
-            if not left or (parts and not row.computed and count > left) or not self._place(row, open_):
+            if left <= 0 or (spans and not row.computed and count > left) or not self._place(row, open_):
                 break
-            count = min(count, left)
-            parts.append((Slice(row, row.computed, count, scored=count if looking else 0), i))
+            spans.append(Span(row, row.length, 0 if looking else row.length))
             left -= count
-        return sorted(parts, key=lambda pair: pair[0].count > 1)  # single tokens come first
+        return spans
 
     def _place(self, row: Row, open_: set[int]) -> bool:
         """Room in the cache for a whole text; False if there is none before others end."""
@@ -134,18 +128,3 @@ class Reader:
         open_.add(slot := self._cache.open())
         row.slot = slot
         return self._cache.grow(slot, 0, row.length)
-
-
-def _collect(parts: list[tuple[Slice, int]], passed: Passed, ran: list[np.ndarray], look: Look | None) -> None:
-    """Give what a pass told to the texts it was of."""
-    at = 0
-    for part, i in parts:
-        places, own = slice(at, at + part.count), slice(part.start, part.start + part.count)
-        part.row.note(part.start, passed.depths[places], passed.costs[places])
-        part.row.computed += part.count
-        if passed.keep is not None:
-            ran[i][own] = passed.keep[:, places].T
-        if look is not None:
-            assert passed.logits is not None
-            look(i, part.start, passed.logits[places])
-        at += part.count

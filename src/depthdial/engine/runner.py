@@ -22,11 +22,12 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
+from depthdial.engine.maths import Maths, normed
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
-from depthdial.engine.weights import first_rows, look_up, multiply, size_of
-from depthdial.kernels.reference import rms_norm, write_kv
-from depthdial.kernels.tensors import Int8, Linear, Norm, Rope, Weight
+from depthdial.engine.weights import size_of
+from depthdial.kernels.reference import write_kv
+from depthdial.kernels.tensors import Int8
 from depthdial.models.block import Block, Spine
 from depthdial.models.convert import converted_of
 
@@ -99,9 +100,14 @@ class TorchRunner:
         self.spine, self._stats, self._step = spine, stats, step
         self.break_even: BreakEven | None = None
         self.parts = {s: unit.parts for s, unit in converted.routed.items()}
+        self._part_bytes = {
+            (s, when): sum(size_of(w) for part in own.values() if isinstance(part, Part) and part.runs_for == when
+                           for w in part.parameters())
+            for s, own in self.parts.items() for when in ("all", "skipped")
+        }  # fmt: skip
         like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
         self.bypassed = bypassed_steps(self.method, self.program, self.parts, like, len(vocabulary))
-        self._angles: dict[str, tuple[Tensor, Tensor]] = {}
+        self.maths = Maths(spine, stats)
 
     @property
     def stats(self) -> Stats:
@@ -111,12 +117,8 @@ class TorchRunner:
     @torch.no_grad()
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
-        spine, stats, running = self.spine, self.stats, Pass(self.program, batch.tokens)
-        x = look_up(batch.ids, spine.embed, batch.cache.shape.dtype)
-        if spine.embed_scale != 1.0:
-            x = x * spine.embed_scale
-        stats.weight_bytes += x.numel() * x.element_size()
-        self._angles = {kind: _angles(batch.positions, rope, x.dtype) for kind, rope in spine.ropes.items()}
+        stats, running = self.stats, Pass(self.program, batch.tokens)
+        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype)
         for visit in self.program.visits:
             run = self._whole if len(visit.steps) == 1 else self._halves
             x = run(x, visit.steps, batch, running)
@@ -127,7 +129,8 @@ class TorchRunner:
         stats.rows += ran.sum(1).cpu().numpy()
         costs = exact_cost(self.ledger, running.tokens, running.trace)
         keep = None if ran.all() else ran.cpu().numpy()
-        return Passed(self._head(x, batch), ran.sum(0).tolist(), costs.tolist(), keep=keep)
+        logits = self.maths.logits(x[batch.last]) if batch.last else None
+        return Passed(logits, ran.sum(0).tolist(), costs.tolist(), keep=keep)
 
     def _whole(self, x: Tensor, steps: Sequence[int], batch: Batch, running: Pass) -> Tensor:
         """A layer that is kept or skipped as one: x + run (layer(x) - x). x: [N, d] -> [N, d], maybe in place."""
@@ -139,7 +142,7 @@ class TorchRunner:
         if at.runs:
             before = _some(x, kept)
             h = before + self._attention(at, s, batch)
-            h = h + self._mlp(_norm(h, self._block(s).before_mlp), s)
+            h = h + self._mlp(normed(h, self._block(s).before_mlp), s)
             if decision is not None:
                 h = torch.lerp(before, h, _some(decision.run, kept)[:, None].to(x.dtype))
                 h = h if kept is not None else torch.where(decision.keep[:, None], h, before)
@@ -157,7 +160,7 @@ class TorchRunner:
         rows = _waiting(running, mlp)
         if rows is not None and not len(rows):
             return x
-        u = _norm(_some(x, rows), self._block(mlp).before_mlp)
+        u = normed(_some(x, rows), self._block(mlp).before_mlp)
         decision = self._decide(x, u, rows, mlp, running)
         after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
         if after.runs:
@@ -169,7 +172,7 @@ class TorchRunner:
         rows, block = _waiting(running, s), self._block(s)
         projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
-        z = _norm(_some(x, of), block.before_attn)
+        z = normed(_some(x, of), block.before_attn)
         if rows is not None and not len(rows):
             self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
@@ -181,13 +184,9 @@ class TorchRunner:
 
     def _mlp(self, u: Tensor, s: int, kept: Tensor | None = None) -> Tensor:
         """The update of the kept tokens, [n, d]; u: their normed input, maybe padded."""
-        block = self._block(s)
-        opened = self._linear(u, block.gate)
-        opened = F.silu(opened) if block.activation == "silu" else F.gelu(opened, approximate="tanh")
-        update = self._linear(opened * self._linear(u, block.up), block.down)
-        update = _norm(update if kept is None else update[: len(kept)], block.after_mlp)
-        self._stats.mlp_rows[self.program.visit_of[s]] += len(update)
-        return update
+        count = len(u) if kept is None else len(kept)
+        self._stats.mlp_rows[self.program.visit_of[s]] += count
+        return self.maths.mlp(u, count, self._block(s))
 
     def _decide(self, x: Tensor, z: Tensor, rows: Tensor | None, s: int, running: Pass) -> Decision | None:
         """The method's decision, of all tokens of the pass; None where nothing is decided: all that wait here run.
@@ -200,7 +199,7 @@ class TorchRunner:
         if running.untouched:
             decision = Decision.hard(torch.zeros_like(tokens.full))
         else:
-            logits = self.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
+            logits = self.maths.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
             some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
             decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
             self.count_parts(s, "all")
@@ -240,23 +239,22 @@ class TorchRunner:
             cache.note(visit, batch.slots, positions, leaves)
         if rows is not None and not rows.numel():
             return
-        z, block = at.take(rows), self._block(s)
-        k = self._turned(self._heads(z, block.k, block.kv_heads, block.k_norm), rows, block)
-        v = self._heads(z, block.v, block.kv_heads, None)
+        z = at.take(rows)
+        k, v = self.maths.keys(z, rows, self._block(s))
         write_kv(cache.k, cache.v, k, v, cache.table[visit], _some(batch.slots, rows), _some(positions, rows))
         self.stats.kv_rows[visit] += len(z)
 
     def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
         """The update of the kept tokens, [n, d]."""
         block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
-        q = self._turned(self._heads(at.take(at.padded), block.q, block.heads, block.q_norm), at.padded, block)
+        q = self.maths.queries(at.take(at.padded), at.padded, block)
         count = len(q) if kept is None else len(kept)
         seen, keys = attend(q[:count], visit, batch, kept, block)
         self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
         self._stats.attn_rows[visit] += count
         if count < len(q):
             seen = F.pad(seen, (0, 0, 0, len(q) - count))
-        return _norm(self._linear(seen, block.o)[:count], block.after_attn)
+        return self.maths.output(seen, count, block)
 
     def _bypass(self, x: Tensor, at: _At, s: int) -> Tensor:
         """Add what skipped tokens get instead, computed for them alone from the unit's own input."""
@@ -273,42 +271,12 @@ class TorchRunner:
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
-    def _heads(self, z: Tensor, projection: Linear, heads: int, norm: Norm | None) -> Tensor:
-        """[N, d] -> [N, heads, hd]"""
-        return _norm(self._linear(z, projection).unflatten(-1, (heads, -1)), norm)
-
-    def _turned(self, x: Tensor, rows: Tensor | None, block: Block) -> Tensor:
-        """x: [n, heads, hd] of the tokens `rows`, turned by their places; the two halves of a head are pairs."""
-        cos, sin = (_some(t, rows) for t in self._angles[block.rope])
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
-
-    def _head(self, x: Tensor, batch: Batch) -> Tensor | None:
-        """Logits of the tokens that end their rows, [n, V]."""
-        return self.logits(x[batch.last]) if batch.last else None
-
-    def logits(self, x: Tensor, rows: int | None = None) -> Tensor:
-        """What the head says of states [n, d]: [n, V], or of its first `rows` alone."""
-        spine, weight = self.spine, first_rows(self.spine.head, rows)
-        logits = multiply(_norm(x, spine.norm), weight)
-        self._count(weight)
-        return logits if spine.softcap is None else torch.tanh(logits / spine.softcap) * spine.softcap
-
-    def _linear(self, x: Tensor, of: Linear) -> Tensor:
-        self._count(of.weight)
-        return multiply(x, *of)
-
     def _block(self, s: int) -> Block:
         return self.spine.blocks[self.program.visit_of[s]]
 
     def count_parts(self, s: int, runs_for: str) -> None:
         """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""
-        for part in self.parts[s].values():
-            if isinstance(part, Part) and part.runs_for == runs_for:
-                self._count(*part.parameters())
-
-    def _count(self, *weights: Weight) -> None:
-        self._stats.weight_bytes += sum(map(size_of, weights))
+        self._stats.weight_bytes += self._part_bytes[s, runs_for]
 
 
 def _waiting(running: Pass, s: int) -> Tensor | None:
@@ -321,10 +289,6 @@ def _some(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def _norm(x: Tensor, norm: Norm | None) -> Tensor:
-    return x if norm is None else rms_norm(x, *norm)
-
-
 def _add(x: Tensor, update: Tensor, at: _At) -> Tensor:
     """x with the weighed update at the kept tokens; x itself is written where they are few."""
     kept, decision = at.kept, at.decision
@@ -333,9 +297,3 @@ def _add(x: Tensor, update: Tensor, at: _At) -> Tensor:
     if kept is not None:
         return x.index_add_(0, kept, update)
     return x + update if decision is None else torch.where(decision.keep[:, None], x + update, x)
-
-
-def _angles(positions: Tensor, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, hd] of each token's place."""
-    angle = positions.float()[:, None] * rope.inv_freq
-    return tuple((f(angle) * rope.scaling).to(dtype).repeat(1, 2)[:, None] for f in (torch.cos, torch.sin))  # pyright: ignore[reportReturnType]

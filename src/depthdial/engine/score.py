@@ -17,17 +17,13 @@ import torch
 from torch import Tensor
 
 from depthdial.core.dial import Dials
-from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.cache import pages_for
-from depthdial.engine.request import Request, Row
-from depthdial.engine.sampling import SamplingParams
-from depthdial.engine.scheduler import Slice
+from depthdial.engine.known import KnownTexts, Part, Span
 from depthdial.engine.step import Engine
 from depthdial.kernels.tensors import PAGE
 
 PASS = 512
 """Most tokens of one pass."""
-_SCORED = SamplingParams(max_tokens=1, logprobs=0)  # asks for logits, not for the likeliest token alone
 
 
 class Text(NamedTuple):
@@ -67,14 +63,9 @@ class Score:
 
 
 @dataclass
-class _Span:
-    """Places begin..end-1 of a slot, run for the texts `of` of a group."""
+class _Shared(Span):
+    """Run for the texts `of` of a group."""
 
-    row: Row
-    begin: int
-    end: int
-    asked: int
-    """Logits are asked for from this place on."""
     of: list[tuple[Text, Score]]
     tails: list[tuple[Text, Score]]
     """Texts that go on from here, once it has run."""
@@ -85,10 +76,11 @@ class Scorer:
     model."""
 
     def __init__(self, engine: Engine, tokenizer: Any, pass_tokens: int = PASS):
-        self.engine, self._tokenizer, self._room = engine, tokenizer, pass_tokens
-        self._cache = engine.scheduler.cache
-        self._batch = Batch(self._cache, pass_tokens, self._cache.k.device)
-        self._batch.fleeting = True
+        self.engine, self._known, self._cache = (
+            engine,
+            KnownTexts(engine, tokenizer, pass_tokens),
+            engine.scheduler.cache,
+        )
 
     def chunks(self, groups: Sequence[Sequence[Text]]) -> Iterator[slice]:
         """Cut groups into chunks for `score`. What a chunk gives depends on the chunk alone."""
@@ -121,7 +113,7 @@ class Scorer:
 
     def _scores(self, groups: Sequence[Sequence[Text]], dials: Dials) -> list[list[Score]]:
         found = [[Score() for _ in group] for group in groups]
-        waiting: list[_Span] = []
+        waiting: list[_Shared] = []
         slots: set[int] = set()
         try:
             for group, scores in zip(groups, found, strict=True):
@@ -139,82 +131,58 @@ class Scorer:
                 self._cache.close(slot)
         return found
 
-    def _shared(self, group: list[tuple[Text, Score]], dials: Dials, slot: int) -> _Span:
+    def _shared(self, group: list[tuple[Text, Score]], dials: Dials, slot: int) -> _Shared:
         """What all texts of a group begin with, and run alike."""
         texts = [text for text, _ in group]
         end, first = _alike(texts), min(texts, key=lambda text: text.start)
         tails = [pair for pair in group if len(pair[0].tokens) - 1 > end]
-        return _Span(self._row(first, dials, slot), 0, end, first.start - 1, group, tails)
+        return _Shared(self._known.row(*first, dials, slot), end, first.start - 1, group, tails)
 
-    def _row(self, text: Text, dials: Dials, slot: int, source: Row | None = None, shared: int = 0) -> Row:
-        """source: a row that has run the first `shared` tokens."""
-        read = len(text.tokens) if dials.alike and not self.engine.runner.by_prompt else text.start
-        row = Row(Request(None, list(text.tokens[:read]), _SCORED, 0, dials, 1), 0, self._tokenizer)
-        row.tokens, row.slot = list(text.tokens), slot
-        if source is not None:
-            row.note(0, source.ran_depths[:shared], source.ran_costs[:shared])
-        return row
-
-    def _forked(self, span: _Span, slots: set[int]) -> list[_Span]:
+    def _forked(self, span: _Shared, slots: set[int]) -> list[_Shared]:
         """The spans that follow a shared one; the last goes on in its slot."""
-        spans, slot, dials = [], span.row.slot, span.row.request.dials
+        spans, slot, source = [], span.row.slot, span.row
         assert slot is not None
         for i, (text, score) in enumerate(span.tails):
             own = slot
             if i + 1 < len(span.tails):
                 slots.add(own := self._cache.fork(slot, span.end))
-            row, end = self._row(text, dials, own, span.row, span.end), len(text.tokens) - 1
-            spans.append(_Span(row, span.end, end, max(span.end, text.start - 1), [(text, score)], []))
+            row = self._known.row(*text, source.request.dials, own)
+            row.note(0, source.ran_depths[: span.end], source.ran_costs[: span.end])
+            row.computed = span.end
+            spans.append(_Shared(row, len(text.tokens) - 1, max(span.end, text.start - 1), [(text, score)], []))
         return spans
 
-    def _pass(self, waiting: list[_Span], slots: set[int]) -> list[_Span]:
+    def _pass(self, waiting: list[_Shared], slots: set[int]) -> list[_Shared]:
         """Run the next tokens of the spans that wait, as far as their offsets are known; gives those that wait now."""
-        parts: list[tuple[Slice, _Span]] = []
-        left = self._room
         for span in waiting:
-            count = int(min(left, span.end - span.begin, span.row.horizon - span.begin))
-            if count:  # texts that differ from their first token on share nothing
-                slot, end = span.row.slot, span.begin + count
-                assert slot is not None
-                grown = self._cache.grow(slot, span.begin, end)
-                assert grown, "pages were counted"
-                asked = min(count, max(0, end - span.asked))
-                parts.append((Slice(span.row, span.begin, count, scored=asked), span))
-                span.begin, left = end, left - count
-            if not left:
-                break
-        if parts:
-            parts.sort(key=lambda pair: pair[0].count > 1)  # single tokens come first
-            self._collect(parts, self.engine.run([part for part, _ in parts], self._batch))
-        return [span for one in waiting for span in (self._forked(one, slots) if one.begin == one.end else [one])]
+            assert span.row.slot is not None
+            grown = self._cache.grow(span.row.slot, span.row.computed, span.end) or span.row.computed == span.end
+            assert grown, "pages were counted"
+        for part in self._known.run(waiting):
+            self._collect(part)
+        ended = lambda span: span.row.computed == span.end  # noqa: E731
+        return [span for one in waiting for span in (self._forked(one, slots) if ended(one) else [one])]
 
-    def _collect(self, parts: list[tuple[Slice, _Span]], passed: Passed) -> None:
+    def _collect(self, part: Part) -> None:
         """Give what a pass told to the texts it was for."""
-        at = drawn = 0
-        logits = passed.logits
-        if logits is not None:
-            logits = logits.float()
-            likeliest, normal = logits.argmax(-1), logits.logsumexp(-1)
-            if not normal.isfinite().all():
-                raise ValueError("a text cannot be scored: its logits are not finite; look for nan in the weights")
-        for part, span in parts:
-            depths, costs = passed.depths[at : at + part.count], passed.costs[at : at + part.count]
-            part.row.note(part.start, depths, costs)
-            _note(span.of[0], part.start, depths, costs)
-            at, first = at + part.count, part.start + part.count - part.asked
-            if not part.asked:
-                continue
-            assert logits is not None
-            places = slice(drawn, drawn + part.asked)
-            drawn += part.asked
-            for text, score in span.of:
-                skip = max(0, text.start - 1 - first)
-                wanted = torch.tensor(text.tokens[first + skip + 1 : first + part.asked + 1], device=logits.device)
-                if len(wanted):
-                    own = slice(places.start + skip, places.stop)
-                    runs = part.row.runs(first + skip, first + part.asked)
-                    score.dense += sum(end - start for start, end, offset in runs if offset == math.inf)
-                    _add(score, logits[own], likeliest[own], normal[own], wanted)
+        span = part.span
+        assert isinstance(span, _Shared)
+        _note(span.of[0], part.start, part.depths, part.costs)
+        if part.logits is None:
+            return
+        logits = part.logits.float()
+        likeliest, normal = logits.argmax(-1), logits.logsumexp(-1)
+        if not normal.isfinite().all():
+            raise ValueError("a text cannot be scored: its logits are not finite; look for nan in the weights")
+        end = part.start + len(part.depths)
+        first = end - len(logits)
+        for text, score in span.of:
+            skip = max(0, text.start - 1 - first)
+            wanted = torch.tensor(text.tokens[first + skip + 1 : end + 1], device=logits.device)
+            if len(wanted):
+                runs = span.row.runs(first + skip, end)
+                score.dense += sum(stop - start for start, stop, offset in runs if offset == math.inf)
+                _add(score, logits[skip:], likeliest[skip:], normal[skip:], wanted)
 
     def _pages(self, group: Sequence[Text]) -> int:
         """Pages that a group takes at most."""

@@ -65,6 +65,8 @@ class Stats:
     in_torch: str | None = None
     """Why all passes run in PyTorch, several times slower: what native kernels or CUDA graphs cannot do here; None
     where they do run."""
+    open_steps: int = 0
+    """Steps of native passes that Python decides, as the method does not say in operations what it does there."""
     native_tokens: int = 0
     """Those of them that native kernels ran."""
     read_tokens: int = 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.kernels.cpu.programs import PLACES, PROGRAMS, check, count, random, router, tokens_of, wide_model
 
 from depthdial.kernels import reference
+from depthdial.kernels.cpu.abi import PassSpec
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.tensors import (
@@ -92,6 +93,7 @@ def test_after_an_exit_nothing_is_read(isa, base, batch_for):
     cache, out = batch.cache(), batch.output(len(PLACES))
     cache = cache._replace(k=torch.full_like(cache.k, math.nan), v=torch.full_like(cache.v, math.nan))
     cache.table[3:] = -1  # nothing will be there
+    cache.held.zero_()
     counters = NativeModel(model, isa=isa).forward(inputs, cache, out)
     assert out.logits.isfinite().all() and out.keep.sum(1).tolist() == [9, 9, 0, 0, 0, 0]
     assert (counters.rows_run, counters.layers_run) == (18, 2)
@@ -172,3 +174,27 @@ def test_a_token_comes_out_as_alone_on_any_number_of_threads(name, base, batch_f
         torch.set_num_threads(before)
     for mine, other in zip(together, apart, strict=True):
         assert mine is None or torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@torch.no_grad()
+def test_a_pass_can_stop_anywhere_and_go_on(name, base, batch_for):
+    """After any number of steps, with another pass in between."""
+    model = PROGRAMS[name](base)
+    batch, native = batch_for(model), NativeModel(model)
+    inputs, asked = tokens_of(batch, model, PLACES), torch.arange(len(PLACES), dtype=torch.int32)
+    whole, cache = batch.output(len(PLACES)), batch.cache()
+    counters = native.forward(inputs, cache, whole)
+    room = [torch.empty(len(PLACES), 64), torch.empty(len(PLACES), 64), torch.empty(len(PLACES), dtype=torch.int32)]
+    for last in range(1, native.steps):
+        out, apart, call = batch.output(len(PLACES)), batch.cache(), PassSpec()
+        native._fill(call, inputs, apart, out, asked)
+        call.x, call.z, call.at = (part.data_ptr() for part in room)
+        stood = native._library.depthdial_steps(native._team(), call, 0, last)
+        assert stood in (last, END)
+        if stood == last:
+            native.forward(batch.inputs(PLACES), batch.cache(), batch.output(len(PLACES)))
+            assert native._library.depthdial_steps(native._team(), call, last, END) == END
+        assert torch.equal(out.logits, whole.logits) and torch.equal(out.keep, whole.keep)
+        assert torch.equal(cache.k, apart.k) and torch.equal(cache.v, apart.v)
+        assert (call.rows_run, call.weight_bytes, call.looks) == (counters[0], counters[2], counters.looks)

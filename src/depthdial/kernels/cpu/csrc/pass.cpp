@@ -56,8 +56,8 @@ int wrong(const Model& model, const PassSpec& p) {
   return 0;
 }
 
-void begin(PassSpec* p) {
-  if (!p->resumed) p->rows_run = p->layers_run = p->weight_bytes = p->kv_bytes = p->padded_rows = p->looks = 0;
+void begin(PassSpec* p, int first) {
+  if (!first && !p->resumed) p->rows_run = p->layers_run = p->weight_bytes = p->kv_bytes = p->padded_rows = p->looks = 0;
 }
 
 }  // namespace
@@ -127,7 +127,7 @@ __attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassS
   } catch (...) {
     return -6;
   }
-  begin(pass);
+  begin(pass, first);
   Call call{&model, pass, first, last, END};
   model.pool.run(prefill_on_thread, &call);
   double kv = 0;
@@ -143,12 +143,12 @@ __attribute__((visibility("default"))) int depthdial_prefill(void* handle, PassS
 }
 
 // Steps first.. of a pass, up to `last` or to one that the caller decides: returns it, END past the last, or minus the code
-// of `wrong`. pass->resumed: x and at are those it left, the decision of `first` is made.
+// of `wrong`. first > 0: x and at are those that it left. pass->resumed: the decision of `first` is made.
 __attribute__((visibility("default"))) int depthdial_steps(void* handle, PassSpec* pass, int first, int last) {
   Model& model = *static_cast<Model*>(handle);
   if (const int code = first || pass->resumed ? 0 : wrong(model, *pass)) return -code;
   std::lock_guard<std::mutex> hold(model.one_pass);
-  begin(pass);
+  begin(pass, first);
   Call call{&model, pass, first, last, END};
   model.pool.run(on_thread, &call);
   double kv = 0;

@@ -20,8 +20,9 @@ class Pass {
       x->near = own.near;
       x->near_kind = !p.reading ? INT8 : bf16 && sizeof(isa::Half) == 2 ? BF16 : FP32;
     }
-    s.begin(m, p, t == 0);
-    if (first > 0 || p.resumed) memcpy(own.x, p.x, sizeof(float) * N * D);
+    const bool on = first > 0 || p.resumed;
+    s.begin(m, p, on, t == 0);
+    if (on) memcpy(own.x, p.x, sizeof(float) * N * D);
     else embed();
     turns();
     const int stood = s.go(*this, first, last);
@@ -102,8 +103,7 @@ class Pass {
 
   // Starts to read what this thread needs of w after the next barrier.
   void expect(const Mat& w) const {
-    const Share mine = share(w.rows, 16);
-    if (w.data) fetch(w, mine.begin, mine.end);
+    if (w.data) fetch(w, share(w.rows, 16).begin, share(w.rows, 16).end);
   }
 
   void embed() {
@@ -128,7 +128,7 @@ class Pass {
     m.pool.barrier();
   }
 
-  // For the caller: the stream, and what the unit of this step would see of it.
+  // For the caller: the stream, and what this step would see of it.
   void leave(int step) {
     if (t != 0) return;
     const LayerSpec& l = m.layers[m.visit_of[step]];

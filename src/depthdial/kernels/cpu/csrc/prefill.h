@@ -11,8 +11,9 @@ class Prefill : PrefillBlocks {
   int steps(int first, int last) {
     own.padded = 0;
     own.kv_bytes = 0;
-    st.begin(m, p, t == 0);
-    begin(first > 0 || p.resumed);
+    const bool on = first > 0 || p.resumed;
+    st.begin(m, p, on, t == 0);
+    begin(on);
     m.pool.barrier();
     const int stood = st.go(*this, first, last);
     if (stood != END) leave(stood);

@@ -44,13 +44,14 @@ class Steps {
   std::vector<int> here, kept, skipped, some;  // of the tokens that wait at a step
   std::vector<float> run, skip, number;  // by token: weights, and what a router says, its offset added
 
-  void begin(const Visits& visits, PassSpec& pass, bool writes) {
+  // on: the pass goes on where it stood. writes: on one thread.
+  void begin(const Visits& visits, PassSpec& pass, bool on, bool writes) {
     m = &visits;
     p = &pass;
     N = pass.tokens;
     writes_ = writes;
     at.assign(N, 0);
-    if (pass.resumed) at.assign(pass.at, pass.at + N);
+    if (on) at.assign(pass.at, pass.at + N);
     for (std::vector<float>* of : {&run, &skip, &number}) of->assign(N, 1.0f);
   }
 
