@@ -27,7 +27,7 @@ from depthdial.core.whole import write_json
 from depthdial.engine.model_tensors import tensors_of
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
-from depthdial.kernels.tensors import ModelTensors
+from depthdial.kernels.tensors import Dense, ModelTensors
 from depthdial.methods import method_named
 from depthdial.models.block import spine_of
 from depthdial.models.convert import convert
@@ -109,16 +109,17 @@ def adaptive(plain: PreTrainedModel, args: argparse.Namespace) -> ModelTensors:
     spine = spine_of(model)
     runner = TorchRunner(model, spine, Stats(len(spine.blocks)))
     share = min(1.0, args.rate * len(spine.blocks) / (len(spine.blocks) - len(spine.blocks) // 2))
-    tensors = tensors_of(spine, runner)
+    tensors = tensors_of(spine, runner).tensors
     for _ in range(args.rounds):  # a router's input depends on what the layers below it decided
         score = decode_case(tensors, args.calibration, 1, device).first.score
         logits = torch.logit(score.clamp(1e-6, 1 - 1e-6))
         layers = []
         for layer, logit in zip(tensors.layers, logits, strict=True):
-            router = layer.branch.router
-            if router is not None:
-                cut = float(torch.quantile(logit, share))
-                layer = layer._replace(branch=layer.branch._replace(router=router._replace(cut=cut)))
+            if (router := layer.branch.router) is not None:
+                *others, last = router.ops
+                assert isinstance(last, Dense) and last.bias is not None
+                last = last._replace(bias=last.bias - float(torch.quantile(logit, share)))
+                layer = layer._replace(branch=layer.branch._replace(router=router._replace(ops=(*others, last))))
             layers.append(layer)
         tensors = tensors._replace(layers=tuple(layers))
     return tensors

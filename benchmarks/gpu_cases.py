@@ -108,10 +108,10 @@ def prefill_case(model: ModelTensors, tokens: int, device: torch.device) -> Case
     return Case(f"prefill, {tokens} tokens", tokens, variants, lambda: run(True), model, positions, 1)
 
 
-def _cache(model: ModelTensors, sequences: int, pages: int, device: torch.device) -> PagedCache:
-    """Full of random K and V, its pages in no order."""
-    layer, count = model.layers[0], model.caches * sequences * pages
-    shape = (count, layer.kv_heads, PAGE, layer.head_dim)
+def _cache(model: ModelTensors, rows: int, pages: int, device: torch.device) -> PagedCache:
+    """Random K and V of so many sequences, each of so many pages, in any order."""
+    layer, units = model.layers[0], len(model.layers) * rows * pages
+    shape = (units, layer.kv_heads, PAGE, layer.head_dim)
     k, v = (torch.empty(shape, dtype=model.norm.weight.dtype, device=device).normal_() for _ in range(2))
-    table = torch.randperm(count, device=device).to(torch.int32)
-    return PagedCache(k, v, table.view(model.caches, sequences, pages))
+    table = torch.randperm(units, device=device).to(torch.int32).view(len(model.layers), rows, pages)
+    return PagedCache(k, v, table)
