@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from depthdial.evaluate.markdown import markdown
+
 RESULTS, METRICS = "results.json", "metrics.jsonl"
 NEEDED = (
     "loss",
@@ -145,7 +147,7 @@ def table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:
         ]
         for g in groups
     ]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+    return markdown(head, rows)
 
 
 def _run(folder: Path) -> Run:

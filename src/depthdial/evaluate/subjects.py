@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from depthdial.core.cost import exact_cost
 from depthdial.core.dial import Curve, PromptBudget
+from depthdial.core.method import Seen
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.equal_cost import Knob, between
 from depthdial.methods import Static, name_of
@@ -213,8 +218,8 @@ def _baseline(setup: Setup, name: str, path: str, rows: list[Row]) -> Subject:
     model, tokenizer = setup.loaded(path)
     plugin = plugin_of(model)
     assert plugin is not None
-    if isinstance(plugin.method, Static):
-        converted_of(model).plugin = plugin = replace(plugin, curves=_steps(model))
+    if curves := _counted(model):
+        converted_of(model).plugin = plugin = replace(plugin, curves=curves)
     curve = plugin.curves.get("generated") or next(iter(plugin.curves.values()), None)
     if curve is None:
         raise ValueError(f"the plug-in {path} has no budget curve, so it cannot be set to a cost; train it again")
@@ -227,22 +232,26 @@ def _early_exit(setup: Setup, rows: list[Row]) -> Subject:
     depth = base.config.get_text_config().num_hidden_layers
     order = tuple(range(depth - 1, 0, -1))
     model = convert(base, Static(order=order, count=1, length=len(order), adapter_ratio=0)).eval()
-    curves = _steps(model)
+    curves = _counted(model)
     converted_of(model).plugin = Plugin(EARLY_EXIT, converted_of(model).method, fingerprint(model), curves)
     about = {"method": {"name": EARLY_EXIT}, "training": None}
     return Subject(EARLY_EXIT, setup.llm(model, tokenizer), rows, _to_meet(curves["generated"]), about)
 
 
-def _steps(model: Any) -> dict[str, Curve]:
-    """The curves of a model that drops whole layers for all tokens, counted and not measured: none to all of them."""
+def _counted(model: Any) -> dict[str, Curve]:
+    """The curves of a dial with stops at which every token does the same, counted and not measured; none for others."""
     converted = converted_of(model)
-    method, ledger = converted.method, converted.ledger
-    assert isinstance(method, Static)
-    points, cost = [(float(method.count), 1.0, 0.0)], 1.0
-    for dropped, layer in enumerate(method.order, 1):
-        cost -= ledger.saved[layer] / ledger.dense
-        points.append((float(method.count - dropped), cost, 0.0))
-    curve = Curve.fit(points, step=1.0)
+    method, program = converted.method, converted.program
+    stops = method.stops(program) if method.steady and method.ahead and not program.jumps else None
+    if stops is None:
+        return {}
+    place = torch.zeros(len(stops), dtype=torch.int64)
+    tokens, trace = Tokens(torch.tensor(stops, dtype=torch.float32), place), Trace(program)
+    for s, unit in converted.routed.items():
+        trace.decisions[s] = method.decide(unit.parts, Seen(place[:, None].float()), s, tokens, trace)
+    costs = exact_cost(converted.ledger, tokens, trace).tolist()
+    step = (stops[-1] - stops[0]) / (len(stops) - 1)
+    curve = Curve.fit([(float(stop), cost, 0.0) for stop, cost in zip(stops, costs, strict=True)], step=step)
     return {"text": curve, "generated": curve}
 
 

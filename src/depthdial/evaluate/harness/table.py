@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from depthdial.evaluate.markdown import markdown
+from depthdial.evaluate.markdown import markdown, number, what_skips
 
 Figures = Mapping[str, Any]
 
@@ -60,14 +60,14 @@ def cost_table(results: Figures) -> str:
     lines = [
         [
             row["name"],
-            _number(row["cost"], 3),
-            _number(row["prompt_cost"], 3),
-            _number(row["layers_prompt"], 1),
-            _number(row["layers_answer"], 1),
+            number(row["cost"], 3),
+            number(row["prompt_cost"], 3),
+            number(row["layers_prompt"], 1),
+            number(row["layers_answer"], 1),
             _percent(row["mean_retained"]),
             _percent(row["mean_above_chance"]),
-            _number(row["seconds"], 0),
-            _number(row["cpu_seconds"], 0),
+            number(row["seconds"], 0),
+            number(row["cpu_seconds"], 0),
         ]
         for row in results["rows"]
     ]
@@ -76,19 +76,17 @@ def cost_table(results: Figures) -> str:
 
 def where_table(rows: Sequence[Figures]) -> str:
     """One line per row: the base, and for each budget the answer alone, the prompt alone, and both."""
-    named = {"": "answer only", "prompt": "prompt only", "both": "prompt and answer"}
-    shown = [row for row in rows if row["kind"] in ("base", "adaptive", "where")]
-    shown.sort(key=lambda row: (-row["budget"], list(named).index(row["part"])))
-    tasks = list(dict.fromkeys(task for row in shown for task in row["tasks"]))
+    shown = what_skips(rows)
+    tasks = list(dict.fromkeys(task for _, row in shown for task in row["tasks"]))
     lines = [
         [
-            "nothing" if row["kind"] == "base" else f"{named[row['part']]} {row['budget']:g}",
-            _number(row["cost"], 3),
-            _number(row["prompt_cost"], 3),
+            name,
+            number(row["cost"], 3),
+            number(row["prompt_cost"], 3),
             _percent(row["mean_above_chance"]),
-            *(_number(row["tasks"][task]["retained"], 1, 100) if task in row["tasks"] else "–" for task in tasks),
+            *(number(row["tasks"][task]["retained"], 1, 100) if task in row["tasks"] else "–" for task in tasks),
         ]
-        for row in shown
+        for name, row in shown
     ]
     head = ["what skips", "cost, written", "cost, prompt", "mean above chance, %"]
     return markdown([*head, *(f"{task}, % of the base's" for task in tasks)], lines)
@@ -104,7 +102,7 @@ def difference_table(rows: Sequence[Figures]) -> str:
         won = [task for task, found in told["tasks"].items() if (found["low"] or 0) > 0 and not _falls(row, task)]
         lost = [task for task, found in told["tasks"].items() if (found["high"] or 0) < 0 and not _falls(row, task)]
         lines.append(
-            [row["name"], _number(row["cost"], 3), _percent(told), ", ".join(won) or "–", ", ".join(lost) or "–"]
+            [row["name"], number(row["cost"], 3), _percent(told), ", ".join(won) or "–", ", ".join(lost) or "–"]
         )
     head = ["against", "its true cost", "difference above chance, points", "better on", "worse on"]
     return markdown(head, lines)
@@ -120,7 +118,7 @@ def _score(row: Figures, task: str) -> str:
         text += f" ±{factor * told['stderr']:.{digits}f}"
     if row["name"] == "base":
         return text
-    return f"{text} ({_number(told['retained'], 0, 100)}; {_number(told['dense_share'], 0, 100)})"
+    return f"{text} ({number(told['retained'], 0, 100)}; {number(told['dense_share'], 0, 100)})"
 
 
 def _form(results: Figures) -> str:
@@ -144,13 +142,9 @@ def _why(told: Figures) -> str:
 
 
 def _percent(told: Figures) -> str:
-    if told["mean"] is None or told["mean"] != told["mean"]:
+    if number(told["mean"], 1) == "–":
         return "–"
     mean = f"{100 * told['mean']:.1f}"
     if told["low"] is None or told["low"] != told["low"] or told["low"] == told["high"]:
         return mean
     return f"{mean} ({100 * told['low']:.1f} to {100 * told['high']:.1f})"
-
-
-def _number(value: float | None, digits: int, factor: float = 1) -> str:
-    return "–" if value is None or value != value else f"{factor * value:.{digits}f}"

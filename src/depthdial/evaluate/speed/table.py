@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from depthdial.evaluate.markdown import markdown, number
 from depthdial.evaluate.speed.subjects import title
 
 Figures = Mapping[str, Any]
@@ -15,13 +16,13 @@ def speed_table(results: Figures) -> str:
     """All rows, regime by regime: the cost that tokens really had (written ones; in prefill the prompt's), the time to
     the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
     the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
-    lines, before = [_line(_HEAD), _line(["---"] * len(_HEAD))], None
+    lines, before = [], None
     for row in results["rows"]:
         if (name := regime_name(row)) != before:
-            lines.append(_line([f"**{name}**", *[""] * (len(_HEAD) - 1)]))
+            lines.append([f"**{name}**", *[""] * (len(_HEAD) - 1)])
             before = name
-        lines.append(_line(_cells(row)))
-    return "\n".join(lines)
+        lines.append(_cells(row))
+    return markdown(_HEAD, lines)
 
 
 def regime_name(row: Figures) -> str:
@@ -62,14 +63,14 @@ def _cells(row: Figures) -> list[str]:
     speed = row["tokens_per_second"]
     return [
         row_name(row),
-        _number(row.get("cost"), ".3f"),
+        number(row.get("cost"), 3),
         _seconds(row["first_token_seconds"]["median"]),
         _rate(speed["median"]),
         f"{_rate(speed['low'])} to {_rate(speed['high'])}",
-        _number(row["speedup"], ".2f"),
-        _number(row.get("ideal_speedup"), ".2f"),
-        _number(row.get("of_ideal"), ".0%"),
-        _number(row.get("of_limit"), ".0%"),
+        number(row["speedup"], 2),
+        number(row.get("ideal_speedup"), 2),
+        _share(row.get("of_ideal")),
+        _share(row.get("of_limit")),
     ]
 
 
@@ -81,9 +82,5 @@ def _seconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from depthdial.evaluate.markdown import markdown
+from depthdial.evaluate.markdown import markdown, number, what_skips
 
 Figures = Mapping[str, Any]
 COLUMNS = (
@@ -56,7 +56,7 @@ def written_table(rows: Sequence[Figures]) -> str:
 def difference_table(rows: Sequence[Figures]) -> str:
     """One line per row but the base's: differences from it."""
     lines = [
-        [row["name"], _number(row["cost"]["mean"], 3), *(_interval(row["over_base"], name) for name in _OVER)]
+        [row["name"], number(row["cost"]["mean"], 3), *(_interval(row["over_base"], name) for name in _OVER)]
         for row in rows
         if row["kind"] != "base"
     ]
@@ -68,7 +68,7 @@ def baseline_table(rows: Sequence[Figures]) -> str:
     lines = [
         [
             row["name"],
-            _number(row["cost"]["mean"], 3),
+            number(row["cost"]["mean"], 3),
             *(_interval(row["adaptive_over_this"], name) for name in (*_OVER, "chrf")),
         ]
         for row in rows
@@ -79,18 +79,15 @@ def baseline_table(rows: Sequence[Figures]) -> str:
 
 def where_table(rows: Sequence[Figures]) -> str:
     """One line per row: the base, and for each budget the answer alone, the prompt alone, and both."""
-    named = {"": "answer only", "prompt": "prompt only", "both": "prompt and answer"}
-    shown = [row for row in rows if row["kind"] in ("base", "adaptive", "where")]
-    shown.sort(key=lambda row: (-row["budget"], list(named).index(row["part"])))
     lines = [
         [
-            "nothing" if row["kind"] == "base" else f"{named[row['part']]} {row['budget']:g}",
-            _number(row["cost"]["mean"], 3),
-            _number(row["prompt_cost"]["mean"], 3),
+            name,
+            number(row["cost"]["mean"], 3),
+            number(row["prompt_cost"]["mean"], 3),
             *(_interval(row["over_base"], name) for name in ("nll", "repeats")),
-            _number(row["chrf"]["mean"], 1),
+            number(row["chrf"]["mean"], 1),
         ]
-        for row in shown
+        for name, row in what_skips(rows)
     ]
     return markdown(
         ["what skips", "cost, written", "cost, prompt", *(_OVER[name] for name in ("nll", "repeats")), "chrF"], lines
@@ -101,15 +98,15 @@ def cells(row: Figures) -> list[str]:
     """Under `COLUMNS`."""
     off = row["furthest_from_budget"]
     return [
-        _number(row["cost"]["mean"], 3),
-        _number(row["prompt_cost"]["mean"], 3),
-        _number(row["nll"]["mean"], 3),
-        _number(row["repeats"]["mean"], 1, 100),
-        _number(row["ended"]["mean"], 0, 100),
-        _number(row["length"]["mean"], 1),
-        _number(row["chrf"]["mean"], 1),
-        f"{_number(off['mean'], 3)} ({_number(off['most'], 3)})" if off["texts"] else "–",
-        _number(row["tokens_per_second"], 0),
+        number(row["cost"]["mean"], 3),
+        number(row["prompt_cost"]["mean"], 3),
+        number(row["nll"]["mean"], 3),
+        number(row["repeats"]["mean"], 1, 100),
+        number(row["ended"]["mean"], 0, 100),
+        number(row["length"]["mean"], 1),
+        number(row["chrf"]["mean"], 1),
+        f"{number(off['mean'], 3)} ({number(off['most'], 3)})" if off["texts"] else "–",
+        number(row["tokens_per_second"], 0),
     ]
 
 
@@ -122,7 +119,3 @@ def _interval(told: Figures, name: str) -> str:
     if found["low"] is None:
         return mean
     return f"{mean} ({factor * found['low']:+.{digits}f} to {factor * found['high']:+.{digits}f})"
-
-
-def _number(value: float | None, digits: int, factor: float = 1) -> str:
-    return "–" if value is None else f"{factor * value:.{digits}f}"
