@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import transformers
-from gpu_cases import Case, Limits, decode_case, prefill_case
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from depthdial import __version__
@@ -32,6 +31,7 @@ from depthdial.kernels.tensors import ModelTensors
 from depthdial.methods import method_named
 from depthdial.models.block import spine_of
 from depthdial.models.convert import convert
+from gpu_cases import Case, Limits, decode_case, prefill_case
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from depthdial.evaluate.speed.machine import facts
 from depthdial.maps.record import Recorder
 from depthdial.maps.store import read
 from depthdial.maps.texts import Text
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 
 MAP = Path(__file__).parent / "maps" / "smollm2-135m-instruct-flexidepth"
 
@@ -39,14 +39,14 @@ def main() -> None:
     rows = read(MAP).rows
     rows = rows[:: len(rows) // args.texts][: args.texts]
     texts = [Text(row.token_ids.tolist(), row.generated.tolist(), row.id) for row in rows]
-    llm, route = LLM.of(model, tokenizer, args.budget, prefix_cache=False), route_of(model)
+    llm = LLM.of(model, tokenizer, args.budget, prefix_cache=False)
     offset = llm.offset_of(None)
     full, bare = (Recorder(model, tokenizer, offset, base=base, engine=llm.engine) for base in (True, False))
     scored = Recorder(model, tokenizer, offset, scores=True)
 
     def forward() -> None:
         ordered = sorted((list(text.ids) for text in texts), key=len)
-        route.offset = offset
+        converted_of(model).set(offset=offset)
         while ordered:
             count = max(n for n in range(1, len(ordered) + 1) if n == 1 or n * len(ordered[n - 1]) <= 2048)
             batch, ordered = ordered[:count], ordered[count:]

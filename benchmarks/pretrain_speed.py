@@ -22,7 +22,7 @@ import torch
 from depthdial.core.whole import write_json
 from depthdial.evaluate.speed.machine import facts
 from depthdial.methods import Dense
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.gathered import gather
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train.machine import compile_pieces, keep_memory
@@ -58,8 +58,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         took = time.perf_counter() - begun
-        route = route_of(self.model)
-        self.macs = float(route.token_cost().mean()) * route.ledger.dense
+        converted = converted_of(self.model)
+        self.macs = float(converted.route.token_cost().mean()) * converted.ledger.dense
         return took
 
 
@@ -100,9 +100,10 @@ def main() -> None:
             "seconds": [round(s, 3) for s in seconds[name]],
         }
         print(f"{name:22s}{rows[name]['tokens_per_second']:>9} tokens/s  {rows[name]['of dense']:.2f} of dense")
-    told = {k: v for k, v in vars(args).items() if k != "output"}
+    arguments = {k: v for k, v in vars(args).items() if k != "output"}
     write_json(
-        args.output, {"what": "speed of pre-training", **facts(torch.device("cpu")), "arguments": told, "rows": rows}
+        args.output,
+        {"what": "speed of pre-training", **facts(torch.device("cpu")), "arguments": arguments, "rows": rows},
     )
 
 

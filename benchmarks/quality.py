@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heldout_text import Held, held_out
-from record import about
-from subjects import Setup, Subject, bare, int8, peers, plugins
 
 from depthdial.core.whole import plain, write_json
-from depthdial.evaluate.plot import draw
-from depthdial.evaluate.routers import RouteRecord
-from depthdial.evaluate.scores import Scores
-from depthdial.evaluate.table import class_table, kl_table, layers_table, quality_table, router_table
-from depthdial.evaluate.text import of_pass, of_prediction
 from depthdial.maps.classes import depth_table
 from depthdial.models import load_base
 from depthdial.train.machine import keep_memory
+from heldout.data import Held, held_out
+from heldout.plot import draw
+from heldout.routers import RouteRecord
+from heldout.scores import Scores
+from heldout.table import class_table, kl_table, layers_table, quality_table, router_table
+from heldout.text import of_pass, of_prediction
+from record import about
+from subjects import Setup, Subject, bare, int8, peers, plugins
 
 BUDGETS = "1.0,0.95,0.9,0.85,0.8,0.75,0.7"
 log = logging.getLogger("quality")
@@ -139,9 +139,9 @@ def measure(subject: Subject, budgets: list[float], tolerance: float) -> dict[st
 
 def examine(subject: Subject, held: Held, tolerance: float) -> dict[str, Any]:
     """Router health and depth by class of token, at the plug-in's recommended budget."""
-    assert subject.recommended is not None and subject.route is not None
+    assert subject.recommended is not None and subject.converted is not None
     knob, _ = subject.text.at_cost(subject.run, subject.recommended, subject.search, tolerance)
-    record = RouteRecord(subject.route, subject.text.batches)
+    record = RouteRecord(subject.converted, subject.text.batches)
     scores = subject.text.score(subject.run, knob, record.record)
     health = record.health(scores.layers, {k: v for k, v in subject.text.groups.items() if k != "answers"})
     told = dataclasses.asdict(health) | {

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import transformers
-from heldout_text import Held
 
 from depthdial import __version__
+from heldout.data import Held
 
 
 def about(args: argparse.Namespace, held: Held) -> dict[str, Any]:

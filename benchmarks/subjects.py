@@ -10,14 +10,11 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
-from heldout_text import HELD_OUT, Held
 from torch import Tensor, nn
 
 from depthdial.core.method import Method
-from depthdial.core.route import Route
 from depthdial.engine.weights import matrices
 from depthdial.evaluate.equal_cost import Knob, Mix
-from depthdial.evaluate.text import HeldoutText, PluginRun, Run, Seen
 from depthdial.kernels.reference import int8_pack
 from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
@@ -26,7 +23,10 @@ from depthdial.models.calibration import Batch, Heldout
 from depthdial.models.checkpoint import read
 from depthdial.models.compare import HeadCompare
 from depthdial.models.convert import convert
+from depthdial.models.converted import Converted, converted_of
 from depthdial.train.machine import compile_pieces
+from heldout.data import HELD_OUT, Held
+from heldout.text import HeldoutText, PluginRun, Run, Seen
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Subject:
     """Method and training, for the record."""
     search: Callable[[float], Knob]
     """What is known of its dial so far."""
-    route: Route | None = None
+    converted: Converted | None = None
     recommended: float | None = None
 
 
@@ -129,13 +129,13 @@ class PeerRun:
 def _plugin(setup: Setup, name: str, path: str) -> Subject:
     plugin = read(path)
     model, _ = load(setup.model, path, dtype=setup.dtype, device=setup.device)
-    about = {"method": _told(plugin.method), "training": _public(plugin.training), "plugin": plugin.name}
+    about = {"method": _shown(plugin.method), "training": _public(plugin.training), "plugin": plugin.name}
     return dataclasses.replace(_ours(setup, name, model, about), trained=True, recommended=plugin.recommended)
 
 
 def _bare(setup: Setup, name: str, method: Method) -> Subject:
     model, _ = load_base(setup.model, setup.dtype, setup.device)
-    return _ours(setup, name, convert(model, method), {"method": _told(method)})
+    return _ours(setup, name, convert(model, method), {"method": _shown(method)})
 
 
 def _ours(setup: Setup, name: str, model: Any, about: dict[str, Any]) -> Subject:
@@ -143,10 +143,10 @@ def _ours(setup: Setup, name: str, model: Any, about: dict[str, Any]) -> Subject
         compile_pieces(model)
     heldout = Heldout(model, setup.batches(model.device), setup.compile)
     text = HeldoutText(heldout.batches, heldout.teacher, heldout.head, setup.held.groups)
-    run, static = PluginRun(heldout), model.method.grain == "static"
-    # a static skip costs the same for every token, in steps of whole numbers: one batch tells
-    search = text.search(run, 1.0, every=len(text.batches)) if static else text.search(run)
-    return Subject(name, False, run, text, about, search, model.route)
+    run, converted = PluginRun(heldout), converted_of(model)
+    # a steady skip costs the same for every token, in steps of whole numbers: one batch tells
+    search = text.search(run, 1.0, every=len(text.batches)) if converted.method.steady else text.search(run)
+    return Subject(name, False, run, text, about, search, converted)
 
 
 def _peer(setup: Setup, name: str, path: str, dial: str) -> Subject:
@@ -163,7 +163,7 @@ def _peer(setup: Setup, name: str, path: str, dial: str) -> Subject:
     return Subject(name, True, run, text, {"method": {"name": name}}, text.search(run))
 
 
-def _told(method: Method) -> dict[str, Any]:
+def _shown(method: Method) -> dict[str, Any]:
     return {"name": name_of(method), **dataclasses.asdict(method)}  # pyright: ignore[reportArgumentType]
 
 
@@ -176,9 +176,9 @@ def _public(training: dict[str, Any]) -> dict[str, Any]:
 
 def _check_training(name: str, path: str, seed: int) -> None:
     """Refuse a plug-in that was trained on what is held out here."""
-    told = read(path).training.get("seed", seed)
-    if told != seed:
+    trained = read(path).training.get("seed", seed)
+    if trained != seed:
         raise ValueError(
-            f"plug-in {name} was trained with seed {told}, so it held out other documents than seed {seed} does "
+            f"plug-in {name} was trained with seed {trained}, so it held out other documents than seed {seed} does "
             f"(the share is {HELD_OUT}); compare plug-ins of one seed, and give it as --seed"
         )

@@ -23,7 +23,7 @@ from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.speed.peers import PEERS, PeerSubject, drivers
 from depthdial.methods import FlexiDepth
 from depthdial.models import convert, load_base
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.export import export
 
 NEW = 32
@@ -70,7 +70,7 @@ def cost(model: Any, texts: list[list[int]], answers: list[list[int]]) -> float:
     """Mean true cost of the passes that generated the answers, by the reference."""
     with torch.no_grad():
         model(torch.tensor([text + answer for text, answer in zip(texts, answers, strict=True)]), use_cache=False)
-    return float(route_of(model).token_cost()[:, len(texts[0]) - 1 : -1].mean())
+    return float(converted_of(model).route.token_cost()[:, len(texts[0]) - 1 : -1].mean())
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from depthdial.methods import METHODS, method_named
 from depthdial.models import base as base_module
 from depthdial.models.calibration import BaseProbe, Heldout
 from depthdial.models.checkpoint import PARTS_FILE, attach
-from depthdial.models.convert import convert
 from depthdial.train import processes
 from depthdial.train import run as run_module
 from depthdial.train.config import TrainConfig
@@ -95,7 +94,7 @@ def finished(llm: LLM, **params: Any) -> list[Any]:
     return outputs
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kv != "evict"])
+@pytest.mark.parametrize("method", METHODS)
 def test_texts_are_those_of_the_cpu(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, other, method: str):
     chosen = method_named(method, dict(METHODS[method].example))
     model: Any = adapted(tiny_model("llama", num_hidden_layers=6).to(other), chosen)
@@ -105,7 +104,9 @@ def test_texts_are_those_of_the_cpu(tiny_model: Callable, tiny_tokenizer: Any, a
         assert found[0].cost == 1.0
         for output in found:
             ids = torch.tensor([[*IDS, *output.token_ids]], device=other)
-            model.route.offset = math.inf if output is found[0] or "lossless" in params else 0.0
+            read = torch.arange(ids.shape[1], device=other)[None] < len(IDS)
+            offset = math.inf if output is found[0] or "lossless" in params else 0.0
+            model.converted.set(offset=offset, read=read)
             with torch.no_grad():
                 logits = model(ids, use_cache=False).logits[0]
             depths = model.route.layers_used[0].tolist()
@@ -114,10 +115,9 @@ def test_texts_are_those_of_the_cpu(tiny_model: Callable, tiny_tokenizer: Any, a
             if "lossless" not in params:
                 assert output.depths == depths[len(IDS) - 1 : -1]
     plain: Any = adapted(tiny_model("llama", num_hidden_layers=6), chosen)
-    plain.route.offset = 0.0
     with torch.no_grad():
         expected = plain(torch.tensor([IDS]), use_cache=False).logits
-    model.route.offset = 0.0
+    model.converted.set(offset=0.0, read=None)
     with torch.no_grad():
         assert torch.allclose(
             model(torch.tensor([IDS], device=other), use_cache=False).logits.cpu(), expected, atol=1e-3
@@ -138,10 +138,7 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
     batch = {name: tensor.to(other) for name, tensor in packed().items()}
     cost, kl = Heldout(model, [batch]).measure(0.0)
     assert 0.5 < cost < 1 and kl > 0
-    bare: Any = convert(
-        tiny_model("llama").to(other), method_named("static", {"order": [*range(6)], "count": 0, "adapter_ratio": 0})
-    )
-    probe = BaseProbe(bare, [batch])
+    probe = BaseProbe(tiny_model("llama").to(other), [batch])
     assert len(probe.block_influence()) == 6 and probe.divergence([2]) > 0
 
 

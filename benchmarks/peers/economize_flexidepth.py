@@ -42,8 +42,10 @@ from economize.train import LoaderSource, fit
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from depthdial.core.cost import Ledger, token_cost
-from depthdial.core.decision import Decision, Site
+from depthdial.core.cost import Ledger, StepWork, token_cost
+from depthdial.core.decision import Decision
+from depthdial.core.program import plain
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.models.base import load_base
 from depthdial.models.families import family_of
 from depthdial.train.config import TrainConfig
@@ -98,11 +100,15 @@ class Peer:
         family, layers = family_of(config), base.get_decoder().layers
         parts = {int(i) - 1: (self.technique.routers[i], self.technique.adapters[i]) for i in self.technique.routers}
         self.biases = {router.head.bias: router.head.bias.detach().clone() for router, _ in parts.values()}
+        works = []
+        for i, layer in enumerate(layers):
+            work, look, bypass = family.work(layer, config, i), 0, 0
+            if i in parts:
+                enc, adapter = parts[i][0].enc, parts[i][1]
+                look, bypass = enc.weight.numel() + enc.out_features, 3 * adapter.gate.weight.numel()
+            works.append(StepWork(work, look, bypass, absent=work.kv))
         self.ledger = Ledger(
-            layers=tuple(family.work(layer, config, i) for i, layer in enumerate(layers)),
-            head=base.get_output_embeddings().weight.numel(),
-            always={Site(i, "layer"): r.enc.weight.numel() + r.enc.out_features for i, (r, _) in parts.items()},
-            skipped={Site(i, "layer"): 3 * a.gate.weight.numel() for i, (_, a) in parts.items()},
+            plain(len(layers), tuple(parts)), tuple(works), base.get_output_embeddings().weight.numel()
         )
         self.keep = torch.ones(0)
         """bool [L, B, T] of the last pass: which layers ran for each token."""
@@ -115,14 +121,12 @@ class Peer:
         runner.position_ids = position_ids
         context = runner.context(runner.new_cache(input_ids.shape[1], len(input_ids)))
         hidden = self.model.adapter.final_norm(runner.forward(input_ids, context, policy=policy).final)
-        self.keep = torch.ones(len(self.ledger.layers), *input_ids.shape, dtype=torch.bool)
-        scores = policy.scores if policy is not None else {}
-        decisions = {
-            Site(i - 1, "layer"): Decision.hard(g > self.technique.config.threshold) for i, g in scores.items()
-        }
-        for site, decision in decisions.items():
-            self.keep[site.layer] = decision.keep
-        return hidden, token_cost(self.ledger, decisions, self.offset, (input_ids.shape[0], input_ids.shape[1]))
+        scores, shape = policy.scores if policy is not None else {}, input_ids.shape
+        keep = {i - 1: g > self.technique.config.threshold for i, g in scores.items()}
+        trace = Trace(self.ledger.program, {s: Decision.hard(kept.reshape(-1)) for s, kept in keep.items()})
+        offsets = torch.full((shape.numel(),), self.offset, device=input_ids.device)
+        self.keep = trace.keep(offsets).view(-1, *shape)
+        return hidden, token_cost(self.ledger, Tokens(offsets, position_ids.reshape(-1)), trace).view(shape)
 
     def _set(self) -> Any:
         """Turn the knobs as `dial` and `offset` say; a policy for one pass, None for the base."""
@@ -147,9 +151,9 @@ def load_peer(
 
 def train(args: argparse.Namespace) -> None:
     """Train the technique on the rows of our own run in the folder `args.run`."""
-    told = json.loads((args.run / "train.json").read_text())
+    settings = json.loads((args.run / "train.json").read_text())
     ours = TrainConfig(
-        **{field.name: told[field.name] for field in dataclasses.fields(TrainConfig) if field.name in told}
+        **{field.name: settings[field.name] for field in dataclasses.fields(TrainConfig) if field.name in settings}
     )
     # eager: scaled_dot_product_attention's bf16 backward is some twenty times slower on a CPU
     base, tokenizer = load_base(ours.model, ours.dtype, attn_implementation="eager")

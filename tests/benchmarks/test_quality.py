@@ -6,9 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -17,25 +15,16 @@ from depthdial.models.checkpoint import Plugin, save
 from depthdial.models.convert import convert
 from depthdial.models.fingerprint import fingerprint
 from depthdial.train.data import Record
+from heldout import data as heldout_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def heldout_text() -> ModuleType:
-    spec = spec_from_file_location("heldout_text", BENCHMARKS / "heldout_text.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def asked(question: str, answer: str) -> Record:
     return Record("t", messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
 
 
-def test_passages_seen_in_training_are_recognised(heldout_text):
+def test_passages_seen_in_training_are_recognised():
     passage = " ".join(f"word{i}" for i in range(40))
     other = " ".join(f"other{i}" for i in range(40))
     trained = [asked(f"{passage} Who was it?", "a"), Record("p", text="something else " * 30)]
@@ -51,7 +40,7 @@ def test_passages_seen_in_training_are_recognised(heldout_text):
     assert fresh == short == 0.0
 
 
-def test_words_of_two_neighbouring_records_make_no_passage(heldout_text):
+def test_words_of_two_neighbouring_records_make_no_passage():
     half = " ".join(f"word{i}" for i in range(10))
     rest = " ".join(f"word{i}" for i in range(10, 20))
     held = [Record("p", text=f"{half} {rest}")]
@@ -60,7 +49,7 @@ def test_words_of_two_neighbouring_records_make_no_passage(heldout_text):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, heldout_text) -> Path:
+def data(tmp_path_factory) -> Path:
     """The files that the recipe and the benchmark name, with a few words in each."""
     folder = tmp_path_factory.mktemp("data")
     words = [*"abcdefghijklmnopqrstuvwxyz"]

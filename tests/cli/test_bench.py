@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from depthdial.cli.app import app
-from depthdial.cli.bench import numbers
+from depthdial.cli.options import numbers
 
 
 @pytest.fixture(scope="module")

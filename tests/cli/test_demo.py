@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from depthdial.cli.app import app
-from depthdial.cli.demo import MODEL, PROMPTS
+from depthdial.cli.demo import PROMPTS
+from depthdial.cli.options import MODEL
 from depthdial.engine.llm import LLM, SamplingParams
 
 

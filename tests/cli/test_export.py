@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from depthdial.cli import main
+from depthdial.models.converted import converted_of
 
 
 def run(*args: str) -> None:
@@ -28,7 +29,7 @@ def test_a_folder_for_vllm(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path,
     assert config["architectures"] == ["DepthdialLlama"] and config["model_type"] == "depthdial_llama"
     assert facts["bytes"] == sum(file.stat().st_size for file in place.iterdir())
     opened: Any = AutoModelForCausalLM.from_pretrained(place)
-    assert opened.route.offset == -2.0 and opened.dtype == torch.bfloat16
+    assert converted_of(opened).settings.offset == -2.0 and opened.dtype == torch.bfloat16
 
 
 def test_a_folder_for_the_hub(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path):
@@ -41,7 +42,7 @@ def test_a_folder_for_the_hub(tiny_folder: Path, tiny_plugin: Path, tmp_path: Pa
     config = json.loads((place / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_depthdial.DepthdialLlama"
     remote: Any = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True)
-    assert type(remote).__name__ == "DepthdialLlama" and remote.route.offset == 0.0
+    assert type(remote).__name__ == "DepthdialLlama" and converted_of(remote).settings.offset == 0.0
 
 
 def test_bad_input_is_one_line(tiny_folder: Path, tiny_plugin: Path, tmp_path: Path, failed: Any, monkeypatch: Any):

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -21,11 +20,12 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.methods import SkipLayer, method_named
 from depthdial.models.checkpoint import Plugin, save
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 from depthdial.models.scratch import Spec, fresh
 
 KEYS = {"text", "token_ids", "depths", "prompt_depths", "cost", "prompt_cost", "mean_depth", "layers"}
-KEYS |= {"budget", "prompt_budget", "offset", "finish_reason", "model", "plugin", "seconds"}
+KEYS |= {"budget", "stop", "prompt_budget", "offset", "finish_reason", "model", "plugin", "seconds"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -84,21 +84,29 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
     )
 
 
-def test_a_method_that_runs_in_pytorch_says_so_with_the_reason(options, expected, tiny_model, tmp_path):
-    """Native kernels fuse attention and MLP: SkipLayer over attention alone has none."""
+def test_a_model_that_runs_in_pytorch_says_so_with_the_reason(options, expected):
+    """Native kernels compute in bfloat16 or float32. A method whose decisions are plain Python keeps them."""
     llm, _ = expected
-    assert (
-        llm.stats.in_torch is None and "PyTorch" not in run("generate", "the", *options, "--max-new-tokens", "2").stderr
-    )
-    model = convert(tiny_model("llama"), method_named("skiplayer", {"units": "attn"}))
-    curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
-    method: Any = model.method
-    save(model, tmp_path / "attn", Plugin("attn", method, fingerprint(model), {"text": curve}, recommended=0.8))
-    given = ["--model", options[1], "--plugin", str(tmp_path / "attn"), *options[4:], "--max-new-tokens", "2"]
+    given = ["generate", "the quick", *options, "--max-new-tokens", "2"]
+    assert llm.stats.in_torch is None and "PyTorch" not in run(*given).stderr
+    given[given.index("float32")] = "float16"
     for more in ([], ["--json"]):
-        result = run("generate", "the quick", *given, *more)
-        assert "in PyTorch, several times slower, without native kernels: the method does not route" in result.stderr
+        result = run(*given, *more)
+        assert "in PyTorch, several times slower, without native kernels: " in result.stderr
         assert "PyTorch" not in result.stdout
+
+
+def test_a_dial_with_stops_says_which_it_takes(options, tiny_model, tmp_path):
+    model = convert(tiny_model("llama"), method_named("static", {"order": (3, 1), "count": 1, "adapter_ratio": 0}))
+    curve = Curve((-1.0, 0.0, 1.0), (0.71, 0.86, 1.0), (0.5, 0.2, 0.0), step=1.0)
+    plugin = Plugin("static", converted_of(model).method, fingerprint(model), {"text": curve}, recommended=0.9)
+    save(model, tmp_path / "static", plugin)
+    words = ["generate", "the quick", "--model", options[1], "--plugin", str(tmp_path / "static"), *options[4:]]
+    words += ["--max-new-tokens", "3", "--budget"]
+    facts = [json.loads(run(*words, budget, "--json").stdout) for budget in ("0.9", "1.0")]
+    assert [fact["stop"] for fact in facts] == [0.86, 1.0] and set(facts[0]["depths"][1:]) == {5}
+    assert "has stops: the one taken for budget 0.9 costs 0.860" in run(*words, "0.9").stderr
+    assert "stops" not in run(*words, "1.0").stderr
 
 
 def test_the_prompt_is_read_as_it_is_asked(options, tiny_folder, tiny_plugin):

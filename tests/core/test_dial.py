@@ -30,6 +30,21 @@ def test_linear_between_points_and_flat_above_the_last(budget: float, offset: fl
     assert CURVE.kl(budget) == pytest.approx(kl)
 
 
+def test_a_dial_with_stops_takes_the_next_lower_one_and_says_which():
+    stops = Curve((0.5, 1.5, 2.5), (0.7, 0.8, 0.9), (0.4, 0.2, 0.1), step=1.0)
+    for budget, offset, stop in (
+        (0.7, 0.5, 0.7),
+        (0.79, 0.5, 0.7),
+        (0.8, 1.5, 0.8),
+        (0.95, 2.5, 0.9),
+        (1.0, math.inf, 1.0),
+    ):
+        assert (stops.offset(budget), stops.stop(budget)) == (offset, stop)
+    assert CURVE.stop(0.8) is None
+    with pytest.raises(ValueError, match="outside"):
+        stops.stop(0.6)
+
+
 def test_one_is_the_untouched_base():
     assert CURVE.offset(1.0) == CURVE.offset(1) == math.inf
     assert CURVE.kl(1.0) == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from depthdial.core.program import END, OwnBlock, Program, Step, plain
@@ -86,3 +88,11 @@ def test_the_base_has_a_way_of_its_own():
 
 def test_the_first_step_that_is_no_plain_layer():
     assert (EXIT.first, LOOP.first, plain(4).first, plain(4, (2,), ("mlp",)).first) == (2, 2, 4, 3)
+
+
+def test_branches_are_exits_by_blocks_of_the_methods_own():
+    assert EXIT.branches == (2,) and LOOP.branches == plain(4, [1]).branches == plain(4).branches == ()
+    stays = replace(EXIT, steps=tuple(replace(step, then=None) for step in EXIT.steps))
+    assert stays.branches == (), "who comes back to the base changes it"
+    more = replace(EXIT, steps=tuple(replace(s, routed="skip") if s.block == 3 else s for s in EXIT.steps))
+    assert more.branches == (), "a layer of the base is decided, too"

@@ -14,6 +14,7 @@ from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
 from depthdial.methods import method_named
 from depthdial.models import save
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.converted import converted_of
 from depthdial.models.dial import offset_for
 from depthdial.models.fingerprint import fingerprint
 
@@ -33,7 +34,7 @@ def baselines(tiny_model, adapted, tmp_path):
     }.items():
         model = adapted(tiny_model("llama"), method_named(name, fields))
         curve = Curve((-3.0, 0.0, 3.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.0))
-        plugin = Plugin(name, model.method, fingerprint(model), {"text": curve, "generated": curve})
+        plugin = Plugin(name, converted_of(model).method, fingerprint(model), {"text": curve, "generated": curve})
         told[name] = str(save(model, tmp_path / name, plugin))
     return told
 

@@ -13,7 +13,7 @@ from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.llm import LLM
 from depthdial.maps.passes import EnginePasses, Job, RoutedPasses, passes_of
 from depthdial.methods import SkipLayer
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.scratch import Spec, fresh
 
 TEXTS = [[5], list(range(4, 90)), [7, 8, 9], [9] * 70]
@@ -92,7 +92,7 @@ def test_a_model_with_its_own_routers_is_asked_itself(tiny_tokenizer):
     assert 0 < sum(one.ran.sum() for one in quickly) < 6 * sum(map(len, TEXTS))
     for text, wanted, found in zip(TEXTS, slowly, quickly, strict=True):
         assert np.array_equal(found.ran, wanted.ran)
-        route_of(model).offset = 0.0
+        converted_of(model).set(offset=0.0)
         with torch.no_grad():
             said = model(input_ids=torch.tensor([text]), use_cache=False).logits[0].log_softmax(-1)
         surprise = -said[:-1].gather(-1, torch.tensor(text[1:])[:, None])[:, 0]

@@ -17,6 +17,7 @@ from depthdial.maps.record import Recorder, row_of_output
 from depthdial.maps.texts import Text, conversation
 from depthdial.methods import Dense
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 
 WORDS = ("the quick brown fox", "the lazy dog jumps over the other lazy dog", "fox", "12 dogs")
 
@@ -34,17 +35,18 @@ def texts(tiny_tokenizer):
 
 def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
     recorder = Recorder(tiny_converted, tiny_tokenizer, 0.3, scores=True, alternatives=2)
-    route = tiny_converted.route
+    converted = converted_of(tiny_converted)
+    route = converted.route
     for text, row in zip(texts, rows_of(recorder, texts), strict=True):
         ids = torch.tensor([list(text.ids)])
         with torch.no_grad():
-            route.offset = 0.3
+            converted.set(offset=0.3)
             tiny_converted(ids, use_cache=False)
             cost = route.token_cost()[0].numpy()
-            ran, scores = route.keep()[:, 0].T.numpy(), route.stack("score", "attn")[:, 0].T
-            route.offset = math.inf
+            ran, scores = route.keep()[:, 0].T.numpy(), route.last.trace.stack("score", "attn").T
+            converted.set(offset=math.inf)
             logits = tiny_converted(ids, use_cache=False).logits[0].log_softmax(-1)
-            route.offset = 0.0
+            converted.set(offset=0.0)
         assert np.array_equal(row.ran, ran) and np.array_equal(row.layers_used, ran.sum(1))
         assert row.layers_used.min() >= 2 and np.allclose(row.cost, cost) and row.cost.min() < 1
         assert torch.allclose(torch.from_numpy(row.scores).float(), scores, atol=2e-3)
@@ -92,13 +94,13 @@ def test_a_dense_model_can_be_mapped(tiny_model, tiny_tokenizer, texts):
 
 def test_the_model_is_left_as_it_was(tiny_converted, tiny_tokenizer, texts):
     tiny_converted.train()
-    tiny_converted.route.offset = 0.125
+    converted_of(tiny_converted).set(offset=0.125)
     try:
         rows_of(Recorder(tiny_converted, tiny_tokenizer, 1.0), texts)
-        assert tiny_converted.training and tiny_converted.route.offset == 0.125
+        assert tiny_converted.training and converted_of(tiny_converted).settings.offset == 0.125
     finally:
         tiny_converted.eval()
-        tiny_converted.route.offset = 0.0
+        converted_of(tiny_converted).set(offset=0.0)
 
 
 def test_conversations_mark_their_answers(tiny_tokenizer):
@@ -116,20 +118,21 @@ def test_each_answer_is_written_after_all_before_it_was_read(tiny_converted, tin
     (row,) = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0, scores=True).rows(
         [Text(ids, marks, "a")]
     )
-    route = tiny_converted.route
+    converted = converted_of(tiny_converted)
+    route = converted.route
     assert row.ran is not None and row.cost is not None and row.scores is not None
     for start, end in ((8, 16), (20, 32)):
         offsets = torch.full((1, end), math.inf)
         offsets[:, start:] = -0.5
-        route.offset = offsets
+        converted.set(offset=offsets)
         with torch.no_grad():
             tiny_converted(torch.tensor([ids[:end]]), use_cache=False)
         assert np.array_equal(row.ran[start:end], route.keep()[:, 0, start:].T)
         assert np.allclose(row.cost[start:end], route.token_cost()[0, start:])
-        scores = route.stack("score", "attn")[:, 0, start:].T
+        scores = route.last.trace.stack("score", "attn")[:, start:].T
         assert torch.allclose(torch.from_numpy(row.scores[start:end]).float(), scores, atol=2e-3)
         assert row.cost[start:end].mean() < 0.97
-    route.offset = 0.0
+    converted.set(offset=0.0)
     read = ~np.array(marks)
     assert row.ran[read].all() and (row.cost[read] == 1).all() and not row.ran[~read].all()
     whole = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0)

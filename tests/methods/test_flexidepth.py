@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.asking import ask, tokens
 from torch import Tensor, nn
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.method import Dims
-from depthdial.core.route import Route
-from depthdial.core.routed import Routed
+from depthdial.core.program import Step
+from depthdial.core.routed import Pass, Routed
+from depthdial.core.tokens import Trace
 from depthdial.methods import METHODS, FlexiDepth, method_named
 from depthdial.models.checkpoint import parts_of
-from depthdial.models.convert import routed
 
 DEPTH, FIRST, HEADS, KEYS, SIZE, EPS = 4, 2, 4, 2, 8, 1e-6
 IDS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -86,7 +86,7 @@ def gate(z: Tensor, p: Callable[[str], Tensor], method: FlexiDepth, offset: Tens
 def by_hand(model: Any, parts: dict[str, Tensor], ids: Tensor, offset: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Logits [B, T, V] and gates [routed layers, B, T] of the method's equations; autograd does the rest."""
     weights = {name: t for name, t in model.named_parameters() if ".parts." not in name}
-    method = model.method
+    method = model.converted.method
     x, gates = weights["model.embed_tokens.weight"][ids], []
     for i in range(DEPTH):
 
@@ -129,15 +129,16 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable, adapted: Callabl
 @pytest.mark.parametrize("model", FORMS, indirect=True)
 @pytest.mark.parametrize("offset", [0.0, -0.8, torch.tensor([[0.5], [-0.5]])], ids=["0", "-0.8", "rows"])
 def test_forward_is_the_papers(model: Any, offset: float | Tensor):
-    model.route.offset = offset[:, 0] if isinstance(offset, Tensor) else offset
+    model.converted.set(offset=offset[:, 0] if isinstance(offset, Tensor) else offset)
     with torch.no_grad():
         logits = model(IDS).logits
         expected, gates = by_hand(model, parts_of(model), IDS, offset)
     kept = gates > 0.5
     assert all(0 < layer.float().mean() < 1 for layer in kept), "both branches must be seen"
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert torch.equal(model.route.stack("keep", "attn"), kept)
-    torch.testing.assert_close(model.route.stack("score", "attn"), gates, rtol=1e-5, atol=1e-5)
+    trace = model.route.last.trace
+    assert torch.equal(trace.stack("keep", "attn").view_as(kept), kept)
+    torch.testing.assert_close(trace.stack("score", "attn").view_as(gates), gates, rtol=1e-5, atol=1e-5)
     assert torch.equal(model.route.layers_used, FIRST + kept.sum(0))
 
 
@@ -146,8 +147,8 @@ def test_gradients_are_those_of_the_papers_forward(model: Any):
     direction = torch.randn(2, 9, 300, generator=torch.Generator().manual_seed(1))
     (model(IDS).logits * direction).mean().backward()
     given = {
-        f"layers.{site.layer}.{site.unit}.{name}": p.grad
-        for site, unit in routed(model).items()
+        f"layers.{unit.step.block}.{unit.step.unit}.{name}": p.grad
+        for unit in model.converted.routed.values()
         for name, p in unit.parts.named_parameters()
     }
     parts = {name: t.detach().clone().requires_grad_() for name, t in parts_of(model).items()}
@@ -178,12 +179,13 @@ A, F, B, C, D = torch.randn(5, 2, 3, 7, generator=torch.Generator().manual_seed(
 """Attention's update, the MLP's, the adapter's, and the directions in which the two outputs are looked at."""
 
 
-def site_gradient(method: FlexiDepth) -> Tensor:
-    """d/dlogit of sum(C * attention site) + sum(D * mlp site), where units and adapter are constants."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
+def step_gradient(method: FlexiDepth) -> Tensor:
+    """d/dlogit of sum(C * attention) + sum(D * mlp), where units and adapter are constants."""
+    program = replace(method, first=0).program(1)
+    running = Pass(program, tokens(2, 3))
     logit = LOGIT.clone().requires_grad_()
-    attn = Routed(Constant(A), method, Site(0, "attn"), {"router": ConstantPart(logit)}, route)
-    feed = Routed(Constant(F), method, Site(0, "mlp"), {"adapter": ConstantPart(B)}, route)
+    attn = Routed(Constant(A), method, program, 0, {"router": ConstantPart(logit.view(-1))}, lambda: running)
+    feed = Routed(Constant(F), method, program, 1, {"adapter": ConstantPart(B.flatten(0, 1))}, lambda: running)
     x = torch.zeros(2, 3, 7)
     ((attn.unit(x) * C).sum() + (feed.unit(x) * D).sum()).backward()
     assert logit.grad is not None
@@ -203,29 +205,26 @@ def site_gradient(method: FlexiDepth) -> Tensor:
     ids=["straight_through", "soft_scale", "hard"],
 )
 def test_router_gradient_by_hand(fields: dict[str, Any], slope: Tensor):
-    torch.testing.assert_close(site_gradient(replace(METHOD, **fields)), G * (1 - G) * slope)
+    torch.testing.assert_close(step_gradient(replace(METHOD, **fields)), G * (1 - G) * slope)
 
 
 def test_soft_scale_reaches_the_router_through_the_weights_only():
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
-    logit = LOGIT.clone().requires_grad_()
-    parts = {"router": ConstantPart(logit)}
+    logit, x = LOGIT.clone().requires_grad_(), torch.zeros(2, 3, 7)
+    parts = {"router": ConstantPart(logit.view(-1))}
     for gradient, reaches in (("soft_scale", False), ("straight_through", True)):
         method = replace(METHOD, gate_gradient=gradient)
-        decision = method.decide(parts, torch.zeros(2, 3, 7), Site(0, "attn"), route)
+        trace = Trace(method.program(6))
+        decision = ask(method, parts, x, (2, "attn"), trace=trace)
         assert decision.run.requires_grad == decision.skip.requires_grad == reaches
-        route.decisions[Site(0, "attn")] = decision
-        weights = method.decide({}, torch.zeros(2, 3, 7), Site(0, "mlp"), route)
+        weights = ask(method, {}, x, (2, "mlp"), trace=trace)
         assert weights.run.requires_grad and weights.skip.requires_grad
 
 
 def drawing(logit: Tensor, progress: float = 0.0, row: int = 0) -> tuple[Decision, Tensor]:
     """A decision drawn in training, and the logits it was drawn from, [1, T]."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), training=True, progress=progress)
-    route.positions, route.sample = torch.arange(logit.shape[1])[None], torch.tensor([row])
     logit = logit.clone().requires_grad_()
-    method = replace(METHOD, weights="hard", gate_gradient="sampled")
-    decision = method.decide({"router": ConstantPart(logit)}, logit[..., None], Site(0, "attn"), route)
+    method, parts = replace(METHOD, weights="hard", gate_gradient="sampled"), {"router": ConstantPart(logit.view(-1))}
+    decision = ask(method, parts, logit[..., None], training=True, progress=progress, key=torch.tensor([row]))
     return decision, logit
 
 
@@ -245,9 +244,8 @@ def test_drawn_gates_learn_as_much_as_is_left_to_chance():
 
 def test_drawn_gates_are_plain_ones_outside_training():
     method = replace(METHOD, gate_gradient="sampled")
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
-    parts = {"router": ConstantPart(LOGIT)}
-    drawn, plain = (m.decide(parts, torch.zeros(2, 3, 7), Site(0, "attn"), route) for m in (method, METHOD))
+    parts = {"router": ConstantPart(LOGIT.view(-1))}
+    drawn, plain = (ask(m, parts, torch.zeros(2, 3, 7)) for m in (method, METHOD))
     assert torch.equal(drawn.keep, plain.keep) and torch.equal(drawn.run, plain.run)
 
 
@@ -269,43 +267,46 @@ def test_drawn_gates_keep_the_order_of_what_a_unit_is_worth():
 
 
 def test_threshold_is_strict():
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1))
-    at = torch.tensor([[0.0, 1e-6, -1e-6]])
-    decision = METHOD.decide({"router": ConstantPart(at)}, torch.zeros(1, 3, 7), Site(0, "attn"), route)
+    at = torch.tensor([0.0, 1e-6, -1e-6])
+    decision = ask(METHOD, {"router": ConstantPart(at)}, torch.zeros(1, 3, 7))
     assert decision.keep.tolist() == [[False, True, False]]
     higher = replace(METHOD, tau=0.7)
-    at = torch.tensor([[0.8, 0.9]])  # sigmoid 0.690, 0.711
-    decision = higher.decide({"router": ConstantPart(at)}, torch.zeros(1, 2, 7), Site(0, "attn"), route)
+    at = torch.tensor([0.8, 0.9])  # sigmoid 0.690, 0.711
+    decision = ask(higher, {"router": ConstantPart(at)}, torch.zeros(1, 2, 7))
     assert decision.keep.tolist() == [[False, True]]
 
 
 def test_skip_loss_by_hand():
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * 2, head=1))
-    keep = torch.ones(1, 2, dtype=torch.bool)
+    trace, keep = Trace(FlexiDepth(first=0).program(2)), torch.ones(2, dtype=torch.bool)
     for layer, scores in enumerate(([0.5, 0.25], [0.5, 0.5])):
-        score = torch.tensor([scores], dtype=torch.bfloat16)
-        route.decisions[Site(layer, "attn")] = route.decisions[Site(layer, "mlp")] = Decision.hard(keep, score)
-    loss = FlexiDepth(alpha=0.1).loss(route)
+        score = torch.tensor(scores, dtype=torch.bfloat16)
+        trace.decisions[2 * layer] = trace.decisions[2 * layer + 1] = Decision.hard(keep, score)
+    loss = FlexiDepth(alpha=0.1).loss(tokens(1, 2), trace)
     assert loss is not None and loss.dtype == torch.float32
-    torch.testing.assert_close(loss, torch.tensor([[0.1 * 1.0**2, 0.1 * 0.75**2]]))
+    torch.testing.assert_close(loss, torch.tensor([0.1 * 1.0**2, 0.1 * 0.75**2]))
 
 
 def test_sizes_are_the_papers():
     """Llama-3-8B: 13.1 M a layer, 209.8 M in all, the upper half."""
     method, dims = FlexiDepth(), Dims(4096, 14336)
-    assert list(method.layers(32)) == list(range(16, 32))
+    assert layers(method, 32) == list(range(16, 32))
     with torch.device("meta"):
-        parts = [p for unit in method.units for p in method.parts(Site(16, unit), dims).values()]
+        parts = [p for unit in ("attn", "mlp") for p in method.parts(Step(16, unit), dims).values()]
     size = sum(p.numel() for part in parts for p in part.parameters())
     assert round(size / 1e6, 1) == 13.1 and round(16 * size / 1e6, 1) == 209.8
 
 
+def layers(method: FlexiDepth, depth: int) -> list[int]:
+    program = method.program(depth)
+    return sorted({program.steps[s].block for s in program.routed})
+
+
 def test_layers_are_a_span_with_gaps():
-    assert list(FlexiDepth(first=1, last=5, but=(2, 3)).layers(6)) == [1, 4]
-    assert list(FlexiDepth().layers(5)) == [2, 3, 4]
+    assert layers(FlexiDepth(first=1, last=5, but=(2, 3)), 6) == [1, 4]
+    assert layers(FlexiDepth(), 5) == [2, 3, 4]
     for first, last in ((6, None), (None, 7), (3, 3), (-1, None)):
         with pytest.raises(ValueError, match="do not fit a model of 6 layers"):
-            FlexiDepth(first=first, last=last).layers(6)
+            FlexiDepth(first=first, last=last).program(6)
 
 
 @pytest.mark.parametrize(

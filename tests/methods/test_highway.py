@@ -19,8 +19,8 @@ def test_forward_is_the_papers(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), Highway(first=1))
     logits, cost = model(IDS).logits, model.route.token_cost()
     weights = {int(name.split(".")[1]): weight for name, weight in parts_of(model).items()}
-    routers = model.route.ledger.always
-    dense, floor = model.route.ledger.dense, model.route.ledger.floor
+    ledger = model.converted.ledger
+    dense, floor = ledger.dense, ledger.floor
     stock: Any = revert(model)
     places = torch.arange(9)[None]
     x = stock.model.embed_tokens(IDS)
@@ -30,7 +30,7 @@ def test_forward_is_the_papers(tiny_model: Callable, adapted: Callable):
         g = (layer.input_layernorm(x) @ weights[i].T).sigmoid() if i in weights else 1.0
         x = g * block + (1 - g) * x
     torch.testing.assert_close(logits, stock.lm_head(stock.model.norm(x)))
-    assert len(weights) == 5 and sum(routers.values()) == 5 * 32
+    assert len(weights) == 5 and sum(work.look for work in ledger.steps) == 5 * 32
     torch.testing.assert_close(cost, torch.full((2, 9), (dense + 5 * 32) / dense))
     assert floor == (dense + 5 * 32) / dense, "no dial makes it cheaper"
 
@@ -39,4 +39,4 @@ def test_gates_learn(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), Highway())
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters())
-    assert model.method.loss(model.route) is None
+    assert model.converted.method.loss(model.route.last.tokens, model.route.last.trace) is None

@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.asking import ask, tokens
 from torch import Tensor
 from torch.nn import functional as F
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Site
 from depthdial.core.method import Dims
-from depthdial.core.route import Route
 from depthdial.methods import MixtureOfDepths, method_named
-from depthdial.models.convert import revert, routed
+from depthdial.models.convert import revert
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
-SITE = Site(0, "layer")
 
 
 def picked(r: Tensor, k: int) -> list[int]:
@@ -53,14 +50,15 @@ def test_forward_is_the_papers(tiny_model: Callable, adapted: Callable, attentio
         capacity=0.4, predictor_ratio=4, weights=weights, choice="top_k" if mode == "top_k" else "predictor"
     )
     model: Any = adapted(base, method)
-    model.route.training = mode == "training"
+    model.converted.set(training=mode == "training")
     logits = model(IDS).logits
-    keeps = {site.layer: d.keep for site, d in model.route.decisions.items()}
+    keeps = {s: d.keep for s, d in model.route.decisions.items()}
     assert set(keeps) == {1, 3, 5}
     assert all(keep.any() and not keep.all() for keep in keeps.values())
     assert mode == "predictor" or all((keep.sum(-1) == 4).all() for keep in keeps.values()), "int(0.4 * 12)"
-    heads = {site.layer: unit.parts.get_parameter("router.head.weight")[0] for site, unit in routed(model).items()}
-    foresee = {site.layer: unit.parts["predictor"] for site, unit in routed(model).items()}
+    routed = model.converted.routed
+    heads = {s: unit.parts.get_parameter("router.head.weight")[0] for s, unit in routed.items()}
+    foresee = {s: unit.parts["predictor"] for s, unit in routed.items()}
     stock: Any = revert(model)
     stock.set_attn_implementation("sdpa")  # causal without a mask
 
@@ -78,10 +76,9 @@ def test_forward_is_the_papers(tiny_model: Callable, adapted: Callable, attentio
 
 def test_the_predictor_learns_from_picks_alone(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), MixtureOfDepths(capacity=0.25, predictor_ratio=4))
-    model.route.training = True
+    model.converted.set(training=True)
     logits = model(IDS).logits
-    loss = model.method.loss(model.route)
-    assert loss.shape == (2, 12)
+    loss = model.converted.method.loss(model.route.last.tokens, model.route.last.trace).view(2, 12)
     expected = sum(
         F.binary_cross_entropy(d.score, d.keep.float(), reduction="none") for d in model.route.decisions.values()
     )
@@ -98,23 +95,21 @@ def test_the_predictor_learns_from_picks_alone(tiny_model: Callable, adapted: Ca
 
 @torch.no_grad()
 def test_padding_is_never_picked_and_takes_no_capacity():
-    method, site = MixtureOfDepths(capacity=0.5), SITE
-    parts = method.parts(site, Dims(8, 16))
+    method = MixtureOfDepths(capacity=0.5)
+    parts = method.parts(method.program(6).steps[1], Dims(8, 16))
     mask = torch.tensor([[False] * 4 + [True] * 6, [True] * 10, [False] * 9 + [True]])
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), training=True, mask=mask)
-    keep = method.decide(parts, torch.randn(3, 10, 8), site, route).keep
+    keep = ask(method, parts, torch.randn(3, 10, 8), real=mask, training=True).keep
     assert keep.sum(-1).tolist() == [3, 5, 1] and not (keep & ~mask).any()
 
 
 @torch.no_grad()
 def test_the_dial_leads_raw_weights_to_the_base():
     method = MixtureOfDepths()
-    parts, x = method.parts(SITE, Dims(8, 16)), torch.randn(1, 6, 8)
+    parts, x = method.parts(method.program(6).steps[1], Dims(8, 16)), torch.randn(6, 8)
     r = parts["router"](x)
     runs = []
     for offset in (0.0, 0.5, 2.0, float("inf")):
-        route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), offset=torch.tensor([offset]), training=True)
-        runs.append(method._weight(r, route))
+        runs.append(method._weight(r, tokens(1, 6, offset=torch.tensor([offset]), training=True)))
     assert torch.equal(runs[0], r) and torch.equal(runs[-1], torch.ones_like(r))
     gaps = [(run - 1).abs().max() for run in runs]
     assert gaps == sorted(gaps, reverse=True)
@@ -137,5 +132,5 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str):
 
 def test_a_model_with_fewer_layers_than_every_is_refused():
     with pytest.raises(ValueError, match="fit a model of 2 layers"):
-        MixtureOfDepths(every=3).layers(2)
-    assert list(MixtureOfDepths().layers(6)) == [1, 3, 5] and list(MixtureOfDepths(every=1).layers(2)) == [0, 1]
+        MixtureOfDepths(every=3).program(2)
+    assert MixtureOfDepths().program(6).routed == (1, 3, 5) and MixtureOfDepths(every=1).program(2).routed == (0, 1)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tests.methods.asking import ask
+from tests.methods.asking import tokens as tokens_of
 from torch import Tensor
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Site
 from depthdial.core.method import Dims
-from depthdial.core.route import Route
+from depthdial.core.program import Step
+from depthdial.core.tokens import Trace
 from depthdial.methods import Random
 
-POSITIONS = torch.arange(20_000)[None]
+LENGTH, DEPTH = 20_000, 18
 
 
-def keep(method: Random, layer: int = 0, offset: float | Tensor = 0.0, sample: Tensor | None = None, rows: int = 1):
-    """bool [rows, 20000]: what the attention site of `layer` decides."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), offset, positions=POSITIONS, sample=sample)
-    x = torch.zeros(rows, POSITIONS.shape[1], 1)
-    return method.decide({}, x, Site(layer, "attn"), route).keep
+def keep(method: Random, layer: int = 0, offset: float | Tensor = 0.0, key: Tensor | None = None, rows: int = 1):
+    """bool [rows, 20000]: what the attention of `layer` decides."""
+    x = torch.zeros(rows, LENGTH, 1)
+    return ask(replace(method, first=0), {}, x, (layer, "attn"), DEPTH, offset=offset, key=key).keep
 
 
 def close(share: Tensor, rate: float, count: int) -> bool:
@@ -46,7 +47,7 @@ def test_layers_seeds_samples_and_positions_draw_apart():
         keep(Random(rate=0.5)),
         keep(Random(rate=0.5), layer=1),
         keep(Random(rate=0.5, seed=1)),
-        keep(Random(rate=0.5), sample=torch.tensor([5])),
+        keep(Random(rate=0.5), key=torch.tensor([5])),
         keep(Random(rate=0.5)).roll(1, dims=1),
     ]
     for i, a in enumerate(draws):
@@ -57,40 +58,41 @@ def test_layers_seeds_samples_and_positions_draw_apart():
 def test_a_row_draws_the_same_alone_and_in_company():
     method = Random(rate=0.5)
     samples = torch.tensor([7, 1_999_999_999, 3])
-    together = keep(method, sample=samples, rows=3)
+    together = keep(method, key=samples, rows=3)
     for i in range(3):
-        assert torch.equal(keep(method, sample=samples[i : i + 1]), together[i : i + 1])
+        assert torch.equal(keep(method, key=samples[i : i + 1]), together[i : i + 1])
     assert torch.equal(keep(method, rows=3), keep(method).expand(3, -1)), "in inference rows have no key"
 
 
 def tokens(rows: int) -> Tensor:
-    return torch.randint(50_000, (rows, POSITIONS.shape[1]), generator=torch.Generator().manual_seed(rows))
+    return torch.randint(50_000, (rows, LENGTH), generator=torch.Generator().manual_seed(rows))
 
 
-def of_text(ids: Tensor, places: Tensor, layer: int = 0) -> Tensor:
-    """bool [B, T] for texts at inference."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), positions=places, tokens=ids)
-    return Random(rate=0.5).decide({}, torch.zeros(*ids.shape, 1), Site(layer, "attn"), route).keep
+def of_text(ids: Tensor, start: int = 0) -> Tensor:
+    """bool [B, T] for texts at inference, or for what of them begins at place `start`."""
+    of = tokens_of(*ids.shape, ids=ids)
+    of = replace(of, position=of.position + start)
+    return ask(Random(rate=0.5, first=0), {}, torch.zeros(*ids.shape, 1), of=of).keep
 
 
 def test_other_texts_draw_other_coins_and_pieces_of_one_the_same():
     ids = tokens(3)
-    found = of_text(ids, POSITIONS)
+    found = of_text(ids)
     for i in range(3):
         assert close(found[i], 0.5, 20_000)
         for other in found[:i]:
             assert close(found[i] == other, 0.5, 20_000), "an interval over texts sees the coins, too"
-    assert torch.equal(found[1:2, 700:], of_text(ids[1:2, 700:], POSITIONS[:, 700:])), "however a text is cut"
+    assert torch.equal(found[1:2, 700:], of_text(ids[1:2, 700:], 700)), "however a text is cut"
     prefix = torch.cat([ids[:1, :500], ids[1:2, 500:]], 1)
-    assert torch.equal(of_text(prefix, POSITIONS)[:, :500], found[:1, :500]), "K and V of one beginning can be shared"
+    assert torch.equal(of_text(prefix)[:, :500], found[:1, :500]), "K and V of one beginning can be shared"
 
 
 def test_all_layers_at_once_are_what_each_layer_says():
-    method, ids = Random(rate=0.6), tokens(2)[:, :50]
+    method, ids = Random(rate=0.6, first=1, but=(2,)), tokens(2)[:, :50]
     for offset in (0.3, torch.tensor([-1.0, math.inf])):
-        route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * 4, head=1), offset, positions=POSITIONS[:, :50], tokens=ids)
-        each = [method.decide({}, torch.zeros(2, 50, 1), Site(i, "attn"), route).keep for i in (1, 3)]
-        assert torch.equal(method.keeps([1, 3], route), torch.stack(each))
+        of, program = tokens_of(2, 50, ids=ids, offset=offset), method.program(4)
+        each = [ask(method, {}, torch.zeros(2, 50, 1), (i, "attn"), 4, of=of).keep.view(-1) for i in (1, 3)]
+        assert torch.equal(method.keeps(program, of), torch.stack(each))
 
 
 def test_lowering_the_dial_only_takes_away():
@@ -102,18 +104,19 @@ def test_lowering_the_dial_only_takes_away():
 
 def test_attention_and_mlp_are_skipped_together():
     method = Random(rate=0.5)
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), positions=POSITIONS)
-    x = torch.zeros(1, 20_000, 1)
-    attn = route.decisions[Site(0, "attn")] = method.decide({}, x, Site(0, "attn"), route)
-    assert method.decide({}, x, Site(0, "mlp"), route) is attn
+    trace, x = Trace(method.program(6)), torch.zeros(1, 20, 1)
+    ask(method, {}, x, (3, "attn"), trace=trace)
+    ask(method, {}, x, (3, "mlp"), trace=trace)
+    attn, mlp = trace.decisions.values()
+    assert mlp is attn
 
 
 def test_adapters_are_optional():
     dims = Dims(8, 32)
-    assert set(Random().parts(Site(0, "mlp"), dims)) == {"adapter"}
-    assert Random().parts(Site(0, "attn"), dims) == {}
-    assert Random(adapter_ratio=0).parts(Site(0, "mlp"), dims) == {}
-    assert Random(adapter_ratio=0).bypass({}, torch.zeros(1, 1, 8), Site(0, "mlp")) is None
+    assert set(Random().parts(Step(0, "mlp"), dims)) == {"adapter"}
+    assert Random().parts(Step(0, "attn"), dims) == {}
+    assert Random(adapter_ratio=0).parts(Step(0, "mlp"), dims) == {}
+    assert Random(adapter_ratio=0).bypass({}, torch.zeros(1, 8), 1) is None
 
 
 @pytest.mark.parametrize("fields", [{"rate": 0.0}, {"rate": 1.0}, {"rate": -0.5}, {"rate": float("nan")}])

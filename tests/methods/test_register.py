@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
@@ -56,11 +55,10 @@ class Undecided(Method):
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list as it is without other packages, and as it was again after the test."""
     monkeypatch.setattr(METHODS, "_known", dict(METHODS._own))
     monkeypatch.setattr(METHODS, "_searched", True)
-    return
 
 
 def found(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.asking import ask, tokens
 from torch import Tensor
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Decision, Site
+from depthdial.core.decision import Decision
 from depthdial.core.draws import uniform
 from depthdial.core.method import Dims
-from depthdial.core.route import Route
+from depthdial.core.tokens import Trace
 from depthdial.methods import SkipLayer, method_named
 from depthdial.models.checkpoint import parts_of
 from depthdial.models.convert import revert
@@ -69,11 +69,11 @@ def by_hand(
 def test_forward_and_gradients_are_the_papers(make: Callable, share: float | None, detach: bool):
     noisy = share is not None
     model = make(detach=detach, **({"noise": share} if noisy else {}))
-    model.route.training, model.route.sample = noisy, KEYS if noisy else None
+    model.converted.set(training=noisy, key=KEYS if noisy else None)
     weights = routers(model)
     model(IDS).logits.square().mean().backward()
     logits = model(IDS).logits
-    decisions = {site.layer: d for site, d in model.route.decisions.items()}
+    decisions = model.route.decisions
     learned = {name: p.grad.clone() for name, p in model.named_parameters() if ".parts." in name and p.grad is not None}
     body = [p.grad.clone() for name, p in model.named_parameters() if ".parts." not in name]
     stock = revert(model)
@@ -94,22 +94,23 @@ def test_forward_and_gradients_are_the_papers(make: Callable, share: float | Non
         torch.testing.assert_close(grad, theirs, rtol=1e-4, atol=1e-7)
 
 
-def route_of(run: Tensor, **fields: Any) -> Route:
-    """A route of two layers. run: [2, B, T]."""
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * 2, head=1), **fields)
-    route.shape = (run.shape[1], run.shape[2])
-    for i, r in enumerate(run):
-        route.decisions[Site(i, "layer")] = Decision(r > 0.5, r, 1 - r)
-    return route
+def loss_of(method: SkipLayer, run: Tensor, **of: Any) -> Tensor:
+    """Of a pass over two layers, [B, T]. run: [2, B, T]."""
+    trace = Trace(method.program(2))
+    for s, r in enumerate(run.flatten(1)):
+        trace.decisions[s] = Decision(r > 0.5, r, 1 - r)
+    loss = method.loss(tokens(run.shape[1], run.shape[2], **of), trace)
+    assert loss is not None
+    return loss.view(run.shape[1:])
 
 
 def test_loss_of_each_row_by_hand():
     run = torch.tensor([[[1.0, 1, 0, 1], [0, 0, 0, 0]], [[1, 0, 1, 0], [1, 1, 1, 1]]])
-    loss = SkipLayer(density=0.5).loss(route_of(run))
+    loss = loss_of(SkipLayer(density=0.5), run)
     rows = [0.1 * ((3 / 4 - 0.5) ** 2 + 0), 0.1 * (0.25 + 0.25)]
     torch.testing.assert_close(loss, torch.tensor(rows)[:, None].expand(2, 4))
     real = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    loss = SkipLayer(density=0.25, alpha=2.0).loss(route_of(run, mask=real))
+    loss = loss_of(SkipLayer(density=0.25, alpha=2.0), run, real=real)
     rows = [2 * ((2 / 3 - 0.25) ** 2 + (1 / 3 - 0.25) ** 2), 2 * (0.25**2 + 0.75**2)]
     torch.testing.assert_close(loss, torch.tensor(rows)[:, None].expand(2, 4))
 
@@ -119,10 +120,10 @@ def test_loss_of_a_whole_step_is_exact_in_parts():
     run = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
     whole = 0.1 * (run.mean((1, 2)) - 0.3).square().sum()
     (expected,) = torch.autograd.grad(whole, run)
-    measured = {Site(i, "layer"): r.detach().mean() for i, r in enumerate(run)}
+    measured = {s: r.detach().mean() for s, r in enumerate(run)}
     method = SkipLayer(density=0.3)
-    parts = [method.loss(route_of(run[:, i : i + 1], density=measured)) for i in range(6)]
-    total = torch.stack([part.sum() for part in parts if part is not None]).sum() / 30
+    parts = [loss_of(method, run[:, i : i + 1], density=measured) for i in range(6)]
+    total = torch.stack([part.sum() for part in parts]).sum() / 30
     torch.testing.assert_close(total, whole)
     torch.testing.assert_close(torch.autograd.grad(total, run)[0], expected)
 
@@ -130,12 +131,9 @@ def test_loss_of_a_whole_step_is_exact_in_parts():
 @torch.no_grad()
 def test_noise_is_fair_at_any_temperature_and_absent_in_inference():
     method, x = SkipLayer(temperature=5.0), torch.zeros(1, 20_000, 8)
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), offset=0.8, positions=torch.arange(20_000)[None])
-    site = Site(0, "layer")
-    parts = method.parts(site, Dims(8, 16))
-    assert method.decide(parts, x, site, route).keep.all()
-    route.training = True
-    ran, rate = method.decide(parts, x, site, route), 1 / (1 + math.exp(-0.8))
+    parts = method.parts(method.program(6).steps[0], Dims(8, 16))
+    assert ask(method, parts, x, offset=0.8).keep.all()
+    ran, rate = ask(method, parts, x, offset=0.8, training=True), 1 / (1 + math.exp(-0.8))
     assert abs(float(ran.keep.float().mean()) - rate) < 5 * math.sqrt(rate * (1 - rate) / 20_000)
     torch.testing.assert_close(ran.score, torch.full((1, 20_000), rate))
 
@@ -143,15 +141,17 @@ def test_noise_is_fair_at_any_temperature_and_absent_in_inference():
 def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), SkipLayer(units=("attn", "mlp")))
     for training in (False, True):
-        model.route.training = training
+        model.converted.set(training=training)
         model(IDS)
         for layer in range(6):
-            attn, mlp = (model.route.decisions[Site(layer, unit)].keep for unit in ("attn", "mlp"))
+            attn, mlp = (model.route.decisions[2 * layer + i].keep for i in (0, 1))
             assert not torch.equal(attn, mlp)
-    loss = model.method.loss(model.route)
+    method, last = model.converted.method, model.route.last
+    loss = method.loss(last.tokens, last.trace).view(2, 9)
     shares = torch.stack([d.keep.float().mean(-1) for d in model.route.decisions.values()])
     torch.testing.assert_close(loss, (0.1 * (shares - 0.5).square().sum(0))[:, None].expand(2, 9))
-    assert model.method.gate({}, 0) is None
+    units = model.converted.routed
+    assert all(method.lowered(unit.parts, s).like is None for s, unit in units.items()), "each half by itself"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ class FakeProbe:
         self.asked.append(tuple(dropped))
         return sum(self.alone[layer] for layer in dropped) + (1.0 if {1, 3} <= set(dropped) else 0.0)
 
+    def readouts(self, layers: Sequence[int], head_rows: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("not asked for here")
+
 
 def test_greedy_adds_the_layer_that_costs_least_beside_those_dropped_before():
     probe, said = FakeProbe(), []
@@ -42,6 +45,11 @@ def test_block_influence_drops_what_changes_its_input_least():
     assert chosen.order == (1, 3, 4, 0)
 
 
+def test_an_order_that_is_given_is_kept():
+    probe, given = FakeProbe(), Static(order=(2, 4))
+    assert given.calibrate(probe) is given and not probe.asked
+
+
 def test_one_layer_always_stays():
     for selection in ("greedy_kl", "block_influence"):
         assert len(method_named("static", {"selection": selection, "length": 14}).calibrate(FakeProbe()).order) == 4  # pyright: ignore
@@ -52,7 +60,7 @@ def test_the_dial_drops_one_layer_fewer_for_each_whole_step(tiny_model: Callable
     ids = torch.arange(3, 8)[None]
     used = {}
     for offset in (-2.0, -1.0, -0.6, 0.0, 0.4, 0.6, 1.0, 2.0):
-        model.route.offset = offset
+        model.converted.set(offset=offset)
         model(ids)
         kept = model.route.keep()[:, 0, :]
         assert (kept == kept[:, :1]).all(), "the same for every token"
@@ -65,7 +73,7 @@ def test_the_dial_drops_one_layer_fewer_for_each_whole_step(tiny_model: Callable
 def test_a_dropped_layer_pays_no_k_no_v_and_no_router(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), Static(order=(3, 1), count=1, adapter_ratio=0))
     model(torch.arange(3, 8)[None])
-    layer, dense = model.route.ledger.layers[3], model.route.ledger.dense
+    layer, dense = model.converted.ledger.layers[3], model.converted.ledger.dense
     assert layer.total == sum(p.numel() for p in model.model.layers[2].parameters() if p.ndim == 2)
     assert model.route.cost() == pytest.approx(1 - layer.total / dense)
     adapter = adapted(tiny_model("llama"), Static(order=(3, 1), count=1, adapter_ratio=4))
@@ -86,7 +94,7 @@ def test_bad_fields_are_refused(fields: dict[str, Any], reason: str):
 @pytest.mark.parametrize("order", [(6,), (-1,)])
 def test_layers_that_the_model_lacks_are_refused(order: tuple[int, ...]):
     with pytest.raises(ValueError, match="does not fit a model of 6 layers"):
-        Static(order=order).layers(6)
+        Static(order=order).program(6)
 
 
 def test_json_gives_lists():

@@ -10,27 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from tests.laws.examples import WITH_PARTS, example
 
 from depthdial.core.layers import Adapter, Router
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.methods import METHODS as ALL
-from depthdial.methods import method_named
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 
 peft = pytest.importorskip("peft")
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
-METHODS = {name: dict(kind.example) for name, kind in ALL.items() if name != "dense"}
-"""All that have parts: the base alone holds nothing that a hook or an adapter could miss."""
 each_family = pytest.mark.parametrize("family", FAMILIES)
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize("method", WITH_PARTS)
 
 
 def made(base: Any, method: str) -> Any:
     torch.manual_seed(3)
-    model: Any = convert(base, method_named(method, METHODS[method]))
-    for unit in routed(model).values():
+    model: Any = convert(base, example(method))
+    for unit in model.converted.routed.values():
         for weight in unit.parts.parameters():
             torch.nn.init.normal_(weight, std=0.3)
     return model.eval()
@@ -69,14 +66,14 @@ def test_a_lora_travels_both_ways(tiny_model: Callable, family: str, method: str
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # "found missing adapter keys"
         model = peft.PeftModel.from_pretrained(made(tiny_model(family), method), tmp_path / "base").eval()
-        model.route.offset = float("inf")
+        model.converted.set(offset=float("inf"))
         assert torch.equal(logits(model), logits(trained))
         model.save_pretrained(tmp_path / "converted")
         back = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "converted").eval()
         assert torch.equal(logits(back), logits(trained))
     loaded = made(tiny_model(family), method)
     loaded.load_adapter(tmp_path / "converted")
-    loaded.route.offset = float("inf")
+    loaded.converted.set(offset=float("inf"))
     assert torch.equal(logits(loaded.eval()), logits(trained))
 
 

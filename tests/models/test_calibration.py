@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from depthdial.core.method import Method
 from depthdial.methods import Dense, FlexiDepth, SkipLayer, Static
-from depthdial.models.calibration import BaseProbe, Heldout, measure_curve, measure_steps, turning_points
+from depthdial.models.calibration import BaseProbe, Heldout, between, measure_curve, measure_stops, turning_points
 from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 
@@ -30,19 +30,19 @@ def test_full_depth_costs_one_and_differs_by_nothing(
     tiny_model: Callable, adaptive: Callable, packed: Callable, family: str
 ):
     model: Any = adaptive(tiny_model(family))
-    model.route.offset = 0.25
+    model.converted.set(offset=0.25)
     heldout = Heldout(model, [packed(2, 16), packed(3, 12, seed=1)])
     assert heldout.measure(math.inf) == (1.0, 0.0)
     cost, kl = heldout.measure(0.0)
     assert cost < 1.0 and kl > 0.01
-    assert model.route.offset == 0.25, "the dial is put back"
+    assert model.converted.settings.offset == 0.25, "the dial is put back"
 
 
 def test_cost_and_kl_are_means_over_tokens_with_a_label(tiny_model: Callable, adaptive: Callable, packed: Callable):
     model, base = adaptive(tiny_model("llama")), tiny_model("llama")
     batches = [packed(2, 16), packed(3, 12, seed=1)]
     costs, kls = [], []
-    model.route.offset = -0.3
+    model.converted.set(offset=-0.3)
     for batch in batches:
         ids, positions, real = batch["input_ids"], batch["position_ids"], batch["labels"] != -100
         with torch.no_grad():
@@ -121,9 +121,11 @@ def test_a_router_that_cannot_see_the_token_turns_once(tiny_model: Callable, ada
     """All tokens run a layer or none does, so each layer is a step of the dial."""
     model: Any = adapted(tiny_model("llama"), method)
     turns = turning_points(model)
-    assert len(turns) == len(method.layers(6))
+    assert len(turns) == len(model.converted.program.routed) // len(
+        {u.step.unit for u in model.converted.routed.values()}
+    )
     heldout = Heldout(model, [BATCH])
-    curve = measure_steps(heldout.measure, turns)
+    curve = measure_stops(heldout.measure, between(turns))
     assert len(curve.offsets) == len(turns) + 1 and all(b > a + 0.01 for a, b in pairwise(curve.costs))
     for offset, cost in zip(curve.offsets, curve.costs, strict=True):
         heldout.run(0, offset)
@@ -134,10 +136,12 @@ def test_a_router_that_cannot_see_the_token_turns_once(tiny_model: Callable, ada
 
 
 def test_whole_layers_turn_between_whole_numbers(tiny_model: Callable, adapted: Callable):
-    model = adapted(tiny_model("llama"), Static(order=(3, 1, 4), count=2))
+    model: Any = adapted(tiny_model("llama"), Static(order=(3, 1, 4), count=2))
     assert turning_points(model) == pytest.approx([-0.5, 0.5, 1.5], abs=1e-4)
-    curve = measure_steps(lambda offset: (0.8 + 0.05 * offset, 0.0), turning_points(model))
+    curve = measure_stops(lambda offset: (0.8 + 0.05 * offset, 0.0), between(turning_points(model)))
     assert curve.offsets == (-1.0, 0.0, 1.0, 2.0) and curve.step == 1.0
+    converted = model.converted
+    assert converted.method.stops(converted.program) == list(curve.offsets), "as the method says itself"
     assert turning_points(adapted(tiny_model("llama"), Dense())) == []
 
 
@@ -146,13 +150,13 @@ def test_whole_layers_turn_between_whole_numbers(tiny_model: Callable, adapted: 
 
 @pytest.fixture
 def probe(tiny_model: Callable, packed: Callable) -> BaseProbe:
-    model = convert(tiny_model("llama"), Static(order=tuple(range(6)), count=0, adapter_ratio=0))
-    return BaseProbe(model, [packed(2, 16), packed(1, 16, seed=1)])
+    return BaseProbe(tiny_model("llama"), [packed(2, 16), packed(1, 16, seed=1)])
 
 
 def test_block_influence_is_one_minus_the_cosine(probe: BaseProbe, tiny_model: Callable, packed: Callable):
+    """Over the first of its batches, as its divergence."""
     base, cosines = tiny_model("llama"), []
-    for batch in (packed(2, 16), packed(1, 16, seed=1)):
+    for batch in (packed(2, 16),):
         with torch.no_grad():
             out = base.model(
                 batch["input_ids"], position_ids=batch["position_ids"], output_hidden_states=True, use_cache=False
@@ -176,7 +180,7 @@ def test_divergence_is_that_of_the_base_without_the_layers(probe: BaseProbe, tin
     del short.model.layers[3]
     short.config.num_hidden_layers = 5
     kls = []
-    for batch in (packed(2, 16), packed(1, 16, seed=1)):
+    for batch in (packed(2, 16),):
         ids, positions, real = batch["input_ids"], batch["position_ids"], batch["labels"] != -100
         with torch.no_grad():
             student, teacher = (
@@ -193,3 +197,32 @@ def test_static_calibrates_on_a_real_probe(probe: BaseProbe, selection: Any):
     if selection == "greedy_kl":
         assert chosen.order[0] == min(range(6), key=lambda layer: probe.divergence([layer]))
     assert FlexiDepth().calibrate(probe) == FlexiDepth()
+
+
+@pytest.mark.parametrize("rows", [None, 100])
+def test_readouts_are_the_head_on_the_stream(probe: BaseProbe, tiny_model: Callable, packed: Callable, rows: Any):
+    base, layers = tiny_model("llama"), (0, 2, 5)
+    looks, right = probe.readouts(layers, rows)
+    tops, agree = [], []
+    for batch in (packed(2, 16), packed(1, 16, seed=1)):
+        with torch.no_grad():
+            out = base(
+                batch["input_ids"], position_ids=batch["position_ids"], output_hidden_states=True, use_cache=False
+            )
+            real = batch["labels"] != -100
+            logits = torch.stack([base.lm_head(base.model.norm(out.hidden_states[i][real])) for i in layers])
+        top = logits[..., :rows].softmax(-1).sort(-1, descending=True).values
+        tops.append(torch.stack([top[..., 0], top[..., 0] - top[..., 1]], -1))
+        agree.append(logits.argmax(-1) == out.logits[real].argmax(-1))
+    torch.testing.assert_close(looks, torch.cat(tops, 1))
+    assert torch.equal(right, torch.cat(agree, 1)) and 0 < right.float().mean() < 1
+
+
+def test_a_probe_leaves_the_base_as_it_was(probe: BaseProbe, tiny_model: Callable):
+    probe.readouts([1], None)
+    probe.divergence([2])
+    probe.block_influence()
+    base, model = tiny_model("llama"), probe._readout.model
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in probe._layers)

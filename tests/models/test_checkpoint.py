@@ -20,7 +20,8 @@ from depthdial.core.dial import Curve
 from depthdial.methods import FlexiDepth
 from depthdial.models import checkpoint
 from depthdial.models.checkpoint import METHOD_FILE, PARTS_FILE, Plugin, attach, cast_parts, parts_of, read, save
-from depthdial.models.convert import revert, routed
+from depthdial.models.convert import revert
+from depthdial.models.converted import converted_of, is_converted
 from depthdial.models.fingerprint import fingerprint
 
 IDS = torch.randint(3, 300, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -52,7 +53,7 @@ def refusal(model: Any, path: Path, **kwargs: Any) -> str:
     print(text)  # shown by pytest -rP
     assert "\n" not in text
     assert list(model.state_dict()) == names and torch.equal(logits(model), before)
-    assert getattr(model, "plugin", None) is None
+    assert not is_converted(model) or model.converted.plugin is None
     return text
 
 
@@ -73,7 +74,7 @@ def retensor(plugin: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
 )
 def test_it_says_how_its_prompts_were_read(base: Any, plugin: Path, prompt: Any, said: str):
     edit(plugin, lambda data: data.update(prompt_budget=prompt))
-    known: Any = attach(base, plugin).plugin
+    known: Any = converted_of(attach(base, plugin)).plugin
     assert known.prompt_budget == prompt and said in known.form and bool(said) == bool(known.form)
     assert save(base, plugin.parent / "again") and read(plugin.parent / "again").prompt_budget == prompt
 
@@ -92,14 +93,18 @@ def test_an_odd_prompt_budget_is_refused(base: Any, plugin: Path, prompt: Any):
 def test_round_trip(base: Any, tiny_model: Callable, adaptive: Callable, tmp_path: Path):
     model = adaptive(tiny_model("llama"), weights="hard", but=[4])
     curve = Curve((-1.0, 0.5), (0.8, 0.9), (0.3, 0.1))
-    given = Plugin("mine", model.method, fingerprint(model), {"text": curve}, 0.85, {"steps": 3, "data": ["a.jsonl"]})
+    given = Plugin(
+        "mine", model.converted.method, fingerprint(model), {"text": curve}, 0.85, {"steps": 3, "data": ["a.jsonl"]}
+    )
     path = save(model, tmp_path / "deep" / "mine", given, card="# mine\n")
     assert path == tmp_path / "deep" / "mine"
     assert sorted(f.name for f in path.iterdir()) == ["README.md", METHOD_FILE, PARTS_FILE]
     assert read(path) == given
     attached: Any = attach(base, path)
-    assert attached is base and attached.plugin == given and attached.method == model.method
-    assert attached.plugin.curve == curve
+    assert (
+        attached is base and attached.converted.plugin == given and attached.converted.method == model.converted.method
+    )
+    assert attached.converted.plugin.curve == curve
     assert torch.equal(logits(attached), logits(model))
     assert all(torch.equal(t, parts_of(model)[n]) for n, t in parts_of(attached).items())
 
@@ -147,7 +152,7 @@ def test_other_weights_are_refused_then_allowed(tiny_model: Callable, plugin: Pa
     other = tiny_model("llama", seed=1)
     assert "--allow-other-weights" in refusal(other, plugin)
     attach(other, plugin, allow_other_weights=True)
-    assert other.plugin.name == "tiny" and len(routed(other)) == 8
+    assert other.converted.plugin.name == "tiny" and len(other.converted.routed) == 8
 
 
 def test_a_converted_model_is_refused(base: Any, plugin: Path):
@@ -234,7 +239,7 @@ def test_after_a_refusal_a_good_plugin_attaches(base: Any, plugin: Path, tiny_pl
     retensor(plugin, drop(ROUTER))
     refusal(base, plugin)
     attach(base, tiny_plugin)
-    assert base.plugin.name == "tiny"
+    assert base.converted.plugin.name == "tiny"
 
 
 # ---------------------------------------------------------------- saving
@@ -281,7 +286,7 @@ def test_a_full_disk_leaves_things_as_they_were(
 def test_saving_over_an_old_plugin_replaces_it(plugin: Path, tiny_model: Callable, adaptive: Callable):
     model = adaptive(tiny_model("llama"), first=3)
     save(model, plugin)
-    assert read(plugin).method == model.method and read(plugin).curves == {}
+    assert read(plugin).method == model.converted.method and read(plugin).curves == {}
     assert set(load_file(plugin / PARTS_FILE)) == set(parts_of(model))
     assert [path.name for path in plugin.parent.iterdir()] == ["plugin"]
 
@@ -297,7 +302,7 @@ def test_a_kill_between_files_leaves_the_old_plugin_or_the_new_one(
     for tensor in parts_of(changed).values():
         tensor += 1
     old, new = logits(attach(tiny_model("llama"), plugin)), logits(changed)
-    changed.plugin = dataclasses.replace(changed.plugin, name="new")
+    changed.converted.plugin = dataclasses.replace(changed.converted.plugin, name="new")
     if (child := os.fork()) == 0:
         left, replace = iter(range(moves)), os.replace
         monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if next(left, None) is not None else os._exit(9))
@@ -331,7 +336,7 @@ def test_a_folder_of_something_else_is_left_alone(base: Any, adaptive: Callable,
     assert (tmp_path / "README.md").read_text() == "of a model" and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "README.md").rename(tmp_path / "notes.md")
     save(base, tmp_path, card="# card\n")
-    assert read(tmp_path).method == base.method and (tmp_path / "notes.md").exists()
+    assert read(tmp_path).method == base.converted.method and (tmp_path / "notes.md").exists()
 
 
 def test_a_file_in_the_way_is_refused(base: Any, adaptive: Callable, tmp_path: Path):

@@ -12,7 +12,6 @@ from transformers import DynamicCache
 
 from depthdial.methods import method_named
 from depthdial.models.continuation import STEP, Continuation
-from depthdial.models.convert import routed
 from depthdial.models.halves import Halves
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma3_text"]
@@ -33,7 +32,7 @@ def by_cache(model, ids: Tensor, written: int, offset: float) -> Tensor:
     """Hidden states of the tokens from `written` on, [W, d]: the prompt by the base, then the rest by the dial."""
     cache, found = DynamicCache(config=model.config), []
     for at in range(len(ids)):
-        model.route.offset = math.inf if at < written else offset
+        model.converted.set(offset=math.inf if at < written else offset)
         out = model.get_decoder()(
             input_ids=ids[None, at : at + 1], position_ids=torch.tensor([[at]]), past_key_values=cache, use_cache=True
         )
@@ -47,12 +46,13 @@ def by_cache(model, ids: Tensor, written: int, offset: float) -> Tensor:
 def test_the_base_reads_and_the_dial_writes(family: str, by_document: bool, tiny_model: Callable, adapted: Callable):
     model = adapted(tiny_model(family, attn_implementation="eager"), method_named("flexidepth", FIELDS))
     ids, positions, written = documents()
-    halves = Halves(model, min(site.layer for site in routed(model)))
+    halves = Halves(model)
     text = Continuation(model, halves, positions, written, by_document)
     lower = halves.lower(ids, position_ids=positions)
-    model.route.offset = math.inf
+    model.converted.set(offset=math.inf)
     read = text.read(lower)
-    model.route.offset = offsets = torch.tensor([-0.5, 0.7, 0.0, 1.0])
+    offsets = torch.tensor([-0.5, 0.7, 0.0, 1.0])
+    model.converted.set(offset=offsets)
     hidden = text.write(lower, copies=2)
     keep = model.route.keep()[2:].permute(1, 2, 0)  # [rows, W, layers]
     real = text.real.repeat_interleave(2, 0)
@@ -64,7 +64,7 @@ def test_the_base_reads_and_the_dial_writes(family: str, by_document: bool, tiny
         expected = torch.cat([by_cache(model, ids[row, a:c], b - a, float(offsets[i])) for a, b, c in parts])
         torch.testing.assert_close(hidden[i][text.real[row]], expected, rtol=1e-4, atol=1e-4)
     # what was read is the base's own, and what is taken stands in the order of its places
-    model.route.offset = math.inf
+    model.converted.set(offset=math.inf)
     torch.testing.assert_close(read, halves.upper(lower, position_ids=positions))
     assert text.taken(ids)[0][text.real[0]].tolist() == ids[0][written[0]].tolist()
 
@@ -82,13 +82,13 @@ def test_written_tokens_are_filled_up_to_a_step():
 def test_attention_by_document_has_the_gradients_of_the_mask(tiny_model: Callable, adapted: Callable):
     model = adapted(tiny_model("gemma3_text", attn_implementation="eager"), method_named("flexidepth", FIELDS))
     ids, positions, written = documents()
-    halves, grads = Halves(model, 2), []
+    halves, grads = Halves(model), []
     for by_document in (False, True):
         text = Continuation(model, halves, positions, written, by_document)
         lower = halves.lower(ids, position_ids=positions)
-        model.route.offset = math.inf
+        model.converted.set(offset=math.inf)
         text.read(lower)
-        model.route.offset = torch.tensor([-0.5, 0.7, 0.0, 1.0])
+        model.converted.set(offset=torch.tensor([-0.5, 0.7, 0.0, 1.0]))
         with torch.enable_grad():
             text.write(lower, copies=2)[text.real.repeat_interleave(2, 0)].sin().sum().backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -103,12 +103,12 @@ def test_attention_by_document_has_the_gradients_of_the_mask(tiny_model: Callabl
 def test_gradients_reach_parts_through_written_tokens_alone(tiny_model: Callable, adapted: Callable):
     model = adapted(tiny_model("llama", attn_implementation="eager"), method_named("flexidepth", FIELDS))
     ids, positions, written = documents()
-    halves = Halves(model, 2)
+    halves = Halves(model)
     text = Continuation(model, halves, positions, written)
     lower = halves.lower(ids, position_ids=positions)
-    model.route.offset = math.inf
+    model.converted.set(offset=math.inf)
     text.read(lower)
-    model.route.offset = 0.0
+    model.converted.set(offset=0.0)
     with torch.enable_grad():
         hidden = text.write(lower, copies=1)
         hidden[text.real].square().sum().backward()

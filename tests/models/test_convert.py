@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from depthdial.core.decision import Site
 from depthdial.core.route import Route
 from depthdial.methods import Dense, FlexiDepth, Static
-from depthdial.models.convert import convert, revert, routed
+from depthdial.models.convert import convert, revert
+from depthdial.models.converted import is_converted
 from depthdial.models.families import FAMILIES
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -42,22 +42,29 @@ def test_revert_gives_the_stock_model_back(tiny_model: Callable, adaptive: Calla
     assert all(weight.requires_grad for weight in model.parameters()), "frozen while converted, no longer"
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, base(IDS).logits)
-    assert not isinstance(getattr(model, "route", None), Route) and not model.get_decoder()._forward_pre_hooks
+    assert (
+        not is_converted(model)
+        and not isinstance(getattr(model, "route", None), Route)
+        and not model.get_decoder()._forward_pre_hooks
+    )
     adaptive(model)
-    assert len(routed(model)) == 2 * (base.config.num_hidden_layers - 2), "and it can be converted again"
+    assert len(model.converted.routed) == 2 * (base.config.num_hidden_layers - 2), "and it can be converted again"
 
 
 @each_family
-def test_sites_and_parts_are_where_the_method_wants_them(tiny_model: Callable, family: str):
+def test_steps_and_parts_are_where_the_method_wants_them(tiny_model: Callable, family: str):
     model: Any = tiny_model(family)
     assert convert(model, FlexiDepth(first=1, last=5, but=(2,))) is model
-    assert set(routed(model)) == {Site(i, unit) for i in (1, 3, 4) for unit in ("attn", "mlp")}
+    routed = model.converted.routed
+    assert [(unit.step.block, unit.step.unit) for unit in routed.values()] == [
+        (i, unit) for i in (1, 3, 4) for unit in ("attn", "mlp")
+    ]
     parts = {n: p for n, p in model.named_parameters() if ".parts." in n}
     assert all(p.requires_grad and p.dtype == torch.float32 for p in parts.values())
     assert not any(p.requires_grad for n, p in model.named_parameters() if n not in parts)
-    for site, unit in routed(model).items():
-        assert set(unit.parts) == {{"attn": "router", "mlp": "adapter"}[site.unit]}
-        assert unit.route is model.route and unit.method is model.method
+    for unit in routed.values():
+        assert set(unit.parts) == {{"attn": "router", "mlp": "adapter"}[unit.step.unit]}
+        assert unit.method is model.converted.method
 
 
 def test_parts_are_fp32_beside_a_bf16_base(tiny_model: Callable):
@@ -68,10 +75,10 @@ def test_parts_are_fp32_beside_a_bf16_base(tiny_model: Callable):
 
 
 def test_converting_twice_is_refused(tiny_model: Callable):
-    model = convert(tiny_model("llama"), Dense())
+    model: Any = convert(tiny_model("llama"), Dense())
     with pytest.raises(ValueError, match="converted already"):
         convert(model, FlexiDepth())
-    assert not routed(model)
+    assert not model.converted.routed
 
 
 def test_unknown_families_are_refused_with_the_known_ones():
@@ -99,10 +106,10 @@ def test_generate_is_the_bases_at_inf_and_its_own_below(tiny_model: Callable, ad
     base, model = tiny_model(family), adaptive(tiny_model(family))
     ids, mask = IDS.clone(), torch.ones_like(IDS)
     ids[1, :4], mask[1, :4] = 0, 0
-    model.route.offset = math.inf
+    model.converted.set(offset=math.inf)
     expected = greedy(base, ids, attention_mask=mask)
     assert torch.equal(greedy(model, ids, attention_mask=mask), expected)
-    model.route.offset = 0.0
+    model.converted.set(offset=0.0)
     shallow = greedy(model, ids, attention_mask=mask)
     assert shallow.shape == expected.shape and not torch.equal(shallow, expected)
     alone = greedy(model, IDS[1:, 4:])
@@ -119,18 +126,21 @@ def test_the_route_follows_prefill_and_decode(tiny_model: Callable, adaptive: Ca
         model(IDS, attention_mask=mask, position_ids=positions, past_key_values=cache)
         route = model.route
         assert route.layers_used.shape == route.token_cost().shape == (2, 12)
-        assert torch.equal(route.mask, mask.bool()) and torch.equal(route.positions.expand(2, 12), positions)
+        tokens = route.last.tokens
+        assert torch.equal(tokens.rows(tokens.real), mask.bool()) and torch.equal(
+            tokens.rows(tokens.position), positions
+        )
         cost = route.token_cost()[mask.bool()].mean()
         assert route.cost() == pytest.approx(float(cost)), "padding is no token"
         longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
         model(IDS[:, :1], attention_mask=longer, position_ids=torch.tensor([[12], [9]]), past_key_values=cache)
         assert route.layers_used.shape == (2, 1) and len(route.decisions) == 8
-        assert route.mask.tolist() == [[True], [True]] and route.positions.tolist() == [[12], [9]]
+        assert route.last.tokens.real.tolist() == [True, True] and route.last.tokens.position.tolist() == [12, 9]
         model(IDS)
-        assert route.mask is None and route.shape == (2, 12)
+        assert route.last.tokens.real is None and route.shape == (2, 12)
     assert {layer.keys.shape[0] for layer in cache.layers} == {2}
     for index, layer in enumerate(cache.layers):
-        window = model.route.ledger.layers[index].window
+        window = model.converted.ledger.layers[index].window
         seen = 13 if window is None else min(13, window - 1)  # what Hugging Face keeps of a sliding layer
         assert layer.keys.shape[-2] == layer.values.shape[-2] == seen, "K and V are written for every token"
 
@@ -160,7 +170,7 @@ def test_labels_give_a_loss_that_trains_parts_only(tiny_model: Callable, adaptiv
 @each_family
 def test_prices_are_counted_from_the_weights(tiny_model: Callable, family: str):
     model: Any = convert(tiny_model(family), FlexiDepth())
-    ledger, config = model.route.ledger, model.config
+    ledger, config = model.converted.ledger, model.config
     heads, keys = 32, 16  # 4 and 2 heads of 8
     for i, layer in enumerate(ledger.layers):
         assert (layer.kv, layer.attn, layer.mlp) == (2 * 32 * keys, 2 * 32 * heads, 3 * 32 * 64)

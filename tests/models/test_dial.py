@@ -25,8 +25,8 @@ from depthdial.models.fingerprint import fingerprint
 def model(tiny_model: Callable, tiny_plugin: Path) -> Any:
     """With a curve for text from 0.7 at -2 over 0.8 at 0 to 0.95 at 2, 0.8 recommended, and another for generation."""
     model: Any = attach(tiny_model("llama"), tiny_plugin)
-    curves = {**model.plugin.curves, "generated": Curve((-2.0, 2.0), (0.6, 0.9), (0.5, 0.1))}
-    model.plugin = dataclasses.replace(model.plugin, curves=curves)
+    curves = {**model.converted.plugin.curves, "generated": Curve((-2.0, 2.0), (0.6, 0.9), (0.5, 0.1))}
+    model.converted.plugin = dataclasses.replace(model.converted.plugin, curves=curves)
     return model
 
 
@@ -39,14 +39,16 @@ def test_each_kind_of_token_has_its_curve(model: Any):
 
 
 def test_a_kind_without_a_curve_takes_the_one_there_is(model: Any):
-    model.plugin = dataclasses.replace(model.plugin, curves={"text": model.plugin.curves["text"]})
+    model.converted.plugin = dataclasses.replace(
+        model.converted.plugin, curves={"text": model.converted.plugin.curves["text"]}
+    )
     assert offset_for(model, 0.75, "generated") == pytest.approx(-1.0)
 
 
 def test_none_is_the_recommended_budget_or_the_trained_form(model: Any, tiny_model: Callable):
     assert offset_for(model, None) == pytest.approx(0.0)
     assert offset_for(model, None, "generated") == pytest.approx(offset_for(model, 0.8, "generated"))
-    model.plugin = dataclasses.replace(model.plugin, recommended=None)
+    model.converted.plugin = dataclasses.replace(model.converted.plugin, recommended=None)
     assert offset_for(model, None) == 0.0
     assert offset_for(convert(tiny_model("llama"), FlexiDepth()), None) == 0.0
 
@@ -68,7 +70,7 @@ def test_a_refused_budget_leaves_the_dial_alone(model: Any, budget: float):
     set_budget(model, 0.75)
     with pytest.raises(ValueError, match="is outside"):
         set_budget(model, budget)
-    assert model.route.offset == pytest.approx(-1.0)
+    assert model.converted.settings.offset == pytest.approx(-1.0)
 
 
 def test_set_budget_turns_the_dial(model: Any):
@@ -105,18 +107,18 @@ def test_what_no_prompt_can_cost_is_refused(model: Any, prompt: Any):
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="is outside"):
         set_budget(model, 0.8, prompt=0.3)
-    assert model.turned.budget == 0.75, "the dials are left alone"
+    assert model.converted.turned.budget == 0.75, "the dials are left alone"
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.frozen])
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].frozen])
 def test_a_model_with_its_own_routers_has_no_base_to_read_with(name: str, tiny_model: Callable):
     model: Any = convert(tiny_model("llama"), method_named(name, dict(METHODS[name].example)))
-    if not model.method.skips:  # then there is nothing to be read otherwise
+    if not model.converted.program.skips:  # then there is nothing to be read otherwise
         assert prompt_budget_for(model) == 1.0
         return
     assert prompt_budget_for(model) == prompt_budget_for(model, "same") == "same"
     set_budget(model, None)
-    assert model.route.read_offset is None
+    assert model.converted.settings.read_offset is None
     for prompt in (1.0, 0.8):
         with pytest.raises(ValueError, match=r"own routers.*leave prompt_budget out") as caught:
             set_budget(model, None, prompt=prompt)
@@ -126,7 +128,7 @@ def test_a_model_with_its_own_routers_has_no_base_to_read_with(name: str, tiny_m
 def test_whole_layers_are_not_held_where_they_leave_no_keys(tiny_model: Callable):
     model: Any = convert(tiny_model("llama"), Static(order=(3, 1, 4), count=2, adapter_ratio=0))
     curve = Curve((-1.0, 0.0, 1.0, 2.0), (0.7, 0.8, 0.9, 1.0), (0.3, 0.2, 0.1, 0.0), step=1.0)
-    model.plugin = Plugin("static", model.method, fingerprint(model), {"text": curve})
+    model.converted.plugin = Plugin("static", model.converted.method, fingerprint(model), {"text": curve})
     assert dials_for(model, 0.86) == (0.0, math.inf, None), "the step below"
     assert dials_for(model, 0.8, 0.9) == (0.0, 1.0, None)
     with pytest.raises(ValueError, match=r"a prompt read at 0\.7 leaves no K and V"):
@@ -139,13 +141,12 @@ def test_a_forward_pass_scores_and_may_read(model: Any):
     set_budget(model, 0.75)
     with torch.no_grad():
         scored = model(ids).logits
-        model.route.read = torch.arange(20).expand(2, 20) < torch.tensor([[8], [0]])
+        model.converted.set(read=torch.arange(20).expand(2, 20) < torch.tensor([[8], [0]]))
         both, costs = model(ids).logits, model.route.token_cost()
-        model.route.read = None
+        model.converted.set(read=None)
         cache = DynamicCache(config=model.config)
-        model.route.offset, before = math.inf, model.route.offset
-        model(ids[:1, :8], past_key_values=cache)
-        model.route.offset = before
+        with model.converted.using(offset=math.inf):
+            model(ids[:1, :8], past_key_values=cache)
         rest = model(ids[:1, 8:], past_key_values=cache).logits
     assert costs[0, :8].eq(1.0).all() and costs[0, 8:].lt(1.0).any() and costs[1].lt(1.0).any()
     torch.testing.assert_close(both[:1, 8:], rest)

@@ -23,16 +23,17 @@ def counted(spec: Spec, method: Method) -> float:
     """Multiply-accumulates per token at target density, from the shapes of a real model's weights."""
     with torch.device("meta"):
         model: Any = fresh(spec, method)
-    total, density = spec.vocabulary * spec.width, method.target
+    total, density, program = spec.vocabulary * spec.width, method.target, method.program(spec.layers)
+    steps = {program.steps[s].block: program.steps[s] for s in program.routed if program.skips}
     assert density is not None
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear) or path == "lm_head":
             continue
         size = module.in_features * module.out_features
         if ".parts." not in path:
-            routed = int(path.split(".")[2]) in method.layers(spec.layers)
-            written = path.endswith(("k_proj", "v_proj")) and method.kv == "project"
-            total += size * (density if routed and not written else 1)
+            step = steps.get(int(path.split(".")[2]))
+            written = path.endswith(("k_proj", "v_proj")) and step is not None and step.absent == "project"
+            total += size * (1 if step is None or written else density)
         elif ".router." in path:
             total += module.in_features
         elif path.endswith("predictor.enc"):

@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from depthdial.core.decision import Decision
 from depthdial.core.method import Method
+from depthdial.core.program import plain
 from depthdial.methods import MixtureOfDepths
 from depthdial.models.convert import convert, revert
 from depthdial.models.families import FAMILIES
@@ -30,15 +31,16 @@ each_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 class Places(Method):
     """Skips the tokens at given places, at every layer."""
 
-    kv = "evict"
+    reads = frozenset({"position"})
 
     units: tuple[str, ...] = ("layer",)
     holes: tuple[int, ...] = ()
 
-    def decide(self, parts, x, site, route):
-        assert route.positions is not None
-        gone = torch.isin(route.positions, torch.tensor(self.holes, dtype=torch.long))
-        return Decision.hard(~gone.expand(x.shape[:2]))
+    def program(self, depth):
+        return plain(depth, range(depth), self.units, absent="nothing")
+
+    def decide(self, parts, seen, s, tokens, trace):
+        return Decision.hard(~torch.isin(tokens.position, torch.tensor(self.holes, dtype=torch.long)))
 
 
 def decoded(model: Any, ids: Tensor, sizes: list[int], cache: Any = None) -> Tensor:
@@ -75,7 +77,7 @@ def test_a_text_goes_on_as_if_skipped_tokens_had_not_been(
     gapped: Any = convert(base, Places(units=units))
     expected = gapped(IDS[:, rest], position_ids=torch.tensor([rest]), use_cache=False, attention_mask=ONES).logits
     model: Any = convert(revert(base), Places(units=units, holes=(2, 5, 6, 11)))
-    assert not any(layer.window for layer in model.route.ledger.layers), "a window counts places, not keys"
+    assert not any(layer.window for layer in model.converted.ledger.layers), "a window counts places, not keys"
     torch.testing.assert_close(model(IDS, use_cache=False).logits[:, rest], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(decoded(model, IDS, [4, 1, 1, 3, 1, 1, 3])[:, rest], expected, rtol=1e-4, atol=1e-4)
 
@@ -112,7 +114,7 @@ def test_hooks_are_undone(tiny_model: Callable, adapted: Callable):
     base = tiny_model("llama")
     names = list(base.state_dict())
     model: Any = adapted(base, METHOD)
-    assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 1 + 2 * 6, "the pass, and each layer's two"
+    assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 1 + 3 * 6, "the pass, and each layer's three"
     assert list(revert(model).state_dict()) == names
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 

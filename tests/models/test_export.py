@@ -28,14 +28,14 @@ def model(tiny_model: Callable, adaptive: Callable) -> Callable[..., Any]:
     def make(family: str = "llama", **config: Any) -> Any:
         made = adaptive(tiny_model(family, **config), weights="soft")
         curves = {"text": CURVE, "generated": CURVE}
-        vars(made).update(plugin=Plugin("tiny", made.method, fingerprint(made), curves, recommended=0.875))
+        made.converted.plugin = Plugin("tiny", made.converted.method, fingerprint(made), curves, recommended=0.875)
         return made
 
     return make
 
 
 def logits(model: Any, offset: float) -> torch.Tensor:
-    model.route.offset = offset
+    model.converted.set(offset=offset)
     with torch.no_grad():
         return model(IDS).logits
 
@@ -46,18 +46,21 @@ def test_it_is_the_same_model(family: str, tied: bool, model: Callable, tiny_tok
     whole = model(family, tie_word_embeddings=tied)
     folder = export(whole, tiny_tokenizer, tmp_path / "out", budget=0.7)
     opened: Any = AutoModelForCausalLM.from_pretrained(folder)
-    assert opened.config.model_type == f"depthdial_{family}" and opened.method == whole.method
-    assert opened.route.offset == -2.0, "the dial stands where it was set"
+    assert opened.config.model_type == f"depthdial_{family}" and opened.converted.method == whole.converted.method
+    assert opened.converted.settings.offset == -2.0, "the dial stands where it was set"
     assert torch.equal(logits(opened, 0.3), logits(whole, 0.3))
     assert torch.equal(opened.route.keep(), whole.route.keep()) and not whole.route.keep().all()
-    assert opened.plugin.curves == whole.plugin.curves and opened.plugin.base == whole.plugin.base
+    assert (
+        opened.converted.plugin.curves == whole.converted.plugin.curves
+        and opened.converted.plugin.base == whole.converted.plugin.base
+    )
 
 
 def test_load_opens_it_and_turns_its_dial(model: Callable, tiny_tokenizer: Any, tmp_path: Path):
     whole = model()
     folder = export(whole, tiny_tokenizer, tmp_path / "out")
     opened: Any = load(str(folder), dtype="float32", device="cpu")[0]
-    assert opened.config.budget == 0.875 and opened.route.offset == 1.0, "the recommended budget"
+    assert opened.config.budget == 0.875 and opened.converted.settings.offset == 1.0, "the recommended budget"
     assert torch.equal(logits(load(str(folder), budget=0.8, dtype="float32", device="cpu")[0], 0.0), logits(whole, 0.0))
     again: Any = load(str(export(opened, tiny_tokenizer, tmp_path / "again", 0.7)), dtype="float32", device="cpu")[0]
     assert again.config.budget == 0.7 and torch.equal(logits(again, 0.0), logits(whole, 0.0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthdial.methods import Highway, MixtureOfDepths, Random, SkipLayer
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
 from depthdial.models.gathered import GatheredLayer, gather, gathered
 
 METHODS = {
@@ -35,11 +35,11 @@ def make(tiny_model: Callable) -> Callable[..., Any]:
 
 
 def layers(model: Any) -> list[GatheredLayer]:
-    return [found for unit in routed(model).values() if (found := gathered(unit.unit)) is not None]
+    return [found for unit in model.converted.routed.values() if (found := gathered(unit.unit)) is not None]
 
 
 def run(model: Any, ids: Tensor, training: bool, **kwargs: Any) -> Tensor:
-    model.route.training, model.route.sample = training, torch.arange(len(ids)) if training else None
+    model.converted.set(training=training, key=torch.arange(len(ids)) if training else None)
     return model(input_ids=ids, use_cache=False, **kwargs).logits
 
 
@@ -53,12 +53,12 @@ def test_it_equals_the_reference_and_runs_the_kept_tokens_only(make, method: Any
     for seed in range(3):
         ids = torch.randint(3, 300, (3, 21), generator=torch.Generator().manual_seed(seed))
         expected = run(model, ids, training)
-        keep = {site: d.keep.clone() for site, d in model.route.decisions.items()}
+        keep = {s: d.keep.clone() for s, d in model.route.decisions.items()}
         undo = gather(model)
         assert list(model.state_dict()) == names, "checkpoints do not change"
         torch.testing.assert_close(run(model, ids, training), expected, rtol=1e-5, atol=1e-5)
-        ran = {layer.site: layer.ran for layer in layers(model)}
-        assert ran == {site: int(k.sum()) for site, k in keep.items()}
+        ran = {layer.s: layer.ran for layer in layers(model)}
+        assert ran == {s: int(k.sum()) for s, k in keep.items()}
         assert any(0 < n < ids.numel() for n in ran.values())
         undo()
         assert not layers(model)
@@ -87,9 +87,9 @@ def test_gradients_are_the_references_but_for_the_term_that_needs_what_was_skipp
     def gradients(mute: bool) -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
         if mute:  # the reference without <dy, F(x) - x> at skipped tokens: F's output there is x itself
-            hooks = [u.unit.register_forward_hook(still(u), prepend=True) for u in routed(model).values()]
+            hooks = [u.unit.register_forward_hook(still(u), prepend=True) for u in model.converted.routed.values()]
         logits = run(model, ids, True)
-        extra = model.method.loss(model.route)
+        extra = model.converted.method.loss(model.route.last.tokens, model.route.last.trace)
         loss = logits.square().mean() + (0.0 if extra is None else extra.mean())
         loss.backward()
         if mute:
@@ -99,7 +99,7 @@ def test_gradients_are_the_references_but_for_the_term_that_needs_what_was_skipp
 
     def still(unit: Any) -> Callable[..., Tensor]:
         def hook(_module: Any, args: tuple, out: Tensor) -> Tensor:
-            return torch.where(model.route.decisions[unit.site].keep[..., None], out, args[0])
+            return torch.where(model.route.decisions[unit.s].keep[..., None], out, args[0])
 
         return hook
 
@@ -118,7 +118,7 @@ def test_gradients_are_the_references_but_for_the_term_that_needs_what_was_skipp
 @torch.no_grad()
 def test_nobody_and_everybody(make, kept: float):
     model, ids = make(SkipLayer()), torch.randint(3, 300, (2, 9))
-    model.route.offset = 1e4 * (2 * kept - 1)
+    model.converted.set(offset=1e4 * (2 * kept - 1))
     expected = model(input_ids=ids, use_cache=False).logits
     undo = gather(model)
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected, rtol=1e-5, atol=1e-5)

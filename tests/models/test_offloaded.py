@@ -11,25 +11,22 @@ import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.laws.examples import WITH_PARTS, example
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from depthdial.methods import METHODS as ALL
-from depthdial.methods import method_named
 from depthdial.models.checkpoint import PARTS_FILE, attach, save
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 from depthdial.models.fingerprint import fingerprint
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
-METHODS = {name: dict(kind.example) for name, kind in ALL.items() if name != "dense"}
-"""All that have parts: the base alone holds nothing that a hook or an adapter could miss."""
 
 
 def made(base: Any, method: str) -> Any:
     torch.manual_seed(3)
-    model: Any = convert(base, method_named(method, METHODS[method]))
-    for unit in routed(model).values():
+    model: Any = convert(base, example(method))
+    for unit in model.converted.routed.values():
         for weight in unit.parts.parameters():
             torch.nn.init.normal_(weight, std=0.3)
     return model.eval()
@@ -41,14 +38,14 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_PARTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_converted_model_offloaded_is_the_same(
     tiny_model: Callable, family: str, method: str, dtype: torch.dtype, tmp_path: Path
 ):
     model = made(tiny_model(family), method).to(dtype)
     expected, keep = logits(model), model.route.keep()
-    assert ALL[method].skips != bool(keep.all())
+    assert model.converted.program.skips != bool(keep.all())
     on_cpu, on_disk = copy.deepcopy(model), copy.deepcopy(model)
     accelerate.cpu_offload(on_cpu, execution_device=torch.device("cpu"))
     accelerate.disk_offload(on_disk, str(tmp_path), execution_device=torch.device("cpu"))
@@ -93,17 +90,17 @@ def test_weights_without_values_are_named(tiny_model: Callable):
         fingerprint(tiny_model("llama").to("meta"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_PARTS)
 def test_dynamic_quantisation_reaches_the_parts(tiny_model: Callable, method: str):
     model = made(tiny_model("llama"), method)
     expected = logits(model)
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
-    kinds = {type(m).__name__ for unit in routed(quantised).values() for m in unit.parts.modules()}
+    kinds = {type(m).__name__ for unit in quantised.converted.routed.values() for m in unit.parts.modules()}
     assert kinds & {"Linear", "DynamicQuantizedLinear"} and not any(
-        type(m) is nn.Linear for unit in routed(quantised).values() for m in unit.parts.modules()
+        type(m) is nn.Linear for unit in quantised.converted.routed.values() for m in unit.parts.modules()
     )
     found = logits(quantised)
     assert found.isfinite().all() and not torch.equal(found, expected)
     base = torch.ao.quantization.quantize_dynamic(tiny_model("llama"), {nn.Linear}, dtype=torch.qint8)
-    quantised.route.offset = float("inf")
+    quantised.converted.set(offset=float("inf"))
     assert torch.equal(logits(quantised), logits(base))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from depthdial.methods import Dense, FlexiDepth, SkipLayer
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 from depthdial.models.opening import real_tokens
 
@@ -39,6 +39,12 @@ def costs(model: Any, **kwargs: Any) -> list[float]:
     return found
 
 
+def real(model: Any) -> Any:
+    """bool [B, T]: which tokens of the last pass were real."""
+    tokens = model.route.last.tokens
+    return tokens.rows(tokens.real)
+
+
 @each_family
 def test_padding_is_no_token_whatever_the_cache(model: Callable, family: str):
     dynamic = costs(model(family))
@@ -60,11 +66,11 @@ def test_a_mask_may_be_as_long_as_a_static_cache(model: Callable, family: str, s
             told = {"position_ids": places[:, now]}
             with torch.no_grad():
                 own(IDS[:, now], attention_mask=MASK[:, : start + length], past_key_values=growing, **told)
-                wanted = own.route.mask, own.route.cost()
+                wanted = real(own), own.route.cost()
                 assert torch.equal(wanted[0], MASK[:, now].bool())
                 mask = torch.cat([MASK, torch.zeros(2, 8, dtype=torch.long)], 1) if longer else MASK[:, : now.stop]
                 own(IDS[:, now], attention_mask=mask, past_key_values=fixed, **told)
-            assert torch.equal(own.route.mask, wanted[0]) and own.route.cost() == pytest.approx(wanted[1])
+            assert torch.equal(real(own), wanted[0]) and own.route.cost() == pytest.approx(wanted[1])
             start += length
 
 
@@ -91,7 +97,7 @@ def test_arguments_may_come_without_names(model: Callable):
     own = model()
     with torch.no_grad():
         own.get_decoder()(IDS, MASK)
-    assert torch.equal(own.route.mask, MASK.bool())
+    assert torch.equal(real(own), MASK.bool())
 
 
 def test_a_pass_without_a_real_token_has_no_cost(model: Callable):
@@ -107,10 +113,10 @@ def test_a_resized_vocabulary_is_paid_for(model: Callable, tiny_model: Callable,
     own = model()
     with torch.no_grad():
         own(IDS % 280)
-        before, dense = own.route.token_cost(), own.route.ledger.dense
+        before, dense = own.route.token_cost(), own.converted.ledger.dense
         own.resize_token_embeddings(size)
         own(IDS % 280)
-    ledger = own.route.ledger
+    ledger = own.converted.ledger
     assert ledger.dense - dense == (size - 300) * own.config.hidden_size
     saved = (1 - before) * dense  # the same layers ran
     torch.testing.assert_close(own.route.token_cost(), (1 - saved / ledger.dense).float())
@@ -135,7 +141,7 @@ def test_a_traced_pass_leaves_no_answers(tiny_model: Callable, method: Any, stri
 
 def test_before_a_pass_there_is_nothing_to_tell(model: Callable):
     for asked in (lambda route: route.cost(), lambda route: route.keep(), lambda route: route.token_cost()):
-        with pytest.raises(ValueError, match="run the model first"):
+        with pytest.raises(ValueError, match="in this thread, or it was only traced: run it"):
             asked(model().route)
 
 
@@ -144,7 +150,7 @@ def test_an_offset_per_row_goes_with_each_of_its_beams(model: Callable):
     own = model()
 
     def texts(ids: Tensor, offset: Any) -> Tensor:
-        own.route.offset = offset
+        own.converted.set(offset=offset)
         return own.generate(ids, num_beams=3, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
 
     both = texts(IDS, torch.tensor([-0.8, math.inf]))
@@ -152,7 +158,7 @@ def test_an_offset_per_row_goes_with_each_of_its_beams(model: Callable):
     assert own.route.token_cost()[3:].eq(1.0).all() and not own.route.token_cost()[:3].eq(1.0).all()
     assert torch.equal(both[:1], texts(IDS[:1], -0.8)) and torch.equal(both[1:], texts(IDS[1:], math.inf))
     for offset, rows in ((torch.zeros(2), 3), (torch.zeros(3), 2), (torch.zeros(2, 1), 2), (torch.zeros(0), 2)):
-        own.route.offset = offset
+        own.converted.set(offset=offset)
         with pytest.raises(ValueError, match=rf"offset has shape .* the batch {rows} rows"):
             own(torch.cat([IDS, IDS])[:rows])
 
@@ -160,14 +166,14 @@ def test_an_offset_per_row_goes_with_each_of_its_beams(model: Callable):
 @pytest.mark.parametrize("whole", [False, True], ids=["halves", "whole layers"])
 def test_a_reentrant_checkpoint_says_what_it_hides(model: Callable, tiny_model: Callable, whole: bool):
     own: Any = convert(tiny_model("llama"), SkipLayer()) if whole else model()
-    own.train().route.training = True
+    own.train().converted.set(training=True)
     own.enable_input_require_grads()
 
     def gradients() -> int:
         own.zero_grad(set_to_none=True)
         own(IDS, labels=IDS, use_cache=False)
-        own.method.loss(own.route).mean().backward()
-        routers = [unit.parts["router"] for unit in routed(own).values() if "router" in unit.parts]
+        own.converted.method.loss(own.route.last.tokens, own.route.last.trace).mean().backward()
+        routers = [unit.parts["router"] for unit in own.converted.routed.values() if "router" in unit.parts]
         return sum(weight.grad is not None for router in routers for weight in router.parameters())
 
     known = gradients()
@@ -178,7 +184,7 @@ def test_a_reentrant_checkpoint_says_what_it_hides(model: Callable, tiny_model: 
     if whole:  # they decide before their checkpoint begins
         assert gradients() == known
         return
-    with pytest.warns(UserWarning, match="use_reentrant=True: a loss on the route gives routers no gradient"):
+    with pytest.warns(UserWarning, match="use_reentrant=True: a loss on decisions gives routers no gradient"):
         own(IDS, labels=IDS, use_cache=False).loss.backward()
     own.eval()
     with torch.no_grad():
@@ -197,7 +203,7 @@ def test_fresh_weights_are_those_of_the_parts(tiny_model: Callable, tmp_path):
         for module in own.modules():
             module._is_hf_initialized = False
         own.init_weights()
-        for unit in routed(own).values():
+        for unit in own.converted.routed.values():
             for name, weight in unit.parts.named_parameters():
                 assert weight.isfinite().all(), name
                 if name == "router.bias":

@@ -20,6 +20,7 @@ from depthdial.cli.app import main
 from depthdial.models import load
 from depthdial.models.checkpoint import METHOD_FILE, PARTS_FILE, attach
 from depthdial.models.convert import revert
+from depthdial.models.converted import converted_of
 from depthdial.models.plugin_json import read_json
 
 ODD: list[Any] = [
@@ -175,4 +176,4 @@ def test_parts_that_are_a_pointer_or_claim_too_much(
 
 def test_the_plugin_as_it_was_is_taken(tiny_plugin: Path, tiny_folder: Path) -> None:
     model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
-    assert model.plugin is not None
+    assert converted_of(model).plugin is not None

@@ -86,7 +86,7 @@ def test_one_folder_holds_all_of_it(method: Method, tmp_path: Path):
     assert not torch.equal(logits(model.eval()), logits(fresh(TINY, method, seed=4).eval()))
     model.save_pretrained(tmp_path)
     opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(opened).__name__ == "DepthdialLlama" and opened.method == method
+    assert type(opened).__name__ == "DepthdialLlama" and opened.converted.method == method
     assert torch.equal(logits(opened), logits(model))
     assert torch.equal(opened.route.token_cost(), model.route.token_cost())
     assert all(p.requires_grad for p in opened.parameters())
@@ -125,7 +125,7 @@ def test_load_takes_it_as_it_is(tiny_tokenizer: Any, tmp_path: Path):
 
 def dense(model: Any) -> Tensor:
     """Logits with every layer run."""
-    model.route.offset = float("inf")
+    model.converted.set(offset=float("inf"))
     return logits(model)
 
 
@@ -160,9 +160,9 @@ def test_it_learns_and_holds_its_density():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses, shares = [], []
     for step in range(80):
-        model.route.training, model.route.sample = True, torch.arange(8) + 8 * step
+        model.converted.set(training=True, key=torch.arange(8) + 8 * step)
         loss = model(ids, labels=ids).loss
-        (loss + model.method.loss(model.route).mean()).backward()
+        (loss + model.converted.method.loss(model.route.last.tokens, model.route.last.trace).mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())

@@ -9,6 +9,7 @@ import pytest
 
 from depthdial import load
 from depthdial.models import base
+from depthdial.models.converted import converted_of
 from depthdial.models.shipped import shipped
 
 
@@ -32,7 +33,7 @@ def test_no_weights_are_read_for_a_folder_without_one(tiny_folder: Path, tmp_pat
 
 def test_the_base_alone_needs_none(tiny_folder: Path) -> None:
     model, _ = load(str(tiny_folder), budget=1.0, dtype="float32", device="cpu")
-    assert model.plugin is None and model.config.model_type == "llama"
+    assert converted_of(model).plugin is None and model.config.model_type == "llama"
     with pytest.raises(ValueError, match="no plug-in is shipped"):
         load(str(tiny_folder), budget=0.9)
 

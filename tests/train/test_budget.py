@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthdial.core.cost import LayerWork, Ledger
-from depthdial.core.decision import Decision, Site
-from depthdial.core.route import Route
+from depthdial.core.decision import Decision
+from depthdial.core.program import END, Program, Step, plain
+from depthdial.core.settings import Settings
+from depthdial.core.tokens import Tokens, Trace
 from depthdial.train.budget import NODES, BudgetControl
 
 FLOOR, LAYERS, TOKENS = 0.6, 4, 64
@@ -42,18 +43,23 @@ class Gates:
         """One micro-batch: forward, charge, backward."""
         budget = control.draw(keys, progress)
         offset = control.offset(budget)
-        route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),) * LAYERS, head=1), offset)
+        tokens, trace = tokens_at(offset), Trace(plain(LAYERS, range(LAYERS), ("attn", "mlp")))
         logits = self.logits(keys).requires_grad_()
         for layer in range(LAYERS):
-            score = (logits[layer] + offset[:, None]).sigmoid()
-            decision = Decision.hard(score > 0.5, score)
-            route.decisions[Site(layer, "attn")] = route.decisions[Site(layer, "mlp")] = decision
+            score = tokens.shifted(logits[layer].flatten()).sigmoid()
+            trace.decisions[2 * layer] = trace.decisions[2 * layer + 1] = Decision.hard(score > 0.5, score)
         weight = torch.ones(len(keys), TOKENS)
-        price = control.charge(route, budget, self.cost(keys, offset), weight)
-        task = -self.benefit * route.stack("score", "attn").sum()
+        price = control.charge(tokens, trace, budget, self.cost(keys, offset), weight)
+        task = -self.benefit * trace.stack("score", "attn").sum()
         ((task + price) / items).backward()
         assert logits.grad is not None
         return logits.grad
+
+
+def tokens_at(offset: Tensor) -> Tokens:
+    """Of rows of TOKENS tokens. offset: fp32 [B]."""
+    shape = (len(offset), TOKENS)
+    return Settings(offset).tokens(torch.arange(TOKENS)[None], None, None, shape, torch.device("cpu"))
 
 
 def keys_of(step: int, rows: int = 8) -> Tensor:
@@ -148,9 +154,9 @@ def test_rows_without_gradient_do_no_harm():
 def test_methods_without_routers_keep_their_offsets():
     control = BudgetControl(0.7, 0.95, FLOOR, offsets=lambda grid: 10 * grid)
     before = state(control)
-    route = Route(Ledger((LayerWork(1, 1, 1, 1, 1),), head=1), torch.zeros(3))
-    route.decisions[Site(0, "attn")] = Decision.hard(torch.ones(3, 5, dtype=torch.bool))
-    charge = control.charge(route, torch.full((3,), 0.8), torch.full((3,), 0.9), torch.ones(3, 5))
+    trace = Trace(plain(1, (0,)), {0: Decision.hard(torch.ones(3 * TOKENS, dtype=torch.bool))})
+    weight = torch.ones(3, TOKENS)
+    charge = control.charge(tokens_at(torch.zeros(3)), trace, torch.full((3,), 0.8), torch.full((3,), 0.9), weight)
     assert float(charge) == 0 and not charge.requires_grad
     control.step(15)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(control).items())
@@ -191,3 +197,18 @@ def test_one_budget_alone_can_be_held():
     train(control, gates, 120)
     rows = torch.full((24,), 0.8)
     assert float(gates.cost(keys_of(77, 24), control.offset(rows)).mean()) == pytest.approx(0.8, abs=0.015)
+
+
+def test_who_has_left_is_not_charged_for_routers_that_it_does_not_meet():
+    """Before the second router half of the tokens have left; what stands there as their score counts for nothing."""
+    control, here = BudgetControl(0.7, 0.95, FLOOR), torch.arange(TOKENS) % 2 == 0
+    control.price += 0.5
+    program = Program((Step(0, routed="skip", otherwise=END), Step(1, routed="skip", otherwise=END), Step(2)))
+    scores = torch.full((2, TOKENS), 0.25, requires_grad=True)
+    trace = Trace(program, {s: Decision.hard(scores[s] > 0.5, scores[s]) for s in (0, 1)}, {1: here})
+    ones = torch.ones(1)
+    charge = control.charge(tokens_at(torch.zeros(1)), trace, 0.8 * ones, 0.8 * ones, torch.ones(1, TOKENS))
+    assert float(charge) == pytest.approx(0.5 * 0.25 * (TOKENS + TOKENS / 2))
+    charge.backward()
+    assert scores.grad is not None and scores.grad[0].all() and torch.equal(scores.grad[1] != 0, here)
+    assert float(control._moment[0]) == 1.5 * TOKENS

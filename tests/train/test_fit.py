@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from depthdial.core.decision import Site
 from depthdial.methods import FlexiDepth, Random, Static
 from depthdial.models.checkpoint import parts_of
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
 from depthdial.models.families import FAMILIES
 from depthdial.train.fit import LayerFit, fit_adapters
 
@@ -25,7 +25,7 @@ METHODS = [
 
 def error_of(model: Any, batch: dict[str, torch.Tensor]) -> float:
     fit = LayerFit(model)
-    model.route.offset = float("inf")
+    model.converted.set(offset=float("inf"))
     fit.run(batch)
     return float(torch.stack(list(fit.error.values())).mean())
 
@@ -44,15 +44,15 @@ def test_fitting_lowers_the_error(tiny_model: Callable, packed: Callable, family
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_only_adapters_move_and_the_dial_is_put_back(tiny_model: Callable, packed: Callable, method: Any):
     base, model = tiny_model("llama"), tiny_model("llama")
-    route: Any = convert(model, method).route
-    route.offset = 0.75
+    converted: Any = converted_of(convert(model, method))
+    converted.set(offset=0.75)
     before = {name: tensor.clone() for name, tensor in parts_of(model).items()}
     errors = fit_adapters(model, itertools.repeat(packed(2, 16)), steps=2)
-    assert set(errors) == {site.layer for site, unit in routed(model).items() if "adapter" in unit.parts}
-    assert route.offset == 0.75
+    assert set(errors) == {unit.step.block for unit in converted.routed.values() if "adapter" in unit.parts}
+    assert converted.settings.offset == 0.75
     for name, tensor in parts_of(model).items():
         assert torch.equal(tensor, before[name]) == (".adapter." not in name), name
-    route.offset = float("inf")
+    converted.set(offset=float("inf"))
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.equal(model(ids).logits, base(ids).logits)
@@ -66,14 +66,15 @@ def test_the_error_is_that_of_the_layers_own_update(tiny_model: Callable, adapti
     states = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _m, args, out: states.append((args[0], out)))
-    model.route.offset = float("inf")
+    model.converted.set(offset=float("inf"))
     fit = LayerFit(model)
     loss = fit.run(batch)
     total = torch.zeros(())
     for i in (2, 3, 4, 5):
         x, out = states[i]
         update = out - x
-        guess = routed(model)[Site(i, "mlp")].parts["adapter"](model.model.layers[i].post_attention_layernorm(x))
+        adapter = model.converted.routed[model.converted.program.step(i, "mlp")].parts["adapter"]
+        guess = adapter(model.model.layers[i].post_attention_layernorm(x))
         size, miss = update.square().sum(-1)[real], (guess - update).square().sum(-1)[real]
         share = (miss / (size + size.mean())).mean()
         total += share.detach()

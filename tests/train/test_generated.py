@@ -22,8 +22,8 @@ def test_the_curve_is_what_written_tokens_cost_after_prompts_that_were_read(tiny
     records = [Record("a", text="the quick fox jumps over the lazy dog"), Record("b", text="dogs and foxes")]
     text = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
     curve = generated_curve(model, tiny_tokenizer, records, 2 * TOKENS)
-    assert curve.offsets == text.offsets and model.plugin.curves["text"] == text
-    model.plugin = dataclasses.replace(model.plugin, curves={"text": text})
+    assert curve.offsets == text.offsets and model.converted.plugin.curves["text"] == text
+    model.converted.plugin = dataclasses.replace(model.converted.plugin, curves={"text": text})
     llm = LLM.of(model, tiny_tokenizer, budget=1.0)
     llm.budgets = Budgets(model, 1.0, None, hold=False)
     prompts = _prompts(llm, records, 2)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from depthdial.methods import FlexiDepth, Random, Static, method_named
+from depthdial.methods import Balcony, FlexiDepth, Random, Static, method_named
+from depthdial.models.convert import convert
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import Lesson, balance, row_keys
@@ -31,7 +32,7 @@ def make(tiny_model: Callable, adapted: Callable) -> Callable[..., Lesson]:
 
     def make(objective: Any, held: bool, method: Any = None) -> Lesson:
         model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method or method_named("flexidepth", FIELDS))
-        floor = model.route.ledger.floor
+        floor = model.converted.ledger.floor
         lesson = Lesson(model, objective, BudgetControl(floor + 0.05, 0.95, floor, spread=1.0) if held else None)
         lesson.progress = 1.0
         return lesson
@@ -98,7 +99,7 @@ def test_the_loss_by_hand(make: Callable, packed: Callable, tiny_model: Callable
     loss = lesson(**batch)["loss"]
     model: Any = adapted(tiny_model("llama", num_hidden_layers=4), method_named("flexidepth", FIELDS))
     logits = model(ids, position_ids=positions, use_cache=False).logits
-    real, skip = labels != -100, model.route.stack("score", "attn").sum(0).square() * 0.02
+    real, skip = labels != -100, model.route.last.trace.stack("score", "attn").sum(0).square().view_as(labels) * 0.02
     if objective == "lm":
         assert not real[positions == 0].any(), "a document's first token follows nothing"
         task = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
@@ -149,23 +150,21 @@ def test_a_row_without_targets_is_harmless(make: Callable, packed: Callable):
         assert all(buffer.isfinite().all() for buffer in lesson.control.buffers())
 
 
-def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable, monkeypatch: Any):
+def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable):
     lesson, batch = make("distill", True), packed(4, 16)
     seen = []
-    route = lesson._base[0].route
-    begin = route.begin
+    converted = lesson._base[0].converted
 
-    def watched(*args: Any) -> None:
-        seen.append((route.offset, route.training))
-        begin(*args)
+    def watched(*_: Any) -> None:
+        seen.append((converted.settings.offset, converted.settings.training))
 
-    monkeypatch.setattr(route, "begin", watched)
+    model_of(lesson).register_forward_pre_hook(watched)
     lesson(**batch)
     budgets = lesson.control.draw(row_keys(batch["input_ids"]), 1.0)
     (_, first), (teacher, _), (student, training) = seen
     assert not first and teacher == math.inf and training
     assert torch.equal(student, lesson.control.offset(budgets))
-    assert not route.training and route.sample is None
+    assert not converted.settings.training and converted.settings.key is None
 
 
 def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed: Callable):
@@ -177,10 +176,10 @@ def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed
     follows = F.pad(written[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
     lesson(**batch, read_in_full=torch.tensor(True))["loss"].backward()
     assert lesson.seen["tokens"] == 3 * (written & follows).sum() > 0
-    keep = lesson._base[0].route.keep()[2:]  # [layers, rows * copies, tokens]
+    keep = lesson._base[0].converted.route.keep()[2:]  # [layers, rows * copies, tokens]
     assert keep.shape[1] == 6 and 0 < keep.float().mean() < 1
-    offsets = lesson._base[0].route.offset
-    assert len(set(offsets.tolist())) == 6, "each copy of a row has a budget of its own"
+    tokens = lesson._base[0].converted.route.last.tokens
+    assert len(set(tokens.rows(tokens.offset)[:, 0].tolist())) == 6, "each copy of a row has a budget of its own"
     assert lesson.seen["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
 
 
@@ -256,4 +255,38 @@ def test_methods_are_told_how_far_training_is(make: Callable, packed: Callable):
     lesson = make("lm", False)
     lesson.progress = 0.7
     lesson(**packed(1, 16))
-    assert lesson._base[0].route.progress == 0.7
+    assert lesson._base[0].converted.route.last.tokens.progress == 0.7
+
+
+@objectives
+def test_every_exit_learns_from_every_row(tiny_model: Callable, packed: Callable, objective: Any):
+    """Of a method that only leaves the base by blocks of its own: the mean by hand over exits and tokens that count."""
+    model = convert(tiny_model("llama", num_hidden_layers=4), Balcony(exits=(1, 2), stop=0))
+    batch, lesson = packed(), Lesson(model, objective, None)
+    loss = lesson(**batch)["loss"]
+    loss.backward()
+    learned, base = gradients(lesson), lesson._base[0]
+    lesson.zero_grad()
+    ids, logits = {name: batch[name] for name in ("input_ids", "position_ids")}, {}
+    for offset in (0.0, 1.0, math.inf):
+        with base.converted.using(offset=offset):
+            logits[offset] = base.model(**ids, use_cache=False).logits.log_softmax(-1)
+    labels, starts = batch["labels"][:, 1:], batch["position_ids"][:, 1:] == 0
+    at = (labels != -100) & ~starts
+    total = torch.zeros(())
+    for offset in (0.0, 1.0):
+        student = logits[offset][:, :-1][at]
+        if objective == "distill":
+            teacher = logits[math.inf][:, :-1][at].detach()
+            total = total + F.kl_div(student, teacher, log_target=True, reduction="sum")
+        else:
+            total = total + F.nll_loss(student, labels[at], reduction="sum")
+    expected = total / (2 * (batch["labels"] != -100).sum())
+    torch.testing.assert_close(loss, expected)
+    expected.backward()
+    assert len(learned) == 2 * 9 and all(grad.any() for grad in learned.values())
+    torch.testing.assert_close(learned, gradients(lesson), rtol=1e-4, atol=1e-6)
+    layer, head = base.converted.ledger.layers[0].total, base.converted.ledger.head
+    cost = sum((n * layer + head) / (4 * layer + head) for n in (2, 3)) / 2
+    assert float(lesson.seen["cost"] / lesson.seen["tokens"]) == pytest.approx(cost)
+    assert float(lesson.seen["layers"] / lesson.seen["tokens"]) == pytest.approx(2.5)

@@ -39,7 +39,7 @@ def test_the_loss_by_hand():
     assert float(seen["layers"]) == float(seen["kept"].sum())
     assert torch.equal(seen["kept"], shares * tokens)
     lesson.close()
-    assert not model.route.training and model.route.density is None
+    assert not model.converted.settings.training and model.converted.settings.key is None
 
 
 def test_two_processes_share_one_density(monkeypatch: pytest.MonkeyPatch):
@@ -79,7 +79,7 @@ def test_noise_belongs_to_the_row_and_the_step():
 def test_methods_are_told_how_far_training_is():
     model, lesson = lesson_of(SkipLayer())
     Steps(lesson).on_step_begin(None, TrainerState(global_step=30, max_steps=40), None)
-    assert lesson.step == 30 and model.route.progress == 0.75
+    assert lesson.step == 30 and model.converted.settings.progress == 0.75
 
 
 @pytest.mark.parametrize("method", [SkipLayer(), MixtureOfDepths(capacity=0.5), Dense()], ids=str)
@@ -110,7 +110,7 @@ def test_held_out_figures_are_those_of_every_row_once(method: Any):
 
 def test_needed_work_is_counted_by_what_ran():
     model: Any = fresh(SPEC, SkipLayer())
-    ledger = model.route.ledger
+    ledger = model.converted.ledger
     dense = needed_macs(ledger, 1.0, [1.0] * 3, 15)
     assert dense == ledger.dense + 3 * 8 * ledger.layers[0].attend
     assert needed_macs(ledger, 0.5, [0.5] * 3, 15) == pytest.approx(dense / 2)

@@ -11,7 +11,6 @@ import torch
 from depthdial.core.layers import Adapter
 from depthdial.methods import method_named
 from depthdial.models.checkpoint import save
-from depthdial.models.convert import route_of
 from depthdial.train.start import take_over
 
 FIELDS = {"first": 2, "adapter_ratio": 8, "router_ratio": 4, "weights": "hard", "start": 0.0}
@@ -24,11 +23,11 @@ def test_wider_adapters_begin_as_the_narrower_ones(tiny_model: Callable, adapted
     wide = adapted(tiny_model("llama"), method_named("flexidepth", {**FIELDS, "adapter_ratio": 2}))
     take_over(wide, str(tmp_path / "narrow"))
     for model in (before, wide):
-        route_of(model).offset = 0.0
+        model.converted.set(offset=0.0)
     with torch.no_grad():
         expected = before(TOKENS).logits
         torch.testing.assert_close(wide(TOKENS).logits, expected)
-    assert 0.1 < route_of(wide).keep()[2:].float().mean() < 0.9
+    assert 0.1 < wide.route.keep()[2:].float().mean() < 0.9
     widths = {module.up.out_features for module in wide.modules() if isinstance(module, Adapter)}
     assert widths == {32}
     assert any(bool(module.down.weight.any()) for module in wide.modules() if isinstance(module, Adapter))

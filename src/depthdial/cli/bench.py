@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthdial.core.printable import printable, printable_lines
+from depthdial.cli import options
+from depthdial.core.printable import printable_lines
 
 if TYPE_CHECKING:
     from depthdial.core.dial import PromptBudget
-    from depthdial.evaluate.speed.bench import Report
 
 Given = typer.Option
 PeerPython = Annotated[list[str], Given(help="Where a peer is installed, as NAME=PATH of its Python; repeatable.")]
 
 
 def bench(
-    model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
-    plugin: Annotated[str, Given(help="default (the one shipped for the model), none, or a folder.")] = "default",
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
     budgets: Annotated[str, Given(help="True costs of what adaptive rows write.")] = "0.85,0.75",
     prompt_budget: Annotated[
         str | None,
@@ -56,16 +56,15 @@ def bench(
     quick: Annotated[
         bool, Given("--quick", help="By default batch 1, prefill 512, 3 repeats of 32 tokens; nothing compiled.")
     ] = False,
-    dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    allow_other_weights: Annotated[
-        bool, Given("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
+    allow_other_weights: options.OtherWeights = False,
     seed: Annotated[int, Given(help="Of the random rows.")] = 0,
-    json_: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
+    json_: options.Json = False,
     output: Annotated[Path | None, Given(help="Keep the JSON here, and a picture beside it.")] = None,
 ) -> None:
     """Measure speed: one table of all engines, with true costs and the ideal, from interleaved repeats."""
+    values = locals()
     import contextlib
     import json
     import sys
@@ -78,37 +77,27 @@ def bench(
 
     if output is not None and output.suffix != ".json":
         raise ValueError(f"--output {output} must end in .json; the picture goes beside it as .png")
-    usual = ("1", "512", 32, 3) if quick else ("1,4,16,64", "512,2048,8000", 64, 5)
-    lengths = {"prefill": prefill, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     if output is not None:
         check_replaceable(output, '"what": "speed"', output.with_suffix(".png"))
-    options = Options(
-        model=model,
-        plugin=None if plugin == "none" else plugin,
-        budgets=numbers("--budgets", budgets, float),
+    usual = {"batches": "1,4,16,64", "prefill": "512,2048,8000", "prompt_tokens": 32, "new_tokens": 64, "repeats": 5}
+    usual |= {"batches": "1", "prefill": "512", "new_tokens": 32, "repeats": 3} if quick else {}
+    chosen = {name: value if values[name] is None else values[name] for name, value in usual.items()}
+    benchmark = options.settings(
+        Options,
+        values,
+        **chosen | {name: options.numbers(f"--{name}", chosen[name], int) for name in ("batches", "prefill")},
+        plugin=options.plugin_of(plugin),
+        budgets=options.numbers("--budgets", budgets, float),
         prompt_budgets=None if prompt_budget is None else tuple(prompt_budgets(prompt_budget)),
-        batches=numbers("--batches", usual[0] if batches is None else batches, int),
-        prefill=numbers("--prefill", usual[1] if prefill is None else prefill, int),
-        prompt_tokens=32 if prompt_tokens is None else prompt_tokens,
-        new_tokens=usual[2] if new_tokens is None else new_tokens,
-        repeats=usual[3] if repeats is None else repeats,
-        unasked=frozenset(name for name, asked in lengths.items() if asked is None),
-        lossless=lossless,
-        int8=int8,
+        unasked=frozenset(name for name in ("prefill", "prompt_tokens", "new_tokens") if values[name] is None),
         compiled=compiled and not quick,
-        peers=tuple(name.strip() for name in peers.split(",") if name.strip()),
+        peers=tuple(options.items_of(peers)),
         peer_pythons=dict(_python(item) for item in peer_python),
-        random=random,
-        static=static,
         text=None if text is None else read_text(text),
-        dtype=dtype,
-        device=device,
-        allow_other_weights=allow_other_weights,
-        seed=seed,
     )
     # whatever a library prints must not get between the results
-    with contextlib.redirect_stdout(sys.stderr), _bar() as report:
-        results = measure(options, report, explain)
+    with contextlib.redirect_stdout(sys.stderr), options.bar() as report:
+        results = measure(benchmark, report, explain)
     if output is not None:
         _keep(results, output)
     if json_:
@@ -119,20 +108,10 @@ def bench(
         print("", break_even_lines(results["break_even"]), sep="\n")
 
 
-def numbers(option: str, told: str, kind: type[Any]) -> tuple[Any, ...]:
-    """Numbers with commas between them. ValueError names the option."""
-    try:
-        return tuple(kind(item) for item in told.split(",") if item.strip())
-    except ValueError:
-        raise ValueError(f"{option} {told!r} is not a list of numbers with commas between them") from None
-
-
-def prompt_budgets(told: str) -> Iterator[PromptBudget]:
+def prompt_budgets(text: str) -> Iterator[PromptBudget]:
     """What --prompt-budget says, with commas. ValueError for what is no cost and not same."""
-    from depthdial.cli.generate import prompt_budget_of
-
-    for item in told.split(","):
-        if item.strip() and (value := prompt_budget_of(item.strip())) is not None:
+    for item in options.items_of(text):
+        if (value := options.prompt_budget_of(item)) is not None:
             yield value
 
 
@@ -145,29 +124,10 @@ def _python(item: str) -> tuple[str, str]:
 
 def _keep(results: dict[str, Any], output: Path) -> None:
     """The JSON, whole or not at all, and the picture where matplotlib is there."""
+    from depthdial.core.extras import there
     from depthdial.core.whole import write_json
-    from depthdial.evaluate.speed.picture import can_draw, draw
+    from depthdial.evaluate.speed.picture import draw
 
     write_json(output, results)
-    if can_draw():
+    if there("matplotlib"):
         draw(results, output.with_suffix(".png"))
-
-
-def _bar() -> Any:
-    import contextlib
-
-    @contextlib.contextmanager
-    def bar() -> Iterator[Report]:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task("loading", total=None)
-
-            def report(name: str, done: int, total: int) -> None:
-                bars.update(task, description=escape(printable(name)), completed=done, total=total)
-
-            yield report
-
-    return bar()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthdial.cli.generate import Color, Model, Plugin, PromptBudget, Temperature, TopP
+from depthdial.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,21 +26,19 @@ HELP = """\
 
 
 def chat(
-    model: Model = "smollm2-135m-instruct",
-    plugin: Plugin = "default",
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
     budget: Annotated[float | None, typer.Option(help="True cost of answers, relative to dense, up to 1.0.")] = None,
-    prompt_budget: PromptBudget = None,
+    prompt_budget: options.PromptBudget = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
-    color: Color = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = None,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
+    allow_other_weights: options.OtherWeights = False,
+    color: options.Color = None,
 ) -> None:
     """Talk to a chat model, and see how many layers each token used. /help lists what else can be said."""
     import sys
@@ -49,9 +47,9 @@ def chat(
 
     open_input("surrogateescape")  # a line that is no text is refused by itself; the conversation goes on
 
-    from depthdial.cli.generate import console, prompt_budget_of
+    from depthdial.cli.generate import console
 
-    reading = prompt_budget_of(prompt_budget)
+    reading = options.prompt_budget_of(prompt_budget)
 
     from depthdial.engine.llm import LLM, SamplingParams
     from depthdial.maps.terminal import Ramp
@@ -59,8 +57,7 @@ def chat(
     params = SamplingParams(max_new_tokens, temperature, top_p, seed=seed, budget=budget)
     out = console(color)
     print(f"depthdial: loading {model} ...", file=sys.stderr, flush=True)
-    base = None if plugin == "none" else plugin
-    llm = LLM(model, base, None, dtype, device, allow_other_weights, prompt_budget=reading)
+    llm = LLM(model, options.plugin_of(plugin), None, dtype, device, allow_other_weights, prompt_budget=reading)
     llm.dials(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
     talk = Talk(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
@@ -98,7 +95,7 @@ class Talk:
             self._say(f"{error}")
 
     def _command(self, name: str, rest: str) -> None:
-        from depthdial.cli.generate import prompt_budget_of
+        from depthdial.cli.generate import stop_note
 
         rest = rest.strip()
         match name:
@@ -106,9 +103,10 @@ class Talk:
                 budget = _number(rest) if rest else None
                 self.llm.dials(budget, self.params.prompt_budget)
                 self.params = replace(self.params, budget=budget, lossless=False)
-                self._say(f"budget {self.llm.budget if budget is None else budget}")
+                note = stop_note(self.llm, budget)
+                self._say(f"budget {self.llm.budget if budget is None else budget}" + (f"; {note}" if note else ""))
             case "prompt-budget":
-                reading = prompt_budget_of(rest, "/prompt-budget") if rest else None
+                reading = options.prompt_budget_of(rest, "/prompt-budget") if rest else None
                 self.llm.dials(self.params.budget, reading)
                 self.params = replace(self.params, prompt_budget=reading, lossless=False)
                 self._say(f"prompt budget {self.llm.prompt_budget if reading is None else reading}")

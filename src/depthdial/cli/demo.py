@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthdial.cli.generate import PromptBudget
+from depthdial.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,30 +20,29 @@ PROMPTS = (
     "Why is the sky blue?",
 )
 """The untouched model answers all of them well: what goes wrong is then the dial's doing, and can be seen."""
-MODEL = "smollm2-135m-instruct"
 
 
 def demo(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens per answer.")] = 48,
-    model: Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")] = MODEL,
-    plugin: Annotated[str, typer.Option(help="default (the one shipped for the model), or a folder.")] = "default",
-    prompt_budget: PromptBudget = None,
-    color: Annotated[bool | None, typer.Option("--color/--no-color", help="[default: where the terminal can]")] = None,
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
+    prompt_budget: options.PromptBudget = None,
+    color: options.Color = None,
 ) -> None:
     """Answer three questions, and show how many layers each token used."""
     import sys
     import textwrap
 
-    from depthdial.cli.generate import console, prompt_budget_of
+    from depthdial.cli.generate import console
 
-    reading = prompt_budget_of(prompt_budget)
+    reading = options.prompt_budget_of(prompt_budget)
 
     from depthdial.engine.llm import LLM
     from depthdial.maps.terminal import Ramp
 
     out = console(color)
     print(f"depthdial: loading {model} and its depth plug-in ...", file=sys.stderr)
-    llm = LLM(model, plugin, prompt_budget=reading)
+    llm = LLM(model, options.plugin_of(plugin), prompt_budget=reading)
     ramp = Ramp(llm.always_on, llm.layers).on(out)
     dial = "where it was trained" if llm.budget is None else f"at budget {llm.budget:.2f}"
     read = {1.0: "read in full, by the untouched model", "same": "read on the same dial as the answer"}
@@ -68,6 +67,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     from depthdial.cli.generate import summary
     from depthdial.engine.llm import SamplingParams
     from depthdial.maps.terminal import CONTROLS, DepthPrinter
+    from depthdial.models.converted import converted_of
 
     print(f"\n> {prompt}\n", flush=True)
     tokens = llm.chat_tokens([{"role": "user", "content": prompt}])
@@ -76,7 +76,7 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     for piece in llm.follow(request):
         printer.write(piece.text, piece.depth)
     seconds, answer = time.perf_counter() - start, request.output()
-    dense = 2e-6 * llm.model.route.ledger.dense
+    dense = 2e-6 * converted_of(llm.model).ledger.dense
     print(f"\n\n  {ramp.bars(answer.depths, out.encoding)}")
     print(f"  {summary(answer, llm.layers, seconds)}")
     flops = f"{answer.cost * dense:.0f} of {dense:.0f} MFLOPs per written token ({answer.cost:.1%})"

@@ -3,19 +3,22 @@ its baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from depthdial.core.printable import printable, printable_lines
+from depthdial.cli import options
+from depthdial.core.printable import printable_lines
 
 if TYPE_CHECKING:
-    from depthdial.evaluate.harness.run import Report
-    from depthdial.evaluate.subjects import Int8, Lineup, Setup
+    from depthdial.evaluate.subjects import Int8
 
 Given = typer.Option
+Draw = Callable[[dict[str, Any], Path], None]
 TASKS = "arc_easy,arc_challenge,boolq,hellaswag,lambada_openai,openbookqa,piqa,winogrande"
 Plugins = Annotated[
     list[str],
@@ -27,7 +30,7 @@ Plugins = Annotated[
 
 
 def evaluate(
-    model: Annotated[str, Given(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
+    model: options.Model = options.MODEL,
     plugin: Plugins = ["default"],  # noqa: B006 - typer reads it, nobody writes it
     written: Annotated[
         str | None,
@@ -64,14 +67,7 @@ def evaluate(
     early_exit: Annotated[
         bool, Given("--early-exit/--no-early-exit", help="Also measure the last layers dropped for all tokens.")
     ] = True,
-    prompt_budget: Annotated[
-        str | None,
-        Given(
-            metavar="NUMBER|same",
-            help="True cost of what is read: prompts, contexts of what is scored. 1.0 is the untouched base, same the "
-            "budget of what is written (the form of the papers). [default: 1.0]",
-        ),
-    ] = None,
+    prompt_budget: options.PromptBudget = None,
     where: Annotated[
         bool,
         Given("--where", help="Also tell where skipping hurts: in the prompt alone, in the answer alone, in both."),
@@ -88,103 +84,71 @@ def evaluate(
         ),
     ] = False,
     batch: Annotated[int, Given(help="Texts that run together.")] = 64,
-    dtype: Annotated[str, Given(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, Given(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    allow_other_weights: Annotated[
-        bool, Given("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
-    json: Annotated[bool, Given("--json", help="Print one JSON object and nothing else.")] = False,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
+    allow_other_weights: options.OtherWeights = False,
+    json: options.Json = False,
 ) -> None:
     """Measure quality: scores, what is retained of the base, true cost and depth, with paired intervals."""
-    from depthdial.cli.bench import numbers
-    from depthdial.cli.generate import prompt_budget_of
+    from depthdial.core.extras import there
+    from depthdial.core.whole import write_text
     from depthdial.evaluate.subjects import Lineup, Setup
 
     own, baselines = _plugins(plugin)
     if int8 not in ("dense", "all", "none"):
         raise ValueError(f"--int8 is dense, all or none, not {int8!r}")
-    skipped, read = numbers("--budgets", budgets, float), prompt_budget_of(prompt_budget)
+    skipped, read = options.numbers("--budgets", budgets, float), options.prompt_budget_of(prompt_budget)
     lineup = Lineup(own, skipped, baselines, early_exit, cast("Int8", int8), where)
     setup = Setup(model, dtype, device, allow_other_weights, batch, prompt_budget=read)
-    number = None if limit is None else items(limit)
+    run = {"limit": None if limit is None else items(limit), "output": output, "resume": resume}
+    run |= {"model": model, "lineup": lineup, "setup": setup}
     if written is not None:
-        _written(written, max_tokens, lineup, setup, number, output, resume, json)
+        results, text, page, draw = _written(prompts=written, max_tokens=max_tokens, **run)
     else:
-        _tasks(tasks, fewshot, data_dir, allow_code_execution, lineup, setup, number, output, resume, json)
+        names = options.items_of(tasks)
+        run |= {"fewshot": fewshot, "data_dir": data_dir, "run_code": allow_code_execution}
+        results, text, page, draw = _tasks(tasks=names, **run)
+    if output is not None:
+        write_text(output / "results.md", text + "\n")
+        if page is not None:
+            write_text(output / "results.html", page)
+        if there("matplotlib"):
+            draw(results, output / "results.png")
+    print(dumps(results, allow_nan=False) if json else printable_lines(text))
 
 
-def _tasks(
-    tasks: str,
-    fewshot: int | None,
-    data_dir: Path | None,
-    run_code: bool,
-    lineup: Lineup,
-    setup: Setup,
-    limit: float | None,
-    output: Path | None,
-    resume: bool,
-    json: bool,
-) -> None:
-    import os
-
+def _tasks(**run: Any) -> tuple[dict[str, Any], str, str | None, Draw]:
+    """Results, tables, no page, and what draws the picture."""
     from depthdial.core.extras import need
 
     for package in ("lm_eval", "datasets", "pyarrow"):
         need(package, "evaluate", "evaluation")
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness draws a bar for each task; ours tells of all
-    from depthdial.core.whole import write_text
-    from depthdial.evaluate.harness.picture import can_draw, draw
-    from depthdial.evaluate.harness.run import Options, run
+    from depthdial.evaluate.harness import run as harness
+    from depthdial.evaluate.harness.picture import draw
     from depthdial.evaluate.harness.table import tables
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    options = Options(setup.model, lineup, names, limit, fewshot, data_dir, output, resume, run_code, setup)
-    with _bar() as report:
-        results = run(options, report)
-    text = tables(results)
-    if output is not None:
-        write_text(output / "results.md", text + "\n")
-        if can_draw():
-            draw(results, output / "results.png")
-    _show(results, text, json)
+    evaluation = harness.Options(**run)
+    with options.bar() as report:
+        results = harness.run(evaluation, report)
+    return results, tables(results), None, draw
 
 
-def _written(
-    prompts: str,
-    max_tokens: int,
-    lineup: Lineup,
-    setup: Setup,
-    limit: float | None,
-    output: Path | None,
-    resume: bool,
-    json: bool,
-) -> None:
-    from depthdial.core.extras import need, there
+def _written(**run: Any) -> tuple[dict[str, Any], str, str | None, Draw]:
+    """Results, tables, the page where all texts are read, and what draws the picture."""
+    from depthdial.core.extras import need
 
     need("sacrebleu", "evaluate", "chrF")
-    from depthdial.core.whole import write_text
+    from depthdial.evaluate.written import run as prose
     from depthdial.evaluate.written.page import page
     from depthdial.evaluate.written.picture import draw
-    from depthdial.evaluate.written.run import Options, run
     from depthdial.evaluate.written.table import tables
 
-    options = Options(setup.model, lineup, setup, prompts, limit, max_tokens, output, resume)
-    with _bar() as report:
-        results, texts = run(options, report)
-    text = tables(results)
-    if output is not None:
-        write_text(output / "results.md", text + "\n")
-        write_text(output / "results.html", page(results, texts))
-        if there("matplotlib"):
-            draw(results, output / "results.png")
-    _show(results, text, json)
-
-
-def _show(results: dict[str, Any], text: str, json: bool) -> None:
-    from json import dumps
-
-    print(dumps(results, allow_nan=False) if json else printable_lines(text))
+    evaluation = prose.Options(**run)
+    with options.bar() as report:
+        results, texts = prose.run(evaluation, report)
+    return results, tables(results), page(results, texts), draw
 
 
 def items(limit: str) -> float:
@@ -212,23 +176,3 @@ def _plugins(given: list[str]) -> tuple[str | None, dict[str, str]]:
         raise ValueError(f"--plugin {own[1]} is a second plug-in; give it as a baseline, NAME={own[1]}")
     main = own[0] if own else "default"
     return None if main == "none" else main, baselines
-
-
-def _bar() -> Any:
-    import contextlib
-
-    @contextlib.contextmanager
-    def bar() -> Iterator[Report]:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task("loading", total=None)
-
-            def report(name: str, done: int, total: int) -> None:
-                bars.update(task, description=escape(printable(name)), completed=done, total=total or None)
-
-            yield report
-
-    return bar()

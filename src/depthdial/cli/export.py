@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from depthdial.cli.generate import Model, Plugin
+from depthdial.cli import options
 
 
 def export(
@@ -15,20 +15,18 @@ def export(
     format: Annotated[
         Literal["vllm", "hf"], typer.Option(help="vllm: what vLLM runs; hf: for the hub, with a card and auto_map.")
     ] = "vllm",
-    model: Model = "smollm2-135m-instruct",
-    plugin: Plugin = "default",
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
     budget: Annotated[
         float | None,
         typer.Option(help="True cost the folder's dial is set to, up to 1.0. [default: what the plug-in recommends]"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
+    allow_other_weights: options.OtherWeights = False,
     push_to: Annotated[
         str | None, typer.Option("--push-to", help="With --format hf: upload to this repository, private if new.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Write base, routers, adapters and dial as one folder, for vLLM or the hub."""
     import contextlib
@@ -44,7 +42,7 @@ def export(
         raise ValueError("--push-to needs --format hf: the hub's readers look for the card")
     check_free(output)
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints while loading
-        opened, tokenizer = load(model, None if plugin == "none" else plugin, budget, dtype, "cpu", allow_other_weights)
+        opened, tokenizer = load(model, options.plugin_of(plugin), budget, dtype, "cpu", allow_other_weights)
         config = own_config(opened, budget)
         if format == "vllm":
             Shape.of(config, env={})  # refuses what vLLM could not run

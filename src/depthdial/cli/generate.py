@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthdial.core.dial import prompt_budget as check_prompt_budget
+from depthdial.cli import options
 from depthdial.core.printable import printable
 from depthdial.core.written import written
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from depthdial.core.dial import PromptBudget as ReadAt
     from depthdial.engine.llm import LLM, RequestOutput
     from depthdial.engine.sampling import SamplingParams
     from depthdial.engine.stats import Speculation
 
 Prompt = Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")]
-Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
-Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        help="True cost of what is written, relative to dense, up to 1.0; or auto, which follows load and clock, so "
-        "that texts are not reproducible. [default: what the plug-in recommends]"
-    ),
-]
-PromptBudget = Annotated[
-    str | None,
-    typer.Option(
-        help="True cost that the prompt is read at: 1.0 is the untouched base, same is --budget. [default: 1.0; same "
-        "for a model with its own routers]"
-    ),
-]
 Target = Annotated[
     float | None,
     typer.Option("--target-tokens-per-second", help="With --budget auto: move the dial towards this speed."),
-]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy. [default: the model's own generation_config, or greedy]")
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Draw from the likeliest tokens up to this probability. [default: the model's own]"),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
 Lossless = Annotated[
@@ -54,35 +30,32 @@ DraftBudget = Annotated[
     float | None, typer.Option(help="With --lossless: true cost of drafts; 1.0 drafts from the text. [default: budget]")
 ]
 Chat = Annotated[bool, typer.Option("--chat/--raw", help="Answer as a chat model, or continue the prompt as it is.")]
-Color = Annotated[bool | None, typer.Option("--color/--no-color", help="[default: where the terminal can]")]
 
 
 def generate(
     prompt: Prompt,
-    model: Model = "smollm2-135m-instruct",
-    plugin: Plugin = "default",
-    budget: Budget = None,
-    prompt_budget: PromptBudget = None,
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
+    budget: options.Budget = None,
+    prompt_budget: options.PromptBudget = None,
     target: Target = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
-    temperature: Temperature = None,
-    top_p: TopP = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
     top_k: Annotated[
         int | None, typer.Option(help="Draw from this many likeliest tokens; 0 is all. [default: the model's own]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
+    seed: options.Seed = None,
     stop: Stop = None,
     lossless: Lossless = False,
     draft_budget: DraftBudget = None,
     chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message; with --chat.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    color: Color = None,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
+    allow_other_weights: options.OtherWeights = False,
+    json: options.Json = False,
+    color: options.Color = None,
 ) -> None:
     """Continue a prompt, coloured by the number of layers each token used."""
     import contextlib
@@ -93,7 +66,7 @@ def generate(
     prompt = read_input() if prompt == "-" else prompt
     if not prompt or (chat and not prompt.strip()):
         raise ValueError("the prompt is empty; give at least one word")
-    reading = prompt_budget_of(prompt_budget)
+    reading = options.prompt_budget_of(prompt_budget)
 
     from depthdial.engine.llm import LLM, SamplingParams  # takes seconds
 
@@ -114,8 +87,8 @@ def generate(
     with contextlib.redirect_stdout(sys.stderr):
         llm = LLM(
             model,
-            None if plugin == "none" else plugin,
-            budget_of(budget),
+            options.plugin_of(plugin),
+            options.budget_of(budget),
             dtype,
             device,
             allow_other_weights,
@@ -134,27 +107,6 @@ def generate(
         print(line)
     else:
         _stream(llm, tokens, params, color)
-
-
-def budget_of(told: str | None) -> float | Literal["auto"] | None:
-    """What --budget says; None where it is left out. ValueError for what is no number and not auto."""
-    if told is None or told == "auto":
-        return told
-    try:
-        return float(told)
-    except ValueError:
-        raise ValueError(f"--budget {told!r} is no number up to 1.0 and not auto") from None
-
-
-def prompt_budget_of(told: str | None, name: str = "--prompt-budget") -> ReadAt | None:
-    """What --prompt-budget says; None where it is left out. ValueError for what is no cost and not same."""
-    if told is None:
-        return None
-    try:
-        value = told if told == "same" else float(told)
-    except ValueError:
-        raise ValueError(f"{name} {told!r} is no number up to 1.0 and not same") from None
-    return check_prompt_budget(value)
 
 
 def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: str) -> str:
@@ -178,6 +130,7 @@ def as_json(llm: LLM, prompt: str | list[int], params: SamplingParams, model: st
         "mean_depth": sum(depths) / len(depths),
         "layers": llm.layers,
         "budget": budget,
+        "stop": None if params.lossless else llm.stop_of(),
         "prompt_budget": 1.0 if params.lossless else llm.prompt_budget,
         "offset": offset if math.isfinite(offset) else None,
         "finish_reason": out.finish_reason,
@@ -211,8 +164,9 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, color: bo
         system: Any = printer.console.color_system if notes.is_terminal else "auto"
         Console(file=sys.stderr, color_system=system, highlight=False).print(printer.ramp.legend())
     notes.print(summary(request.output(), llm.layers, seconds), soft_wrap=True)
-    if (reason := slow(llm)) is not None:
-        notes.print(reason, soft_wrap=True, markup=False)
+    for note in (None if params.lossless else stop_note(llm, None), slow(llm)):
+        if note is not None:
+            notes.print(note, soft_wrap=True, markup=False)
     if params.lossless:
         notes.print(drafts(llm.stats.speculation), soft_wrap=True)
 
@@ -225,6 +179,12 @@ def summary(out: RequestOutput, layers: int, seconds: float) -> str:
         f"{count} tokens; layers used {min(depths)} / {mean:.1f} / {max(depths)} (min / mean / max) of {layers}; "
         f"true cost {out.cost:.3f} of dense, of the prompt {out.prompt_cost:.3f}; {count / seconds:.1f} tokens/s"
     )
+
+
+def stop_note(llm: LLM, budget: float | None) -> str | None:
+    """Which stop of the dial is taken for a budget (None: the model's), in one line; None where it has no stops."""
+    stop, asked = llm.stop_of(budget), llm.budget if budget is None else budget
+    return None if stop in (None, 1.0) else f"the dial has stops: the one taken for budget {asked:g} costs {stop:.3f}"
 
 
 def slow(llm: LLM) -> str | None:

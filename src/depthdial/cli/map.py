@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from depthdial.cli import options
+
 app = typer.Typer(
     invoke_without_command=True,
     no_args_is_help=True,
@@ -14,7 +16,6 @@ app = typer.Typer(
 )
 
 Map = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `depthdial map`, or one Parquet file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Chat = Annotated[
     bool | None,
     typer.Option("--chat/--raw", help="Put prompts into the chat template, or not. [default: --chat for --tasks]"),
@@ -35,24 +36,13 @@ def make(
     count: Annotated[int, typer.Option(help="With --tasks: prompts of each.")] = 100,
     text: Annotated[Path | None, typer.Option(help="With --tasks: passages to use, an empty line between.")] = None,
     seed: Annotated[int, typer.Option(help="With --tasks: the same seed gives the same prompts.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")
-    ] = "smollm2-135m-instruct",
-    plugin: Annotated[
-        str, typer.Option(help="default (the one shipped for the model), none, or a folder.")
-    ] = "default",
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
     budget: Annotated[
         float | None,
         typer.Option(help="True cost of answers, relative to dense. [default: what the plug-in recommends]"),
     ] = None,
-    prompt_budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|same",
-            help="True cost that prompts are read at: 1.0 is the untouched base, same is --budget. [default: 1.0; same "
-            "for a model with its own routers]",
-        ),
-    ] = None,
+    prompt_budget: options.PromptBudget = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Most tokens to generate where a prompt brings no answer; 0 maps prompts alone.")
     ] = 64,
@@ -70,12 +60,10 @@ def make(
     batch_tokens: Annotated[int, typer.Option(help="Tokens of one pass.")] = 2048,
     licence: Annotated[str | None, typer.Option("--license", help="Of the texts, for the card.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted map in --output.")] = False,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
-    json: Json = False,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
+    allow_other_weights: options.OtherWeights = False,
+    json: options.Json = False,
 ) -> None:
     """Map prompts: a Parquet data set of layers used, run masks, and what the base expected, for each token."""
     if context.invoked_subcommand is not None:
@@ -92,9 +80,7 @@ def make(
     if (prompts is None) == (tasks is None):
         raise ValueError("give --prompts FILE or --tasks NAMES, one of the two")
 
-    from depthdial.cli.generate import prompt_budget_of
-
-    read = prompt_budget_of(prompt_budget)
+    read = options.prompt_budget_of(prompt_budget)
     from depthdial.maps.folder import Folder, told_of
     from depthdial.maps.mapping import Mapper, Settings, Shard
     from depthdial.maps.mapping import make as run
@@ -111,12 +97,10 @@ def make(
     if prompts is not None:
         source = PromptFile(prompts)
     else:
-        names = TASKS if tasks == "all" else [name.strip() for name in (tasks or "").split(",")]
+        names = TASKS if tasks == "all" else options.items_of(tasks or "")
         source = Tasks(names, count, seed, None if text is None else read_text(text))
     with contextlib.redirect_stdout(sys.stderr):
-        loaded, tokenizer = load(
-            model, None if plugin == "none" else plugin, budget, dtype, device, allow_other_weights
-        )
+        loaded, tokenizer = load(model, options.plugin_of(plugin), budget, dtype, device, allow_other_weights)
         if tasks is not None and chat is None and not tokenizer.chat_template:
             settings = settings.raw()
         mapper = Mapper(loaded, tokenizer, model, budget, settings, read)
@@ -144,7 +128,7 @@ def summary(
     view: Annotated[str, typer.Option(help="A token's layers: of the pass that wrote it, or that read it.")] = "wrote",
     scope: Annotated[str, typer.Option(help="Which tokens: answer, prompt or all.")] = "answer",
     output: Annotated[Path | None, typer.Option(help="Folder for summary.json and summary.png.")] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Say where depth goes: by task, place, token class, repetition, surprisal, side of "=", layer; with intervals."""
     import json as json_

@@ -11,7 +11,8 @@ def methods() -> None:
     from depthdial.methods import METHODS
 
     for name, method in METHODS.items():
-        source = (sys.modules[method.__module__].__doc__ or "").strip().splitlines()[0]
-        print(f"{name}: {source}")
+        lines = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").strip().splitlines()
+        print(f"{name}: {lines[0] if lines else ''}")
         for field in dataclasses.fields(method):  # pyright: ignore[reportArgumentType]
-            print(f"    {field.name} = {field.default!r}")
+            needed = field.default is dataclasses.MISSING
+            print(f"    {field.name}" + (", which must be given" if needed else f" = {field.default!r}"))

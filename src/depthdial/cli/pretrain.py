@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from depthdial.cli import options
 from depthdial.cli.train import Data, parse_field
 
 Fields = Annotated[
@@ -54,12 +55,13 @@ def pretrain(
         bool, typer.Option("--compile/--no-compile", help="Compile what is free of routing: worth it for long runs.")
     ] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Under torchrun: shard the model (FSDP2), not copy it.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --output.")] = False,
+    resume: options.Resume = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the results as one JSON object in the last line.")
     ] = False,
 ) -> None:
     """Train a fresh model whose layers are skipped from the first step; under torchrun on several processes, too."""
+    values = locals()
     import json
 
     from depthdial.cli.streams import log
@@ -75,36 +77,9 @@ def pretrain(
     ):
         if value not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {value!r}")
-    config = PretrainConfig(
-        data=tuple(data),
-        output=str(output),
-        size=size,
-        method=method,
-        density=density,
-        fields=dict(parse_field(item) for item in field),
-        tokenizer=tokenizer,
-        shards=shards,
-        steps=steps,
-        batch=batch,
-        accumulate=accumulate,
-        length=length,
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        lr=lr,
-        router_lr=router_lr,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        seed=seed,
-        save_every=save_every,
-        eval_every=eval_every,
-        heldout=heldout,
-        heldout_tokens=heldout_tokens,
-        dtype=dtype,  # pyright: ignore[reportArgumentType]
-        device=device,
-        gather=gather,  # pyright: ignore[reportArgumentType]
-        compile=compile_,
-        fsdp=fsdp,
-    )
+    fields = dict(parse_field(item) for item in field)
+    own = {"data": tuple(data), "output": str(output), "fields": fields, "compile": compile_}
+    config = options.settings(PretrainConfig, values, **own)
     results = run(config, resume)
     if not processes.is_main():
         return

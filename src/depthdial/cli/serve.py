@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from depthdial.cli.generate import Budget, Model, Plugin, PromptBudget, budget_of, prompt_budget_of
+from depthdial.cli import options
 
 
 def serve(
-    model: Model = "smollm2-135m-instruct",
-    plugin: Plugin = "default",
-    budget: Budget = None,
-    prompt_budget: PromptBudget = None,
+    model: options.Model = options.MODEL,
+    plugin: options.Plugin = "default",
+    budget: options.Budget = None,
+    prompt_budget: options.PromptBudget = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere: set an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     max_batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 16,
@@ -33,12 +33,10 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="An origin whose pages may ask. May be given several times.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = "auto",
     weights: Annotated[str, typer.Option(help="auto, or int8: half the bytes, less exact; CPU only.")] = "auto",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Use the plug-in on other weights of the same shape.")
-    ] = False,
+    allow_other_weights: options.OtherWeights = False,
 ) -> None:
     """Serve a model: the OpenAI API under /v1, a page at /, figures at /metrics. SIGTERM finishes what is begun."""
     import sys
@@ -52,15 +50,15 @@ def serve(
 
     engine = EngineSettings(
         model,
-        None if plugin == "none" else plugin,
-        budget_of(budget),
+        options.plugin_of(plugin),
+        options.budget_of(budget),
         dtype,
         device,
         allow_other_weights,
         max_batch,
         cache_tokens,
         weights,
-        prompt_budget_of(prompt_budget),
+        options.prompt_budget_of(prompt_budget),
     )
     limits = Limits(
         max_queue, max_body, max_prompt_tokens, max_tokens, timeout, max_connections=max_connections, watchdog=watchdog

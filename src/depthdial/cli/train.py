@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from depthdial.cli import options
+
 Data = Annotated[list[str], typer.Option("--data", help="Files (.jsonl[.gz], .json, .txt), folders; repeatable.")]
 Fields = Annotated[
     list[str], typer.Option("--set", help="A hyper-parameter of the method, as name=value (see `depthdial methods`).")
@@ -16,7 +18,7 @@ Fields = Annotated[
 def train(
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder of the plug-in; checkpoints live in it, too.")],
-    model: Annotated[str, typer.Option(help="Short name, hub id, folder or GGUF file.")] = "smollm2-135m-instruct",
+    model: options.Model = options.MODEL,
     method: Annotated[str, typer.Option(help="One of `depthdial methods`.")] = "flexidepth",
     set_: Fields = [],  # noqa: B006 - typer reads it, nobody writes it
     fixed_input: Annotated[
@@ -73,13 +75,13 @@ def train(
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the frozen pieces: worth it for long runs.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --output.")] = False,
+    resume: options.Resume = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object about the plug-in at the end.")] = False,
 ) -> None:
     """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""
+    values = locals()
     import json
 
-    from depthdial.cli.generate import prompt_budget_of
     from depthdial.cli.streams import log
     from depthdial.methods import METHODS
     from depthdial.models.checkpoint import read
@@ -97,38 +99,16 @@ def train(
         fields["fixed_input"] = True  # methods without routers refuse it
     if objective not in ("lm", "distill"):
         raise ValueError(f"objective must be lm or distill, not {objective!r}")
-    config = TrainConfig(
-        model=model,
+    config = options.settings(
+        TrainConfig,
+        values,
         data=tuple(data),
         output=str(output),
-        method=method,
         fields=fields,
         budget=budget,
-        lowest=lowest,
-        highest=highest,
-        objective="lm" if objective == "lm" else "distill",
-        prompt_budget=prompt_budget_of(prompt_budget) or 1.0,
-        same_share=same_share,
-        on_policy=on_policy,
-        refresh=refresh,
-        divergence=divergence,
-        copies=copies,
-        shortlist=shortlist,
+        prompt_budget=options.prompt_budget_of(prompt_budget) or 1.0,
         drop_sources=tuple(drop_source),
-        steps=steps,
-        fit_steps=fit_steps,
-        batch=batch,
-        accumulate=accumulate,
-        length=length,
-        lr=lr,
-        seed=seed,
-        save_every=save_every,
-        heldout_tokens=heldout_tokens,
-        generated_tokens=generated_tokens,
-        dtype=dtype,
-        device=device,
         compile=compile_,
-        start_from=start_from,
     )
     folder = run(config, resume)
     if not processes.is_main():

@@ -100,6 +100,13 @@ class Curve:
             )
         return self._between(budget)
 
+    def stop(self, budget: float) -> float | None:
+        """The cost of the stop that `offset` takes for a budget; None where the dial has no steps."""
+        if not self.step:
+            return None
+        offset = self.offset(budget)
+        return 1.0 if offset == math.inf else self.costs[self.offsets.index(offset)]
+
     def hold(self, budget: float) -> Hold | None:
         """What holds a text at a budget, from where this curve says; None at 1.0, the untouched base, which costs that.
 

@@ -85,7 +85,7 @@ class Router(Part):
         # logits start about 1 apart: closer together, one step of training flips most decisions (docs/log.md)
         nn.init.normal_(self.head.weight, std=1.6 * dim**-0.5)
         nn.init.ones_(self.norm.weight)
-        nn.init.constant_(self.bias, self.start)
+        nn.init.constant_(self.bias, self.start or 0.0)
 
     def shift(self, offset: float) -> None:
         self.bias.data += offset

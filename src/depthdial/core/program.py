@@ -132,6 +132,15 @@ class Program:
         return len(self.steps)
 
     @cached_property
+    def branches(self) -> tuple[int, ...]:
+        """The routed steps, where each is an exit: a block of the method's own by which a token leaves for good what is
+        otherwise the untouched base. Empty in other programs."""
+        steps, routed = self.steps, self.routed
+        leave = all(self.after(s, True) == END and self.after(s, False) == s + 1 for s in routed)
+        own = all(step.base != (s in routed) and (s in routed or step.then is None) for s, step in enumerate(steps))
+        return routed if leave and own else ()
+
+    @cached_property
     def plain(self) -> bool:
         """Is it the base's own layers, each once and in order?"""
         return not self.jumps and [v.block for v in self.visits] == list(range(len(self.visits)))

@@ -22,12 +22,12 @@ from depthdial.core.tokens import Tokens, Trace
 class Pass:
     """One forward pass under way: its tokens, its trace, and the step that each token waits for."""
 
-    def __init__(self, program: Program, tokens: Tokens):
+    def __init__(self, program: Program, tokens: Tokens, untouched: bool | None = None):
+        """untouched: does the whole pass run the untouched base, where that is known without a look at the tokens?"""
         self.tokens, self.trace = tokens, Trace(program)
         self.at = torch.full_like(tokens.position, program.first) if program.jumps else None
         """int64 [N]; None where every token goes through every step."""
-        self.untouched = bool(tokens.full.all())
-        """Does the whole pass run the untouched base?"""
+        self.untouched = bool(tokens.full.all()) if untouched is None else untouched
         self.opened: dict[int, Any] = {}
         """Steps between their unit's input and output."""
         self.inputs: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,7 @@ from depthdial.core.dial import Dials, PromptBudget
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.config import Budget
 from depthdial.models.convert import converted_of
-from depthdial.models.dial import dials_for, offset_for, prompt_budget_for
+from depthdial.models.dial import dials_for, offset_for, prompt_budget_for, stop_for
 
 
 class Budgets:
@@ -42,6 +42,10 @@ class Budgets:
     def offset(self, budget: float | None) -> float:
         """The offset of written tokens, before any is held. ValueError outside the curve."""
         return offset_for(self._model, self.write if budget is None else budget, kind="generated")
+
+    def stop(self, budget: float | None) -> float | None:
+        """See `models.dial.stop_for`; budget None is this one."""
+        return stop_for(self._model, self.write if budget is None else budget)
 
     def dials(self, budget: float | None = None, read: PromptBudget | None = None) -> Dials:
         """Where a text runs; None: as this says. A budget that moves by itself is not held. ValueError outside the

@@ -153,6 +153,11 @@ class LLM:
         """The logit offset of what is written for a budget, None that of this `LLM`. ValueError outside the curve."""
         return self.budgets.offset(budget)
 
+    def stop_of(self, budget: float | None = None) -> float | None:
+        """The mean true cost of the stop that is taken for a budget, where the dial has stops: the next lower one; None
+        where it has none. budget None: that of this `LLM`. ValueError outside the curve."""
+        return self.budgets.stop(budget)
+
     def dials(self, budget: float | None = None, prompt_budget: PromptBudget | None = None) -> Dials:
         """The logit offsets of a request with these budgets; None are those of this `LLM`. ValueError outside the
         curves, and for a `prompt_budget` that the model cannot have."""

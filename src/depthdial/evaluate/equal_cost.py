@@ -7,9 +7,7 @@ two neighbouring static models, weighted to meet the cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -35,52 +33,6 @@ class Mix:
 Knob = float | Mix
 
 
-class CostSearch:
-    """Bisection on a measured cost that rises with the dial; what was measured once is remembered.
-
-    cost_at: dial -> mean true cost. resolution: the smallest step of the dial that matters, 1.0 for a static method,
-    whose costs change at whole numbers only; the search moves in multiples of it. widest: the dial's far ends.
-    """
-
-    def __init__(self, cost_at: Callable[[float], float], resolution: float = 2**-10, widest: float = 64.0):
-        self.cost_at, self.resolution, self.widest = cost_at, resolution, widest
-        self.known: dict[float, float] = {}
-
-    def __call__(self, cost: float, tolerance: float = 0.001) -> Knob:
-        """The setting whose measured cost is within `tolerance` of `cost`, or, where the cost jumps over it, the mix of
-        the two settings beside the jump. Raises ValueError where the dial does not reach so far."""
-        self._at(0.0)
-        for step in count():
-            nearest = min(self.known, key=lambda offset: abs(self.known[offset] - cost))
-            if abs(self.known[nearest] - cost) <= tolerance:
-                return nearest
-            known = sorted(self.known)
-            around = [(a, b) for a, b in pairwise(known) if self.known[a] < cost <= self.known[b]]
-            if not around:
-                self._at(self._further(up=max(self.known.values()) < cost))
-                continue
-            low, high = around[0]
-            if high - low <= self.resolution:
-                return between({low: self.known[low], high: self.known[high]}, cost)
-            # every second step halves, so that a curve of any form is found in few
-            share = 0.5 if step % 2 else (cost - self.known[low]) / (self.known[high] - self.known[low])
-            steps = round((high - low) / self.resolution)
-            self._at(low + self.resolution * min(max(1, round(steps * min(0.9, max(0.1, share)))), steps - 1))
-        raise AssertionError
-
-    def _further(self, up: bool) -> float:
-        """The next offset to try beyond all known ones."""
-        offset = max(1.0, 2 * max(self.known)) if up else min(-1.0, 2 * min(self.known))
-        if abs(offset) > self.widest:
-            raise _out_of_reach(self.known, up)
-        return offset
-
-    def _at(self, offset: float) -> float:
-        if offset not in self.known:
-            self.known[offset] = self.cost_at(offset)
-        return self.known[offset]
-
-
 def between(known: dict[float, float], cost: float) -> Knob:
     """The mix of the two settings whose costs lie nearest to `cost`, one on each side; one alone if it costs just that.
 
@@ -89,12 +41,13 @@ def between(known: dict[float, float], cost: float) -> Knob:
     below = max((k for k, c in known.items() if c <= cost), key=lambda k: (known[k], k), default=None)
     above = min((k for k, c in known.items() if c >= cost), key=lambda k: (known[k], k), default=None)
     if below is None or above is None:
-        raise _out_of_reach(known, above is None)
+        raise out_of_reach(known, above is None)
     if known[below] == cost:
         return below
     return Mix(below, above, (cost - known[below]) / (known[above] - known[below]))
 
 
-def _out_of_reach(known: dict[float, float], up: bool) -> ValueError:
+def out_of_reach(known: dict[float, float], up: bool) -> ValueError:
+    """What to say where all known costs lie above or, `up`, below the one asked for."""
     end = f"at most {max(known.values()):.3f}" if up else f"at least {min(known.values()):.3f}"
     return ValueError(f"out of reach: the true cost of this model is {end}; choose a budget nearer to that")

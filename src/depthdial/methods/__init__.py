@@ -115,7 +115,7 @@ def _check(name: Any, kind: Any) -> None:
         )
     try:
         kinds = get_type_hints(kind)
-        for field in dataclasses.fields(kind):
+        for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
             _words(kinds[field.name])
     except (KeyError, NameError, IndexError) as error:
         raise ValueError(

@@ -1,5 +1,5 @@
-"""Balcony: "A Lightweight Approach to Dynamic Inference of Generative Language Models" (Jamialahmadi, Kavehzadeh,
-Rezagholizadeh et al.; EMNLP 2025), arXiv 2503.05005.
+"""Balcony: "A Lightweight Approach to Dynamic Inference of Generative Language Models" (Jamialahmadi et al.;
+EMNLP 2025), arXiv 2503.05005.
 
 The base is frozen, and bit for bit itself at full depth. Each exit e of a set E has one decoder block B_e of its own
 (attention, MLP and both norms), with keys and values of its own; h^e: [B, T, d] is the stream after e layers, N and W
@@ -12,8 +12,8 @@ are the base's last norm and its head, shared by all exits:
 B_e begins as a copy of the last layer with the input norm of layer e, which knows the scale of h^e. A deployment or a
 request chooses its exit, and a text keeps it: nothing could make up for the keys that it has not left.
 
-Ours: the dial chooses the exit, so whoever trains draws one for each row, all of them in a batch. A B_e learns from
-the rows of its exit alone, as in the sum over exits: that has as many terms of a row where the row is drawn as often.
+Ours: the dial chooses the exit. As nothing but such exits is decided (`Program.branches`), whoever trains knows that
+one pass of the base teaches all of them.
 """
 
 from __future__ import annotations

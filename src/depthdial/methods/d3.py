@@ -1,4 +1,4 @@
-"""D3: "Position-Aware Depth Decay Decoding" (Fan, Li, Ma, Wang et al.; Findings of ACL 2025), arXiv 2503.08524.
+"""D3: "Position-Aware Depth Decay Decoding" (Fan et al.; Findings of ACL 2025), arXiv 2503.08524.
 
 Later tokens of an answer need fewer layers. The prompt runs all L of them; of the answer, token i = 0, 1, ... counted
 from `start` on keeps
@@ -38,6 +38,7 @@ class D3(Method):
     """Depth falls along the answer, over nested sets of layers."""
 
     reads = frozenset({"position", "prompt"})
+    by_row = True
     example: ClassVar[Mapping[str, object]] = {"alpha": 0.9, "first": 1, "last": 1}
 
     alpha: float = 0.995
@@ -83,7 +84,8 @@ class D3(Method):
         return Decision.hard(self._layers(program, tokens) + dropped >= len(program.steps))
 
     def keeps(self, program: Program, tokens: Tokens) -> Tensor:
-        dropped = torch.tensor([self._order(program).index(program.steps[s].block) for s in program.routed])
+        order = self._order(program)
+        dropped = torch.tensor([order.index(program.steps[s].block) for s in program.routed])
         return self._layers(program, tokens) + dropped.to(tokens.offset.device)[:, None] >= len(program.steps)
 
     def lowered(self, parts: Parts, s: int) -> Lowered:

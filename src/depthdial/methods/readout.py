@@ -1,4 +1,4 @@
-"""Readouts of the stream as exits: AdaInfer, "Not All Layers of LLMs Are Necessary During Inference" (Fan, Jiang, Li et
+"""Readouts of the stream as exits: AdaInfer, "Not All Layers of LLMs Are Necessary During Inference" (Fan et
 al.; IJCAI 2025), arXiv 2403.02181; with the threshold of CALM, "Confident Adaptive Language Modeling" (Schuster et al.;
 NeurIPS 2022), arXiv 2207.07061.
 

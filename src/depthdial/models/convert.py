@@ -34,7 +34,8 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     frozen: are the base's weights held fast? None: as the method says. They are never modified here; fresh parts are in
     fp32 on the device of the layer they serve. Afterwards `model.converted` says all that was added, and `model.route`
     what the last forward pass decided. Raises ValueError for an unknown family, for a model that is converted already,
-    and for a program that does not fit it, or whose method reads what it does not name.
+    for an attention that cannot leave single keys out where the program needs that, and for a program that does not fit
+    it, or whose method reads what it does not name.
     """
     if is_converted(model):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
@@ -42,6 +43,11 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     family, layers = family_of(model.config), layers_of(model)
     program, dims = method.program(len(layers)), family.dims(model.config)
     program.check(len(layers))
+    if program.gaps and not method.by_row and model.config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{model.config._attn_implementation} attention cannot leave out the keys of skipped tokens; "
+            "load the model with attn_implementation='sdpa'"
+        )
     parts = {s: method.parts(program.steps[s], dims) for s in program.routed}
     check_reads(method, program, parts, dims, model.config.vocab_size)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]

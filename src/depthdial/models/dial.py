@@ -100,6 +100,16 @@ def offset_of(plugin: Plugin | None, budget: float, kind: Kind = "text") -> floa
     return math.inf if budget == 1.0 else _curve(plugin, kind, budget).offset(budget)
 
 
+def stop_for(model: PreTrainedModel, budget: float | None) -> float | None:
+    """The mean true cost of the stop that written tokens run at for a budget, the next lower one. None where the dial
+    has no stops, or moves from one to the other to hold the budget. Raises ValueError as `offset_for`."""
+    plugin = plugin_of(model)
+    budget = plugin.recommended if budget is None and plugin is not None else budget
+    if budget is None or plugin is None or not plugin.curves or dials_for(model, budget, "same").hold is not None:
+        return None
+    return _curve(plugin, "generated", budget).stop(budget)
+
+
 def set_budget(
     model: PreTrainedModel, budget: float | None, kind: Kind = "text", prompt: PromptBudget | None = None
 ) -> None:

@@ -7,6 +7,7 @@ just before the base's layer which follows it in the program, or after the last 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from depthdial.core.program import OwnBlock, Program
+from depthdial.core.routed import Pass
 from depthdial.models.converted import Converted
 from depthdial.models.family import Family
 from depthdial.models.opening import PASS
@@ -38,14 +40,14 @@ class Extra:
         inputs, steps = running.inputs.get(self.kind, inputs), program.visits[self.visit].steps
         cache = inputs.get("past_key_values")
         if cache is not None:
-            self._make_room(cache)
+            if isinstance(cache, Cache):  # training's own (`continuation`) has room for all
+                self._make_room(cache)
         elif running.untouched and not program.steps[steps[0]].base:  # nobody comes here, nor later
             for s in steps:
                 if s in self.converted.units:
                     self.converted.units[s].leave()
             return x
-        out = _called(self.module, x, {**inputs, PASS: running})
-        return out[0] if isinstance(out, tuple) else out
+        return called(self.module, x, inputs, running)
 
     def _make_room(self, cache: Cache) -> None:
         """A cache made for the base alone gets the layers of these visits."""
@@ -132,19 +134,24 @@ def first_visits(program: Program) -> dict[int, int]:
 
 def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
     """A fresh block of a method's own, in fp32."""
-    block = copy.deepcopy(layers[own.place])
-    block._forward_pre_hooks.clear()
+    layer = layers[own.place]
+    weights = {id(weight): nn.Parameter(weight.detach().to(torch.float32, copy=True)) for weight in layer.parameters()}
+    block = _again(layer, weights)
     norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
     block.load_state_dict({**layers[own.copy].state_dict(), **norm})
-    return block.float().requires_grad_(True)
+    return block.requires_grad_(True)
 
 
 def _twin(layer: nn.Module) -> nn.Module:
     """A layer's modules once more, with the same weights."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
-    twin = copy.deepcopy(layer, shared)
-    twin._forward_pre_hooks.clear()
-    return twin
+    return _again(layer, {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())})
+
+
+def _again(layer: nn.Module, tensors: dict[int, Any]) -> nn.Module:
+    """A layer's modules once more, without its hooks, of the same configuration. tensors: its weights, by the id of
+    those that they stand for."""
+    configs = {id(config): config for module in layer.modules() if (config := vars(module).get("config")) is not None}
+    return copy.deepcopy(layer, {**tensors, **configs, id(layer._forward_pre_hooks): OrderedDict()})
 
 
 class _Taking:
@@ -160,10 +167,13 @@ class _Taking:
         return args, kwargs
 
 
-def _called(module: nn.Module, x: Tensor, inputs: dict[str, Any]) -> Any:
-    """The module's output, its weights in x's dtype: a method's own blocks are trained in fp32."""
-    dtypes = {weight.dtype for weight in module.parameters()}
-    if dtypes == {x.dtype}:
-        return module(x, **inputs)
-    narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
-    return torch.func.functional_call(module, narrow, (x,), inputs)
+def called(module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
+    """A visit's output, [B, T, d], in a pass; its weights in x's dtype: a method's own blocks are trained in fp32.
+    inputs: what a layer is called with beside x."""
+    inputs = {**inputs, PASS: running}
+    if {weight.dtype for weight in module.parameters()} == {x.dtype}:
+        out = module(x, **inputs)
+    else:
+        narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
+        out = torch.func.functional_call(module, narrow, (x,), inputs)
+    return out[0] if isinstance(out, tuple) else out

@@ -124,8 +124,8 @@ def gather(model: PreTrainedModel) -> Callable[[], None]:
         raise ValueError("nothing is skipped in this model, so there is nothing to gather; leave --gather off")
     layers: dict[int, LlamaDecoderLayer] = {}
     for s, unit in converted.routed.items():
-        whole = unit.step.unit == "layer" and isinstance(unit.unit, LlamaDecoderLayer)
-        if not whole or not converted.program.plain:
+        whole = unit.step.unit == "layer" and converted.program.plain
+        if not whole or not isinstance(unit.unit, LlamaDecoderLayer):
             raise ValueError("only whole layers of Llama models, each in its turn, can be gathered in training; leave "
                              "--gather off")  # fmt: skip
         layers[s] = unit.unit

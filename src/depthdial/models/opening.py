@@ -54,7 +54,8 @@ class Opening:
             position = (torch.arange(shape[1], device=like.device) + start)[None]
         dials = converted.threads.dials
         settings = converted.settings if dials is None else dials.settings(position, shape[0])
-        running = Pass(converted.program, settings.tokens(position, ids, real, shape, like.device))
+        tokens = settings.tokens(position, ids, real, shape, like.device)
+        running = Pass(converted.program, tokens, settings.dense)
         converted.threads.last = running
         return args, {**kwargs, PASS: running}
 

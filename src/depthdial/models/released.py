@@ -27,6 +27,7 @@ from depthdial.core.method import Dims
 from depthdial.methods import FlexiDepth
 from depthdial.models.checkpoint import parts_of
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of, is_converted
 from depthdial.models.families import family_of
 
 OURS = {
@@ -96,7 +97,7 @@ def export_released(model: PreTrainedModel) -> dict[str, Tensor]:
     The dial is not part of it: what is exported is the method at offset 0. Raises ValueError for what the released form
     cannot express: another method, hard weights, another threshold or router order, a gate with a bias.
     """
-    method = getattr(model, "method", None)
+    method = converted_of(model).method if is_converted(model) else None
     if not isinstance(method, FlexiDepth):
         raise ValueError("only a model converted by flexidepth has a released form")
     for field, needed in {"weights": "soft", "router_order": "norm_tanh", "tau": 0.5}.items():

@@ -34,10 +34,21 @@ class Choice:
 
 
 class Answer:
-    """Writes one answer. kind: which of the two APIs; depth: add what each token cost; facts: of the engine."""
+    """Writes one answer. kind: which of the two APIs; depth: add what each token cost; facts: of the engine; budget:
+    asked for."""
 
-    def __init__(self, kind: Kind, model: str, generation: Generation, logprobs: bool, depth: bool, facts: dict):
+    def __init__(
+        self,
+        kind: Kind,
+        model: str,
+        generation: Generation,
+        logprobs: bool,
+        depth: bool,
+        facts: dict,
+        budget: float | None,
+    ):
         self.kind: Kind = kind
+        self.stop = _stop(facts["stops"], budget)
         self.generation, self.logprobs, self.depth, self.facts = generation, logprobs, depth, facts
         self.choices = [Choice(i) for i in range(generation.choices)]
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
@@ -93,6 +104,7 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": self.generation.cached_tokens},
             "prompt_cost": self.generation.prompt_cost,
             "cost": round(sum(costs) / len(costs), 5) if costs else None,
+            **({} if self.stop is None else {"stop": self.stop}),
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +146,11 @@ class Answer:
             ],
             "text_offset": offsets,
         }
+
+
+def _stop(stops: list[float] | None, budget: float | None) -> float | None:
+    """The stop that the dial takes for a budget: the next lower one; None where it has none."""
+    return None if stops is None or budget is None else max((s for s in stops if s <= budget + 1e-5), default=stops[0])
 
 
 _OPEN = {"logprobs": None, "finish_reason": None}

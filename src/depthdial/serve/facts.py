@@ -14,7 +14,8 @@ from depthdial.serve.wire import Message
 
 def facts_of(llm: LLM) -> Message:
     """floor, prompt_floor: the least true cost that can be asked for, of what is written and of what is read; None
-    where there is no curve to ask by, and where a model's own routers leave prompts no untouched base."""
+    where there is no curve to ask by, and where a model's own routers leave prompts no untouched base. stops: the
+    costs that the dial can stand at, where it has stops; None where it has none."""
     curves = {} if llm.plugin is None else llm.plugin.curves
     text, written = curves.get("text"), curves.get("generated") or curves.get("text")
     return {
@@ -25,12 +26,19 @@ def facts_of(llm: LLM) -> Message:
         "prompt_budget": llm.prompt_budget,
         "floor": None if written is None else _least(written),
         "prompt_floor": None if has_own_routers(llm.model) else 1.0 if text is None else _least(text),
+        "stops": _stops(llm, written),
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "chat": bool(llm.tokenizer.chat_template),
         "own": is_own(llm.model) and llm.plugin is None,
         "sampling": {name: getattr(llm.sampling.params, name) for name in ("temperature", "top_p", "top_k")},
         "pid": os.getpid(),
     }
+
+
+def _stops(llm: LLM, curve: Curve | None) -> list[float] | None:
+    if curve is None or llm.stop_of(curve.floor) is None:
+        return None
+    return [round(cost, 5) for cost in curve.costs] + [1.0] * (curve.costs[-1] < 1)
 
 
 def _least(curve: Curve) -> float:

@@ -37,7 +37,7 @@ class Service:
     def model(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
         facts = self.facts()
-        names = ("layers", "always_on", "budget", "prompt_budget", "floor", "prompt_floor", "plugin", "chat", "own")
+        own = ("sampling", "context", "pid")
         return {
             "id": self.settings.name,
             "object": "model",
@@ -46,7 +46,7 @@ class Service:
             "max_model_len": facts["context"],
             "max_tokens": self.settings.limits.max_tokens,
             "sampling": facts["sampling"],
-            "depth": {name: facts[name] for name in names},
+            "depth": {name: fact for name, fact in facts.items() if name not in own},
         }
 
     def other(self, model: str | None) -> Response | None:
@@ -86,7 +86,8 @@ class Service:
             generation.close()
             return Response(status_code=499)  # nobody reads it
         logprobs = order["params"]["logprobs"] is not None
-        answer = Answer(kind, self.settings.name, generation, logprobs, detailed, facts)
+        budget = 1.0 if body.lossless else facts["budget"] if body.budget is None else body.budget
+        answer = Answer(kind, self.settings.name, generation, logprobs, detailed, facts, budget)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage) or detailed
             return EventStream(generation, answer, usage, until)

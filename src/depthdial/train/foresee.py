@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from depthdial.core.method import Method
 from depthdial.models.ahead import check_ahead, config_ahead, skeleton
 from depthdial.models.convert import convert
-from depthdial.models.converted import Converted, converted_of
+from depthdial.models.converted import converted_of
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.lesson import reads_once
@@ -29,7 +30,7 @@ def foresee(config: TrainConfig, method: Method) -> None:
     check_ahead(ahead)
     model = skeleton(ahead)
     converted = converted_of(convert(model, method.calibrate(Unread(ahead.num_hidden_layers))))
-    check_reading(config, converted)
+    check_reading(config, model)
     if config.budget is not None:
         low, high = bounds(config, config.budget, converted.ledger.floor)
         BudgetControl(low, high, converted.ledger.floor)
@@ -54,9 +55,11 @@ class Unread:
         return looks, torch.rand(len(layers), 64, generator=generator) < looks[..., 0]
 
 
-def check_reading(config: TrainConfig, converted: Converted) -> None:
-    """Raise ValueError where prompts are to be read by the base, and what is written cannot go on from there."""
-    if config.prompt_budget != "same" and not reads_once(converted):
+def check_reading(config: TrainConfig, model: PreTrainedModel) -> None:
+    """Raise ValueError where a converted model is to be trained with prompts that the base reads, and what is written
+    cannot go on from there."""
+    learns = any(weight.requires_grad for weight in model.parameters())
+    if learns and config.prompt_budget != "same" and not reads_once(converted_of(model)):
         raise ValueError(
             f"{config.method} leaves no K and V for what it skips, or adds blocks that the base does not run, so that "
             "its prompts cannot be read by the base; give --prompt-budget same"

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from depthdial.core.cost import token_cost
+from depthdial.models.branches import Branches, branches_of
 from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of
 from depthdial.models.converted import Converted, converted_of
@@ -32,6 +34,8 @@ class Base(NamedTuple):
     halves: Halves
     loss: HeadLoss
     converted: Converted
+    branches: Branches | None
+    """Where they are all there is to train: each row trains all of them at once."""
 
 
 def row_keys(input_ids: Tensor) -> Tensor:
@@ -79,7 +83,10 @@ class Lesson(nn.Module):
         """What the last loss was divided by: the targets of the whole optimizer step."""
         softcap = getattr(model.config, "final_logit_softcapping", None)
         loss = HeadLoss(head_of(model), softcap, compile, divergence, shortlist)
-        self._base = (Base(model, Halves(model), loss, converted),)  # a tuple hides the base from the module tree
+        halves = Halves(model)
+        self._base = (
+            Base(model, halves, loss, converted, branches_of(model, halves)),
+        )  # a tuple hides the base from the module tree
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, num_items_in_batch: Any = None,
@@ -95,7 +102,9 @@ class Lesson(nn.Module):
         # the last position predicts nothing; a document's first token follows nothing
         target = F.pad(labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, -100), (0, 1), value=-100)
         full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
-        counts = labels != -100
+        counts, key = labels != -100, int(row_keys(input_ids).sum())
+        if base.branches is not None:
+            return self._branched(base.branches, lower, position_ids, target, counts, key, num_items_in_batch)
         if full or (self.objective == "distill" and reads_once(converted)):
             copies, every = self.copies, torch.ones_like(counts)
             text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
@@ -117,15 +126,36 @@ class Lesson(nn.Module):
         last = converted.route.last
         cost = (converted.route.token_cost() * weight).sum(-1) / weight.sum(-1).clamp_min(1)
         emphasis = torch.ones_like(cost) if budget is None else balance(budget)
-        key = int(row_keys(input_ids).sum())
         loss = self._task(hidden.unflatten(0, (-1, copies)), teacher, target, emphasis.unflatten(0, (-1, copies)), key)
         if control is None or budget is None:
             extra = converted.method.loss(last.tokens, last.trace)
             total = loss if extra is None else loss + (extra * weight.flatten()).sum()
         else:
             total = loss + control.charge(last.tokens, last.trace, budget, cost, weight)
-        self._note(loss, cost, budget, weight)
-        tokens = weight.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch) * copies
+        self._note(loss, cost, converted.route.layers_used.to(weight.device), budget, weight)
+        return self._mean(total, weight, num_items_in_batch, copies)
+
+    def _branched(
+        self, branches: Branches, lower: Tensor, position_ids: Tensor, target: Tensor, counts: Tensor, key: int,
+        items: Any,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """`forward` where tokens leave the base by blocks of the method's own alone: the mean over all exits, none of
+        which knows of the others. counts: bool [B, T]; target: int64 [B, T]."""
+        (base,) = self._base
+        teacher, hidden = branches.run(lower, position_ids)
+        rows, exits = hidden.shape[:2]
+        each = branches.each
+        cost = token_cost(base.converted.ledger, each.tokens, each.trace).to(hidden.device).repeat(rows)
+        layers = each.trace.keep(each.tokens.offset).sum(0).to(hidden.device).repeat(rows)
+        weight = counts.float().repeat_interleave(exits, 0)
+        known = teacher if self.objective == "distill" else None
+        loss = self._task(hidden, known, target, hidden.new_ones(rows, exits, dtype=torch.float32), key)
+        self._note(loss, cost, layers[:, None], None, weight)
+        return self._mean(loss, weight, items, exits)
+
+    def _mean(self, total: Tensor, weight: Tensor, items: Any, copies: int) -> dict[str, Tensor]:
+        """The loss of a micro-batch by tokens. items: those of the whole optimizer step; None: this is all of it."""
+        tokens = weight.sum() if items is None else torch.as_tensor(items) * copies
         self.divisor = float(tokens)
         return {"loss": total / tokens}
 
@@ -149,13 +179,12 @@ class Lesson(nn.Module):
         return base.loss.ce(at, target[there], weight).sum()
 
     @torch.no_grad()
-    def _note(self, loss: Tensor, cost: Tensor, budget: Tensor | None, weight: Tensor) -> None:
-        route = self._base[0].converted.route
+    def _note(self, loss: Tensor, cost: Tensor, layers: Tensor, budget: Tensor | None, weight: Tensor) -> None:
         share = weight.sum(-1)
         now = {
             "loss": loss,
             "cost": (cost * share).sum(),
-            "layers": (route.layers_used.to(weight.device) * weight).sum(),
+            "layers": (layers * weight).sum(),
             "off_budget": torch.zeros_like(loss) if budget is None else ((cost - budget) * share).sum(),
             "tokens": weight.sum(),
         }

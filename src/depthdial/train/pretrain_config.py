@@ -101,10 +101,6 @@ class PretrainConfig:
         if self.method not in METHODS:
             return method_named(self.method, {})
         kind = METHODS[self.method]
-        looks = bool(kind.reads & {"x", "logits"})
-        if kind.frozen and (looks or kind.by_row):
-            raise ValueError(f"method {self.method!r} adapts a trained model; use depthdial train for it, or, to train "
-                             "fewer layers, lower --size")  # fmt: skip
         known, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
         if self.density is not None:
             name = next((name for name in DENSITY_FIELDS if name in known), None)
@@ -114,9 +110,13 @@ class PretrainConfig:
                 raise ValueError(f"density is given twice: {self.density} and {name}={fields[name]}; leave one out")
         if "first" in known:
             fields.setdefault("first", 0)
-        if "adapter_ratio" in known and not looks:
+        if "adapter_ratio" in known and not kind.reads & {"x", "logits"}:
             fields.setdefault("adapter_ratio", 0)
-        return method_named(self.method, fields)
+        method = method_named(self.method, fields)
+        if method.frozen and method.target is None:
+            raise ValueError(f"method {self.method!r} adapts a trained model; use depthdial train for it, or, to train "
+                             "fewer layers, lower --size")  # fmt: skip
+        return method
 
     @property
     def rows_a_step(self) -> int:

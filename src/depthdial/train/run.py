@@ -19,6 +19,7 @@ from depthdial.core.layers import Part
 from depthdial.core.method import Method
 from depthdial.methods import method_named
 from depthdial.models.base import load_base
+from depthdial.models.branches import branches_of
 from depthdial.models.calibration import (
     BaseProbe,
     Batch,
@@ -33,6 +34,7 @@ from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import convert
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.halves import Halves
 from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.card import card
@@ -114,7 +116,7 @@ def _train(config: TrainConfig, asked: Method, on_cpu: bool, output: Path, resum
     method = asked.calibrate(BaseProbe(model, check_batches), log.info)
     torch.manual_seed(config.seed)  # the parts' first values belong to the run, not to what ran before it
     convert(model, method)
-    check_reading(config, converted_of(model))
+    check_reading(config, model)
     if config.compile:
         compile_pieces(model)
     learns = any(parameter.requires_grad for parameter in model.parameters())
@@ -196,10 +198,11 @@ def _same_records(output: Path, now: str, config: TrainConfig) -> None:
 
 
 def control_for(model: PreTrainedModel, config: TrainConfig, batches: list[Batch]) -> BudgetControl | None:
-    """The control that holds the run's budgets; None for training with the method's own loss."""
-    if config.budget is None:
-        return None
+    """The control that holds the run's budgets; None for training with the method's own loss, and where all exits of a
+    method are trained at once."""
     converted = converted_of(model)
+    if config.budget is None or branches_of(model, Halves(model)) is not None:
+        return None
     floor = converted.ledger.floor
     low, high = bounds(config, config.budget, floor)
     starts = [part.start for part in _parts(converted) if part.start is not None]

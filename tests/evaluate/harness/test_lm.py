@@ -14,6 +14,7 @@ from depthdial.core.dial import Dials
 from depthdial.evaluate.harness.lm import DepthLM
 from depthdial.evaluate.harness.setting import Dial, Setting
 from depthdial.evaluate.store import Store
+from depthdial.models.converted import converted_of
 
 CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and the other foxes")
 
@@ -80,7 +81,7 @@ def test_a_budget_is_scored_by_its_own_decisions(tiny_llm):
     ((logprob, greedy),) = lm.loglikelihood([instance("loglikelihood", 0, context, continuation)])
     model, first = llm.model, len(lm.tok_encode(context))
     tokens = torch.tensor([lm.tok_encode(context + continuation)])
-    model.route.offset = 0.3
+    converted_of(model).set(offset=0.3)
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits[0, first - 1 : -1]
     found = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
@@ -105,7 +106,7 @@ def test_a_context_is_read_and_what_follows_is_written(tiny_llm):
         tokens = torch.tensor([lm.tok_encode(context + continuation)])
         offsets = torch.full((1, tokens.shape[1]), -0.3)
         offsets[:, :first] = math.inf
-        model.route.offset = offsets
+        converted_of(model).set(offset=offsets)
         with torch.no_grad():
             logits = model(tokens, use_cache=False).logits[0, first - 1 : -1]
         assert logprob == pytest.approx(
@@ -139,7 +140,7 @@ def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
     asked = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
     (text,) = lm.generate_until([asked])
     model = llm.model
-    model.route.offset = -0.2
+    converted_of(model).set(offset=-0.2)
     ids = lm.tok_encode("the quick brown")
     count = len(ids)
     with torch.no_grad():

@@ -6,19 +6,28 @@ import pytest
 
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.speed.controls import matched, random_like
-from depthdial.models.convert import method_of
+from depthdial.methods import Balcony, Readout
+from depthdial.models.converted import converted_of
 
 
 @pytest.fixture(scope="module")
 def made(tiny_llm, tiny_folder):
     llm = tiny_llm()
-    model, tokenizer = random_like(method_of(llm.model), str(tiny_folder), "float32", "cpu", seed=3)
+    model, tokenizer = random_like(converted_of(llm.model).program, str(tiny_folder), "float32", "cpu", seed=3)
     return llm, LLM.of(model, tokenizer, prefix_cache=False)
 
 
 def test_it_routes_the_same_layers(made):
     llm, random = made
-    assert list(random.model.method.layers(6)) == list(llm.model.method.layers(6)) == [2, 3, 4, 5]
+    ours, theirs = (converted_of(each.model).program for each in (random, llm))
+    assert {ours.steps[s].block for s in ours.routed} == {theirs.steps[s].block for s in theirs.routed} == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("method", [Balcony(exits=(2, 4)), Readout(layers=(2, 5), rule="calm")], ids=str)
+def test_beside_exits_it_draws_from_all_layers_above_the_first(tiny_folder, method):
+    model, _ = random_like(method.program(6), str(tiny_folder), "float32", "cpu", seed=3)
+    program = converted_of(model).program
+    assert {program.steps[s].block for s in program.routed} == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("cost", [0.75, 0.85, 0.95])

@@ -6,6 +6,7 @@ import pytest
 
 from depthdial.engine.llm import SamplingParams
 from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Regime
+from depthdial.models.converted import converted_of
 
 DECODE = Regime("decode", 2, 6, 8)
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
@@ -55,15 +56,17 @@ def test_too_few_tokens_for_a_batch_is_said(tiny_llm, ticks):
 @pytest.mark.parametrize("read", [1.0, "same"])
 def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks, read):
     """The engine counts rows where it runs them; the route says which it must run."""
-    from depthdial.evaluate.speed.routes import keeps
+    from depthdial.evaluate.speed.routes import paths
 
     llm = tiny_llm()
     one = subject(llm, 0.8, ticks, read=read)
     before = llm.stats.rows_run
     run = one.run(PROMPTS, 40)
-    kept = keeps(llm.model, [ran.tokens for ran in run.ran], [ran.offsets for ran in run.ran])
-    assert llm.stats.rows_run - before == sum(int(k.sum()) for k in kept)
-    assert [k.shape[1] for k in kept] == [len(ran.costs) for ran in run.ran]
+    tokens, offsets = [ran.tokens for ran in run.ran], [ran.offsets for ran in run.ran]
+    ways, program = paths(llm.model, tokens, offsets, [ran.prompt for ran in run.ran]), converted_of(llm.model).program
+    assert llm.stats.rows_run - before == sum(way.visits(program) for way in ways)
+    kept = [way.ran for way in ways]
+    assert [keep.shape[1] for keep in kept] == [len(ran.costs) for ran in run.ran]
     for keep, ran in zip(kept, run.ran, strict=True):
         assert bool(keep[:, : ran.prompt].all()) == (read == 1.0) and not keep[:, ran.prompt :].all()
         assert len(set(ran.offsets[ran.prompt :])) > 1, "the dial moves to hold the budget"

@@ -13,7 +13,7 @@ from depthdial.evaluate.store import Store
 from depthdial.evaluate.written.answers import Asked, Writer
 from depthdial.models import attach
 from depthdial.models.checkpoint import Plugin
-from depthdial.models.convert import route_of
+from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 
 PROMPTS = [[5, 9, 40, 41], [200, 7, 8], [30, 31, 32, 33, 34], [12, 60, 61], [99, 98, 97]]
@@ -35,7 +35,7 @@ def test_answers_and_what_the_base_says_of_them(llm):
     wanted = llm.generate(PROMPTS, SamplingParams(10, temperature=0.0, budget=0.75, prompt_budget=1.0))
     assert [a.token_ids for a in answers] == [output.token_ids for output in wanted] and seconds > 0
     assert all(math.isnan(a.logprob) for a in answers)
-    llm.model.route.offset = math.inf
+    converted_of(llm.model).set(offset=math.inf)
     for ids, answer, output in zip(PROMPTS, scored, wanted, strict=True):
         text = torch.tensor([[*ids, *answer.token_ids]])
         with torch.no_grad():
@@ -55,12 +55,13 @@ def test_answers_and_what_the_base_says_of_them(llm):
 def test_any_family_is_judged_by_its_own_base(tiny_model, tiny_tokenizer, adaptive, family):
     model = adaptive(tiny_model(family), weights="hard")
     curve = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
-    vars(model)["plugin"] = Plugin("tiny", model.method, fingerprint(model), {"text": curve, "generated": curve})
+    converted, curves = converted_of(model), {"text": curve, "generated": curve}
+    converted.plugin = Plugin("tiny", converted.method, fingerprint(model), curves)
     llm = LLM.of(model, tiny_tokenizer, max_batch=2, prefix_cache=False)
     writer = Writer(llm, llm, 24)
     answers, _ = writer.write(asked(0.75), Store())
     assert sum(a.cost for a in answers) < 0.99 * sum(a.passes for a in answers)
-    route_of(model).offset = math.inf
+    converted_of(model).set(offset=math.inf)
     for ids, answer in zip(PROMPTS, writer.score(PROMPTS, answers, Store()), strict=True):
         text = torch.tensor([[*ids, *answer.token_ids]])
         with torch.no_grad():

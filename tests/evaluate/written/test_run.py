@@ -13,6 +13,7 @@ from depthdial.evaluate.written.run import run
 from depthdial.methods import method_named
 from depthdial.models import save
 from depthdial.models.checkpoint import Plugin
+from depthdial.models.converted import converted_of
 from depthdial.models.fingerprint import fingerprint
 
 CLOCKS = {"seconds", "tokens_per_second", "date", "commit"}
@@ -28,7 +29,7 @@ def baselines(tiny_model, adapted, tmp_path):
     }.items():
         model = adapted(tiny_model("llama"), method_named(name, fields))
         curve = Curve((-3.0, 0.0, 3.0), (0.6, 0.8, 0.95), (0.5, 0.2, 0.0))
-        plugin = Plugin(name, model.method, fingerprint(model), {"text": curve, "generated": curve})
+        plugin = Plugin(name, converted_of(model).method, fingerprint(model), {"text": curve, "generated": curve})
         told[name] = str(save(model, tmp_path / "plugins" / name, plugin))
     return told
 

@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.extras import there
 from depthdial.maps.keep_figure import COLOURS, keep_figure, label, need_matplotlib
 
 _MARKS = "osD^vPX"
-
-
-def can_draw() -> bool:
-    """Is matplotlib there?"""
-    return there("matplotlib")
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

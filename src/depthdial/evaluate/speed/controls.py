@@ -20,16 +20,17 @@ from depthdial.models.fingerprint import fingerprint
 from depthdial.models.own import is_own
 
 
-def random_like(program: Program, model: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
-    """A base converted to random skipping of the layers that `program` routes, and its tokenizer; with adapters of the
+def random_like(program: Program, name: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
+    """A base converted to random skipping of the layers that `program` may leave out, and its tokenizer; with adapters of the
     usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured:
     cost is linear in the rate. Good for speed only."""
-    base, tokenizer = load_base(model, dtype, device)
+    base, tokenizer = load_base(name, dtype, device)
     adapters = {}
     if is_own(base):
         revert(base)
         adapters = {"adapter_ratio": 0}
-    layers = sorted({program.steps[s].block for s in program.routed if program.steps[s].block >= 0})
+    steps = range(program.first, len(program.steps)) if program.jumps else program.routed
+    layers = sorted({program.steps[s].block for s in steps if program.steps[s].block >= 0})
     first, last = min(layers), max(layers) + 1
     but = tuple(layer for layer in range(first, last) if layer not in layers)
     drawn = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)

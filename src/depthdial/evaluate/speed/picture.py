@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.core.extras import there
 from depthdial.evaluate.speed.table import regime_name, row_name
 from depthdial.maps.keep_figure import keep_figure, need_matplotlib
 
 _COLOURS = {"dense": "#000000", "adaptive": "#0072b2", "control": "#d55e00", "lossless": "#009e73"}
 _MARKS = {"our dense": "s", "adaptive": "o", "random": "^", "static": "v", "lossless": "D"}
-
-
-def can_draw() -> bool:
-    """Is matplotlib there?"""
-    return there("matplotlib")
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

@@ -88,6 +88,7 @@ def _figures(
         "speedup_over": compared,
         "times_dense": measured.ratio(subject.title, main),
         "cost": runs[-1].cost(regime),
+        "stop": subject.stop,
     }
     if reference is None or measured.limits is None or not isinstance(subject, EngineSubject):
         return figures

@@ -89,6 +89,8 @@ class Subject(ABC):
     """The true cost that was asked for; None where there is no such thing, or any will do."""
     prompt_budget: PromptBudget | None = None
     """That of what is read, where the row is about that."""
+    stop: float | None = None
+    """The mean true cost of the dial's stop that is taken for it, where the dial has stops."""
     warmups: int = 1
     optional: bool = False
     """May it be missing from the table, its reason told there?"""
@@ -129,6 +131,7 @@ class EngineSubject(Subject):
             self.prompt_budget = params.prompt_budget if kinds == ("prefill",) else None
             # what a prompt costs that is read at a number does not hang on what is written after it
             self.budget = None if isinstance(self.prompt_budget, float) else params.budget
+            self.stop = None if self.budget is None else llm.stop_of(self.budget)
 
     def takes(self, regime: Regime) -> bool:
         return regime.kind in self.kinds

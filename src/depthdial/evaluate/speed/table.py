@@ -29,7 +29,8 @@ def regime_name(row: Figures) -> str:
 
 
 def row_name(row: Figures) -> str:
-    return title(row["name"], row["budget"], row["prompt_budget"], row["precision"])
+    name = title(row["name"], row["budget"], row["prompt_budget"], row["precision"])
+    return name if row.get("stop") is None else f"{name} (stop {row['stop']:.3f})"
 
 
 def machine_lines(results: Figures) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from depthdial.evaluate.table import markdown
+from depthdial.evaluate.markdown import markdown
 
 Figures = Mapping[str, Any]
 COLUMNS = (

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthdial.core.route import Route
-from depthdial.evaluate.text import of_pass
 from depthdial.models.calibration import Batch
+from depthdial.models.converted import Converted
+from heldout.text import of_pass
 
 STATIC_BELOW = 0.01
 """A layer that runs for less than this share of tokens, or skips for less, is static in effect."""
@@ -88,21 +88,19 @@ class RouterHealth:
 class RouteRecord:
     """Collects decisions batch by batch: pass `record` as `watch` to `HeldoutText.score`."""
 
-    def __init__(self, route: Route, batches: Sequence[Batch]):
-        self.route, self.batches = route, batches
+    def __init__(self, converted: Converted, batches: Sequence[Batch]):
+        self.converted, self.batches = converted, batches
         self._keep: dict[int, list[Tensor]] = {}
         self._score: dict[int, list[Tensor]] = {}
 
     def record(self, index: int) -> None:
-        """Note the decisions of the pass that `route` holds, which was over batch `index`."""
-        first: dict[int, Tensor] = {}
-        for site, decision in sorted(self.route.decisions.items()):  # "attn" before "mlp", which follows its decision
-            if site.layer in first:
-                continue
-            first[site.layer] = decision.keep
-            self._keep.setdefault(site.layer, []).append(of_pass(self.batches[index], decision.keep))
+        """Note the decisions of this thread's last pass, which was over batch `index`: those of attention where the MLP
+        has some, too."""
+        decisions, visit_of = self.converted.route.decisions, self.converted.program.visit_of
+        for visit, decision in {visit_of[s]: decisions[s] for s in reversed(decisions)}.items():
+            self._keep.setdefault(visit, []).append(of_pass(self.batches[index], decision.keep))
             score = torch.full(decision.keep.shape, math.nan) if decision.score is None else decision.score.float()
-            self._score.setdefault(site.layer, []).append(of_pass(self.batches[index], score))
+            self._score.setdefault(visit, []).append(of_pass(self.batches[index], score))
 
     def health(self, used: Tensor, groups: Mapping[str, Tensor]) -> RouterHealth:
         """used: layers used by each scored pass, [N]; groups: bool [N] by name. ValueError if nothing is routed."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from depthdial.evaluate.scores import Scores
+from heldout.scores import Scores
 
 
 def scores(more: list[float]) -> Scores:

@@ -50,7 +50,7 @@ class Held:
 
 def recipe() -> ModuleType:
     """recipes/smollm2.py, which says what is trained on."""
-    spec = spec_from_file_location("smollm2", Path(__file__).parents[1] / "recipes" / "smollm2.py")
+    spec = spec_from_file_location("smollm2", Path(__file__).parents[2] / "recipes" / "smollm2.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from depthdial.evaluate.equal_cost import Mix
-from depthdial.evaluate.text import HeldoutText, PluginRun, counted, of_pass, of_prediction, offset_for_cost
 from depthdial.methods import Random, Static
 from depthdial.models.calibration import Heldout
 from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
+from heldout.text import HeldoutText, PluginRun, counted, of_pass, of_prediction, offset_for_cost
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def test_scores_equal_plain_forward_passes(model, packed_batches):
     for batch in batches:
         given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
         with torch.no_grad():
-            model.route.offset = math.inf
+            converted_of(model).set(offset=math.inf)
             base.append(model(**given).logits)
-            model.route.offset = -0.4
+            converted_of(model).set(offset=-0.4)
             logits.append(model(**given).logits)
         costs.append(model.route.token_cost())
         layers.append(model.route.layers_used)
@@ -119,7 +120,7 @@ def test_random_routes_differ_between_rows_and_not_between_runs(tiny_model, pack
     rows = first.layers.view(6, -1)
     assert len({tuple(row.tolist()) for row in rows}) == 6
     assert first.layers.equal(again.layers) and first.ce.equal(again.ce)
-    assert run.route.sample is None
+    assert run.heldout.converted.settings.key is None
 
 
 def test_a_cost_out_of_reach_is_refused(model, packed_batches):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from depthdial.evaluate.markdown import markdown
+
 Figures = Mapping[str, Any]
 
 
@@ -75,9 +77,3 @@ def _ratio(summary: Figures) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def markdown(head: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
-    """A table: its head, and a line for each row."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from depthdial.core.layers import Router
-from depthdial.evaluate.routers import RouteRecord, RouterHealth
-from depthdial.evaluate.text import HeldoutText, PluginRun
 from depthdial.methods import Random, Static
 from depthdial.models.calibration import Heldout
-from depthdial.models.convert import convert, routed
+from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
+from heldout.routers import RouteRecord, RouterHealth
+from heldout.text import HeldoutText, PluginRun
 
 
 def health_of(model, batches, offset: float = 0.0) -> RouterHealth:
     heldout = Heldout(model, batches)
     kinds = {"odd": [b["input_ids"] % 2 == 1 for b in batches]}
     text = HeldoutText(batches, heldout.teacher, heldout.head, kinds)
-    record = RouteRecord(heldout.route, batches)
+    record = RouteRecord(heldout.converted, batches)
     scores = text.score(PluginRun(heldout), offset, record.record)
     return record.health(scores.layers, text.groups)
 
@@ -40,11 +41,12 @@ def test_routers_that_decide(tiny_model, adaptive, packed_batches):
 
 def test_routers_that_always_say_the_same(tiny_model, adaptive, packed_batches):
     model = adaptive(tiny_model("llama"), weights="hard")
-    for site, unit in routed(model).items():
+    program = converted_of(model).program
+    for s, unit in converted_of(model).routed.items():
         for part in unit.parts.values():
             if isinstance(part, Router):
                 part.head.weight.data.zero_()
-                part.bias.data.fill_(5.0 if site.layer % 2 else -5.0)
+                part.bias.data.fill_(5.0 if program.steps[s].block % 2 else -5.0)
     health = health_of(model, packed_batches())
     assert health.static and health.static_layers == [2, 3, 4, 5]
     assert [layer.run_rate for layer in health.layers] == [0.0, 1.0, 0.0, 1.0]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from depthdial.evaluate.plot import draw
-from depthdial.evaluate.table import class_table, kl_table, layers_table, quality_table, router_table
+from heldout.plot import draw
+from heldout.table import class_table, kl_table, layers_table, quality_table, router_table
 
 
 def point(budget: float, ratio: float, known: bool = True) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from depthdial.evaluate.equal_cost import CostSearch, Knob, Mix
-from depthdial.evaluate.scores import Scores, Summary
+from depthdial.evaluate.equal_cost import Knob, Mix
 from depthdial.models.calibration import Batch, Heldout
 from depthdial.models.compare import HeadCompare
+from heldout.scores import Scores, Summary
+from heldout.search import CostSearch
 
 
 class Seen(NamedTuple):
@@ -47,11 +48,8 @@ class PluginRun:
     def __call__(self, index: int, knob: Knob) -> Seen:
         ids = self.heldout.batches[index]["input_ids"]
         rows = torch.arange(len(ids), device=ids.device) + self._first[index]
-        self.route.sample = rows + 1
-        try:
+        with self.heldout.converted.using(key=rows + 1):
             hidden, cost = self.heldout.run(index, knob.offsets(rows) if isinstance(knob, Mix) else knob)
-        finally:
-            self.route.sample = None
         return Seen(hidden, cost, self.route.layers_used)
 
 
