@@ -17,7 +17,7 @@ from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 
 ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget", "prompt_budget"}
-SPEED = {
+SPEED = {"first_token_seconds", "times_dense", "tokens_per_second", "repeats", "speedup", "speedup_over", "cost", "stop"}
     "stop",
     "first_token_seconds",
     "times_dense",
