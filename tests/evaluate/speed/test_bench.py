@@ -17,8 +17,7 @@ from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 
 ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget", "prompt_budget"}
-SPEED = {"first_token_seconds", "times_dense", "tokens_per_second", "repeats", "speedup", "speedup_over", "cost", "stop"}
-    "stop",
+SPEED = {
     "first_token_seconds",
     "times_dense",
     "tokens_per_second",
@@ -26,6 +25,7 @@ SPEED = {"first_token_seconds", "times_dense", "tokens_per_second", "repeats", "
     "speedup",
     "speedup_over",
     "cost",
+    "stop",
 }
 IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_ideal", "layers"}
 
