@@ -68,7 +68,11 @@ def by_hand(base: Any, changes: dict[int, dict[str, Tensor]], visits: list[int],
 def changes_of(model: Any) -> dict[int, dict[str, Tensor]]:
     """What the parts of a converted model add to each weight, by step."""
     return {
-        s: {f"{name}_proj": part.up.detach() @ part.down.detach() for name, part in unit.parts.items()}
+        s: {
+            f"{name}_proj": part.up.detach() @ part.down.detach()
+            for name, part in unit.parts.items()
+            if isinstance(part, LoRA)
+        }
         for s, unit in converted_of(model).parted.items()
     }
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from depthdial.serve.schema_base import Body, Ignored, ReadAt, Strict, no_tools, read_at, unsupported, wrong
+from depthdial.serve.schema_base import Body, Ignored, ReadAt, Strict, no_tools, unsupported, wrong
 from depthdial.serve.schema_messages import ChatMessage
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -75,11 +75,6 @@ class Generating(Body):
         if any(len(stop) > LONGEST_STOP for stop in many):
             raise ValueError(f"a stop string may have up to {LONGEST_STOP} characters")
         return value
-
-    @field_validator("prompt_budget", mode="before")
-    @classmethod
-    def _read_at(cls, value: Any) -> Any:
-        return read_at(value)
 
     @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
     @classmethod
@@ -205,8 +200,3 @@ class MapRequest(Body):
     budget: float | None = Field(None, gt=0, le=1)
     prompt_budget: ReadAt | None = Field(None, description=READ_AT)
     title: str | None = Field(None, max_length=200)
-
-    @field_validator("prompt_budget", mode="before")
-    @classmethod
-    def _read_at(cls, value: Any) -> Any:
-        return read_at(value)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from depthdial.core.dial import prompt_budget
 
-ReadAt = Annotated[float, Field(gt=0, le=1)] | Literal["same"]
+
+def read_at(value: Any) -> Any:
+    """The value, if it is a prompt budget."""
+    try:
+        return prompt_budget(value)
+    except ValueError:
+        raise ValueError('give a number above 0 and up to 1.0, or "same"') from None
+
+
+ReadAt = Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["same"], BeforeValidator(read_at)]
 Ignored = Annotated[Any, Field(description="Known, and without meaning here.")]
 
 
@@ -46,14 +55,6 @@ class Body(Strict):
 def wrong(field: str, why: str) -> PydanticCustomError:
     """What is wrong with one field, where it shows only beside another."""
     return PydanticCustomError("field", "{why}", {"param": field, "why": why})
-
-
-def read_at(value: Any) -> Any:
-    """The value, if it is a prompt budget."""
-    try:
-        return prompt_budget(value)
-    except ValueError:
-        raise ValueError('give a number above 0 and up to 1.0, or "same"') from None
 
 
 def unsupported(asked: Any, value: Any) -> Any:

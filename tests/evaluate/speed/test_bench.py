@@ -17,7 +17,16 @@ from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 
 ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget", "prompt_budget"}
-SPEED = {"first_token_seconds", "times_dense", "tokens_per_second", "repeats", "speedup", "speedup_over", "cost"}
+SPEED = {
+    "first_token_seconds",
+    "times_dense",
+    "tokens_per_second",
+    "repeats",
+    "speedup",
+    "speedup_over",
+    "cost",
+    "stop",
+}
 IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_ideal", "layers"}
 
 
