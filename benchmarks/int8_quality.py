@@ -21,7 +21,7 @@ from depthdial import LLM
 from depthdial.core.whole import write_json
 from depthdial.engine.native import NativeRunner
 from depthdial.evaluate.speed.machine import facts
-from depthdial.kernels.tensors import PAGE
+from depthdial.kernels.tensors import PAGE, PagedCache, PassOutput, PassTokens
 from depthdial.train.data import read
 
 ROWS, LENGTH = 16, 128
@@ -31,19 +31,19 @@ def losses(llm: LLM, texts: Tensor, budget: float) -> Tensor:
     """Nats of each token after the first of its text, fp32 [rows, LENGTH - 1]. texts: int64 [rows, LENGTH]."""
     runner, cache = llm.engine.runner, llm.engine.scheduler.cache
     assert isinstance(runner, NativeRunner), "int8 is for the native kernels"
-    depth, (_, _, heads, _, size) = runner.model.depth, cache.k.shape
+    depth, steps, (_, heads, _, size) = runner.model.depth, runner.model.steps, cache.k.shape
     pages = LENGTH // PAGE
-    k, v = (torch.zeros(depth, ROWS * pages, heads, PAGE, size, dtype=cache.k.dtype) for _ in range(2))
-    table = torch.arange(ROWS * pages, dtype=torch.int32).view(ROWS, pages)
-    logits, keep = torch.empty(ROWS, runner.model.vocabulary), torch.empty(depth, ROWS, dtype=torch.uint8)
-    score = torch.empty(depth, ROWS)
+    k, v = (torch.zeros(depth * ROWS * pages, heads, PAGE, size, dtype=cache.k.dtype) for _ in range(2))
+    paged = PagedCache(k, v, torch.arange(len(k), dtype=torch.int32).view(depth, ROWS, pages))
+    logits, keep = torch.empty(ROWS, runner.model.vocabulary), torch.empty(steps, ROWS, dtype=torch.uint8)
+    out = PassOutput(keep, torch.empty(steps, ROWS), logits)
     offsets, slots, found = torch.full((ROWS,), llm.offset_of(budget)), torch.arange(ROWS, dtype=torch.int32), []
     for part in texts.split(ROWS):
         of_part = []
         for place in range(LENGTH - 1):
             at = torch.full((ROWS,), place, dtype=torch.int32)
             ids = part[:, place].contiguous()
-            runner.model.forward(ids, at, slots, table, k, v, offsets, None, logits, keep, score)
+            runner.model.forward(PassTokens(ids, at, slots, offsets), paged, out)
             of_part.append(torch.nn.functional.cross_entropy(logits, part[:, place + 1], reduction="none"))
         found.append(torch.stack(of_part, 1))
     return torch.cat(found)
