@@ -109,7 +109,7 @@ def adaptive(plain: PreTrainedModel, args: argparse.Namespace) -> ModelTensors:
     spine = spine_of(model)
     runner = TorchRunner(model, spine, Stats(len(spine.blocks)))
     share = min(1.0, args.rate * len(spine.blocks) / (len(spine.blocks) - len(spine.blocks) // 2))
-    tensors = tensors_of(spine, runner)
+    tensors = tensors_of(spine, runner).tensors
     for _ in range(args.rounds):  # a router's input depends on what the layers below it decided
         score = decode_case(tensors, args.calibration, 1, device).first.score
         logits = torch.logit(score.clamp(1e-6, 1 - 1e-6))
