@@ -21,9 +21,9 @@ from depthdial.models.own import is_own
 
 
 def random_like(program: Program, name: str, dtype: str, device: str, seed: int) -> tuple[Any, Any]:
-    """A base converted to random skipping of the layers that `program` may leave out, and its tokenizer; with adapters of the
-    usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not measured:
-    cost is linear in the rate. Good for speed only."""
+    """A base converted to random skipping of the layers that `program` may leave out, and its tokenizer; with adapters
+    of the usual size at zero, or none where the model was pre-trained with its routers. Its curve is computed, not
+    measured: cost is linear in the rate. Good for speed only."""
     base, tokenizer = load_base(name, dtype, device)
     adapters = {}
     if is_own(base):
