@@ -262,10 +262,9 @@ class LLM:
     def _requests(
         self, prompts: Sequence[Plain], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
-        params = SamplingParams() if params is None else params
-        asked: Any = params
-        one_for_all = not isinstance(asked, Iterable) or isinstance(asked, str | Mapping)
-        each: list[Any] = [asked] * len(prompts) if one_for_all else list(asked)
+        wanted: Any = SamplingParams() if params is None else params
+        one_for_all = not isinstance(wanted, Iterable) or isinstance(wanted, str | Mapping)
+        each: list[Any] = [wanted] * len(prompts) if one_for_all else list(wanted)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters; give one, or one per prompt")
         if wrong := [item for item in each if not isinstance(item, SamplingParams)]:
@@ -291,14 +290,11 @@ class LLM:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        plugin = None if self.plugin is None else self.plugin.name
-        key = first_key(self._method, plugin)
+        key = first_key(self._method, None if self.plugin is None else self.plugin.name)
         if not params.lossless:
             dials = self.dials(params.budget, params.prompt_budget)
             target = self.budget if params.budget is None else params.budget
-            moving = self.budgets.auto is not None and params.budget is None
-            steady = self.budgets.steady
+            moving, steady = self.budgets.auto is not None and params.budget is None, self.budgets.steady
             return Request(text, ids, params, seed, dials, limit, key, target=target, moving=moving, steady=steady)
-        draft, dials = self.budget if params.draft_budget is None else params.draft_budget, Dials(math.inf)
-        cost = 1.0 if draft is None else draft
-        return Request(text, ids, params, seed, dials, limit, key, self.offset_of(draft), cost)
+        draft = self.budget if params.draft_budget is None else params.draft_budget
+        return Request(text, ids, params, seed, Dials(math.inf), limit, key, self.offset_of(draft), draft or 1.0)
