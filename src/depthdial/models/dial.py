@@ -55,7 +55,7 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
     if prompt is None:
         prompt = getattr(model.config, "prompt_budget", None)
     if prompt is None:
-        return "same" if own or blocks else 1.0
+        return "same" if reads_as_written(model) else 1.0
     prompt = prompt_budget(prompt)
     if blocks and prompt != "same":
         raise ValueError(
@@ -68,6 +68,11 @@ def prompt_budget_for(model: PreTrainedModel, prompt: PromptBudget | None = None
             f'prompt_budget out, or give "same", not {prompt}'
         )
     return prompt
+
+
+def reads_as_written(model: PreTrainedModel) -> bool:
+    """Is there but one way to read a prompt: as what follows it is written?"""
+    return has_own_routers(model) or bool(converted_of(model).program.own)
 
 
 def has_own_routers(model: PreTrainedModel) -> bool:

@@ -7,7 +7,7 @@ import os
 
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM
-from depthdial.models.dial import has_own_routers
+from depthdial.models.dial import reads_as_written
 from depthdial.models.own import is_own
 from depthdial.serve.wire import Message
 
@@ -25,7 +25,7 @@ def facts_of(llm: LLM) -> Message:
         "budget": llm.budget,
         "prompt_budget": llm.prompt_budget,
         "floor": None if written is None else _least(written),
-        "prompt_floor": None if has_own_routers(llm.model) else 1.0 if text is None else _least(text),
+        "prompt_floor": None if reads_as_written(llm.model) else 1.0 if text is None else _least(text),
         "stops": _stops(llm, written),
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "chat": bool(llm.tokenizer.chat_template),

@@ -7,13 +7,19 @@ import json
 
 import pytest
 
+from depthdial.core.dial import Curve
 from depthdial.evaluate.speed import bench as bench_
 from depthdial.evaluate.speed.bench import bench
 from depthdial.evaluate.speed.lineup import Lineup
 from depthdial.evaluate.speed.options import Options
 from depthdial.evaluate.speed.subjects import EngineSubject
 from depthdial.evaluate.speed.table import machine_lines
-from depthdial.methods import SkipLayer
+from depthdial.methods import Balcony, SkipLayer
+from depthdial.models.base import load_base
+from depthdial.models.checkpoint import Plugin, save
+from depthdial.models.convert import convert
+from depthdial.models.converted import converted_of
+from depthdial.models.fingerprint import fingerprint
 from depthdial.models.scratch import Spec, fresh
 
 ROW = {"regime", "batch", "prompt_tokens", "new_tokens", "name", "kind", "precision", "budget", "prompt_budget"}
@@ -119,6 +125,23 @@ def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_toke
         assert dense["cost"] == 1 and dense["layers"] == 6
         assert adaptive["budget"] is None and adaptive["cost"] < 1 and adaptive["layers"] < 6
         assert adaptive["ideal_speedup"] > 1 and 0 < random["cost"] < 1
+
+
+def test_exits_by_own_blocks_read_a_prompt_as_they_write(tiny_folder, tmp_path):
+    """Nobody names a prompt_budget: what cannot be had is not measured, and does not stop the rest."""
+    model, _ = load_base(str(tiny_folder), "float32", "cpu")
+    method, base = Balcony(exits=(2, 4), stop=1), fingerprint(model)
+    ledger = converted_of(convert(model, method)).ledger
+    head, layer = ledger.head, ledger.layers[0].total
+    costs = [(head + layer * (n + 1)) / ledger.dense for n in (2, 4)]
+    curve = Curve.fit([(-1.0, costs[0], 0.5), (0.0, costs[1], 0.2), (1.0, 1.0, 0.0)], step=1.0)
+    folder = save(model, tmp_path / "exits", Plugin("exits", method, base, {"text": curve, "generated": curve}))
+    tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 1, "compiled": False}
+    where = {"model": str(tiny_folder), "plugin": str(folder), "dtype": "float32", "device": "cpu"}
+    rows = bench(Options(**where, budgets=(0.9,), **tiny))["rows"]
+    adaptive = [row for row in rows if row["kind"] == "adaptive"]
+    assert [(row["regime"], row["prompt_budget"]) for row in adaptive] == [("decode", None), ("prefill", "same")]
+    assert all(row["cost"] == pytest.approx(row["stop"]) and row["cost"] < 0.9 for row in adaptive)
 
 
 def test_int8_is_compared_with_int8(options):

@@ -22,7 +22,7 @@ from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
 from depthdial.models import load_base
 from depthdial.models.ahead import check_reading
 from depthdial.models.converted import converted_of
-from depthdial.models.dial import has_own_routers
+from depthdial.models.dial import reads_as_written
 from depthdial.models.own import is_own
 from depthdial.models.stock import stock
 
@@ -91,7 +91,7 @@ class Lineup:
 
     @property
     def _prompt_budgets(self) -> tuple[PromptBudget, ...]:
-        return self.options.prompt_budgets or (("same",) if has_own_routers(self.llm.model) else (1.0, "same"))
+        return self.options.prompt_budgets or (("same",) if reads_as_written(self.llm.model) else (1.0, "same"))
 
     def _add_ours(self) -> None:
         options = self.options
