@@ -127,9 +127,8 @@ def test_alpha_trains_without_a_budget(config, objective, tmp_path):
     assert plugin.recommended is not None and 0.5 < plugin.recommended <= 1.01
 
 
-def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeypatch):
-    whole = train(dataclasses.replace(config, output=str(tmp_path / "whole")))
-    torn = dataclasses.replace(config, output=str(tmp_path / "torn"))
+def tear(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a run of 6 steps after the fourth, as a terminal does."""
     step_end = loop.Report.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
@@ -140,7 +139,13 @@ def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(loop.Report, "on_step_end", interrupt)
         with pytest.raises(loop.Interrupted, match=r"step 4 of 6.*--resume"):
-            train(torn)
+            train(config)
+
+
+def test_an_interrupted_run_resumes_to_the_same_plugin(config, tmp_path, monkeypatch):
+    whole = train(dataclasses.replace(config, output=str(tmp_path / "whole")))
+    torn = dataclasses.replace(config, output=str(tmp_path / "torn"))
+    tear(torn, monkeypatch)
     assert not (tmp_path / "torn" / PARTS_FILE).exists()
     with pytest.raises(ValueError, match="add --resume"):
         train(torn)
@@ -162,17 +167,7 @@ def recursive(config, tiny_folder, tmp_path_factory) -> TrainConfig:
 
 def test_changes_of_a_recursive_model_are_trained_alone_and_resumed(recursive, tmp_path, monkeypatch):
     whole, torn = (dataclasses.replace(recursive, output=str(tmp_path / name)) for name in ("whole", "torn"))
-    step_end = loop.Report.on_step_end
-
-    def interrupt(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == 4:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Report, "on_step_end", interrupt)
-        with pytest.raises(loop.Interrupted, match=r"step 4 of 6.*--resume"):
-            train(torn)
+    tear(torn, monkeypatch)
     a, b = (
         load(torn.model, str(f), dtype="float32", device="cpu")[0] for f in (train(whole), train(torn, resume=True))
     )

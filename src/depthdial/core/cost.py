@@ -102,11 +102,9 @@ class Ledger:
             return cheapest[to] + sum(self.steps[i].absent for i in range(s + 1, to))
 
         for s in reversed(range(count)):
-            work, ways = self.steps[s], []
-            if steps[s].base or steps[s].routed != "skip":
-                ways.append(work.unit.total + onward(s, True))
+            work, ways = self.steps[s], [self.steps[s].unit.total + onward(s, True)]
             if steps[s].routed == "skip":
-                ways += [work.absent + work.bypass + onward(s, False), work.unit.total + onward(s, True)]
+                ways.append(work.absent + work.bypass + onward(s, False))
             cheapest[s] = work.look + min(ways)
         return (self.head + cheapest[0]) / self.dense
 

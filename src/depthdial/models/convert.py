@@ -193,7 +193,8 @@ def _route(
     readout = Readout(model) if step.shows else None
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
-        hooks = Evicting(unit, s, converted.passing, str(model.config._attn_implementation))
+        index: int = vars(layer.get_submodule(family.attn))["layer_idx"]
+        hooks = Evicting(unit, s, index, converted.passing, str(model.config._attn_implementation))
         converted.add(hooks)
 
 

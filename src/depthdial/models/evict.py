@@ -24,13 +24,11 @@ class Evicting:
 
     The decision of this pass must stand in its trace before these hooks run: register them after those that make it.
     Works with the masks of Hugging Face's "sdpa" and "eager" attention and with growing caches; raises ValueError for
-    others, where there is a token that would ask for what others have not left.
+    others, where there is a token that would ask for what others have not left. index: the layer's, in a cache.
     """
 
-    def __init__(self, unit: nn.Module, s: int, passing: Callable[[], Pass], attention: str):
-        self.s, self._passing, self._attention = s, passing, attention
-        attn = unit.get_submodule("self_attn") if hasattr(unit, "self_attn") else unit
-        self._index: int = vars(attn)["layer_idx"]
+    def __init__(self, unit: nn.Module, s: int, index: int, passing: Callable[[], Pass], attention: str):
+        self.s, self._index, self._passing, self._attention = s, index, passing, attention
         self._hooks = (
             unit.register_forward_pre_hook(self._hide, with_kwargs=True),
             unit.register_forward_hook(self._blank, with_kwargs=True),
