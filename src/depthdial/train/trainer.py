@@ -29,7 +29,7 @@ from depthdial.train.optimizers import deciding
 from depthdial.train.settings import CHECKPOINTS
 
 
-class Hold(TrainerCallback):
+class HoldBudget(TrainerCallback):
     """Move the budget control once per optimizer step, and tell the lesson how far training is."""
 
     def __init__(self, lesson: Lesson):
@@ -85,7 +85,7 @@ def run_trainer(
         args=one_device(arguments),
         train_dataset=rows,
         data_collator=single,
-        callbacks=[*more, Hold(lesson), Report(lesson, output), Seal(), stop],
+        callbacks=[*more, HoldBudget(lesson), Report(lesson, output), Seal(), stop],
         optimizers=(optimizer_for(lesson, config), None),
     )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
