@@ -119,7 +119,7 @@ class StopCleanly(TrainerCallback):
             signal.signal(number, handler)
 
     def check(self, step: int, steps: int, folder: Path) -> None:
-        """Raises Interrupted if training ended before its last step because it was asked to."""
+        """Raises InterruptedRun if training ended before its last step because it was asked to."""
         if self.stopping and step < steps:
             raise InterruptedRun(
                 f"stopped at step {step} of {steps}; a checkpoint is saved in {folder}: "

@@ -85,7 +85,7 @@ def before_loop(tokens: Sequence[int]) -> int:
 class OwnText:
     """Pools of rows that the model wrote.
 
-    model: converted, in training; questions: what it answers (`questions`); control: its offsets are the dial meanwhile.
+    model: converted, in training; questions: what it answers; control: its offsets are the dial meanwhile.
     Pool k is written before step k * refresh and used in the period after it, the first in the first one, too: what the
     trainer reads ahead is there.
     """

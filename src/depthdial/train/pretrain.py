@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
 
     Afterwards `config.output` holds the model and its tokenizer as Hugging Face keeps them. On several processes all of
     them train and the main one writes. Raises ValueError (one line, with the remedy) for settings or data that do not
-    fit, or a resume that does not; Interrupted after a signal.
+    fit, or a resume that does not; InterruptedRun after a signal.
     """
     method, spec = config.chosen_method(), None if config.start is not None else Spec.parse(config.size)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()

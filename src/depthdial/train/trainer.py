@@ -48,7 +48,7 @@ def run_trainer(
     """Train the lesson's parts in place on micro-batches as `Mix` orders them. Checkpoints go to
     `<output>/checkpoints`; `resume` goes on from the last whole one. more: further callbacks, called first.
 
-    Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
+    Raises InterruptedRun after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
     folder = output / CHECKPOINTS
