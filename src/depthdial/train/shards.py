@@ -25,7 +25,6 @@ from depthdial.train.encode import encode_all, separator_token
 from depthdial.train.progress import Progress
 from depthdial.train.tokenizer import (
     open_tokenizer,
-    save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
@@ -152,7 +151,7 @@ def _fresh(
         tokenizer = open_tokenizer(name)
     else:  # held-out text must not shape the tokenizer either
         tokenizer = train_tokenizer((r for path in paths for r in holdout(read(path), heldout)[0]), size)
-    save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
     index = Index(
         tokenizer_fingerprint(tokenizer), name, len(tokenizer), separator_token(tokenizer), heldout, files=sums
     )
