@@ -94,7 +94,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypat
     first = run(options())
     measured = []
     real = module.measure_task
-    monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
+    monkeypatch.setattr(module, "measure_task", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
     assert measured == ["piqa", "piqa", "piqa"]
