@@ -147,7 +147,7 @@ def test_sums_of_training_are_on_one_device(tiny_model: Callable, adapted: Calla
     model = adapted(tiny_model("llama").to(other), method_named("flexidepth", dict(METHODS["flexidepth"].example)))
     lesson = Lesson(model, "distill", None)
     lesson(**{name: tensor.to(other) for name, tensor in packed().items()})["loss"].backward()
-    assert torch.cat([value.reshape(-1) for value in lesson.seen.values()]).device == other
+    assert torch.cat([value.reshape(-1) for value in lesson.totals.values()]).device == other
     assert processes.world() == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthdial.train.callbacks import Interrupted, Report, StopCleanly
+from depthdial.train.callbacks import InterruptedRun, Report, StopCleanly
 
 STATE = SimpleNamespace(global_step=4, max_steps=9)
 
@@ -64,9 +64,9 @@ def test_only_a_stop_before_the_end_is_an_interruption(tmp_path: Path):
     stop.on_step_end(SimpleNamespace(device="cpu"), STATE, control)
     stop.check(4, 9, tmp_path)
     assert not control.should_save
-    stop.asked = True
+    stop.stopping = True
     stop.on_step_end(SimpleNamespace(device="cpu"), STATE, control)
     assert control.should_save and control.should_training_stop
     stop.check(9, 9, tmp_path)
-    with pytest.raises(Interrupted, match=r"step 4 of 9.*--resume"):
+    with pytest.raises(InterruptedRun, match=r"step 4 of 9.*--resume"):
         stop.check(4, 9, tmp_path)

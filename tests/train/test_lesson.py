@@ -288,5 +288,5 @@ def test_every_exit_learns_from_every_row(tiny_model: Callable, packed: Callable
     torch.testing.assert_close(learned, gradients(lesson), rtol=1e-4, atol=1e-6)
     layer, head = base.converted.ledger.layers[0].total, base.converted.ledger.head
     cost = sum((n * layer + head) / (4 * layer + head) for n in (2, 3)) / 2
-    assert float(lesson.seen["cost"] / lesson.seen["tokens"]) == pytest.approx(cost)
-    assert float(lesson.seen["layers"] / lesson.seen["tokens"]) == pytest.approx(2.5)
+    assert float(lesson.totals["cost"] / lesson.totals["tokens"]) == pytest.approx(cost)
+    assert float(lesson.totals["layers"] / lesson.totals["tokens"]) == pytest.approx(2.5)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.train.messages import LeftOut, Message, shown
-from depthdial.train.shapes import SHAPES, Row, fit
+from depthdial.train.shapes import SHAPES, JsonRow, fit
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
 # A plain text file becomes records of about this many characters, so that sampling and splits have some to choose from.
@@ -226,7 +226,7 @@ def _record(row: object, stem: str, where: str) -> tuple[Record, frozenset[str]]
     return record, unused
 
 
-def _source(row: Row, stem: str) -> str:
+def _source(row: JsonRow, stem: str) -> str:
     names = [row.get("source") or stem, row.get("split")]
     return "/".join(str(n) for n in names if isinstance(n, str) and n)
 

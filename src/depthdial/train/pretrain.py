@@ -25,14 +25,14 @@ from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.callbacks import Report, Seal, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
-from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
+from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
 from depthdial.train.machine import compile_pieces, keep_memory, one_device
 from depthdial.train.next_token import NextToken, Steps
 from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
 from depthdial.train.results import run_figures, samples_of, save_model
 from depthdial.train.rows import Rows
-from depthdial.train.settings import CHECKPOINTS, claimed, settings_in, told, write_settings
+from depthdial.train.settings import CHECKPOINTS, claim, config_json, settings_in, write_settings
 from depthdial.train.sharding import shard_on_cpu, sharding
 from depthdial.train.shards import make_shards
 from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, utilisation
@@ -59,12 +59,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
 
     Afterwards `config.output` holds the model and its tokenizer as Hugging Face keeps them. On several processes all of
     them train and the main one writes. Raises ValueError (one line, with the remedy) for settings or data that do not
-    fit, or a resume that does not; Interrupted after a signal.
+    fit, or a resume that does not; InterruptedRun after a signal.
     """
-    method, spec = config.asked_method(), None if config.start is not None else Spec.parse(config.size)
+    method, spec = config.chosen_method(), None if config.start is not None else Spec.parse(config.size)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     processes.start(on_cpu)
-    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
+    with claim(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
         return _pretrain(config, method, spec, on_cpu, output, resume)
 
 
@@ -78,7 +78,7 @@ def _pretrain(
     samples = config.steps * config.rows_a_step
     rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
     log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")
-    held = _held_out(places, index, config, rows)
+    heldout = _heldout_rows(places, index, config, rows)
     if spec is None:
         assert config.start is not None
         model, tokenizer = load_base(config.start, "float32", "cpu")
@@ -87,24 +87,26 @@ def _pretrain(
         model = fresh(spec, method, tokenizer, config.seed)
 
     machine = _machine(config, on_cpu)
-    begun = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}
+    identity = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}
     if resume:
-        _same(output, begun)
+        _same(output, identity)
     if machine.device.type == "cpu" and machine.bf16:
         model.set_attn_implementation("eager")  # scaled_dot_product_attention's bf16 backward is slow on a CPU
     model.to(machine.device)  # pyright: ignore[reportArgumentType]
-    undo = _gathered(model, config, rows, machine, output, resume)
+    undo = _gather(model, config, rows, machine, output, resume)
     gathers = "on" if undo else "off"
-    write_settings(output, {**told(config), **begun, "gather": gathers}, SETTINGS_FILE)
+    write_settings(output, {**config_json(config), **identity, "gather": gathers}, SETTINGS_FILE)
 
     if config.compile:
         compile_pieces(model)
     lesson = NextToken(model, config.seed, config.compile)
     uses_cache = model.config.use_cache
-    trainer = _train(model, lesson, rows, held, config, machine, resume)
+    trainer = _train(model, lesson, rows, heldout, config, machine, resume)
     model.config.use_cache = uses_cache  # a Trainer switches it off, also in config.json
     lesson.close()
-    figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
+    figures = measure_heldout(
+        model_of(trainer, model), heldout, config.rows_a_step, config.heldout_tokens, machine.bf16
+    )
     if not math.isfinite(figures["loss"]):
         raise ValueError(
             f"the held-out loss is {figures['loss']} after step {config.steps}: no model was written; start again with "
@@ -120,7 +122,7 @@ def _pretrain(
     return figures
 
 
-def trained(trainer: Trainer | None, model: PreTrainedModel) -> PreTrainedModel:
+def model_of(trainer: Trainer | None, model: PreTrainedModel) -> PreTrainedModel:
     """The model to run: sharded by the Trainer, perhaps."""
     return model if trainer is None else trainer.model  # pyright: ignore[reportReturnType]
 
@@ -132,7 +134,7 @@ def _whole_state(trainer: Trainer, model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _train(
-    model: PreTrainedModel, lesson: NextToken, rows: Rows, held: Rows, config: PretrainConfig, machine: Machine,
+    model: PreTrainedModel, lesson: NextToken, rows: Rows, heldout: Rows, config: PretrainConfig, machine: Machine,
     resume: bool,
 ) -> Trainer | None:  # fmt: skip
     """Train in place; None if a checkpoint of the last step is there already."""
@@ -145,9 +147,9 @@ def _train(
     stop, ledger = StopCleanly(), converted_of(model).ledger
 
     def speed(figures: Figures, seconds: float) -> Figures:
-        needed = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
+        macs = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
         tokens = samples_of(figures["tokens"], config.length)
-        return {"tokens_per_second": tokens / seconds, "mfu": utilisation(needed, tokens, seconds, machine.rate)}
+        return {"tokens_per_second": tokens / seconds, "mfu": utilisation(macs, tokens, seconds, machine.rate)}
 
     trainer = Trainer(
         model=model,
@@ -158,7 +160,9 @@ def _train(
         callbacks=[
             Steps(lesson),
             Report(lesson, output, speed),
-            Evaluate(model, held, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output),
+            Evaluate(
+                model, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output
+            ),
             Seal(),
             stop,
         ],
@@ -206,16 +210,16 @@ def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dic
     )
 
 
-def _same(output: Path, begun: dict[str, Any]) -> None:
+def _same(output: Path, identity: dict[str, Any]) -> None:
     """ValueError where a run was begun on other tokens or in another precision."""
     before = settings_in(output / SETTINGS_FILE)
     names = {"tokenizer_sha": "with another tokenizer", "bf16": "in another precision (give its --dtype)"}
-    for name, now in begun.items():
+    for name, now in identity.items():
         if before.get(name, now) != now:
             raise ValueError(f"{output} was begun {names[name]}; resume with the same, or choose another --output")
 
 
-def _held_out(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
+def _heldout_rows(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
     """Held-out rows; the first training rows where there are too few documents to hold one row out."""
     if index.tokens("heldout") >= config.length:
         return Rows(places, index, "heldout", config.length, seed=0)  # mixed: a part of them speaks for all files
@@ -235,18 +239,18 @@ def _machine(config: PretrainConfig, on_cpu: bool) -> Machine:
     return Machine(device, bf16, float(rate))
 
 
-def _gathered(
+def _gather(
     model: PreTrainedModel, config: PretrainConfig, rows: Rows, machine: Machine, output: Path, resume: bool
 ) -> Any:
     """Gather if that was asked for, or pays (before anything is compiled); what undoes it, or None. A resumed run does
     as the first one did."""
-    wanted = config.gather
+    mode = config.gather
     if resume:
-        wanted = settings_in(output / SETTINGS_FILE).get("gather", wanted)
-    if wanted == "off" or (wanted == "auto" and not routed_layers(model)):
+        mode = settings_in(output / SETTINGS_FILE).get("gather", mode)
+    if mode == "off" or (mode == "auto" and not routed_layers(model)):
         return None
-    if wanted == "on":
+    if mode == "on":
         return gather(model)
     batch, _ = processes.share(config.batch, config.accumulate)
     ids = torch.stack([rows[i % len(rows)]["input_ids"] for i in range(batch)]).to(machine.device)
-    return gather(model) if processes.agreed(gather_pays(model, ids, machine.bf16), machine.device) else None
+    return gather(model) if processes.any_process(gather_pays(model, ids, machine.bf16), machine.device) else None

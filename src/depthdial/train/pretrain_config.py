@@ -99,7 +99,7 @@ class PretrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
-    def asked_method(self) -> Method:
+    def chosen_method(self) -> Method:
         """The method with its fields and density; it starts at the first layer, where it leaves that open, and without
         adapters where no router says who needs them: those are for models that were trained to run every layer.
 
@@ -111,16 +111,16 @@ class PretrainConfig:
         if self.method not in METHODS:
             return method_named(self.method, {})
         kind = METHODS[self.method]
-        known, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
+        names, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
         if self.density is not None:
-            name = next((name for name in DENSITY_FIELDS if name in known), None)
+            name = next((name for name in DENSITY_FIELDS if name in names), None)
             if name is None and self.density < 1:
                 raise ValueError(f"method {self.method!r} runs every layer: it has no density; leave --density out")
             if name is not None and fields.setdefault(name, self.density) != self.density:
                 raise ValueError(f"density is given twice: {self.density} and {name}={fields[name]}; leave one out")
-        if "first" in known:
+        if "first" in names:
             fields.setdefault("first", 0)
-        if "adapter_ratio" in known and not kind.reads & {"x", "logits"}:
+        if "adapter_ratio" in names and not kind.reads & {"x", "logits"}:
             fields.setdefault("adapter_ratio", 0)
         method = method_named(self.method, fields)
         if method.frozen and method.target is None:

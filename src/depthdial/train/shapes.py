@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from depthdial.train.messages import LeftOut, Talk, conversation, text_of, tidy, turn, whole
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 Content = Talk | str | None
 
 TALKS = ("messages", "conversations", "conversation")
@@ -29,14 +29,14 @@ SHORT = 40
 class Fields:
     """The fields of one row that hold something, and which of them were read."""
 
-    def __init__(self, row: Row):
-        self.row, self.used = row, set[str]()
+    def __init__(self, row: JsonRow):
+        self.row, self.names = row, set[str]()
 
     def get(self, *names: str, kind: type | tuple[type, ...] = str) -> Any:
         """The first of these fields that is of that kind, None where none is."""
         for name in names:
             if name in self.row and isinstance(value := self.row[name], kind):
-                self.used.add(name)
+                self.names.add(name)
                 return whole(value, name) if isinstance(value, str) else value
         return None
 
@@ -69,35 +69,35 @@ def chain_of_thought(row: Fields) -> Content:
         return None
     reason, answer = tidy(rationale), tidy(answer)
     if len(answer) > SHORT or "\n" in answer:
-        return Talk(turn(_asked(row, prompt), f"{reason}\n\n{answer}"))
+        return Talk(turn(_with_context(row, prompt), f"{reason}\n\n{answer}"))
     answer = answer.rstrip(".")
     gap = " " if reason.endswith((".", "!", "?")) else "\n"
-    return Talk(turn(_asked(row, prompt), f"{reason}{gap}The answer is {answer}.".strip() if answer else reason))
+    return Talk(turn(_with_context(row, prompt), f"{reason}{gap}The answer is {answer}.".strip() if answer else reason))
 
 
 def instruction(row: Fields) -> Content:
     task, answer = row.get("instruction"), row.get("output", "response")
     if task is None or answer is None:
         return None
-    return Talk(turn(_joined(task, row.get("input"), row.get("context")), answer))
+    return Talk(turn(_join(task, row.get("input"), row.get("context")), answer))
 
 
 def completion(row: Fields) -> Content:
     """A prompt and what follows it: texts, or lists of messages of which the second is to be learnt."""
-    asked = row.talk("prompt", role="user")
-    answer = asked and row.talk("completion", "response", role="assistant")
-    if not asked or not answer:
+    talk = row.talk("prompt", role="user")
+    answer = talk and row.talk("completion", "response", role="assistant")
+    if not talk or not answer:
         return None
     if isinstance(row.row["prompt"], str):
-        asked.messages[0]["content"] = _asked(row, row.row["prompt"])
+        talk.messages[0]["content"] = _with_context(row, row.row["prompt"])
     else:
-        asked.context = set(range(len(asked.messages)))
-    return asked + answer
+        talk.context = set(range(len(talk.messages)))
+    return talk + answer
 
 
 def question(row: Fields) -> Content:
-    asked, answer = row.get("question"), row.get("answer", "response")
-    return None if asked is None or answer is None else Talk(turn(_asked(row, asked), _spoken(answer)))
+    text, answer = row.get("question"), row.get("answer", "response")
+    return None if text is None or answer is None else Talk(turn(_with_context(row, text), _spoken(answer)))
 
 
 def command(row: Fields) -> Content:
@@ -110,22 +110,22 @@ def command(row: Fields) -> Content:
     ):
         return None
     lines = [f"- {e['task'].strip()}:\n  `{e['command'].strip()}`" for e in examples]
-    shown = whole("\n".join([f"{about.strip()}\n", *lines]), "examples")
-    return Talk(turn(f"How do I use the `{name.strip()}` command?", shown))
+    listing = whole("\n".join([f"{about.strip()}\n", *lines]), "examples")
+    return Talk(turn(f"How do I use the `{name.strip()}` command?", listing))
 
 
 def task_and_code(row: Fields) -> Content:
     """MBPP, known by its tests: the task in words, and the program. (`code` beside `text` alone may be a language.)"""
     task, code = row.get("text"), row.get("code")
-    known = any(name in row.row for name in ("test_list", "task_id"))
-    return Talk(turn(task, code)) if known and task is not None and code is not None else None
+    is_mbpp = any(name in row.row for name in ("test_list", "task_id"))
+    return Talk(turn(task, code)) if is_mbpp and task is not None and code is not None else None
 
 
 def plain(row: Fields) -> Content:
     return row.get("text")
 
 
-class Shape(NamedTuple):
+class RowShape(NamedTuple):
     """A row shape: the fields, as error messages show them, and its adapter."""
 
     fields: str
@@ -133,18 +133,18 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape("messages|conversations [{role|from, content|value}]", messages),
-    Shape("prompt + rationale + answer", chain_of_thought),
-    Shape("instruction (+ input, context) + output|response", instruction),
-    Shape("prompt (+ context) + completion|response", completion),
-    Shape("question (+ context) + answer|response", question),
-    Shape("command + description + examples [{task, command}]", command),
-    Shape("text + code + test_list|task_id", task_and_code),
-    Shape("text", plain),
+    RowShape("messages|conversations [{role|from, content|value}]", messages),
+    RowShape("prompt + rationale + answer", chain_of_thought),
+    RowShape("instruction (+ input, context) + output|response", instruction),
+    RowShape("prompt (+ context) + completion|response", completion),
+    RowShape("question (+ context) + answer|response", question),
+    RowShape("command + description + examples [{task, command}]", command),
+    RowShape("text + code + test_list|task_id", task_and_code),
+    RowShape("text", plain),
 )
 
 
-def fit(row: Row) -> Fit | None:
+def fit(row: JsonRow) -> Fit | None:
     """The conversation or text of `row` under the first shape that fits, or None when none does.
 
     A field that holds nothing is as good as left out, unless no shape fits without it. Raises ValueError, naming the
@@ -153,13 +153,13 @@ def fit(row: Row) -> Fit | None:
     full = {name: value for name, value in row.items() if value not in EMPTY}
     for fields in (full, {**row, **dict.fromkeys((name for name in row if row[name] is None), "")}):
         for shape in SHAPES:
-            read = Fields(fields)
-            content = shape.adapt(read)
+            row_fields = Fields(fields)
+            content = shape.adapt(row_fields)
             if content is not None:
-                talk = beside(read, content) if isinstance(content, Talk) else content
+                talk = beside(row_fields, content) if isinstance(content, Talk) else content
                 for name in NAMES_OF_ROWS:
-                    read.get(name)
-                unused = {name for name in full if name not in read.used}
+                    row_fields.get(name)
+                unused = {name for name in full if name not in row_fields.names}
                 return Fit(talk, frozenset(unused | (talk.unused if isinstance(talk, Talk) else set())))
     return None
 
@@ -183,8 +183,8 @@ def _history(earlier: list[Any]) -> Talk:
     for number, pair in enumerate(earlier):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"history[{number}] is no pair of question and answer; give [[question, answer], ...]")
-        asked, answer = (text_of(text, f"history[{number}][{i}]") for i, text in enumerate(pair))
-        talk += Talk(turn(asked, answer))
+        question, answer = (text_of(text, f"history[{number}][{i}]") for i, text in enumerate(pair))
+        talk += Talk(turn(question, answer))
     return talk
 
 
@@ -195,15 +195,15 @@ def _spoken(answer: str) -> str:
     if last is None:
         return answer
     above = answer[: last.start()]
-    known = re.search(CALCULATOR, above) or re.sub(r"\D", "", last[1]) in re.sub(r"[,\s]", "", above)
-    return f"{re.sub(CALCULATOR, '', above)}\nThe answer is {last[1]}." if known else answer
+    is_gsm8k = re.search(CALCULATOR, above) or re.sub(r"\D", "", last[1]) in re.sub(r"[,\s]", "", above)
+    return f"{re.sub(CALCULATOR, '', above)}\nThe answer is {last[1]}." if is_gsm8k else answer
 
 
-def _asked(row: Fields, prompt: str) -> str:
+def _with_context(row: Fields, prompt: str) -> str:
     """A question, after the text that it is about."""
     context = row.get("context")
-    return prompt if context is None else _joined(context, prompt)
+    return prompt if context is None else _join(context, prompt)
 
 
-def _joined(*texts: str | None) -> str:
+def _join(*texts: str | None) -> str:
     return "\n\n".join(text for text in map(tidy, filter(None, texts)) if text)

@@ -29,7 +29,7 @@ from depthdial.train.optimizers import deciding
 from depthdial.train.settings import CHECKPOINTS
 
 
-class Hold(TrainerCallback):
+class HoldBudget(TrainerCallback):
     """Move the budget control once per optimizer step, and tell the lesson how far training is."""
 
     def __init__(self, lesson: Lesson):
@@ -48,7 +48,7 @@ def run_trainer(
     """Train the lesson's parts in place on micro-batches as `Mix` orders them. Checkpoints go to
     `<output>/checkpoints`; `resume` goes on from the last whole one. more: further callbacks, called first.
 
-    Raises Interrupted after a signal, ValueError for a loss that is not a number or nothing to resume from.
+    Raises InterruptedRun after a signal, ValueError for a loss that is not a number or nothing to resume from.
     """
     output = Path(config.output)
     folder = output / CHECKPOINTS
@@ -85,7 +85,7 @@ def run_trainer(
         args=one_device(arguments),
         train_dataset=rows,
         data_collator=single,
-        callbacks=[*more, Hold(lesson), Report(lesson, output), Seal(), stop],
+        callbacks=[*more, HoldBudget(lesson), Report(lesson, output), Seal(), stop],
         optimizers=(optimizer_for(lesson, config), None),
     )
     trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
