@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from depthdial.cli import options
-from depthdial.cli.train import Data, parse_field
+from depthdial.cli.train import Data, Strict, parse_field
 
 Fields = Annotated[
     list[str],
@@ -40,6 +40,7 @@ def pretrain(
     shards: Annotated[
         str | None, typer.Option(help="Folder of the tokenised data, to share between runs; default OUTPUT/shards.")
     ] = None,
+    strict: Strict = False,
     steps: int = 1000,
     batch: Annotated[int, typer.Option(help="Rows per micro-batch, over all processes.")] = 32,
     accumulate: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,

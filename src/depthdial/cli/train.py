@@ -9,7 +9,17 @@ import typer
 
 from depthdial.cli import options
 
-Data = Annotated[list[str], typer.Option("--data", help="Files (.jsonl[.gz], .json, .txt), folders; repeatable.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="Files (.jsonl, .json, .csv, .tsv, .txt, also .gz or .zst; .parquet), folders, or hub data sets "
+        "(owner/name, :CONFIG, #SPLIT); repeatable.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at a row of the data that fits no shape, instead of leaving it out.")
+]
 Fields = Annotated[
     list[str], typer.Option("--set", help="A hyper-parameter of the method, as name=value (see `depthdial methods`).")
 ]
@@ -58,6 +68,7 @@ def train(
     accumulate: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens per packed row.")] = 256,
     lr: float = 1e-3,
+    strict: Strict = False,
     drop_source: Annotated[
         list[str], typer.Option(help="Leave out rows whose `source` matches this pattern; repeat for more.")
     ] = [],  # noqa: B006

@@ -43,6 +43,8 @@ class TrainConfig:
     0: with the whole vocabulary."""
     copies: int = 4
     """How often a row is written, each time at another budget, for one reading by the base."""
+    strict: bool = False
+    """Stop at a row of the data that fits no shape, instead of leaving it out."""
     drop_sources: tuple[str, ...] = ()
     """Glob patterns of `source` values to leave out (by licence, say)."""
     steps: int = 1000
@@ -79,7 +81,7 @@ class TrainConfig:
 
     def __post_init__(self):
         if not self.data:
-            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+            raise ValueError("no data files given; name a file, a folder of files, or a data set")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ValueError(f"budget {self.budget} is out of range; it is a share of the dense cost: 0 < budget <= 1")
         if self.dtype == "float16":

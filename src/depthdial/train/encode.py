@@ -30,7 +30,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Rendering:
     """A document as text. spans: character ranges to learn; bare: written without a chat template, so that begin and
     end tokens are still to be added; ends: as in `Record`.
     """
@@ -64,9 +64,9 @@ class Renderer:
         either = "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)"
         self.end = re.compile(rf"(?:\s*(?:{either}))?")
 
-    def __call__(self, record: Record) -> Rendered:
+    def __call__(self, record: Record) -> Rendering:
         if not record.messages:
-            return Rendered(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
+            return Rendering(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
         bare = self.tokenizer.chat_template is None
         try:
             text, spans = self._plain(record) if bare else self._chat(record)
@@ -75,15 +75,15 @@ class Renderer:
         if spans is None:
             raise ValueError(
                 f"{_place(record)}: the chat template rewrites a conversation as it grows, so answers cannot be "
-                "told from questions; train on all tokens (targets='all') or give single-turn rows"
+                "separated from questions; train on all tokens (targets='all') or give single-turn rows"
             )
-        return Rendered(text, spans, bare)
+        return Rendering(text, spans, bare)
 
-    def tokens(self, record: Record, rendered: Rendered, mask: Mask) -> tuple[Tokens, Rendered]:
+    def tokens(self, record: Record, rendering: Rendering, mask: Mask) -> tuple[Tokens, Rendering]:
         """Tokens of a conversation whose contents may hold control tokens, as text, and what they are tokens of."""
-        masked = self(replace(record, messages=tuple(mask.messages)))
-        tokens, own = self.template.tokens(rendered.text, masked.text, mask)
-        return tokens, masked if own else rendered
+        safe = self(replace(record, messages=tuple(mask.messages)))
+        tokens, own = self.template.tokens(rendering.text, safe.text, mask)
+        return tokens, safe if own else rendering
 
     def _plain(self, record: Record) -> tuple[str, list[Span]]:
         heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(record.messages)]
@@ -111,8 +111,8 @@ class Renderer:
         holes = [f"\ue000{i}\ue001" for i in range(len(roles))]  # private-use characters: no template knows them
         rest, frame = self.template.text([{"role": r, "content": h} for r, h in zip(roles, holes, strict=True)]), []
         for hole in holes:
-            before, found, rest = rest.partition(hole)
-            if not found:
+            before, mark, rest = rest.partition(hole)
+            if not mark:
                 return None
             frame.append(before)
         return [*frame, rest]
@@ -214,19 +214,19 @@ def encode_all(
             verbose=False,
         )
         pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        for record, rendered, (ids, offsets) in zip(batch, texts, pairs, strict=True):
-            text = rendered.text
+        for record, rendering, (ids, offsets) in zip(batch, texts, pairs, strict=True):
+            text = rendering.text
             if (mask := render.template.mask(record.messages)) is not None:
-                (ids, offsets), rendered = render.tokens(record, rendered, mask)
-            target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendered.spans)
-            before, after = (begin, [end] if rendered.ends else []) if rendered.bare else ([], [])
-            found = Encoded(
+                (ids, offsets), rendering = render.tokens(record, rendering, mask)
+            target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendering.spans)
+            before, after = (begin, [end] if rendering.ends else []) if rendering.bare else ([], [])
+            document = Encoded(
                 np.array([*before, *ids, *after], np.int32),
                 np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
             )
             if check is not None:
-                check(found.input_ids, text, _place(record))
-            yield found
+                check(document.input_ids, text, _place(record))
+            yield document
 
 
 def encode(

@@ -39,7 +39,18 @@ from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, ut
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "pretrain.json"
-FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "data", "gather", "compile")
+FREE = (
+    "output",
+    "shards",
+    "save_every",
+    "eval_every",
+    "heldout_tokens",
+    "device",
+    "data",
+    "strict",
+    "gather",
+    "compile",
+)
 """Settings that a resumed run may change. The shards know their data; gathering stays as the run began it."""
 
 
@@ -74,7 +85,7 @@ def _pretrain(
     """`pretrain`, once the folder is this run's."""
     keep_memory()
     places = Path(config.shards) if config.shards else output / "shards"
-    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout)
+    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout, config.strict)
     samples = config.steps * config.rows_a_step
     rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
     log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")

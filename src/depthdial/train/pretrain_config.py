@@ -36,6 +36,8 @@ class PretrainConfig:
     """A name or folder, or "train:SIZE"; "" is the one of the shards, or train:4096."""
     shards: str | None = None
     """Folder of the tokenised data, to be shared between runs; None: inside `output`."""
+    strict: bool = False
+    """Stop at a row of the data that fits no shape, instead of leaving it out."""
     steps: int = 1000
     batch: int = 32
     """Rows per micro-batch, over all processes."""
@@ -72,7 +74,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         if not self.data:
-            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+            raise ValueError("no data files given; name a file, a folder of files, or a data set")
         for name in ("steps", "batch", "accumulate", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
 POINTS = 26
 """Points of the dial's curve."""
-FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
+FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens", "strict")
 """Settings that a resumed run may change: they do not touch what is learned."""
 
 
@@ -86,7 +86,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, resume: bool) -> Path:
     """`train`, once the folder is this run's."""
     keep_memory()
-    every = read(config.data, drop=config.drop_sources)
+    every = read(config.data, drop=config.drop_sources, strict=config.strict)
     identity = {"records": digest(every)}
     if resume:
         _same_records(output, identity["records"], config)
