@@ -92,3 +92,11 @@ def pooled(scores: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
     sums = np.zeros((rows, *scores.shape[1:]))
     np.add.at(sums, row, scores)
     return sums / np.bincount(row, minlength=rows).reshape(-1, *[1] * (scores.ndim - 1))
+
+
+def dealt(single: np.ndarray, pair: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Each layer's scores dealt out anew among the tokens, so that nothing is left of easy and hard ones, or of what a
+    text is about: what an oracle wins on these it wins by picking the best of noise. As `cheapest` takes them."""
+    joint = pair - single[:, :-1] - single[:, 1:]
+    single, joint = random.permuted(single, axis=0), random.permuted(joint, axis=0)
+    return single, joint + single[:, :-1] + single[:, 1:]

@@ -53,17 +53,18 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, data: Path | None, tokens: int, 
     .jsonl file of `depthdial map --prompts`, one row each, in the chat template where there is one. Raises ValueError
     where there are fewer than `LEAST` tokens.
     """
-    found: list[list[int]] = []
+    classes, found, room = TokenClasses(tokenizer), Rows([], []), tokens
     for ids in _rows(tokenizer, data, length):
-        room = tokens - sum(map(len, found))
-        if len(ids[:room]) > 1:
-            found.append(ids[:room])
-        if len(ids) >= room:
+        kinds = classes.lexical(ids)[:room]
+        if any(kind != "template" for kind in kinds[1:]):  # else there is nothing to predict
+            found.ids.append(ids[:room])
+            found.classes.append(kinds)
+            room -= len(kinds)
+        if room < 2:
             break
-    if sum(map(len, found)) < LEAST:
+    if found.tokens < LEAST:
         raise ValueError(f"{data or 'the text'} has fewer than {LEAST} tokens; give more text, or raise --tokens")
-    classes = TokenClasses(tokenizer)
-    return Rows(found, [classes.lexical(ids) for ids in found])
+    return found
 
 
 def _rows(tokenizer: PreTrainedTokenizerBase, data: Path | None, length: int) -> Iterator[list[int]]:
