@@ -21,6 +21,7 @@ from depthdial.cli.demo import demo
 from depthdial.cli.evaluate import evaluate
 from depthdial.cli.export import export
 from depthdial.cli.generate import generate
+from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)
+app.command()(headroom)
 app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)

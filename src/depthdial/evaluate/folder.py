@@ -37,7 +37,7 @@ class Folder:
         if file.is_file():
             identity = _grown(_read(file), identity, path)
         held = path / RESULTS
-        self.subjects = _read(held)["subjects"] if held.is_file() else {}
+        self.subjects = _read(held).get("subjects", {}) if held.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
         write_json(file, identity)
 

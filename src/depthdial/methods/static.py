@@ -85,9 +85,17 @@ class Static(Method):
             order = sorted(range(probe.depth), key=lambda layer: influence[layer])[:length]
             return replace(self, order=tuple(order))
         order: list[int] = []
+        more, before = dict.fromkeys(range(probe.depth), 0.0), 0.0  # what each layer's absence added when last tried
         while len(order) < length:
-            trials = {k: probe.divergence([*order, k]) for k in range(probe.depth) if k not in order}
+            trials: dict[int, float] = {}
+            for k in sorted(more, key=more.__getitem__):
+                if trials and before + more[k] > min(trials.values()):
+                    break  # the more is dropped, the more the next drop costs: this one, and the rest, cannot win
+                trials[k] = probe.divergence([*order, k])
+                more[k] = trials[k] - before
             best = min(trials, key=trials.__getitem__)
             order.append(best)
-            report(f"drop {len(order)}: layer {best}, KL {trials[best]:.4f} nats/token")
+            before = trials[best]
+            del more[best]
+            report(f"drop {len(order)}: layer {best}, KL {before:.4f} nats/token")
         return replace(self, order=tuple(order))

@@ -70,7 +70,7 @@ def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callabl
     for wrong in ("much", "0", "1.5"):
         with pytest.raises(ValueError, match="same"):
             offsets(wrong)
-    with pytest.raises(ValueError, match="outside what this plug-in can do"):
+    with pytest.raises(ValueError, match=r"^prompt_budget: budget 0\.5 is outside what this plug-in can do"):
         offsets("0.5")
 
 

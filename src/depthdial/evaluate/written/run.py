@@ -13,13 +13,13 @@ import torch
 from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.evaluate import evaluation
-from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.equal_cost import Knob, Mix, met
 from depthdial.evaluate.evaluation import Report, check_options
 from depthdial.evaluate.store import Store
 from depthdial.evaluate.subjects import Row, Subject
 from depthdial.evaluate.written.answers import Answer, Asked, Writer
 from depthdial.evaluate.written.compare import Record, summary
-from depthdial.evaluate.written.equal import cost_of, met, prompt_cost_of
+from depthdial.evaluate.written.equal import cost_of, prompt_cost_of
 from depthdial.evaluate.written.prompts import digest_of, name_of, prompts_of, text_of, tokens_of
 from depthdial.models.own import is_own
 

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from depthdial.core.dial import prompt_budget
 from depthdial.core.method import Dims, Method
 from depthdial.core.program import Program
-from depthdial.models.dial import offset_of
+from depthdial.models.dial import offset_of, read_offset_of
 from depthdial.models.families import family_of
 from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
@@ -144,4 +144,4 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         return _offset(config, env)
     if trained_with_routers(config):
         raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {budget}')
-    return offset_of(plugin, budget, "text")
+    return read_offset_of(plugin, budget)
