@@ -29,6 +29,7 @@ class Int8(NamedTuple):
 
 
 Weight = Tensor | Int8
+Activation = Literal["silu", "gelu_tanh"]
 
 
 class Linear(NamedTuple):
@@ -121,12 +122,14 @@ class LayerTensors(NamedTuple):
     """On q . k."""
     rope: str
     """Key into `ModelTensors.ropes`."""
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     window: int | None = None
     """A token sees itself and the window - 1 before it; None sees everything."""
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    """Of each head, before the rope."""
     after_attn: Norm | None = None
+    """Of attention's output, before it joins the stream."""
     after_mlp: Norm | None = None
     branch: Branch = Branch()
     """Before attention: of the whole visit, or of attention alone where there is an `mlp_branch`."""
@@ -161,6 +164,8 @@ class Step(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
+    """A causal LM. Nothing of it need be a copy: weights are the model's own."""
+
     embed: Weight
     """[V, d]."""
     layers: tuple[LayerTensors, ...]
