@@ -194,7 +194,7 @@ def test_a_text_that_repeats_itself_is_looked_up(made, asked, drafted, finish):
     """Where a layer adds nothing, a token alone decides the next one: greedy text runs into a loop."""
     llm = made(max_batch=1)
     with torch.no_grad():
-        for block in spine_of(llm.model).blocks:
+        for block in spine_of(llm.model).layers:
             for weight in (block.o.weight, block.down.weight):
                 assert isinstance(weight, torch.Tensor)
                 weight.zero_()

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.tensors import Linear, Norm, Rope
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, Rope
 from depthdial.methods import Recursive
-from depthdial.models.block import Block, Spine, spine_of
+from depthdial.models.block import spine_of
 from depthdial.models.families import FAMILIES
 
 IDS = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))  # longer than the windows
@@ -44,7 +44,7 @@ def turn(x: Tensor, rope: Rope) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def attend(z: Tensor, block: Block, rope: Rope) -> Tensor:
+def attend(z: Tensor, block: LayerTensors, rope: Rope) -> Tensor:
     q = turn(heads(z, block.q, block.head_dim, block.q_norm), rope)
     k = turn(heads(z, block.k, block.head_dim, block.k_norm), rope)
     v = heads(z, block.v, block.head_dim, None)
@@ -57,11 +57,11 @@ def attend(z: Tensor, block: Block, rope: Rope) -> Tensor:
     return linear((weight @ v.repeat_interleave(group, 0)).transpose(0, 1).flatten(1), block.o)
 
 
-def forward(spine: Spine, ids: Tensor) -> Tensor:
+def forward(spine: ModelTensors, ids: Tensor) -> Tensor:
     """ids: [T] -> logits [T, V]"""
     assert isinstance(spine.embed, Tensor) and isinstance(spine.head, Tensor)
     x = spine.embed[ids] * spine.embed_scale
-    for block in spine.blocks:
+    for block in spine.layers:
         x = x + norm(attend(norm(x, block.before_attn), block, spine.ropes[block.rope]), block.after_attn)
         u = norm(x, block.before_mlp)
         opened = linear(u, block.gate)
@@ -81,7 +81,9 @@ def test_the_spine_is_the_whole_model(tiny_model: Callable, adaptive: Callable, 
     spine = spine_of(model)
     torch.testing.assert_close(forward(spine, IDS[0]), expected, rtol=1e-4, atol=1e-4)
     own = {id(p) for name, p in model.named_parameters() if ".parts." not in name}
-    weights = {id(part.weight) for block in spine.blocks for part in vars(block).values() if isinstance(part, Linear)}
+    weights = {
+        id(part.weight) for block in spine.layers for part in block._asdict().values() if isinstance(part, Linear)
+    }
     assert weights < own and {id(spine.embed), id(spine.head)} < own, "nothing is copied"
 
 
@@ -89,13 +91,13 @@ def test_the_spine_is_the_whole_model(tiny_model: Callable, adaptive: Callable, 
 def test_a_visit_has_its_own_change_merged(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4, rank=4))
     spine = spine_of(model)
-    assert len(spine.blocks) == 9
+    assert len(spine.layers) == 9
     torch.testing.assert_close(forward(spine, IDS[0]), model(IDS).logits[0], rtol=1e-4, atol=1e-4)
-    once, again = spine.blocks[1], spine.blocks[4]
+    once, again = spine.layers[1], spine.layers[4]
     assert once.before_mlp.weight is again.before_mlp.weight, "norms are shared"
     assert not torch.equal(once.q.weight, again.q.weight)  # pyright: ignore
     plain = spine_of(adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4)))
-    assert plain.blocks[1].q.weight is plain.blocks[4].q.weight, "without changes nothing is copied"
+    assert plain.layers[1].q.weight is plain.layers[4].q.weight, "without changes nothing is copied"
 
 
 @torch.no_grad()
@@ -114,9 +116,9 @@ def test_what_some_models_of_a_family_have(tiny_model: Callable):
 
 def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     spine = spine_of(tiny_model("gemma3_text"))
-    assert {block.rope: block.window for block in spine.blocks} == {"sliding_attention": 8, "full_attention": None}
+    assert {block.rope: block.window for block in spine.layers} == {"sliding_attention": 8, "full_attention": None}
     assert not torch.equal(*(rope.inv_freq for rope in spine.ropes.values()))
-    assert {block.window for block in spine_of(tiny_model("mistral")).blocks} == {8}
+    assert {block.window for block in spine_of(tiny_model("mistral")).layers} == {8}
 
 
 @pytest.mark.parametrize(

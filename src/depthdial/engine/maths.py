@@ -9,14 +9,13 @@ from torch import Tensor
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import first_rows, look_up, multiply, size_of
 from depthdial.kernels.reference import rms_norm
-from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
-from depthdial.models.block import Block, Spine
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, Rope, Weight
 
 
 class Maths:
     """spine: of the model; stats: where bytes are counted."""
 
-    def __init__(self, spine: Spine, stats: Stats):
+    def __init__(self, spine: ModelTensors, stats: Stats):
         self.spine, self._stats = spine, stats
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -27,20 +26,20 @@ class Maths:
         self._stats.weight_bytes += x.numel() * x.element_size()
         return x if self.spine.embed_scale == 1.0 else x * self.spine.embed_scale
 
-    def queries(self, z: Tensor, rows: Tensor | None, block: Block) -> Tensor:
+    def queries(self, z: Tensor, rows: Tensor | None, block: LayerTensors) -> Tensor:
         """z: T [n, d] of the tokens `rows` (int64 [n]; None: all) -> T [n, heads, hd]."""
         return self._turned(self._heads(z, block.q, block.heads, block.q_norm), rows, block)
 
-    def keys(self, z: Tensor, rows: Tensor | None, block: Block) -> tuple[Tensor, Tensor]:
+    def keys(self, z: Tensor, rows: Tensor | None, block: LayerTensors) -> tuple[Tensor, Tensor]:
         """K and V, T [n, kv_heads, hd] each; see `queries`."""
         k = self._turned(self._heads(z, block.k, block.kv_heads, block.k_norm), rows, block)
         return k, self._heads(z, block.v, block.kv_heads, None)
 
-    def output(self, seen: Tensor, count: int, block: Block) -> Tensor:
+    def output(self, seen: Tensor, count: int, block: LayerTensors) -> Tensor:
         """Attention's update of the first `count` tokens, T [count, d]; seen: T [n, heads * hd]."""
         return normed(self.linear(seen, block.o)[:count], block.after_attn)
 
-    def mlp(self, u: Tensor, count: int, block: Block) -> Tensor:
+    def mlp(self, u: Tensor, count: int, block: LayerTensors) -> Tensor:
         """The MLP's update of the first `count` tokens, T [count, d]; u: T [n, d], their normed input, maybe padded."""
         opened = self.linear(u, block.gate)
         opened = F.silu(opened) if block.activation == "silu" else F.gelu(opened, approximate="tanh")
@@ -60,7 +59,7 @@ class Maths:
     def _heads(self, z: Tensor, projection: Linear, heads: int, norm: Norm | None) -> Tensor:
         return normed(self.linear(z, projection).unflatten(-1, (heads, -1)), norm)
 
-    def _turned(self, x: Tensor, rows: Tensor | None, block: Block) -> Tensor:
+    def _turned(self, x: Tensor, rows: Tensor | None, block: LayerTensors) -> Tensor:
         """By the tokens' places; the two halves of a head are pairs."""
         cos, sin = (t if rows is None else t[rows] for t in self._angles[block.rope])
         first, second = x.chunk(2, -1)

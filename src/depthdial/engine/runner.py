@@ -27,8 +27,7 @@ from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import size_of
 from depthdial.kernels.reference import write_kv
-from depthdial.kernels.tensors import Int8
-from depthdial.models.block import Block, Spine
+from depthdial.kernels.tensors import Int8, LayerTensors, ModelTensors
 from depthdial.models.convert import converted_of
 
 STEP = 128
@@ -93,7 +92,7 @@ class TorchRunner:
 
     small = 0
 
-    def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
+    def __init__(self, model: Any, spine: ModelTensors, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
         self.roles = self.by_prompt = "prompt" in self.method.reads
@@ -271,8 +270,8 @@ class TorchRunner:
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
-    def _block(self, s: int) -> Block:
-        return self.spine.blocks[self.program.visit_of[s]]
+    def _block(self, s: int) -> LayerTensors:
+        return self.spine.layers[self.program.visit_of[s]]
 
     def count_parts(self, s: int, runs_for: str) -> None:
         """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""

@@ -134,6 +134,7 @@ class LayerTensors(NamedTuple):
     """Of each head of q before the rope, or, where its weight is as wide as they are together, of all at once."""
     k_norm: Norm | None = None
     after_attn: Norm | None = None
+    """Of attention's output, before it joins the stream."""
     after_mlp: Norm | None = None
     softcap: float | None = None
     """Scores become softcap * tanh(scores / softcap)."""
@@ -180,6 +181,8 @@ class Step(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
+    """A causal LM. Nothing of it need be a copy: weights are the model's own."""
+
     embed: Weight
     """[V, d]."""
     layers: tuple[LayerTensors, ...]

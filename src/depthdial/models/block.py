@@ -5,8 +5,7 @@ Nothing is copied: weights are the model's own tensors. This file is *not* about
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,69 +13,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import plain
 from depthdial.core.routed import Changing
-from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import Activation, LayerTensors, Linear, ModelTensors, Norm, Rope
 from depthdial.models.convert import converted_of, head_of, is_converted, layers_of
 from depthdial.models.families import family_of
 from depthdial.models.family import Family
 
-Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _PARTIAL = "a rope that turns only a part of each head is not supported yet"
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rope whose frequencies do not change with the length of the text."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """One decoder layer: x + attn(norm(x)), then h + mlp(norm(h)), with further norms where the family has them."""
-
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
-    before_attn: Norm
-    before_mlp: Norm
-    after_attn: Norm | None
-    """Applied to attention's output before it joins the residual stream."""
-    after_mlp: Norm | None
-    q_norm: Norm | None
-    """Applied to each head of q, before the rope."""
-    k_norm: Norm | None
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    """Factor on q . k"""
-    window: int | None
-    """A token attends to this many, itself included; None is all before it."""
-    rope: str
-    """Which of `Spine.ropes`."""
-    activation: Activation
-
-
-@dataclass(frozen=True)
-class Spine:
-    """A causal LM as the engine sees it. V tokens in the vocabulary, d hidden."""
-
-    embed: Weight
-    """[V, d]"""
-    embed_scale: float
-    """As rounded to the model's dtype."""
-    norm: Norm
-    head: Weight
-    """[V, d]; the very object `embed` where they are tied."""
-    softcap: float | None
-    """Logits become softcap * tanh(logits / softcap)."""
-    blocks: tuple[Block, ...]
-    """One for each visit of the program; of an unconverted model its layers."""
-    ropes: dict[str, Rope]
-
-
-def spine_of(model: PreTrainedModel) -> Spine:
-    """The spine of a causal LM of a known family, converted or not.
+def spine_of(model: PreTrainedModel) -> ModelTensors:
+    """The tensors of a causal LM of a known family, converted or not: one layer for each visit of the program, of an
+    unconverted model its layers. Every visit is run by all; what decides is none of this.
 
     Raises ValueError, naming the feature, for a model that computes in a way the engine does not know.
     """
@@ -85,18 +35,18 @@ def spine_of(model: PreTrainedModel) -> Spine:
     decoder = model.get_decoder()
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    return Spine(
+    return ModelTensors(
         embed=embedding.weight,
         embed_scale=_embed_scale(embedding) if family.scales_embeddings else 1.0,
         norm=_norm(decoder.get_submodule("norm"), config, family),
         head=head_of(model).get_parameter("weight"),
         softcap=getattr(config, "final_logit_softcapping", None),
-        blocks=_blocks(model, family),
+        layers=_blocks(model, family),
         ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
     )
 
 
-def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
+def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
     """A block's further visits share its tensors, but for those that a step's own low-rank change is merged into."""
     config = model.config
     base = [_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
@@ -112,13 +62,13 @@ def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
             parts = converted.units[s].parts if s in converted.units else {}
             for name, change in converted.method.delta(parts, s).items():
                 part = name.removesuffix("_proj")
-                weight, bias = vars(block)[part]
-                block = replace(block, **{part: Linear(change.merged(weight), bias)})
+                weight, bias = getattr(block, part)
+                block = block._replace(**{part: Linear(change.merged(weight), bias)})
         blocks.append(block)
     return tuple(blocks)
 
 
-def _narrowed(block: Block, dtype: torch.dtype) -> Block:
+def _narrowed(block: LayerTensors, dtype: torch.dtype) -> LayerTensors:
     """A method's own block, which is trained in fp32, in the dtype of the model."""
 
     def to(value: Any) -> Any:
@@ -126,7 +76,7 @@ def _narrowed(block: Block, dtype: torch.dtype) -> Block:
             return type(value)(*(to(each) for each in value))
         return value.detach().to(dtype) if isinstance(value, Tensor) else value
 
-    return replace(block, **{name: to(value) for name, value in vars(block).items()})
+    return block._replace(**{name: to(value) for name, value in block._asdict().items()})
 
 
 def check_config(config: PretrainedConfig, family: Family) -> None:
@@ -147,7 +97,7 @@ def check_config(config: PretrainedConfig, family: Family) -> None:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
 
-def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> Block:
+def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> LayerTensors:
     attn, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
     projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     q, k, v, o, gate, up, down = (
@@ -159,8 +109,8 @@ def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfi
     def norm(of: nn.Module, name: str | None) -> Norm | None:
         return None if name is None else _norm(of.get_submodule(name), config, family)
 
-    return Block(
-        q, k, v, o, gate, up, down,
+    return LayerTensors(
+        q=q, k=k, v=v, o=o, gate=gate, up=up, down=down,
         before_attn=_norm(layer.get_submodule(family.before_attn), config, family),
         before_mlp=_norm(layer.get_submodule(family.before_mlp), config, family),
         after_attn=norm(layer, family.after_attn),
