@@ -36,7 +36,8 @@ from depthdial.methods import METHODS, method_named
 from depthdial.models.checkpoint import attach, parts_of, save
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.extra import OWN_BLOCKS
-from depthdial.models.families import FAMILIES, family_of
+from depthdial.models.families import FAMILIES
+from depthdial.models.family import ATTN, MLP
 from depthdial.train.lesson import Lesson, row_keys
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -356,11 +357,11 @@ def test_3_what_is_skipped_costs_nothing(case: Case) -> None:
 
 def unit_of(case: Case, s: int) -> nn.Module:
     """The module that a step runs."""
-    step, family = case.converted.program.steps[s], family_of(case.base.config)
+    step = case.converted.program.steps[s]
     if s in case.converted.units:
         return case.converted.units[s].unit
     layer = case.model.get_decoder().layers[step.block]
-    return layer if step.unit == "layer" else layer.get_submodule({"attn": family.attn, "mlp": family.mlp}[step.unit])
+    return layer if step.unit == "layer" else layer.get_submodule({"attn": ATTN, "mlp": MLP}[step.unit])
 
 
 def linear(module: nn.Module) -> int:

@@ -22,6 +22,8 @@ def packed(model: ModelTensors) -> ModelTensors:
         return known[id(weight)]
 
     def visit(layer: LayerTensors) -> LayerTensors:
+        if layer.experts is not None:
+            raise ValueError("a mixture of experts runs in the dtype it was loaded in; use weights='auto'")
         linears = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
         packed = {name: Linear(pack(part.weight), part.bias) for name, part in linears.items() if part is not None}
         layer = layer._replace(**packed)

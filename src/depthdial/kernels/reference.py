@@ -18,6 +18,7 @@ from depthdial.kernels.tensors import (
     AdapterTensors,
     Dense,
     Int8,
+    LayerTensors,
     Linear,
     Look,
     Norm,
@@ -90,6 +91,17 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "halves") -> Tens
     parts = first * cos - second * sin, second * cos + first * sin
     part = torch.stack(parts, -1).flatten(-2) if neighbours else torch.cat(parts, -1)
     return torch.cat((part.to(x.dtype), x[..., r:]), -1) if r < x.shape[-1] else part.to(x.dtype)
+
+
+def heads_of(x: Tensor, heads: int, norm: Norm | None, layer: LayerTensors, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: T [N, heads * hd], q or k -> T [N, heads, hd], normed and turned as the layer does."""
+    if norm is not None and norm.weight.numel() == x.shape[-1]:
+        x, norm = rms_norm(x, *norm), None
+    x = x.unflatten(-1, (heads, -1))
+    if norm is None or layer.norms_turned:
+        x = turned(x, cos, sin, layer.pairs)
+        return x if norm is None else rms_norm(x, *norm)
+    return turned(rms_norm(x, *norm), cos, sin, layer.pairs)
 
 
 def write_kv(

@@ -14,10 +14,10 @@ from depthdial.kernels.reference import (
     embed,
     gated_mlp,
     head,
+    heads_of,
     linear,
     rms_norm,
     router_number,
-    turned,
     write_kv,
 )
 from depthdial.kernels.tensors import (
@@ -25,8 +25,6 @@ from depthdial.kernels.tensors import (
     PAGE,
     Branch,
     Decide,
-    LayerTensors,
-    Linear,
     Look,
     ModelTensors,
     Norm,
@@ -129,7 +127,7 @@ def _attended(
         inv_freq = tokens.inv_freq[:, list(model.ropes).index(layer.rope)]
     cos, sin = angles(tokens.positions, inv_freq, scaling, torch.float32 if exact else z.dtype)
     writes = kept if gaps else torch.arange(len(z), device=z.device)
-    k = _heads(z[writes], layer.k, layer.kv_heads, layer.k_norm, layer, cos[writes], sin[writes])
+    k = heads_of(linear(z[writes], *layer.k), layer.kv_heads, layer.k_norm, layer, cos[writes], sin[writes])
     v = linear(z[writes], *layer.v).unflatten(-1, (layer.kv_heads, -1))
     write_kv(cache.k, cache.v, k, v, table, tokens.sequences[writes], tokens.positions[writes])
     held = cache.held if gaps else None
@@ -137,7 +135,7 @@ def _attended(
         page = table[tokens.sequences.long(), tokens.positions.long() // PAGE].long()
         held[page, tokens.positions.long() % PAGE] = 0
         held[page[kept], tokens.positions[kept].long() % PAGE] = 1
-    q = _heads(z[kept], layer.q, layer.heads, layer.q_norm, layer, cos[kept], sin[kept])
+    q = heads_of(linear(z[kept], *layer.q), layer.heads, layer.q_norm, layer, cos[kept], sin[kept])
     if tokens.query_scale is not None:
         q = q * tokens.query_scale[kept, None, None].to(q.dtype)
     place = table, tokens.sequences[kept], tokens.positions[kept]
@@ -148,19 +146,6 @@ def _attended(
 def _joined(x: Tensor, rows: Tensor, update: Tensor, weight: Tensor) -> Tensor:
     """x with weight * update added at `rows`; update: T [n, d], weight: fp32 [N]."""
     return x.index_copy(0, rows, x[rows] + weight[rows, None].to(x.dtype) * update)
-
-
-def _heads(
-    z: Tensor, projection: Linear, heads: int, norm: Norm | None, layer: LayerTensors, cos: Tensor, sin: Tensor
-) -> Tensor:
-    """z: T [N, d] -> T [N, heads, hd], normed and turned."""
-    x = linear(z, *projection)
-    if norm is not None and norm.weight.numel() == x.shape[-1]:
-        x, norm = rms_norm(x, *norm), None
-    x = x.unflatten(-1, (heads, -1))
-    if layer.norms_turned:
-        return _normed(turned(x, cos, sin, layer.pairs), norm)
-    return turned(_normed(x, norm), cos, sin, layer.pairs)
 
 
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:

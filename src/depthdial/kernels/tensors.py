@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 PAGE = 64
@@ -31,6 +32,15 @@ class Int8(NamedTuple):
 Weight = Tensor | Int8
 Activation = Literal["silu", "gelu_tanh", "relu2"]
 Pairs = Literal["halves", "neighbours"]
+
+
+class Experts(NamedTuple):
+    """A mixture of experts."""
+
+    run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """T [N, d] -> T [N, d], and the experts that each token ran, int64 [N, k]."""
+    router_bytes: int
+    each_bytes: int
 
 
 class Linear(NamedTuple):
@@ -146,6 +156,10 @@ class LayerTensors(NamedTuple):
     """Are q and k normed after the rope?"""
     pairs: Pairs = "halves"
     """Which numbers of a head the rope turns together: i and i + rotated / 2, or 2 i and 2 i + 1."""
+    sinks: Tensor | None = None
+    """[heads]: scores of keys without values, one for each head."""
+    experts: Experts | None = None
+    """In place of the MLP; `gate`, `up` and `down` hold nothing then."""
     branch: Branch = Branch()
     """Before attention: of the whole visit, or of attention alone where there is an `mlp_branch`."""
     mlp_branch: Branch | None = None
@@ -170,6 +184,9 @@ class Rope(NamedTuple):
     """On cos and sin."""
     exact: bool = False
     """Are heads turned in fp32, and the result rounded once? Else cos, sin and products are rounded, too."""
+    stretch: Callable[[Tensor], Tensor] | None = None
+    """Frequencies where they follow from the length of a text: int64 [2, N], how long it is so far and how long it will
+    be at most -> float32 [N, rotated / 2]. `inv_freq` is that of short ones."""
 
 
 class Step(NamedTuple):
@@ -196,6 +213,22 @@ class ModelTensors(NamedTuple):
     """Logits become softcap * tanh(logits / softcap)."""
     logit_scale: float = 1.0
     """On logits, before that."""
+    query_scale: Callable[[Tensor], Tensor] | None = None
+    """On queries, after the rope: int [N], places in the text -> float32 [N]; None: 1."""
+
+    @property
+    def stretches(self) -> bool:
+        """Do frequencies follow from the length of a text?"""
+        return any(rope.stretch is not None for rope in self.ropes.values())
+
+    def frequencies(self, lengths: Tensor) -> Tensor | None:
+        """`PassTokens.inv_freq`. lengths: int64 [2, N], see `Rope.stretch`."""
+        if not self.stretches:
+            return None
+        count = lengths.shape[1]
+        each = (rope.inv_freq.expand(count, -1) if rope.stretch is None else rope.stretch(lengths)
+                for rope in self.ropes.values())  # fmt: skip
+        return torch.stack(tuple(each), 1)
 
     @property
     def steps(self) -> tuple[Step, ...]:

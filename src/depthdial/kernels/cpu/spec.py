@@ -59,6 +59,8 @@ def padded(frequencies: Tensor, half: int) -> Tensor:
 
 
 def _layer(layer: LayerTensors, ropes: list[str], turned: int, to: Pointers) -> LayerSpec:
+    if layer.experts is not None or layer.sinks is not None:
+        raise ValueError("native kernels have no mixture of experts and no sinks")
     if layer.heads % layer.kv_heads or layer.heads // layer.kv_heads > 64:
         raise ValueError(f"{layer.heads} heads cannot share {layer.kv_heads} K/V heads in native kernels")
     spec = LayerSpec()
