@@ -18,6 +18,8 @@ from depthdial.core.method import Dims
 
 ATTN, MLP = "self_attn", "mlp"
 """A layer's attention and MLP, in all families."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Fields of configurations that say something of each layer."""
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linear maps that some families keep as one, their rows one after the other."""
 

@@ -20,7 +20,7 @@ PLAIN = (
             "embedding_multiplier": 3.0,
             "residual_multiplier": 0.6,
             "attention_multiplier": 0.2,
-            "logits_scaling": 2.5,
+            "logits_scaling": 1.3,
         },
     ),
     Family("arcee"),
