@@ -182,8 +182,7 @@ def interleaved(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], d
 
 def tensors_of(model: Any) -> ModelTensors:
     spine = spine_of(model)
-    layers = tuple(LayerTensors(**vars(block), branch=Branch("table")) for block in spine.blocks)
-    return ModelTensors(spine.embed, layers, spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
+    return spine._replace(layers=tuple(layer._replace(branch=Branch("table")) for layer in spine.layers))
 
 
 if __name__ == "__main__":

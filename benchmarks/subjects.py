@@ -85,7 +85,7 @@ def int8(setup: Setup) -> Subject:
     heldout = Heldout(converted, setup.batches(model.device), setup.compile)
     teacher = heldout.teacher
     with torch.no_grad():
-        for block in spine_of(converted).blocks:
+        for block in spine_of(converted).layers:
             for linear in matrices(block).values():
                 assert isinstance(linear.weight, Tensor)
                 packed = int8_pack(linear.weight)

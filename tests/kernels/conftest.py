@@ -34,12 +34,7 @@ Order = Literal["norm_tanh", "tanh_norm", "linear"]
 def tensors_of() -> Callable[[PreTrainedModel], ModelTensors]:
     """`tensors_of(model)`: its own tensors, every layer always run."""
 
-    def read(model: PreTrainedModel) -> ModelTensors:
-        spine = spine_of(model)
-        layers = tuple(LayerTensors(**vars(block)) for block in spine.blocks)
-        return ModelTensors(spine.embed, layers, spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
-
-    return read
+    return spine_of
 
 
 @pytest.fixture(scope="session")

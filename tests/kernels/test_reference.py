@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from depthdial.core.layers import Adapter, Router
 from depthdial.kernels import reference
+from depthdial.kernels.reference_pass import choose, forward_pass
 from depthdial.kernels.tensors import PAGE, Act, AdapterTensors, Branch, Dense, Norm, RouterTensors
 from depthdial.models.families import FAMILIES
 
@@ -23,7 +24,7 @@ def test_a_pass_is_the_hugging_face_model_chunk_by_chunk(family, tiny_model, ten
     chunks = []
     for begin, end in ((0, 70), (70, 71), (71, 90)):
         inputs = batch.inputs([(2, p) for p in range(begin, end)])
-        chunks.append(reference.forward_pass(tensors, inputs._replace(ids=ids[begin:end]), cache).logits)
+        chunks.append(forward_pass(tensors, inputs._replace(ids=ids[begin:end]), cache).logits)
     torch.testing.assert_close(torch.cat(chunks), model(ids[None]).logits[0], rtol=1e-4, atol=1e-4)
 
 
@@ -47,7 +48,7 @@ def test_soft_weights_and_untouched_rows(tiny_model, tensors_of, routed):
     branch = routed(tensors_of(tiny_model()), soft=True).layers[2].branch
     z, offsets = torch.randn(6, 32), torch.tensor([0.0, 1.0, -1.0, math.inf, 0.5, 0.0])
     number = reference.router_number(z, branch.router)
-    alone = reference.choose(branch, offsets, number)
+    alone = choose(branch, offsets, number)
     assert torch.equal(alone.keep, number + offsets > branch.router.cut)
     assert alone.keep[3] and alone.score[3] == 1 and alone.run[3] == 1
     torch.testing.assert_close(alone.skip, 1 - alone.score)
@@ -56,7 +57,7 @@ def test_soft_weights_and_untouched_rows(tiny_model, tensors_of, routed):
 @torch.no_grad()
 def test_a_table_decides_but_for_the_untouched_base():
     offsets = torch.tensor([0.0, 0.0, math.inf])
-    decided = reference.choose(Branch("table"), offsets, given=torch.tensor([1, 0, 0], dtype=torch.uint8))
+    decided = choose(Branch("table"), offsets, given=torch.tensor([1, 0, 0], dtype=torch.uint8))
     assert decided.keep.tolist() == [True, False, True] and decided.score.tolist() == [1, 0, 1]
 
 

@@ -22,13 +22,12 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.maths import Maths, normed
+from depthdial.engine.maths import Maths, normed, scaled
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import size_of
 from depthdial.kernels.reference import write_kv
-from depthdial.kernels.tensors import Int8
-from depthdial.models.block import Block, Spine
+from depthdial.kernels.tensors import Int8, LayerTensors, ModelTensors
 from depthdial.models.convert import converted_of
 
 STEP = 128
@@ -68,7 +67,7 @@ class _At(NamedTuple):
     of: Tensor | None
     """int64, rising: the tokens that `z` is of; None: all."""
     z: Tensor
-    """T [n, d]: the step's normed input."""
+    """T [n, d]: what the step takes, normed where the model does."""
     decision: Decision | None
     """Of all tokens of the pass; None: all that wait here run."""
     kept: Tensor | None
@@ -93,7 +92,7 @@ class TorchRunner:
 
     small = 0
 
-    def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
+    def __init__(self, model: Any, spine: ModelTensors, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
         self.roles = self.by_prompt = "prompt" in self.method.reads
@@ -118,7 +117,7 @@ class TorchRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
         stats, running = self.stats, Pass(self.program, batch.tokens)
-        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype)
+        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype, batch.lengths)
         for visit in self.program.visits:
             run = self._whole if len(visit.steps) == 1 else self._halves
             x = run(x, visit.steps, batch, running)
@@ -142,7 +141,7 @@ class TorchRunner:
         if at.runs:
             before = _some(x, kept)
             h = before + self._attention(at, s, batch)
-            h = h + self._mlp(normed(h, self._block(s).before_mlp), s)
+            h = h + self._mlp(_taken(h, self._block(s), "mlp"), s)
             if decision is not None:
                 h = torch.lerp(before, h, _some(decision.run, kept)[:, None].to(x.dtype))
                 h = h if kept is not None else torch.where(decision.keep[:, None], h, before)
@@ -160,7 +159,7 @@ class TorchRunner:
         rows = _waiting(running, mlp)
         if rows is not None and not len(rows):
             return x
-        u = normed(_some(x, rows), self._block(mlp).before_mlp)
+        u = _taken(_some(x, rows), self._block(mlp), "mlp")
         decision = self._decide(x, u, rows, mlp, running)
         after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
         if after.runs:
@@ -172,7 +171,7 @@ class TorchRunner:
         rows, block = _waiting(running, s), self._block(s)
         projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
-        z = normed(_some(x, of), block.before_attn)
+        z = _taken(_some(x, of), block, "attn")
         if rows is not None and not len(rows):
             self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
@@ -191,7 +190,7 @@ class TorchRunner:
     def _decide(self, x: Tensor, z: Tensor, rows: Tensor | None, s: int, running: Pass) -> Decision | None:
         """The method's decision, of all tokens of the pass; None where nothing is decided: all that wait here run.
 
-        x: [N, d], the stream; z: [n, d], the normed input of the tokens `rows`."""
+        x: [N, d], the stream; z: [n, d], what the step takes of the tokens `rows`."""
         step, tokens, trace = self.program.steps[s], running.tokens, running.trace
         if step.routed == "no" or (running.untouched and step.base):
             running.move(s, None)
@@ -205,7 +204,7 @@ class TorchRunner:
         if some is None or len(some):
             logits = self.maths.logits(_some(x, some), step.head_rows).float() if "logits" in step.shows else None
             of = (tokens, trace) if some is None else (tokens[some], trace[some])
-            decision = self.method.decide(self.parts[s], Seen(z, logits), s, *of)
+            decision = self.method.decide(self.parts[s], Seen(self._shown(z, s), logits), s, *of)
             self.count_parts(s, "all")
             decision = decision if some is None else decision.spread(some, tokens.count)
         trace.decisions[s] = decision = decision.running(base) if step.base else decision
@@ -265,15 +264,22 @@ class TorchRunner:
         skipped = (~keep).nonzero()[:, 0] if at.rows is None else at.rows[~keep[at.rows]]
         if not len(skipped):
             return x
-        update = self.method.bypass(self.parts[s], at.take(skipped), s)
+        update = self.method.bypass(self.parts[s], self._shown(at.take(skipped), s), s)
         if update is None:
             return x
         self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
+        if self.program.steps[s].unit != "layer":
+            update = scaled(update, self._block(s).residual)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
-    def _block(self, s: int) -> Block:
-        return self.spine.blocks[self.program.visit_of[s]]
+    def _shown(self, z: Tensor, s: int) -> Tensor:
+        """What a method sees of what a step takes."""
+        block, mlp = self._block(s), self.program.steps[s].unit == "mlp"
+        return normed(z, block.before_mlp if mlp else block.before_attn) if block.bare else z
+
+    def _block(self, s: int) -> LayerTensors:
+        return self.spine.layers[self.program.visit_of[s]]
 
     def count_parts(self, s: int, runs_for: str) -> None:
         """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""
@@ -284,6 +290,11 @@ def _waiting(running: Pass, s: int) -> Tensor | None:
     """The tokens that wait at a step, int64 and rising; None: all."""
     here = running.here(s)
     return None if here is None or here.all() else here.nonzero()[:, 0]
+
+
+def _taken(x: Tensor, block: LayerTensors, unit: str) -> Tensor:
+    """What attention or the MLP takes of the stream."""
+    return x if block.bare else normed(x, block.before_mlp if unit == "mlp" else block.before_attn)
 
 
 def _some(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -7,30 +7,23 @@ is fast, and shapes are not checked: the callers are tests.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.kernels.tensors import (
-    END,
     PAGE,
     Act,
+    Activation,
     AdapterTensors,
-    Branch,
-    Decide,
     Dense,
     Int8,
+    LayerTensors,
     Linear,
     Look,
-    ModelTensors,
     Norm,
-    PagedCache,
-    PassTokens,
-    Rope,
+    Pairs,
     RouterTensors,
-    Waiting,
     Weight,
 )
 
@@ -38,11 +31,11 @@ BLOCK = 64
 """Activations that share one scale in `int8_linear`."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False) -> Tensor:
-    """x: T [..., d] -> T [..., d]. plus_one: Gemma's (1 + weight), multiplied in fp32."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False, once: bool = False) -> Tensor:
+    """x: T [..., d] -> T [..., d]; see `Norm`."""
     normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
-    if plus_one:
-        return (normed * (1.0 + weight.float())).to(x.dtype)
+    if plus_one or once:
+        return (normed * (weight.float() + plus_one)).to(x.dtype)
     return weight.to(x.dtype) * normed.to(x.dtype)
 
 
@@ -77,12 +70,38 @@ def int8_linear(x: Tensor, weight: Int8, bias: Tensor | None = None) -> Tensor:
     return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
-def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float = 1.0) -> Tensor:
-    """x: T [N, heads, hd], positions: [N], inv_freq: fp32 [hd/2] -> T [N, heads, hd]. The two halves are paired."""
+def rope(
+    x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float = 1.0, exact: bool = False, pairs: Pairs = "halves"
+) -> Tensor:
+    """x: T [N, heads, hd], positions: [N], inv_freq: fp32 [r/2] or [N, r/2] -> T [N, heads, hd], its first r numbers
+    turned; see `Rope`."""
+    return turned(x, *angles(positions, inv_freq, scaling, torch.float32 if exact else x.dtype), pairs)
+
+
+def angles(positions: Tensor, inv_freq: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of each token's place, [N, 1, r/2]; inv_freq: fp32 [r/2] or [N, r/2]."""
     angle = positions.float()[:, None] * inv_freq.float()
-    cos, sin = ((f(angle) * scaling).to(x.dtype).repeat(1, 2)[:, None] for f in (torch.cos, torch.sin))
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    return (angle.cos() * scaling).to(dtype)[:, None], (angle.sin() * scaling).to(dtype)[:, None]
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "halves") -> Tensor:
+    """x: T [N, heads, hd] with its first r numbers turned by cos and sin, [N, 1, r/2]."""
+    r, neighbours = 2 * cos.shape[-1], pairs == "neighbours"
+    first, second = (x[..., 0:r:2], x[..., 1:r:2]) if neighbours else x[..., :r].chunk(2, -1)
+    parts = first * cos - second * sin, second * cos + first * sin
+    part = torch.stack(parts, -1).flatten(-2) if neighbours else torch.cat(parts, -1)
+    return torch.cat((part.to(x.dtype), x[..., r:]), -1) if r < x.shape[-1] else part.to(x.dtype)
+
+
+def heads_of(x: Tensor, heads: int, norm: Norm | None, layer: LayerTensors, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: T [N, heads * hd], q or k -> T [N, heads, hd], normed and turned as the layer does."""
+    if norm is not None and norm.weight.numel() == x.shape[-1]:
+        x, norm = rms_norm(x, *norm), None
+    x = x.unflatten(-1, (heads, -1))
+    if norm is None or layer.norms_turned:
+        x = turned(x, cos, sin, layer.pairs)
+        return x if norm is None else rms_norm(x, *norm)
+    return turned(rms_norm(x, *norm), cos, sin, layer.pairs)
 
 
 def write_kv(
@@ -108,6 +127,7 @@ def attend(
     scale: float,
     window: int | None = None,
     held: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """q: T [N, heads, hd] -> T [N, heads * hd]: each token over positions 0..its own of its sequence, or the last
     `window` of them, as far as there are pages and `held` (uint8 [pages, PAGE]) says so. Caches of one visit: T [pages,
@@ -121,16 +141,26 @@ def attend(
         there = page >= 0 if held is None else (page >= 0) & held[page, slot].bool()
         seen = (cache[page[there], :, slot[there]] for cache in (k_cache, v_cache))
         k, v = (part.float().repeat_interleave(group, 1) for part in seen)  # [seen, heads, hd]
-        weight = (torch.einsum("hd,shd->hs", q[n].float(), k) * scale).softmax(-1)
-        out[n] = torch.einsum("hs,shd->hd", weight, v).to(q.dtype)
+        scores = capped(torch.einsum("hd,shd->hs", q[n].float(), k) * scale, softcap)
+        out[n] = torch.einsum("hs,shd->hd", scores.softmax(-1), v).to(q.dtype)
     return out.flatten(1)
 
 
-def gated_mlp(x: Tensor, gate: Linear, up: Linear, down: Linear, activation: str = "silu") -> Tensor:
+def capped(x: Tensor, softcap: float | None) -> Tensor:
+    return x if softcap is None else torch.tanh(x / softcap) * softcap
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """Each number by itself, in x's dtype."""
+    if activation == "relu2":
+        return F.relu(x).square()
+    return F.silu(x) if activation == "silu" else F.gelu(x, approximate="tanh")
+
+
+def gated_mlp(x: Tensor, gate: Linear, up: Linear | None, down: Linear, activation: Activation = "silu") -> Tensor:
     """x: T [N, d] -> T [N, d]: down(act(gate x) * (up x))."""
-    opened = linear(x, *gate)
-    opened = F.silu(opened) if activation == "silu" else F.gelu(opened, approximate="tanh")
-    return linear(opened * linear(x, *up), *down)
+    opened = activated(linear(x, *gate), activation)
+    return linear(opened if up is None else opened * linear(x, *up), *down)
 
 
 def adapter(u: Tensor, parts: AdapterTensors) -> Tensor:
@@ -161,140 +191,16 @@ def router_number(z: Tensor, router: RouterTensors, logits: Tensor | None = None
 
 
 def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tensor:
-    """ids: int64 [N] -> T [N, d]. The scale is rounded to T first, as Hugging Face does."""
+    """ids: int64 [N] -> T [N, d]."""
     if isinstance(table, Int8):
         rows = (table.values[ids].float() * table.scale[ids, None]).to(dtype)
     else:
         rows = table[ids]
-    return rows if scale == 1.0 else rows * torch.tensor(scale, dtype=dtype, device=rows.device)
+    return rows if scale == 1.0 else rows * scale
 
 
-def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None) -> Tensor:
+def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None, scale: float = 1.0) -> Tensor:
     """x: T [N, d] -> logits, fp32 [N, V], not rounded to T."""
     normed = rms_norm(x, *norm)
     logits = linear(normed.float(), weight if isinstance(weight, Int8) else weight.float())
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-
-class Choice(NamedTuple):
-    """keep: bool [N]. score: fp32 [N], sigmoid(number + offset), or as `keep` where no router spoke. run, skip: fp32
-    [N], the weights on the update and on the adapter."""
-
-    keep: Tensor
-    score: Tensor
-    run: Tensor
-    skip: Tensor
-
-
-def choose(branch: Branch, offsets: Tensor, number: Tensor | None = None, given: Tensor | None = None) -> Choice:
-    """Who runs a step, of tokens that all wait there. offsets: fp32 [N], +inf keeps a token, with weight 1.
-
-    number: fp32 [N], what the router says; given: uint8 [N], of a step that is decided by a table.
-    """
-    untouched, one = offsets == float("inf"), torch.ones_like(offsets)
-    if branch.by == "ops":
-        assert branch.router is not None and number is not None
-        shifted = torch.where(untouched, 0, number) + torch.where(untouched, 0, offsets)
-        score = torch.where(untouched, 1.0, shifted.sigmoid())
-        run, skip = (score, 1 - score) if branch.router.soft else (one, one)
-        return Choice(untouched | (shifted > branch.router.cut), score, run, skip)
-    keep = untouched | (one > 0 if branch.by != "table" or given is None else given.bool())
-    return Choice(keep, keep.float(), one, one)
-
-
-class Passed(NamedTuple):
-    """logits: fp32 [N, V]; keep: uint8 [steps, N]; score: fp32 [steps, N]."""
-
-    logits: Tensor
-    keep: Tensor
-    score: Tensor
-
-
-def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, decide: Decide | None = None) -> Passed:
-    """N tokens through the model; the cache is written in place. Who runs a visit: h = x + attn(z), y = h + run *
-    mlp(norm(h)), or y = x + run * (h + mlp(norm(h)) - x) of a `whole` one; who waits and does not: y = x + skip *
-    adapter(norm(x)). An attention that is decided on its own is weighed, too."""
-    x = embed(tokens.ids, model.embed, model.embed_scale, cache.k.dtype)
-    steps, untouched = model.steps, tokens.offsets == float("inf")
-    begins = [s for s, step in enumerate(steps) if step.unit != "mlp"]
-    at, keeps, scores = torch.zeros_like(tokens.positions), [], []
-    for s, (visit, unit, branch) in enumerate(steps):
-        layer, here = model.layers[visit], at == s
-        z = rms_norm(x, *(layer.before_mlp if unit == "mlp" else layer.before_attn))
-        if branch.by == "open":
-            assert decide is not None
-            free, one = here & ~untouched, torch.ones_like(tokens.offsets)
-            keep, *weights = decide(Waiting(s, free, x.float(), z.float()))
-            run, skip = (one if weight is None else torch.where(free, weight, 1) for weight in weights)
-            choice = Choice(keep | untouched, (keep | untouched).float(), run, skip)
-        else:
-            looks = branch.router is not None and isinstance(branch.router.ops[0], Look)
-            logits = head(x, model.norm, model.head, model.softcap) if looks else None
-            number = None if branch.router is None else router_number(z, branch.router, logits)
-            choice = choose(branch, tokens.offsets, number, None if tokens.given is None else tokens.given[s])
-        ran = choice.keep & here & (layer.base | ~untouched)
-        keeps.append(ran)
-        scores.append(torch.where(untouched, ran.float(), choice.score) * here)
-        targets = (branch.then, branch.otherwise)
-        then, otherwise = (s + 1 if to is None else to if to == END else begins[to] for to in targets)
-        at = torch.where(here, torch.where(untouched, s + 1, torch.where(ran, then, otherwise)).int(), at)
-        kept, skipped = ran.nonzero().flatten(), (here & ~ran & ~untouched).nonzero().flatten()
-        before = x
-        if unit != "mlp":
-            update = _attended(model, visit, z, kept, tokens, cache)
-            x = _joined(x, kept, update, choice.run if unit == "attn" else torch.ones_like(choice.run))
-        if unit != "attn":
-            if layer.adapter is not None:
-                update = adapter(rms_norm(x[skipped], *layer.before_mlp), layer.adapter)
-                x = _joined(x, skipped, update, choice.skip)
-            u = rms_norm(x[kept], *layer.before_mlp)
-            update = _normed(gated_mlp(u, layer.gate, layer.up, layer.down, layer.activation), layer.after_mlp)
-            x = _joined(x, kept, update, torch.ones_like(choice.run) if layer.whole else choice.run)
-            if layer.whole:
-                x = torch.where(ran[:, None], torch.lerp(before, x, choice.run[:, None].to(x.dtype)), x)
-    logits = head(x, model.norm, model.head, model.softcap)
-    return Passed(logits, torch.stack(keeps).to(torch.uint8), torch.stack(scores))
-
-
-def _attended(
-    model: ModelTensors, visit: int, z: Tensor, kept: Tensor, tokens: PassTokens, cache: PagedCache
-) -> Tensor:
-    """The update of the tokens `kept`; K and V of them, or of all, go into the cache."""
-    layer = model.layers[visit]
-    gaps = layer.absent == "nothing"
-    angles, table = model.ropes[layer.rope], cache.table[visit if layer.cache is None else layer.cache]
-    writes = kept if gaps else torch.arange(len(z), device=z.device)
-    k = _heads(z[writes], layer.k, layer.kv_heads, layer.k_norm, tokens.positions[writes], angles)
-    v = _heads(z[writes], layer.v, layer.kv_heads)
-    write_kv(cache.k, cache.v, k, v, table, tokens.sequences[writes], tokens.positions[writes])
-    held = cache.held if gaps else None
-    if held is not None:
-        page = table[tokens.sequences.long(), tokens.positions.long() // PAGE].long()
-        held[page, tokens.positions.long() % PAGE] = 0
-        held[page[kept], tokens.positions[kept].long() % PAGE] = 1
-    q = _heads(z[kept], layer.q, layer.heads, layer.q_norm, tokens.positions[kept], angles)
-    place = table, tokens.sequences[kept], tokens.positions[kept]
-    a = attend(q, cache.k, cache.v, *place, layer.scale, layer.window, held)
-    return _normed(linear(a, *layer.o), layer.after_attn)
-
-
-def _joined(x: Tensor, rows: Tensor, update: Tensor, weight: Tensor) -> Tensor:
-    """x with weight * update added at `rows`; update: T [n, d], weight: fp32 [N]."""
-    return x.index_copy(0, rows, x[rows] + weight[rows, None].to(x.dtype) * update)
-
-
-def _heads(
-    z: Tensor,
-    projection: Linear,
-    heads: int,
-    norm: Norm | None = None,
-    positions: Tensor | None = None,
-    angles: Rope | None = None,
-) -> Tensor:
-    """z: T [N, d] -> T [N, heads, hd], normed and rotated where asked."""
-    x = _normed(linear(z, *projection).unflatten(-1, (heads, -1)), norm)
-    return x if positions is None or angles is None else rope(x, positions, *angles)
-
-
-def _normed(x: Tensor, norm: Norm | None) -> Tensor:
-    return x if norm is None else rms_norm(x, *norm)
+    return capped(logits * scale, softcap)

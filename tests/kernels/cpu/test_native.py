@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
+from depthdial.kernels.reference_pass import forward_pass
 from depthdial.kernels.tensors import PAGE, Branch, Int8, ModelTensors, PassTokens
 from depthdial.models.families import FAMILIES
 
@@ -27,7 +27,7 @@ def both(model, batch, inputs, isa=None, weights=None, definition=None, **more):
     out = batch.output(count)._replace(argmax=torch.full((count,), -1))
     counters = native.forward(inputs, ours, out, **more)
     assert torch.equal(out.argmax, out.logits.argmax(-1))
-    return (out, counters, ours), (reference.forward_pass(definition or model, inputs, theirs, **more), theirs)
+    return (out, counters, ours), (forward_pass(definition or model, inputs, theirs, **more), theirs)
 
 
 def assert_equal(left, right, rtol=1e-4, atol=1e-4):

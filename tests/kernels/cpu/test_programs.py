@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.cpu.programs import PLACES, PROGRAMS, check, count, random, router, tokens_of, wide_model
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.abi import PassSpec
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
+from depthdial.kernels.reference_pass import forward_pass
 from depthdial.kernels.tensors import (
     END,
     Act,
@@ -144,7 +144,7 @@ def test_a_step_that_waits_shows_the_stream(base, batch_for):
 
     out = batch.output(len(PLACES))
     NativeModel(model).forward(inputs, batch.cache(), out, decide=decide)
-    expected = reference.forward_pass(model, inputs, batch.cache(), decide)
+    expected = forward_pass(model, inputs, batch.cache(), decide)
     torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(out.keep, expected.keep) and len(seen) == 4
     for mine, theirs in zip(seen[:2], seen[2:], strict=True):

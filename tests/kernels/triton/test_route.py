@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from depthdial.kernels import reference
+from depthdial.kernels.reference_pass import choose
 from depthdial.kernels.tensors import Act, Branch, Dense, Norm, RouterTensors
 from depthdial.kernels.triton.gate import gate_of
 from depthdial.kernels.triton.route import Choice, route
@@ -59,7 +60,7 @@ def test_decisions_equal_the_reference(order, soft, scene, device):
     offsets = torch.tensor([0.0, INF, -0.5, 0.5, -INF, 0.0], device=device)
     choice = _choice(device, gate_of(router), z @ enc.weight.T, offsets)
     _run(s, choice, device)
-    wanted = reference.choose(Branch("ops", router), offsets[:5], reference.router_number(z[:5], router))
+    wanted = choose(Branch("ops", router), offsets[:5], reference.router_number(z[:5], router))
     assert choice.keep[:5].bool().tolist() == wanted.keep.tolist()
     torch.testing.assert_close(choice.score[:5], wanted.score)
     torch.testing.assert_close(choice.run[:5], wanted.run)
