@@ -81,6 +81,16 @@ class Maths:
         self._stats.weight_bytes += size_of(weight)
 
 
+def taken(x: Tensor, block: LayerTensors, unit: str) -> Tensor:
+    """What attention or the MLP takes of the stream."""
+    return x if block.bare else normed(x, block.before_mlp if unit == "mlp" else block.before_attn)
+
+
+def shown(z: Tensor, block: LayerTensors, unit: str) -> Tensor:
+    """What a method sees of what a unit takes."""
+    return normed(z, block.before_mlp if unit == "mlp" else block.before_attn) if block.bare else z
+
+
 def normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else rms_norm(x, *norm)
 

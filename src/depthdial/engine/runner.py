@@ -22,7 +22,7 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.maths import Maths, normed, scaled
+from depthdial.engine.maths import Maths, scaled, shown, taken
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import size_of
@@ -141,7 +141,7 @@ class TorchRunner:
         if at.runs:
             before = _some(x, kept)
             h = before + self._attention(at, s, batch)
-            h = h + self._mlp(_taken(h, self._block(s), "mlp"), s)
+            h = h + self._mlp(taken(h, self._block(s), "mlp"), s)
             if decision is not None:
                 h = torch.lerp(before, h, _some(decision.run, kept)[:, None].to(x.dtype))
                 h = h if kept is not None else torch.where(decision.keep[:, None], h, before)
@@ -159,7 +159,7 @@ class TorchRunner:
         rows = _waiting(running, mlp)
         if rows is not None and not len(rows):
             return x
-        u = _taken(_some(x, rows), self._block(mlp), "mlp")
+        u = taken(_some(x, rows), self._block(mlp), "mlp")
         decision = self._decide(x, u, rows, mlp, running)
         after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
         if after.runs:
@@ -171,7 +171,7 @@ class TorchRunner:
         rows, block = _waiting(running, s), self._block(s)
         projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
-        z = _taken(_some(x, of), block, "attn")
+        z = taken(_some(x, of), block, "attn")
         if rows is not None and not len(rows):
             self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
@@ -200,7 +200,7 @@ class TorchRunner:
         else:
             logits = self.maths.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
             some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
-            decision = self.method.decide(self.parts[s], Seen(self._shown(z, s), logits), s, *some)
+            decision = self.method.decide(self.parts[s], Seen(shown(z, self._block(s), step.unit), logits), s, *some)
             self.count_parts(s, "all")
             if rows is not None:
                 decision = decision.spread(rows, tokens.count)
@@ -263,19 +263,14 @@ class TorchRunner:
         skipped = (~keep).nonzero()[:, 0] if at.rows is None else at.rows[~keep[at.rows]]
         if not len(skipped):
             return x
-        update = self.method.bypass(self.parts[s], self._shown(at.take(skipped), s), s)
+        block, unit = self._block(s), self.program.steps[s].unit
+        update = self.method.bypass(self.parts[s], shown(at.take(skipped), block, unit), s)
         if update is None:
             return x
         self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
-        if self.program.steps[s].unit != "layer":
-            update = scaled(update, self._block(s).residual)
+        update = update if unit == "layer" else scaled(update, block.residual)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
-
-    def _shown(self, z: Tensor, s: int) -> Tensor:
-        """What a method sees of what a step takes."""
-        block, mlp = self._block(s), self.program.steps[s].unit == "mlp"
-        return normed(z, block.before_mlp if mlp else block.before_attn) if block.bare else z
 
     def _block(self, s: int) -> LayerTensors:
         return self.spine.layers[self.program.visit_of[s]]
@@ -289,11 +284,6 @@ def _waiting(running: Pass, s: int) -> Tensor | None:
     """The tokens that wait at a step, int64 and rising; None: all."""
     here = running.here(s)
     return None if here is None or here.all() else here.nonzero()[:, 0]
-
-
-def _taken(x: Tensor, block: LayerTensors, unit: str) -> Tensor:
-    """What attention or the MLP takes of the stream."""
-    return x if block.bare else normed(x, block.before_mlp if unit == "mlp" else block.before_attn)
 
 
 def _some(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -122,10 +122,11 @@ def _attended(
     layer = model.layers[visit]
     gaps = layer.absent == "nothing"
     table = cache.table[visit if layer.cache is None else layer.cache]
-    inv_freq, scaling, exact = model.ropes[layer.rope]
+    rope = model.ropes[layer.rope]
+    inv_freq = rope.inv_freq
     if tokens.inv_freq is not None:
         inv_freq = tokens.inv_freq[:, list(model.ropes).index(layer.rope)]
-    cos, sin = angles(tokens.positions, inv_freq, scaling, torch.float32 if exact else z.dtype)
+    cos, sin = angles(tokens.positions, inv_freq, rope.scaling, torch.float32 if rope.exact else z.dtype)
     writes = kept if gaps else torch.arange(len(z), device=z.device)
     k = heads_of(linear(z[writes], *layer.k), layer.kv_heads, layer.k_norm, layer, cos[writes], sin[writes])
     v = linear(z[writes], *layer.v).unflatten(-1, (layer.kv_heads, -1))
