@@ -49,12 +49,12 @@ def spine_of(model: PreTrainedModel) -> ModelTensors:
 def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
     """A block's further visits share its tensors, but for those that a step's own low-rank change is merged into."""
     config = model.config
-    base = [_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
+    base = [layer_tensors(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
     if not is_converted(model):
         return tuple(base)
     converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
     program, blocks = converted.program, []
-    own = [_narrowed(_block(module, program.own[k].place, family, config), dtype)
+    own = [_narrowed(layer_tensors(module, program.own[k].place, family, config), dtype)
            for k, module in enumerate(converted.own)]  # fmt: skip
     for visit in program.visits:
         block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
@@ -97,7 +97,8 @@ def check_config(config: PretrainedConfig, family: Family) -> None:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
 
-def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> LayerTensors:
+def layer_tensors(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> LayerTensors:
+    """A decoder layer of the base, the `index`-th. ValueError where a map is none that can be read."""
     attn, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
     projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     q, k, v, o, gate, up, down = (

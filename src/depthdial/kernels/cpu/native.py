@@ -60,7 +60,7 @@ class Counters(NamedTuple):
 
 
 class NativeModel:
-    """`forward` is `kernels.reference.forward_pass`. isa: an instruction set of `build.ISAS`, None the best there is.
+    """`forward` is what the torch runner makes of the same tokens. isa: one of `build.ISAS`, None the best there is.
 
     weights: None takes the model's as they are, "int8" quantises those that are not yet. One pass runs at a time.
     Raises ValueError for a model that cannot run here, build.Unavailable where no library can be built.
