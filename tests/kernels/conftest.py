@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
 from depthdial.kernels.tensors import (
     PAGE,
     Act,
@@ -20,9 +21,6 @@ from depthdial.kernels.tensors import (
     ModelTensors,
     Norm,
     Op,
-    PagedCache,
-    PassOutput,
-    PassTokens,
     RouterTensors,
 )
 from depthdial.models.block import spine_of

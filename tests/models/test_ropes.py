@@ -12,6 +12,7 @@ import torch
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.native import NativeRunner
 from depthdial.models.block import spine_of
+from depthdial.models.ropes import check_ropes
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
 LONG = {
@@ -107,3 +108,10 @@ def test_no_text_has_the_beginning_of_another(tiny_model, tiny_tokenizer, adapti
         (out,) = llm.generate(begin[:length], SamplingParams(max_tokens=4, ignore_eos=True))
         assert out.token_ids == by_hugging_face(model_of(tiny_model, kind), begin[:length], 4)
         assert len(out.prompt_depths) == length and llm.stats.cached_tokens == 0
+
+
+def test_a_rope_that_is_not_known_is_refused(tiny_model: Callable):
+    config = tiny_model("llama").config
+    config.rope_parameters = {"rope_type": "spiral", "rope_theta": 1e4}
+    with pytest.raises(ValueError, match=r"rope type 'spiral' is not known to the engine; it has default, .*longrope"):
+        check_ropes(config)
