@@ -20,7 +20,7 @@ from depthdial.core.method import Method, Parts, Seen
 from depthdial.core.program import Program, Step
 from depthdial.core.routed import Pass
 from depthdial.core.tokens import Tokens, Trace
-from depthdial.engine.layer import rms_norm
+from depthdial.engine.layer import capped, rms_norm
 from depthdial.engine.maths import Maths
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
@@ -162,11 +162,11 @@ def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tenso
     return rows if scale == 1.0 else rows * scale
 
 
-def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None) -> Tensor:
+def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None, scale: float = 1.0) -> Tensor:
     """x: T [N, d] -> logits, fp32 [N, V], not rounded to T."""
     normed = rms_norm(x, *norm)
     logits = linear(normed.float(), weight if isinstance(weight, Int8) else weight.float())
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return capped(logits * scale, softcap)
 
 
 class Choice(NamedTuple):
@@ -221,7 +221,8 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
         if s not in running.trace.decisions and (s == method.steps.visits[v].steps[0] or model.layers[v].mlp_branch):
             here = running.trace.here.get(s)
             method.keep[row] = method.score[row] = 1 if here is None else here
-    return Passed(head(x, model.norm, model.head, model.softcap), method.keep.to(torch.uint8), method.score)
+    logits = head(x, model.norm, model.head, model.softcap, model.logit_scale)
+    return Passed(logits, method.keep.to(torch.uint8), method.score)
 
 
 def program_of(model: ModelTensors) -> Program:
