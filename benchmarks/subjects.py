@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from depthdial.core.method import Method
 from depthdial.engine.weights import matrices
 from depthdial.evaluate.equal_cost import Knob, Mix
-from depthdial.kernels.reference import int8_pack
+from depthdial.kernels.pack import int8_pack
 from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
 from depthdial.models.block import spine_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.weights import int8_spine, look_up, matrices, multiply, size_of
-from depthdial.kernels.reference import int8_pack
+from depthdial.kernels.pack import int8_pack
 from depthdial.kernels.tensors import Int8
 from depthdial.models.block import spine_of
 

@@ -157,7 +157,6 @@ def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     ("family", "config", "says"),
     [
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "type 'dynamic'"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache
-from depthdial.kernels.reference import capped
+from depthdial.engine.layer import capped
 from depthdial.kernels.tensors import PAGE, LayerTensors
 
 QUERIES = 256

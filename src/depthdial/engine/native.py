@@ -24,7 +24,8 @@ from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
 from depthdial.engine.token_costs import Costs
 from depthdial.kernels.cpu.native import Counters, NativeModel
-from depthdial.kernels.tensors import MAX_TOKENS, PassOutput, PassTokens
+from depthdial.kernels.passing import PassOutput, PassTokens
+from depthdial.kernels.tensors import MAX_TOKENS
 
 
 class _Buffers(NamedTuple):

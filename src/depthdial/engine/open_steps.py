@@ -11,7 +11,7 @@ from depthdial.core.method import Seen
 from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.model_tensors import Native
 from depthdial.engine.runner import TorchRunner
-from depthdial.kernels.tensors import Decide, Decided, PassOutput, Waiting
+from depthdial.kernels.passing import Decide, Decided, PassOutput, Waiting
 
 
 class _Past(dict[int, Decision]):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.reference import int8_pack
+from depthdial.kernels.pack import int8_pack
 from depthdial.kernels.tensors import Int8, LayerTensors, Linear, ModelTensors, Weight
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

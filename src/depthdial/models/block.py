@@ -54,14 +54,13 @@ def spine_of(model: PreTrainedModel) -> ModelTensors:
 
 def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
     """A block's further visits share its tensors, but for those that a step's own low-rank change is merged into."""
-    config, dtype = model.config, model.get_input_embeddings().weight.dtype
-    assert isinstance(dtype, torch.dtype)
-    base = [_block(layer, i, family, config, dtype) for i, layer in enumerate(layers_of(model))]
+    config = model.config
+    base = [layer_tensors(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
     if not is_converted(model):
         return tuple(base)
-    converted = converted_of(model)
+    converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
     program, blocks = converted.program, []
-    own = [_narrowed(_block(module, program.own[k].place, family, config, dtype), dtype)
+    own = [_narrowed(layer_tensors(module, program.own[k].place, family, config), dtype)
            for k, module in enumerate(converted.own)]  # fmt: skip
     for visit in program.visits:
         block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
@@ -111,11 +110,12 @@ def _activation(config: Any) -> str:
     return declared(config, "hidden_activation") or config.hidden_act
 
 
-def _block(layer: nn.Module, index: int, family: Family, config: Any, dtype: torch.dtype) -> LayerTensors:
+def layer_tensors(layer: nn.Module, index: int, family: Family, config: Any) -> LayerTensors:
+    """A decoder layer of the base, the `index`-th. ValueError where a map is none that can be read."""
     attn, names, size = layer.get_submodule(ATTN), norms_of(layer), head_dim(config)
     q, k, v, o = _linears(attn, _PROJECTIONS, (config.num_attention_heads * size, config.num_key_value_heads * size))
     gate, up, down, experts = _mlp(layer)
-    children = dict(attn.named_children())
+    children, dtype = dict(attn.named_children()), o.weight.dtype
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
         return None if name is None else _norm(of.get_submodule(name), config, family, dtype)

@@ -22,7 +22,7 @@ from depthdial.models.convert import layers_of
 from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN, family_of
 from depthdial.models.family import ATTN, MLP, norms_of
-from depthdial.models.own import TYPES
+from depthdial.models.own import own_types
 
 INITS = ("stepwise", "average", "lower")
 KINDS = ("llama", "mistral")
@@ -52,8 +52,10 @@ def check(config: PretrainedConfig, loops: int, init: str, rank: int) -> None:
     family_of(config)
     biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
     if kind not in KINDS or biases:
-        obstacle = "biases" if biases else "its layers have norms that no linear map follows, or biases"
-        raise ValueError(f"models of type {kind!r} cannot be made recursive ({obstacle}); known: {', '.join(KINDS)}")
+        raise ValueError(
+            f"models of type {kind!r} cannot be made recursive (biases, or norms that no linear map follows); "
+            f"known, without biases: {', '.join(KINDS)}"
+        )
     depth, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
     if depth % loops:
         divide = [str(n) for n in range(2, depth + 1) if not depth % n]
@@ -111,7 +113,7 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
 def _fresh(model: PreTrainedModel, method: Recursive, blocks: int) -> PreTrainedModel:
     """A random model of the base's sizes with so many blocks, of a type of our own."""
     own: Any
-    own, kind = TYPES[model.config.model_type]
+    own, kind = own_types(model.config.model_type)
     fields = {
         name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "architectures")
     }

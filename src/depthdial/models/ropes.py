@@ -30,6 +30,12 @@ def check_ropes(config: Any) -> None:
             raise ValueError(f"rope type {kind!r} is not known to the engine; it has {', '.join(_KINDS)}")
 
 
+def context_of(config: Any) -> int:
+    """The longest text of a model, in tokens: of a dynamic rope so many times what it was trained at."""
+    factors = [entry["factor"] for entry in _entries(config).values() if _grows(entry)]
+    return int(config.max_position_embeddings * max(factors, default=1.0))
+
+
 def ropes_of(rotary: nn.Module, family: Family, config: Any) -> dict[str, Rope]:
     """By kind of layer, or "default" of all."""
     ropes = {}
@@ -55,6 +61,10 @@ def _entries(config: Any) -> dict[str, Any]:
     return {kind: rope[kind] for kind in sorted(set(config.layer_types))}
 
 
+def _grows(entry: dict[str, Any]) -> bool:
+    return entry["rope_type"] == "dynamic" and not entry.get("alpha")  # which is a fixed stretch (HunYuan)
+
+
 def _stretch(
     config: PretrainedConfig, entry: dict[str, Any], kind: str | None, short: Tensor
 ) -> Callable[[Tensor], Tensor] | None:
@@ -66,7 +76,7 @@ def _stretch(
             return torch.where((lengths[1] > trained)[:, None], long, short)
 
         return chosen
-    if entry["rope_type"] == "dynamic" and not entry.get("alpha"):
+    if _grows(entry):
         trained, factor = config.max_position_embeddings, entry["factor"]
         theta, size = entry["rope_theta"], 2 * len(short)
 

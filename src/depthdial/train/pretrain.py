@@ -19,12 +19,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from depthdial.core.method import Method
 from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gather
 from depthdial.models.gguf import quiet
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.callbacks import Report, Seal, StopCleanly
 from depthdial.train.checkpoints import step_of, sweep, to_resume
+from depthdial.train.gathered import gather
 from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
 from depthdial.train.machine import compile_pieces, keep_memory, one_device
 from depthdial.train.next_token import NextToken, Steps

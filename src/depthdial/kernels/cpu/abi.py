@@ -71,7 +71,7 @@ class ModelSpec(Structure):
         *((name, Mat) for name in ("embed", "head")),
         ("norm", NormSpec),
         *((name, c_void_p) for name in ("inv_freq", "rope_scaling")),
-        *((name, c_int32) for name in ("count", "dim", "ropes", "bf16", "max_tokens", "exact_ropes")),
+        *((name, c_int32) for name in ("count", "dim", "ropes", "bf16", "max_tokens", "exact_ropes", "query_scales")),
         *((name, c_float) for name in ("embed_scale", "logit_scale", "softcap")),
     ]
 

@@ -19,18 +19,8 @@ from depthdial.kernels.cpu.abi import PassSpec, Pointers, load
 from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
 from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import (
-    END,
-    MAX_TOKENS,
-    PAGE,
-    Decide,
-    Int8,
-    ModelTensors,
-    PagedCache,
-    PassOutput,
-    PassTokens,
-    Waiting,
-)
+from depthdial.kernels.passing import Decide, PagedCache, PassOutput, PassTokens, Waiting
+from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -60,7 +50,7 @@ class Counters(NamedTuple):
 
 
 class NativeModel:
-    """`forward` is `kernels.reference_pass`. isa: an instruction set of `build.ISAS`, None the best there is.
+    """`forward` is what the torch runner makes of the same tokens. isa: one of `build.ISAS`, None the best there is.
 
     weights: None takes the model's as they are, "int8" quantises those that are not yet. One pass runs at a time.
     Raises ValueError for a model that cannot run here, build.Unavailable where no library can be built.

@@ -48,7 +48,8 @@ def model_spec(model: ModelTensors, to: Pointers, max_tokens: int) -> ModelSpec:
     return ModelSpec(
         *(layers, to.mat(model.embed), to.mat(model.head), to.norm(model.norm)),
         *(to.address(frequencies), to.address(scaling)),
-        *(len(layers), model.norm.weight.shape[0], len(ropes), dtype == torch.bfloat16, max_tokens, exact.pop()),
+        *(len(layers), model.norm.weight.shape[0], len(ropes), dtype == torch.bfloat16, max_tokens),
+        *(exact.pop(), model.query_scale is not None),
         *(model.embed_scale, model.logit_scale, model.softcap or 0.0),
     )
 

@@ -21,6 +21,16 @@ OWN = "depthdial_"
 """Our own model types are a family's with this before it: the same layers, converted (`models.scratch`)."""
 
 
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model in one that sees, too (Gemma 3 from 4B on, Ministral 3), if its family is
+    known; any other as it is."""
+    text = config.get_text_config()
+    if config.model_type in FAMILIES or text.model_type not in FAMILIES:
+        return config
+    text.tie_word_embeddings = config.tie_word_embeddings  # the head belongs to the whole
+    return text
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a model's configuration. Raises ValueError for a family that is not known."""
     if (kind := config.model_type.removeprefix(OWN)) not in FAMILIES:

@@ -76,7 +76,7 @@ struct ModelSpec {
   const float* inv_freq;      // [ropes, head_dim / 2]
   const float* rope_scaling;  // [ropes]
   int32_t count, dim, ropes, bf16, max_tokens;
-  int32_t exact_ropes;                      // heads are turned in fp32 and rounded once
+  int32_t exact_ropes, query_scales;        // heads are turned in fp32 and rounded once; passes scale queries
   float embed_scale, logit_scale, softcap;  // softcap 0: none
 };
 
