@@ -48,6 +48,17 @@ def test_prices():
     assert [work.saved for work in bare.steps] == [10, 50, 50]
 
 
+def test_the_untouched_base_pays_for_k_and_v_that_others_ask_it_for():
+    again = Program((Step(0), Step(0, routed="skip", base=False), Step(1)))
+    works = StepWork(PLAIN), StepWork(PLAIN, look=5, absent=20), StepWork(PLAIN)
+    ledger = Ledger(again, works, head=100)
+    assert ledger.dense == 300 and ledger.untouched == 320 / 300
+    assert cost(ledger, {1: keep(0, 0)}, 2, torch.tensor([0.0, math.inf])).tolist() == pytest.approx(
+        [325 / 300, 320 / 300]
+    )
+    assert LEDGER.untouched == 1.0
+
+
 def test_floor_skips_what_saves_something():
     assert LEDGER.floor == (200 + 7 - 30 - 46) / 200
     program = plain(1, (0,), ("mlp",))

@@ -78,6 +78,13 @@ class Ledger:
         return self.head + sum(work.unit.total for step, work in pairs if step.base)
 
     @property
+    def untouched(self) -> float:
+        """Cost of a token of the untouched base: 1, and beyond that the K and V which it leaves at visits that the base
+        does not make, for tokens that make them."""
+        pairs = zip(self.program.steps, self.steps, strict=True)
+        return (self.dense + sum(work.absent for step, work in pairs if not step.base)) / self.dense
+
+    @property
     def layers(self) -> tuple[LayerWork, ...]:
         """The layer of each visit."""
         parts = ([self.steps[s].unit for s in visit.steps] for visit in self.program.visits)
@@ -118,7 +125,7 @@ class Ledger:
 
 def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
     """True cost of each token relative to dense, float64 [N], as a held budget counts it (`core.hold`). Tokens at
-    offset `inf` run the base: exactly 1."""
+    offset `inf` run the base: `Ledger.untouched`, mostly 1."""
     device = next((d.keep.device for d in trace.decisions.values()), tokens.offset.device)
     work = torch.full((tokens.count,), float(ledger.head), device=device, dtype=torch.float64)
     for s, price in enumerate(ledger.steps):
@@ -131,7 +138,7 @@ def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
                 work += (~ran if here is None else here & ~ran) * float(price.bypass)
         if price.look and s in trace.decisions:
             work += price.look if here is None else here * float(price.look)
-    return torch.where(tokens.full.to(device), 1.0, work / ledger.dense)
+    return torch.where(tokens.full.to(device), ledger.untouched, work / ledger.dense)
 
 
 def token_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
