@@ -1,9 +1,9 @@
-"""What a pass costs: multiply-accumulates of linear weights by step, attention over the context, KV bytes.
+"""What a token costs: multiply-accumulates of linear weights by step.
 
 "Cost" and "budget" mean one thing everywhere (README, "What the budget means"): executed over dense
 multiply-accumulates of linear weights per token, with the LM head, K/V projections, folded routers, adapters and heads
 that a decision looks at counted. At batch 1 this is the share of weight bytes read, too. Attention over the context and
-KV bytes are reported beside it, never mixed in. This is the one place that prices; executors count.
+bytes of K and V are `core.work`'s, never mixed in. Prices are here and nowhere else; executors count.
 """
 
 from __future__ import annotations
@@ -144,29 +144,3 @@ def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
 def token_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
     """`exact_cost` in fp32, [N]."""
     return exact_cost(ledger, tokens, trace).float()
-
-
-def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
-    """Multiply-accumulates of attention over the context, int64 [N]; an upper bound where tokens that do not run a step
-    leave no key.
-
-    keep: bool [visits, N], as `Trace.keep("attn")`; positions: int64 [N], 0 for the first token of its document.
-    """
-    return sum(
-        (keep[i] * _context(layer, positions) * layer.attend for i, layer in enumerate(ledger.layers)),
-        torch.zeros_like(positions),
-    )
-
-
-def kv_bytes_read(ledger: Ledger, keep: Tensor, positions: Tensor, itemsize: int) -> Tensor:
-    """KV-cache bytes a lone token reads when decoded, int64 [N]; `itemsize` is bytes per number of the cache. An upper
-    bound as `attention_macs`."""
-    return sum(
-        (keep[i] * _context(layer, positions) * layer.kv_width * itemsize for i, layer in enumerate(ledger.layers)),
-        torch.zeros_like(positions),
-    )
-
-
-def _context(layer: LayerWork, positions: Tensor) -> Tensor:
-    seen = positions + 1
-    return seen if layer.window is None else seen.clamp(max=layer.window)
