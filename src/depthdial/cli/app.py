@@ -24,6 +24,7 @@ from depthdial.cli.generate import generate
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
+from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
@@ -47,6 +48,7 @@ app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)
 app.command()(export)
+app.command()(push)
 app.command()(chat)
 app.add_typer(map_app, name="map")
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -123,6 +124,12 @@ def converted_of(model: Any) -> Converted:
     if not isinstance(converted, Converted):
         raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
     return converted
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The Hugging Face model inside of what accelerate (DDP, compile) or peft put around it."""
+    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner.get_base_model() if type(inner).__module__.partition(".")[0] == "peft" else inner
 
 
 class Fresh:
