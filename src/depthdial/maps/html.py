@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from depthdial.core.printable import CONTROLS
 from depthdial.maps.schema import DepthMap, Facts, Row, pack
-from depthdial.maps.terminal import CONTROLS, Ramp
+from depthdial.maps.terminal import Ramp
 
 MARK = 'aria-label="Colours: layers used by a token"'
 """By this a page is told from other files."""

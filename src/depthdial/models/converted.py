@@ -61,6 +61,11 @@ class Converted:
         self._settings = Settings()
         self._additions: list[Removable] = []
 
+    def __repr__(self) -> str:
+        routed, visits = len({self.program.visit_of[s] for s in self.program.routed}), len(self.program.visits)
+        dial = "" if self.plugin is None or not self.plugin.curves else ", with a dial"
+        return f"Converted({type(self.method).__name__}, {routed} of {visits} layers{dial})"
+
     @property
     def settings(self) -> Settings:
         """Of the coming passes in this thread."""
