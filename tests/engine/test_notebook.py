@@ -101,7 +101,7 @@ def test_of_a_real_text_and_the_models_around_it(tiny_folder: Path, tiny_plugin:
     page = Reader(out._repr_html_())
     assert len(page.tokens) == 12 == len({id(piece) for piece in out.samples[0].pieces})
     assert min(out.depths) < 6 and f"{min(out.depths)} of 6 layers" in "".join(page.cards)
-    assert repr(llm) == f"LLM({tiny_folder}, 6 layers, plugin tiny, budget 0.8, prompt_budget 1.0)"
+    assert repr(llm) == "LLM(llama, 6 layers, plugin tiny, budget 0.8, prompt_budget 1.0)"
     model: Any = llm.model
     assert repr(model.converted) == "Converted(FlexiDepth, 4 of 6 layers, with a dial)"
     assert repr(model.converted.plugin.curves["text"]) == "Curve(3 points, costs 0.700 to 0.950)"

@@ -120,7 +120,8 @@ class LLM:
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
         self.engine.dial = None if auto is None else Dial(auto, self.offset_of)
 
-    __repr__ = llm_in_words
+    def __repr__(self) -> str:
+        return llm_in_words(self)
 
     @property
     def budget(self) -> float | None:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from depthdial.core.colours import colours, place
 from depthdial.core.printable import CONTROLS
 
-# A card is hidden by its own style, too: where a viewer drops style sheets, it stays hidden.
+# A card stands below its text, so that no edge cuts it. It is hidden by its own style, too: where a viewer drops style
+# sheets, it stays hidden.
 _STYLE = """<style>
 .depthdial{line-height:1.9;max-width:60em}
-.depthdial p{margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere}
+.depthdial p{position:relative;margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere}
 .depthdial .about{color:#767676;font-size:.85em;line-height:1.5}
-.depthdial .t{position:relative;padding:.1em 0;cursor:default}
-.depthdial .t:hover,.depthdial .t:focus{outline:2px solid #b3261e;z-index:1}
+.depthdial .t{padding:.1em 0;cursor:default}
+.depthdial .t:hover,.depthdial .t:focus{outline:2px solid #b3261e}
 .depthdial .t:hover>.card,.depthdial .t:focus>.card{display:block!important}
-.depthdial .card{position:absolute;left:0;top:1.7em;z-index:9;width:max-content;max-width:22em;padding:.5em .8em;
+.depthdial .card{position:absolute;left:0;top:100%;z-index:9;width:max-content;max-width:22em;padding:.5em .8em;
 background:#fff;color:#1d1f23;border:1px solid #bbb;border-radius:6px;box-shadow:0 4px 16px #0003;font-size:.85em;
 line-height:1.5;white-space:normal;pointer-events:none}
 .depthdial .cells{display:flex;gap:1px;height:1em;margin:.3em 0}
@@ -47,7 +49,8 @@ def html(output: Any) -> str:
 
 def llm_in_words(llm: Any) -> str:
     """An `LLM` in one line: its model, its plug-in, what texts cost that do not say."""
-    name, plugin = llm.model.config.name_or_path or llm.model.config.model_type, llm.plugin
+    config, plugin = llm.model.config, llm.plugin
+    name = config.name_or_path if config.name_or_path and not Path(config.name_or_path).exists() else config.model_type
     return (
         f"LLM({name}, {llm.layers} layers, plugin {None if plugin is None else plugin.name or 'unnamed'}, "
         f"budget {llm.budget}, prompt_budget {llm.prompt_budget})"
