@@ -23,9 +23,9 @@ from typing import Any
 import pyarrow as pa
 
 from depthdial import load
-from depthdial.maps.mapping import Mapper, Settings
+from depthdial.maps.mapping import Mapper, MapSettings
 from depthdial.maps.prompts import of_row
-from depthdial.maps.schema import DepthMap, table
+from depthdial.maps.schema import DepthMap, arrow_table
 
 
 class MapTexts:
@@ -33,13 +33,13 @@ class MapTexts:
 
     def __init__(self, model: str, plugin: str | None, budget: float | None, device: str = "auto", **settings: Any):
         loaded, tokenizer = load(model, plugin, budget, device=device)
-        self.mapper = Mapper(loaded, tokenizer, model, budget, Settings(**settings))
+        self.mapper = Mapper(loaded, tokenizer, model, budget, MapSettings(**settings))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows with `prompt` or `messages` (and `id`, `task`, `group`, `answer`) to rows of a map."""
         # rows without an id are named by what they hold: their number in a block would come again in the next
         prompts = [of_row(row, f"row {i}", f"row-{_hash(row)}", "text") for i, row in enumerate(block.to_pylist())]
-        return table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
+        return arrow_table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
 
 
 def _hash(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from depthdial.cli.app import app
-from depthdial.maps.store import read
+from depthdial.maps.store import read_map
 
 TYING = """
 import os, signal, sys
@@ -60,7 +60,7 @@ def files(folder):
 
 def test_a_map_is_made_and_told_of(mapped):
     folder, result, _ = mapped
-    facts, found = json.loads(result.stdout), read(folder)
+    facts, found = json.loads(result.stdout), read_map(folder)
     assert facts["texts"] == len(found.rows) == 9 and facts["parts"] == facts["parts_in_all"] == 5
     assert facts["prompt_cost"] == 1 == found.facts.prompt_budget and 0.5 < facts["cost"] < 0.99, "prompts are read"
     assert all((row.cost[~row.generated] == 1).all() for row in found.rows if row.cost is not None)
@@ -75,7 +75,7 @@ def test_prompts_may_skip_too(options, prompts, tmp_path):
     for asked in ("same", "0.75"):
         given = ["--prompts", str(prompts), "--max-new-tokens", "4", "--prompt-budget", asked]
         result = run("map", *options, *given, "--output", str(tmp_path / asked))
-        facts = read(tmp_path / asked).facts
+        facts = read_map(tmp_path / asked).facts
         assert facts.prompt_budget == ("same" if asked == "same" else 0.75) and facts.prompt_offset != math.inf
         assert "true cost of prompts 0." in result.stdout and "true cost of answers 0." in result.stdout
 
@@ -96,7 +96,7 @@ def test_a_killed_map_goes_on_as_if_nothing_had_been(mapped, options, prompts, t
     there, whole = set(files(tmp_path / "map")), {"map.json", "data/part-00000.parquet", "data/part-00001.parquet"}
     (half,) = there - whole
     assert whole < there and half.startswith("data/.part-00002-")
-    assert len(read(tmp_path / "map").rows) == 4, "half a file is not read"
+    assert len(read_map(tmp_path / "map").rows) == 4, "half a file is not read"
     result = run(*words, "--resume", "--json")
     assert json.loads(result.stdout)["parts"] == 3
     assert files(tmp_path / "map") == files(folder)
@@ -118,7 +118,7 @@ def test_tasks_use_the_chat_template(options, tmp_path):
     result = run("map", *options, *words, "--output", str(tmp_path / "map"))
     assert result.exit_code == 0, result.output
     assert "next: depthdial map summary" in result.stdout
-    rows = read(tmp_path / "map").rows
+    rows = read_map(tmp_path / "map").rows
     assert rows[0].text.startswith("<|im_start|>user\nRepeat this list of numbers:") and rows[0].entropy is None
     assert rows[2].text.endswith("= " + str(sum(map(int, re.findall(r"\d+", rows[0].text.partition("assistant")[2])))))
 

@@ -10,7 +10,7 @@ import pytest
 from depthdial.core.dial import Curve, Dials
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.harness.setting import Setting
-from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
+from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Setup, TableRow, identity
 from depthdial.methods import method_named
 from depthdial.models import save
 from depthdial.models.checkpoint import Plugin
@@ -114,7 +114,7 @@ def test_what_cannot_be(setup, tiny_plugin, tmp_path):
 
 def test_a_plug_in_is_known_by_its_contents(tiny_plugin, baselines):
     assert identity(tiny_plugin) == identity(tiny_plugin) != identity(baselines["random"])
-    assert Row("early exit 0.9", "baseline", EARLY_EXIT, 0.9).file == "early-exit-0.9"
+    assert TableRow("early exit 0.9", "baseline", EARLY_EXIT, 0.9).file == "early-exit-0.9"
 
 
 def test_rows_in_int8_and_of_parts(setup, tiny_plugin):

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from depthdial.cli import main
 from depthdial.core.names import public_name
-from depthdial.maps.folder import Folder, told_of
-from depthdial.maps.html import page
-from depthdial.maps.parse import from_text, rows_of
+from depthdial.maps.folder import MapFolder, map_identity
+from depthdial.maps.html import map_page
+from depthdial.maps.parse import from_text, parse_table
 from depthdial.maps.plot import draw
-from depthdial.maps.schema import KEY, DepthMap, table
-from depthdial.maps.store import part_file, read, read_run, write
+from depthdial.maps.schema import KEY, DepthMap, arrow_table
+from depthdial.maps.store import part_file, read_map, read_run, write_map
 from depthdial.maps.summary import summarise
 from depthdial.maps.table import tables
 
@@ -35,7 +35,7 @@ ODD: list[Any] = [
 
 @pytest.fixture(scope="module")
 def sound(tiny_map) -> pa.Table:
-    return table(tiny_map)
+    return arrow_table(tiny_map)
 
 
 def with_facts(found: pa.Table, facts: Any) -> pa.Table:
@@ -77,13 +77,13 @@ def replaced(found: pa.Table, name: str, values: Any) -> pa.Table:
 )
 def test_facts_of_a_wrong_kind_are_named(sound, name, value, says):
     with pytest.raises(ValueError, match=f"^it.*{says}"):
-        rows_of(with_facts(sound, {**facts_in(sound), name: value}), "it")
+        parse_table(with_facts(sound, {**facts_in(sound), name: value}), "it")
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[" * 200_000, b"1" * 5000, b"[]", b"\xff", b"null"])
 def test_facts_that_are_no_json_are_no_map(sound, raw):
     with pytest.raises(ValueError, match="it is not a depth map"):
-        rows_of(with_facts(sound, raw), "it")
+        parse_table(with_facts(sound, raw), "it")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_facts_that_are_no_json_are_no_map(sound, raw):
 def test_columns_of_a_wrong_kind_are_named(sound, name, change, says):
     found = replaced(sound, name, pa.array(change(sound.column(name).to_pylist())))
     with pytest.raises(ValueError, match=f"it.*{says}"):
-        rows_of(found, "it")
+        parse_table(found, "it")
 
 
 def test_other_types_that_hold_the_same_are_read(sound, tiny_map):
@@ -126,14 +126,14 @@ def test_other_types_that_hold_the_same_are_read(sound, tiny_map):
     found = replaced(found, "token_ids", sound.column("token_ids").cast(pa.large_list(pa.int64())))
     found = replaced(found, "entropy", sound.column("entropy").cast(pa.list_(pa.float64())))
     found = replaced(found, "group", pa.chunked_array([sound.column("group").combine_chunks().dictionary_encode()]))
-    back = rows_of(found, "it")
+    back = parse_table(found, "it")
     assert [row.text for row in back.rows] == [row.text for row in tiny_map.rows]
     assert [row.token_ids.tolist() for row in back.rows] == [row.token_ids.tolist() for row in tiny_map.rows]
 
 
 def test_a_column_twice_and_json_without_end(sound):
     with pytest.raises(ValueError, match="has the column `task` twice"):
-        rows_of(sound.append_column("task", sound.column("task")), "it")
+        parse_table(sound.append_column("task", sound.column("task")), "it")
     with pytest.raises(ValueError, match="nested too deeply"):
         from_text("[" * 200_000)
 
@@ -147,12 +147,12 @@ def test_a_strange_map_json_is_one_line(tmp_path, tiny_map, text):
 
 
 def test_files_of_others_in_the_folder_are_left_alone(tmp_path, tiny_map):
-    told = told_of(tiny_map.facts, "b4", {}, {})
-    made = Folder(tmp_path / "map", told)
-    write(tiny_map, part_file(made.path, 0))
+    told = map_identity(tiny_map.facts, "b4", {}, {})
+    made = MapFolder(tmp_path / "map", told)
+    write_map(tiny_map, part_file(made.path, 0))
     (made.path / "data" / "part-final.parquet").write_bytes(b"x")
     (made.path / "data" / "part-00001.parquet").mkdir()
-    again = Folder(made.path, told, resume=True)
+    again = MapFolder(made.path, told, resume=True)
     assert part_file(made.path, 0) in again.parts and len(again.parts) == 2
 
 
@@ -226,7 +226,7 @@ def test_no_map_of_others_ends_in_anything_but_one_line(sound, tmp_path):
                 held[draw_.randrange(len(held))] = draw_.randrange(256)
             file.write_bytes(held[: draw_.randrange(len(held))] if draw_.random() < 0.5 else held)
         try:
-            page([read(file)])
+            map_page([read_map(file)])
             summary = summarise(file, scope="all")
             for part in tables(summary):
                 console.print(part)
@@ -260,5 +260,5 @@ def test_map_json_and_parts_hold_no_path(tmp_path, tiny_folder, tiny_plugin):
     for file in (tmp_path / "map").rglob("*"):
         if file.is_file():
             assert str(tiny_folder.parent).encode() not in file.read_bytes(), file
-    found: DepthMap = read(tmp_path / "map")
+    found: DepthMap = read_map(tmp_path / "map")
     assert found.facts.model == tiny_folder.name

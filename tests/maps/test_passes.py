@@ -11,13 +11,13 @@ import torch
 from depthdial.core.dial import Dials
 from depthdial.core.hold import BLOCK, Hold
 from depthdial.engine.llm import LLM
-from depthdial.maps.passes import EnginePasses, Job, RoutedPasses, passes_of
+from depthdial.maps.passes import EnginePasses, RoutedPasses, TextJob, passes_of
 from depthdial.methods import SkipLayer
 from depthdial.models.converted import converted_of
 from depthdial.models.scratch import Spec, fresh
 
 TEXTS = [[5], list(range(4, 90)), [7, 8, 9], [9] * 70]
-JOBS = [Job(text, len(text)) for text in TEXTS]
+JOBS = [TextJob(text, len(text)) for text in TEXTS]
 
 
 def both(model, tokenizer, offset: float | Dials, base: bool = True, alternatives: int = 0, room: int = 128):
@@ -39,7 +39,7 @@ def test_an_engine_gives_what_routed_gives(tiny_converted, tiny_tokenizer, offse
         assert found.ran.shape == (len(text), 6) and found.ran.dtype == bool
         assert np.array_equal(found.ran, wanted.ran) and found.scores is None
         assert np.allclose(found.costs, wanted.costs) and found.costs.shape == (len(text),)
-        here, there = found.expected, wanted.expected
+        here, there = found.expectation, wanted.expectation
         assert here is not None and there is not None
         assert torch.allclose(here.entropy, there.entropy, atol=1e-4)
         # the last token's own place tells nothing: nobody knows what follows it
@@ -54,7 +54,12 @@ def test_what_is_read_and_what_is_written(tiny_converted, tiny_tokenizer, hold, 
     """One dial for each; where a budget is held, both ways follow it block by block."""
     dials = Dials(-0.4, math.inf, hold)
     slow, fast, _ = both(tiny_converted, tiny_tokenizer, dials, room=room)
-    jobs = [Job(list(range(4, 90)), 10), Job([9] * 70, 1), Job([7, 8, 9], 3), Job([*range(100, 150)], 3)]
+    jobs = [
+        TextJob(list(range(4, 90)), 10),
+        TextJob([9] * 70, 1),
+        TextJob([7, 8, 9], 3),
+        TextJob([*range(100, 150)], 3),
+    ]
     found = fast(jobs)
     for job, wanted, own in zip(jobs, slow(jobs), found, strict=True):
         assert np.array_equal(own.ran, wanted.ran) and np.allclose(own.costs, wanted.costs, atol=1e-6)
@@ -73,7 +78,7 @@ def test_skipped_layers_are_not_run(tiny_converted, tiny_tokenizer):
     before = llm.stats.rows.copy()
     found = fast(JOBS)
     assert np.array_equal(llm.stats.rows - before, sum(one.ran.sum(0) for one in found))
-    assert all(one.expected is None for one in found) and any(not one.ran.all() for one in found)
+    assert all(one.expectation is None for one in found) and any(not one.ran.all() for one in found)
 
 
 def test_the_base_is_run_once_where_it_is_all_that_is_asked_for(tiny_converted, tiny_tokenizer):
@@ -97,15 +102,15 @@ def test_a_model_with_its_own_routers_is_asked_itself(tiny_tokenizer):
             said = model(input_ids=torch.tensor([text]), use_cache=False).logits[0].log_softmax(-1)
         surprise = -said[:-1].gather(-1, torch.tensor(text[1:])[:, None])[:, 0]
         for one in (wanted, found):
-            assert one.expected is not None
-            assert torch.allclose(one.expected.surprisal[:-1], surprise, atol=1e-4)
+            assert one.expectation is not None
+            assert torch.allclose(one.expectation.surprisal[:-1], surprise, atol=1e-4)
 
 
 def test_scores_need_routed(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer)
     passes = passes_of(tiny_converted, tiny_tokenizer, Dials(0.0), llm.engine, True, False, 0, 128)
     assert isinstance(passes, RoutedPasses)
-    scores = passes([Job([4, 5, 6], 3)])[0].scores
+    scores = passes([TextJob([4, 5, 6], 3)])[0].scores
     assert scores is not None and scores.shape == (3, 4)
 
 
@@ -117,5 +122,5 @@ def test_what_the_cache_has_no_room_for_is_read_by_routed(tiny_converted, tiny_t
     )
     before = llm.stats.tokens
     for wanted, found in zip(slow(JOBS), fast(JOBS), strict=True):
-        assert np.array_equal(found.ran, wanted.ran) and found.expected is not None
+        assert np.array_equal(found.ran, wanted.ran) and found.expectation is not None
     assert llm.stats.tokens - before == 2 * sum(len(text) for text in TEXTS if len(text) <= 64)

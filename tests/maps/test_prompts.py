@@ -57,8 +57,8 @@ def test_a_source_is_known_by_its_content(tmp_path):
     same = (tmp_path / "x").joinpath("a.txt")
     same.parent.mkdir()
     same.write_text("a\n")
-    assert PromptFile(first).told == PromptFile(same).told != PromptFile(second).told
-    assert str(tmp_path) not in json.dumps(PromptFile(first).told)
+    assert PromptFile(first).identity == PromptFile(same).identity != PromptFile(second).identity
+    assert str(tmp_path) not in json.dumps(PromptFile(first).identity)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ import pytest
 from rich.console import Console
 
 from depthdial.maps.schema import DepthMap
-from depthdial.maps.store import write
+from depthdial.maps.store import write_map
 from depthdial.maps.summary import Summary, summarise
 from depthdial.maps.table import tables
-from depthdial.maps.tokens import tokens_of
+from depthdial.maps.tokens import token_table
 
 
 @pytest.fixture
 def summed(made_up, six_layers, tmp_path):
     def run(rows, **options) -> Summary:
-        return summarise(write(DepthMap(six_layers, rows), tmp_path / "map.parquet"), **options)
+        return summarise(write_map(DepthMap(six_layers, rows), tmp_path / "map.parquet"), **options)
 
     return run
 
@@ -180,9 +180,9 @@ def test_bad_words_are_refused(made_up, summed):
 
 
 def test_real_maps_agree_with_their_rows(tiny_map, tmp_path):
-    facts, tokens, texts = tokens_of([tiny_map], "read")
+    facts, tokens, texts = token_table([tiny_map], "read")
     assert facts == tiny_map.facts and texts == 3
     assert tokens.depth.sum() == sum(int(row.layers_used.sum()) for row in tiny_map.rows)
     assert tokens.ran.sum(1).tolist() == tokens.depth.tolist()
-    wrote = tokens_of([tiny_map], "wrote")[1]
+    wrote = token_table([tiny_map], "wrote")[1]
     assert len(wrote) == len(tokens) - texts and math.isfinite(wrote.surprisal.sum())

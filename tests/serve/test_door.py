@@ -18,7 +18,7 @@ from tests.serve.test_engine_process import begun, frozen
 
 from depthdial.serve.door import Doors
 from depthdial.serve.log_lines import MOST, SECONDS, Sparing
-from depthdial.serve.settings import Limits
+from depthdial.serve.settings import RequestLimits
 
 
 def connected(url: str) -> socket.socket:
@@ -128,7 +128,7 @@ def test_who_is_gone_is_noticed_before_the_answer(served):
     ("files", "most", "backlog"), [(256, 96, 32), (1024, 576, 128), (65536, 1024, 2048), (16, 1, 2)]
 )
 def test_there_are_fewer_connections_than_descriptors(files, most, backlog):
-    doors = Doors(Limits(), files)
+    doors = Doors(RequestLimits(), files)
     assert (doors.most, doors.backlog) == (most, backlog)
 
 

@@ -15,21 +15,21 @@ import httpx
 import pytest
 
 from depthdial.serve.engine_process import EngineProcess
-from depthdial.serve.run import bound, run
+from depthdial.serve.run import bind, run
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so():
-    with bound("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="--port") as caught:
-            bound("127.0.0.1", port)
+            bind("127.0.0.1", port)
         assert caught.value.filename == f"127.0.0.1:{port}"
 
 
 def test_tokens_do_not_wait_for_receipts():
     """asyncio sets TCP_NODELAY only on sockets that name their protocol."""
-    with bound("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 

@@ -17,7 +17,7 @@ from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 from depthdial.serve.facts import facts_of
 from depthdial.serve.in_turns import Pause, in_turns
-from depthdial.serve.map_export import checked, export
+from depthdial.serve.map_export import export_map, map_order
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.wire import Message, Wire
 from depthdial.serve.worker import DeviceLost, Worker
@@ -39,7 +39,7 @@ def wires() -> Iterator[tuple[Wire, Wire]]:
 
 
 def taken(worker: Worker, order: Message) -> None:
-    assert worker.prepared(order)
+    assert worker.prepare(order)
     worker.take(order)
 
 
@@ -141,7 +141,7 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
 
 
 def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
-    order = checked(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
+    order = map_order(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
     recorder = Recorder(llm.model, llm.tokenizer, llm.dials(llm.budget), scores=True, alternatives=3)
     (wanted,) = recorder.rows([order.text])
 
@@ -149,7 +149,7 @@ def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
         return sum(len(module._forward_pre_hooks) for module in llm.model.modules())
 
     before = hooks()
-    pauses, made = 0, export(llm, "tiny", order)
+    pauses, made = 0, export_map(llm, "tiny", order)
     while True:
         try:
             next(made)
@@ -161,7 +161,7 @@ def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
             break
     assert pauses >= 2 * llm.layers - llm.always_on + 2  # both passes, the head, and the file
     assert table.column("layers_used").to_pylist() == [wanted.layers_used.tolist()]
-    begun = export(llm, "tiny", order)
+    begun = export_map(llm, "tiny", order)
     for _ in range(5):
         next(begun)
     assert hooks() > before

@@ -72,8 +72,8 @@ def test_the_gradient_of_a_batch_is_the_sum_of_its_rows(make: Callable, packed: 
     found = gradients(big)
     assert set(found) == {name for name, _ in big.named_parameters()} and all(g.any() for g in found.values())
     torch.testing.assert_close(gradients(small), found, rtol=1e-3, atol=1e-5)
-    for name in big.seen:
-        torch.testing.assert_close(small.seen[name], big.seen[name], rtol=1e-4, atol=1e-4)
+    for name in big.totals:
+        torch.testing.assert_close(small.totals[name], big.totals[name], rtol=1e-4, atol=1e-4)
     if held:
         for name, buffer in big.control.named_buffers():
             torch.testing.assert_close(dict(small.control.named_buffers())[name], buffer, rtol=1e-3, atol=1e-4)
@@ -89,7 +89,7 @@ def test_baselines_train_under_their_own_route(make: Callable, packed: Callable,
     lesson = make("distill", False, method)
     lesson(**packed())["loss"].backward()
     assert any(g.any() for g in gradients(lesson).values())
-    assert lesson.seen["cost"] / lesson.seen["tokens"] < 1
+    assert lesson.totals["cost"] / lesson.totals["tokens"] < 1
 
 
 @objectives
@@ -109,7 +109,7 @@ def test_the_loss_by_hand(make: Callable, packed: Callable, tiny_model: Callable
         kl = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
         task = kl.sum(-1)[:, :-1][real[:, 1:]].sum()  # where a target is predicted
     torch.testing.assert_close(loss, (task + skip[real].sum()) / real.sum(), rtol=1e-4, atol=1e-5)
-    seen = {name: float(value) for name, value in lesson.seen.items()}
+    seen = {name: float(value) for name, value in lesson.totals.items()}
     assert seen["tokens"] == int(real.sum())
     assert seen["loss"] == pytest.approx(float(task.detach()), rel=1e-4)
     assert seen["layers"] == int(model.route.layers_used[real].sum())
@@ -175,12 +175,12 @@ def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed
     written = batch["labels"] != -100
     follows = F.pad(written[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
     lesson(**batch, read_in_full=torch.tensor(True))["loss"].backward()
-    assert lesson.seen["tokens"] == 3 * (written & follows).sum() > 0
+    assert lesson.totals["tokens"] == 3 * (written & follows).sum() > 0
     keep = lesson._base[0].converted.route.keep()[2:]  # [layers, rows * copies, tokens]
     assert keep.shape[1] == 6 and 0 < keep.float().mean() < 1
     tokens = lesson._base[0].converted.route.last.tokens
     assert len(set(tokens.rows(tokens.offset)[:, 0].tolist())) == 6, "each copy of a row has a budget of its own"
-    assert lesson.seen["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
+    assert lesson.totals["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
 
 
 def test_keys_tell_rows_apart_and_follow_them(packed: Callable):
@@ -288,5 +288,5 @@ def test_every_exit_learns_from_every_row(tiny_model: Callable, packed: Callable
     torch.testing.assert_close(learned, gradients(lesson), rtol=1e-4, atol=1e-6)
     layer, head = base.converted.ledger.layers[0].total, base.converted.ledger.head
     cost = sum((n * layer + head) / (4 * layer + head) for n in (2, 3)) / 2
-    assert float(lesson.seen["cost"] / lesson.seen["tokens"]) == pytest.approx(cost)
-    assert float(lesson.seen["layers"] / lesson.seen["tokens"]) == pytest.approx(2.5)
+    assert float(lesson.totals["cost"] / lesson.totals["tokens"]) == pytest.approx(cost)
+    assert float(lesson.totals["layers"] / lesson.totals["tokens"]) == pytest.approx(2.5)

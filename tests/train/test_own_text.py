@@ -16,7 +16,7 @@ from depthdial.models.checkpoint import PARTS_FILE
 from depthdial.train import callbacks, own_text
 from depthdial.train.config import TrainConfig
 from depthdial.train.own_text import OwnText, bare, before_loop
-from depthdial.train.pack import PackedDataset, Stats
+from depthdial.train.pack import PackedDataset, PackStats
 from depthdial.train.run import train
 
 
@@ -67,7 +67,7 @@ def test_a_run_with_its_own_text_resumes_to_the_same_plugin(config: TrainConfig,
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", stopping)
-        with pytest.raises(callbacks.Interrupted, match=r"step 5 of 7.*--resume"):
+        with pytest.raises(callbacks.InterruptedRun, match=r"step 5 of 7.*--resume"):
             train(torn)
     (tmp_path / "torn" / "checkpoints" / "checkpoint-5").rename(tmp_path / "gone")  # it goes on from step 3
     assert (tmp_path / "torn" / "own" / "0002.npz").exists(), "written at step 4, which is done again"
@@ -111,7 +111,7 @@ def test_a_pool_that_is_lost_is_written_again_and_said(tmp_path, caplog, monkeyp
     own = object.__new__(OwnText)
     own.every, own.folder = 10, tmp_path
     ids = np.zeros((1, 8), np.uint16)
-    rows = PackedDataset(ids, ids == 1, ids, Stats(1, 0, 1, 8, 0, 1.0))
+    rows = PackedDataset(ids, ids == 1, ids, PackStats(1, 0, 1, 8, 0, 1.0))
     monkeypatch.setattr(OwnText, "write", lambda self, number: rows)
     own.begin(0)
     assert [file.name for file in tmp_path.iterdir()] == ["0000.npz"] and not caplog.records

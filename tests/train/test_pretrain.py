@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthdial.methods import METHODS, method_named
 from depthdial.train import callbacks, next_token
-from depthdial.train.pretrain import _held_out, pretrain
+from depthdial.train.pretrain import _heldout_rows, pretrain
 from depthdial.train.pretrain_config import DENSITY_FIELDS, PretrainConfig
 from depthdial.train.rows import Rows
 from depthdial.train.shards import Index, read_index
@@ -29,7 +29,7 @@ def density_of(method: str) -> float | None:
 
 def from_scratch(method: str) -> bool:
     try:
-        PretrainConfig(data=("a",), output="", size="", method=method).asked_method()
+        PretrainConfig(data=("a",), output="", size="", method=method).chosen_method()
     except ValueError:
         return False
     return True
@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(config, gather: Any, optimizer: 
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", interrupt)
-        with pytest.raises(callbacks.Interrupted, match=r"step 4 of 6.*--resume"):
+        with pytest.raises(callbacks.InterruptedRun, match=r"step 4 of 6.*--resume"):
             pretrain(torn)
     assert not (tmp_path / "torn" / "results.json").exists()
     with pytest.raises(ValueError, match="add --resume"):
@@ -194,7 +194,7 @@ def ids(rows: Rows) -> list[list[int]]:
 
 def held_out(config: PretrainConfig) -> list[list[int]]:
     places, index = opened(config)
-    return ids(_held_out(places, index, config, Rows(places, index, "train", config.length, seed=config.seed)))
+    return ids(_heldout_rows(places, index, config, Rows(places, index, "train", config.length, seed=config.seed)))
 
 
 def test_held_out_rows_are_mixed(config, tmp_path: Path):

@@ -82,7 +82,7 @@ def _stopped(run: Any, step: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", interrupt)
-        with pytest.raises(callbacks.Interrupted):
+        with pytest.raises(callbacks.InterruptedRun):
             run()
 
 
@@ -166,4 +166,4 @@ def test_alone_nothing_is_reduced():
     processes.start(on_cpu=True)
     processes.wait()
     assert value.tolist() == [1.0, 2.0] and processes.world() == 1 and processes.is_main()
-    assert processes.agreed(True) and not processes.agreed(False)
+    assert processes.any_process(True) and not processes.any_process(False)

@@ -138,7 +138,7 @@ def tear(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Report, "on_step_end", interrupt)
-        with pytest.raises(loop.Interrupted, match=r"step 4 of 6.*--resume"):
+        with pytest.raises(loop.InterruptedRun, match=r"step 4 of 6.*--resume"):
             train(config)
 
 

@@ -53,8 +53,8 @@ app.command()(chat)
 app.add_typer(map_app, name="map")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"depthdial {__version__}")
         raise typer.Exit()
 

@@ -54,11 +54,11 @@ def _panels(summary: Summary) -> list[tuple[str, list[Cell]]]:
     tables = dict(summary.tables)
     within = tables.pop("repetition within tasks", [])
     if within:
-        tables["repetition"] = [*tables["repetition"], *(_renamed(cell, "within tasks") for cell in within)]
+        tables["repetition"] = [*tables["repetition"], *(_rename(cell, "within tasks") for cell in within)]
     return list(tables.items())
 
 
-def _renamed(cell: Cell, suffix: str) -> Cell:
+def _rename(cell: Cell, suffix: str) -> Cell:
     return Cell(f"{cell.name}, {suffix}", cell.tokens, cell.layers)
 
 
@@ -88,19 +88,19 @@ def _title(name: str, summary: Summary) -> str:
         return {"answer": "place in the answer", "prompt": "place in the text"}.get(
             summary.scope, "place in text or answer"
         )
-    return f"decile of surprisal to {summary.facts.asked} (nats)" if name == "surprisal" else name
+    return f"decile of surprisal to {summary.facts.predictor} (nats)" if name == "surprisal" else name
 
 
 def _entropy(axis: Any, summary: Summary) -> None:
-    found = list(summary.entropy.items())
-    pairs = [(i.mean - i.low, i.high - i.mean) for _, i in found]
+    intervals = list(summary.entropy.items())
+    pairs = [(i.mean - i.low, i.high - i.mean) for _, i in intervals]
     errors = np.nan_to_num(np.array(pairs)).T.clip(min=0)
     style = {"color": _POINT, "capsize": 2, "markersize": 4}
-    axis.errorbar([i.mean for _, i in found], range(len(found)), xerr=errors, fmt="o", **style)
-    axis.set_yticks(range(len(found)), [label(name) for name, _ in found], fontsize=8)
+    axis.errorbar([i.mean for _, i in intervals], range(len(intervals)), xerr=errors, fmt="o", **style)
+    axis.set_yticks(range(len(intervals)), [label(name) for name, _ in intervals], fontsize=8)
     axis.axvline(0, color=_SOFT, linewidth=0.8)
     axis.invert_yaxis()
-    _finish(axis, f"correlation with {summary.facts.asked}'s entropy")
+    _finish(axis, f"correlation with {summary.facts.predictor}'s entropy")
 
 
 def _rates(axis: Any, summary: Summary) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from depthdial.core.colours import colours, place
 from depthdial.core.printable import CONTROLS
 
-_NAMED = (("bright_white", "black"), ("bright_white", "bright_black"), ("black", "white"), ("black", "bright_yellow"))
+_SIXTEEN = (("bright_white", "black"), ("bright_white", "bright_black"), ("black", "white"), ("black", "bright_yellow"))
 """Letters and background where a terminal has sixteen colours: what is nearest to the ramp, in steps that differ."""
 _FEW = ("standard", "windows")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -46,14 +46,14 @@ class Ramp:
 
     def style(self, depth: int) -> Style:
         """Letters and background for one depth."""
-        letters, background = _NAMED[self._step(depth)] if self.few else self.colours(depth)
+        letters, background = _SIXTEEN[self._step(depth)] if self.few else self.colours(depth)
         return Style(color=letters, bgcolor=background)
 
     def legend(self) -> Text:
         """One line that explains the colours: a few depths, each on its own; with few colours, all depths of each."""
         if self.few:
             depths = range(self.least, self.most + 1)
-            shares = [[depth for depth in depths if self._step(depth) == step] for step in range(len(_NAMED))]
+            shares = [[depth for depth in depths if self._step(depth) == step] for step in range(len(_SIXTEEN))]
             marks = {share[0]: f"{share[0]}-{share[-1]}" if share[1:] else f"{share[0]}" for share in shares if share}
         else:
             steps = min(5, self.most - self.least)
@@ -63,7 +63,7 @@ class Ramp:
 
     def _step(self, depth: int) -> int:
         """Which of the few colours."""
-        return min(len(_NAMED) - 1, int(self.place(depth) * len(_NAMED)))
+        return min(len(_SIXTEEN) - 1, int(self.place(depth) * len(_SIXTEEN)))
 
     def bars(self, depths: Sequence[int], encoding: str = "utf-8") -> str:
         """One character per token, higher for more layers; ASCII where the encoding has no block characters."""

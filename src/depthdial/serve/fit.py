@@ -19,12 +19,12 @@ class Unfit(ValueError):
 
 
 def answer_length(
-    prompt: int, asked: int | None, default: int, context: int, longest_prompt: int | None, field: str
+    prompt: int, max_tokens: int | None, default: int, context: int, longest_prompt: int | None, field: str
 ) -> int:
     """Most tokens of the answer to a prompt of so many tokens.
 
-    asked: the request's own max_tokens; default: where it names none, then cut to what is left. context: of the model,
-    or of the cache if that is smaller; longest_prompt: that this server takes; field: that the prompt came in. Raises
+    max_tokens: the request's own; default: where it names none, then cut to what is left. context: of the model, or of
+    the cache if that is smaller; longest_prompt: that this server takes; field: that the prompt came in. Raises
     Unfit with the code that clients shorten by.
     """
     if longest_prompt is not None and prompt > longest_prompt:
@@ -34,14 +34,14 @@ def answer_length(
             field,
             "context_length_exceeded",
         )
-    if prompt + max(1, asked or 0) > context:
+    if prompt + max(1, max_tokens or 0) > context:
         if prompt >= context:
             why = f"the prompt has {prompt} and leaves none to generate; shorten it"
         else:
-            parts = f"{prompt} in the prompt and {asked} in max_tokens"
-            why = f"the request has {prompt + (asked or 1)}: {parts}; lower either"
+            parts = f"{prompt} in the prompt and {max_tokens} in max_tokens"
+            why = f"the request has {prompt + (max_tokens or 1)}: {parts}; lower either"
         raise Unfit(f"the maximum context length here is {context} tokens, and {why}", field, "context_length_exceeded")
-    return asked if asked is not None else min(default, context - prompt)
+    return max_tokens if max_tokens is not None else min(default, context - prompt)
 
 
 def check_budgets(llm: LLM, budget: float | None, prompt_budget: PromptBudget | None) -> None:

@@ -10,7 +10,7 @@ from depthdial.serve.fit import Unfit
 from depthdial.serve.wire import Message
 
 
-def tokenized(llm: LLM, order: Message) -> list[Sequence[int]]:
+def order_tokens(llm: LLM, order: Message) -> list[Sequence[int]]:
     """One list for each prompt. Raises ValueError, or what a chat template raises."""
     if "messages" in order:
         return [llm.chat_tokens(order["messages"])]

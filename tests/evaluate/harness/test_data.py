@@ -7,7 +7,7 @@ import gzip
 import datasets
 import pytest
 
-from depthdial.evaluate.harness.data import FORMATS, DataFolder, checked
+from depthdial.evaluate.harness.data import FORMATS, DataFolder, check_rows
 
 HUB = {
     "hellaswag": ("Rowan/hellaswag", None),
@@ -85,7 +85,7 @@ def test_a_file_that_is_cut_off(tmp_path, write_rows, piqa):
     file = write_rows(tmp_path / "piqa_val.jsonl.gz", piqa)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"piqa_val\.jsonl\.gz is cut off or corrupt"):
-        checked(file, ())
+        check_rows(file, ())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_off(tmp_path, write_rows, piqa):
 def test_a_file_that_is_wrong(tmp_path, content, says):
     (tmp_path / "piqa_val.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=says) as caught:
-        checked(tmp_path / "piqa_val.jsonl", ("goal", "sol1"))
+        check_rows(tmp_path / "piqa_val.jsonl", ("goal", "sol1"))
     assert "\n" not in str(caught.value)
 
 
@@ -111,13 +111,13 @@ def test_a_file_that_is_wrong(tmp_path, content, says):
 def test_a_byte_order_mark_is_no_text(tmp_path, name):
     content = b'\xef\xbb\xbf{"goal": "a"}\n{"goal": "b"}\n'
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert checked(tmp_path / name, ("goal",)) == [{"goal": "a"}, {"goal": "b"}]
+    assert check_rows(tmp_path / name, ("goal",)) == [{"goal": "a"}, {"goal": "b"}]
 
 
 def test_a_parquet_file_that_is_none(tmp_path):
     (tmp_path / "piqa_val.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="corrupt"):
-        checked(tmp_path / "piqa_val.parquet", ())
+        check_rows(tmp_path / "piqa_val.parquet", ())
 
 
 def test_a_column_of_another_kind(tmp_path, write_rows):

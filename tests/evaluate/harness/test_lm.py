@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from depthdial.core.dial import Dials
 from depthdial.evaluate.harness.lm import DepthLM
-from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.store import Store
 from depthdial.models.converted import converted_of
 
@@ -21,7 +21,7 @@ CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and
 
 def at(scored: float, generated: float, read: float | None = None) -> Setting:
     """By offsets; read: None is the form of the papers."""
-    return Setting.alike(Dial(Dials(scored, read), Dials(generated, read), Dials(scored)))
+    return Setting.alike(TaskDials(Dials(scored, read), Dials(generated, read), Dials(scored)))
 
 
 def instance(kind: Any, doc: int, *args: Any) -> Instance:
@@ -128,7 +128,7 @@ def test_texts_take_turns_between_two_dials(tiny_llm):
         lm.begin(at(offset, offset), Store())
         alone.append(lm.loglikelihood(requests))
     lm = DepthLM(tiny_llm())
-    high, low = (Dial(*[Dials(offset)] * 3) for offset in (0.5, -0.5))
+    high, low = (TaskDials(*[Dials(offset)] * 3) for offset in (0.5, -0.5))
     lm.begin(Setting(high, low, 0.5), Store())
     assert lm.loglikelihood(requests) == [alone[i % 2 == 0][i] for i in range(4)] and alone[0] != alone[1]
 
@@ -162,7 +162,7 @@ def test_of_an_answer_to_a_prompt_that_is_read_in_full_the_first_token_is_the_ba
     (text,) = lm.generate_until([asked])
     assert tally.prompt.cost == tally.prompt.tokens and tally.dense == 1 < tally.tokens
     assert tally.answer.cost < 0.99 * tally.answer.tokens
-    lm.begin(Setting.alike(Dial()), Store())
+    lm.begin(Setting.alike(TaskDials()), Store())
     (base,) = lm.generate_until([asked])
     assert base[:1] == text[:1]
 

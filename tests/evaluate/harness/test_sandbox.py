@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="locks of the Li
 
 
 def test_ordinary_programs_pass_or_fail_by_their_tests():
-    sandbox.check()
+    sandbox.check_sandbox()
     assert sandbox.run("import math, typing, heapq\nassert math.gcd(4, 6) == 2\nprint('hello')") == "passed"
     assert sandbox.run("assert 1 == 2, 'no'") == "failed: AssertionError: no"
     assert sandbox.run("def (:").startswith("failed: SyntaxError")
@@ -135,7 +135,7 @@ def test_no_network_not_even_here():
 
 
 def test_where_locks_are_refused_nothing_runs(monkeypatch):
-    sandbox.check.cache_clear()
+    sandbox.check_sandbox.cache_clear()
     monkeypatch.setattr(sandbox, "_run", lambda program, seconds: "failed: cannot lock: no Landlock")
     with pytest.raises(ValueError, match="does not lock programs in"):
         sandbox.run("print()")
@@ -145,7 +145,7 @@ def test_where_locks_are_refused_nothing_runs(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ValueError, match="on Linux"):
         sandbox.run("print()")
-    sandbox.check.cache_clear()
+    sandbox.check_sandbox.cache_clear()
 
 
 def test_pass_at_k_of_candidates():

@@ -10,8 +10,8 @@ import pytest
 from depthdial.core.dial import Curve
 from depthdial.evaluate.speed import bench as bench_
 from depthdial.evaluate.speed.bench import bench
-from depthdial.evaluate.speed.lineup import Lineup
-from depthdial.evaluate.speed.options import Options
+from depthdial.evaluate.speed.lineup import SpeedLineup
+from depthdial.evaluate.speed.options import SpeedOptions
 from depthdial.evaluate.speed.subjects import EngineSubject
 from depthdial.evaluate.speed.table import machine_lines
 from depthdial.methods import Balcony, SkipLayer
@@ -38,10 +38,10 @@ IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_id
 
 @pytest.fixture(scope="module")
 def options(tiny_folder, tiny_plugin):
-    def make(**more) -> Options:
+    def make(**more) -> SpeedOptions:
         tiny = {"prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False, "dtype": "float32"}
         tiny |= {"model": str(tiny_folder), "plugin": str(tiny_plugin), "device": "cpu", "budgets": (0.85, 0.75)}
-        return Options(**{**tiny, "batches": (1, 3), "prefill": (20,), **more})
+        return SpeedOptions(**{**tiny, "batches": (1, 3), "prefill": (20,), **more})
 
     return make
 
@@ -95,7 +95,7 @@ def test_prompts_are_read_in_each_way_where_prefill_is_measured(results):
 
 
 def test_where_texts_decode_their_prompts_are_read_in_full(options):
-    with contextlib.closing(Lineup(options(prompt_budgets=(1.0, 0.9)))) as lineup:
+    with contextlib.closing(SpeedLineup(options(prompt_budgets=(1.0, 0.9)))) as lineup:
         reading = {s.title: s.params.prompt_budget for s in lineup.subjects if isinstance(s, EngineSubject)}
     assert reading["adaptive 0.85, fp32"] == 1.0 and reading["adaptive, prompt read at 0.9, fp32"] == 0.9
     assert not any("skips" in title and "adaptive" in title for title in reading)
@@ -116,7 +116,7 @@ def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_toke
     model.save_pretrained(tmp_path / "own")
     tiny_tokenizer.save_pretrained(tmp_path / "own")
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False}
-    found = bench(Options(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
+    found = bench(SpeedOptions(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
     for regime in ("decode", "prefill"):
         rows = [row for row in found["rows"] if row["regime"] == regime and row["precision"] != "int8"]
         assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "control"]
@@ -138,7 +138,7 @@ def test_exits_by_own_blocks_read_a_prompt_as_they_write(tiny_folder, tmp_path):
     folder = save(model, tmp_path / "exits", Plugin("exits", method, base, {"text": curve, "generated": curve}))
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 1, "compiled": False}
     where = {"model": str(tiny_folder), "plugin": str(folder), "dtype": "float32", "device": "cpu"}
-    rows = bench(Options(**where, budgets=(0.9,), **tiny))["rows"]
+    rows = bench(SpeedOptions(**where, budgets=(0.9,), **tiny))["rows"]
     adaptive = [row for row in rows if row["kind"] == "adaptive"]
     assert [(row["regime"], row["prompt_budget"]) for row in adaptive] == [("decode", None), ("prefill", "same")]
     assert all(row["cost"] == pytest.approx(row["stop"]) and row["cost"] < 0.9 for row in adaptive)
@@ -146,7 +146,7 @@ def test_exits_by_own_blocks_read_a_prompt_as_they_write(tiny_folder, tmp_path):
 
 def test_int8_is_compared_with_int8(options):
     chosen = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
-    with contextlib.closing(Lineup(chosen)) as lineup:
+    with contextlib.closing(SpeedLineup(chosen)) as lineup:
         sizes = {title: reference.sizes.weight for title, reference in lineup.references.items()}
     assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] == 1 and sizes["our dense, fp32"] == 4
     found = bench(chosen)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from depthdial.core.cost import LayerWork, Ledger, StepWork
 from depthdial.core.program import END, OwnBlock, Program, Step, plain
 from depthdial.evaluate.speed.ideal import Path, Sizes, dense_bytes, ideal_speedup, seconds, work
-from depthdial.evaluate.speed.limits import Limits
+from depthdial.evaluate.speed.limits import MachineLimits
 
 SIZES = Sizes(weight=2, part=2, cache=4, hidden=7)
 LAYER = LayerWork(kv=4, attn=6, mlp=10, attend=8, kv_width=2)
@@ -73,11 +73,11 @@ def test_a_window_limits_what_is_seen():
 
 def test_the_larger_time_is_the_limit():
     pass_ = tokens([[1, 1], [1, 0]])
-    assert work(LEDGER, pass_, SIZES).seconds(Limits(516, 1e9)) == 1.0
-    assert work(LEDGER, pass_, SIZES).seconds(Limits(1e9, 435)) == 1.0
-    assert work(LEDGER, pass_, SIZES).bound(Limits(516, 1e9)) == "reading"
-    assert work(LEDGER, pass_, SIZES).bound(Limits(1e9, 435)) == "arithmetic"
-    assert seconds(LEDGER, [pass_] * 3, SIZES, Limits(516, 1e9)) == 3.0
+    assert work(LEDGER, pass_, SIZES).seconds(MachineLimits(516, 1e9)) == 1.0
+    assert work(LEDGER, pass_, SIZES).seconds(MachineLimits(1e9, 435)) == 1.0
+    assert work(LEDGER, pass_, SIZES).bound(MachineLimits(516, 1e9)) == "reading"
+    assert work(LEDGER, pass_, SIZES).bound(MachineLimits(1e9, 435)) == "arithmetic"
+    assert seconds(LEDGER, [pass_] * 3, SIZES, MachineLimits(516, 1e9)) == 3.0
 
 
 def test_dense_bytes_are_those_of_all_weights():
@@ -90,7 +90,7 @@ def test_ideal_at_batch_1_is_the_inverse_cost_of_the_weights():
     ledger = priced(layer)
     pass_ = tokens([[1], [0]], (3,), (0,), logits=1)
     cost = (140 + 3 - 16 + 5) / 140
-    ideal = ideal_speedup(ledger, [pass_], Sizes(2, 2, 2, 0), Limits(1.0, 1e9))
+    ideal = ideal_speedup(ledger, [pass_], Sizes(2, 2, 2, 0), MachineLimits(1.0, 1e9))
     assert ideal == pytest.approx(1 / cost)
 
 
@@ -124,7 +124,7 @@ def test_more_layers_are_never_less_work(rows):
     keep = torch.tensor(rows).T
     places = torch.arange(len(rows))
     some = Path(keep, torch.ones_like(keep), (places + 1).expand_as(keep), places, places, len(rows))
-    limits = Limits(1.0, 1.0)
+    limits = MachineLimits(1.0, 1.0)
     for index in range(2):
         more = keep.clone()
         more[index] = True

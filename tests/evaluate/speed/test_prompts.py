@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.evaluate.speed.prompts import mixed, prompts
+from depthdial.evaluate.speed.prompts import prompt_lengths, prompts
 
 
 class Letters:
@@ -36,6 +36,6 @@ def test_an_empty_text_is_refused():
 
 @given(st.integers(1, 80), st.integers(1, 64))
 def test_a_batch_mixes_lengths_and_one_text_has_all(batch, longest):
-    lengths = mixed(batch, longest)
+    lengths = prompt_lengths(batch, longest)
     assert len(lengths) == batch and max(lengths) == longest and min(lengths) >= 1
     assert batch < 4 or longest < 20 or len(set(lengths)) > 2

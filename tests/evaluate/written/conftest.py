@@ -11,7 +11,7 @@ import pytest
 
 from depthdial.evaluate.subjects import Lineup, Setup
 from depthdial.evaluate.written.answers import Answer
-from depthdial.evaluate.written.run import Options
+from depthdial.evaluate.written.run import WrittenOptions
 
 PROMPTS = [
     {"task": task, "prompt": f"the {word} fox and the lazy dog"}
@@ -29,10 +29,10 @@ def prompt_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., Options]:
+def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., WrittenOptions]:
     """`options(**fields)`: of `Options`, of its `Lineup`, or the prompt budget."""
 
-    def make(**fields: Any) -> Options:
+    def make(**fields: Any) -> WrittenOptions:
         lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
         lineup |= {name: fields.pop(name) for name in Lineup.__dataclass_fields__ if name in fields}
         read = fields.pop("prompt_budget", None)
@@ -44,7 +44,7 @@ def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., Op
             "max_tokens": 12,
             "output": tmp_path / "out",
         }
-        return Options(**{**told, **fields})
+        return WrittenOptions(**{**told, **fields})
 
     return make
 

@@ -10,7 +10,7 @@ import torch
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.written.answers import Asked, Writer
+from depthdial.evaluate.written.answers import PromptRequest, Writer
 from depthdial.models import attach
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.converted import converted_of
@@ -26,7 +26,7 @@ def llm(tiny_model, tiny_tokenizer, tiny_plugin):
 
 
 def asked(budget):
-    return [Asked(ids, budget, 1.0) for ids in PROMPTS]
+    return [PromptRequest(ids, budget, 1.0) for ids in PROMPTS]
 
 
 def test_answers_and_what_the_base_says_of_them(llm):

@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from depthdial.evaluate.written.figures import FIGURES, chrf, figures, furthest, repeated
+from depthdial.evaluate.written.figures import FIGURES, chrf, count_repeats, figures, furthest
 
 
 def test_repetition_is_counted_in_stretches_of_four():
-    assert repeated([1, 2, 3, 4, 5, 6]) == (0, 3)
-    assert repeated([1, 2, 3, 4] * 3) == (5, 9), "nine stretches, four of them different"
-    assert repeated([7] * 10) == (6, 7)
-    assert repeated([1, 2, 3]) == (0, 0) == repeated([])
+    assert count_repeats([1, 2, 3, 4, 5, 6]) == (0, 3)
+    assert count_repeats([1, 2, 3, 4] * 3) == (5, 9), "nine stretches, four of them different"
+    assert count_repeats([7] * 10) == (6, 7)
+    assert count_repeats([1, 2, 3]) == (0, 0) == count_repeats([])
 
 
 def test_chrf():

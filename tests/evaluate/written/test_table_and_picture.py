@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from depthdial.evaluate.written.page import page
+from depthdial.evaluate.written.page import texts_page
 from depthdial.evaluate.written.picture import draw
 from depthdial.evaluate.written.table import tables
 
@@ -64,7 +64,7 @@ def test_tables(results):
 
 
 def test_a_page_shows_all_texts_and_obeys_none(results, texts):
-    drawn = page(results, texts)
+    drawn = texts_page(results, texts)
     assert "<script" not in drawn and "&lt;script&gt;alert(1)&lt;/script&gt;" in drawn and "\x1b" not in drawn
     assert "<b>" not in drawn and "tiny &lt;b&gt;" in drawn and "a &amp; b" in drawn
     assert drawn.count('<section class="pane') == 4 and drawn.count('type="checkbox"') == 4

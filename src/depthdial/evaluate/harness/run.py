@@ -17,16 +17,16 @@ from depthdial.evaluate.evaluation import Report, check_options
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
-from depthdial.evaluate.harness.items import Record, measure
+from depthdial.evaluate.harness.items import TaskRecord, measure_task
 from depthdial.evaluate.harness.lm import DepthLM
-from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.harness.tasks import load_suites
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.subjects import Row, Setup, Subject
+from depthdial.evaluate.subjects import Setup, Subject, TableRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(evaluation.Options):
+class TaskOptions(evaluation.EvaluationOptions):
     """An evaluation."""
 
     tasks: Sequence[str]
@@ -43,15 +43,15 @@ class Options(evaluation.Options):
         check_options(self)
 
 
-def run(options: Options, report: Report = lambda name, done, total: None) -> dict[str, Any]:
+def run(options: TaskOptions, report: Report = lambda name, done, total: None) -> dict[str, Any]:
     """Measure all rows; gives what results.json holds. Raises ValueError, one line, for everything a user can mend."""
-    return _Evaluation(options, report).run()
+    return _TaskEvaluation(options, report).run()
 
 
-class _Evaluation(evaluation.Evaluation):
+class _TaskEvaluation(evaluation.Evaluation):
     what = "quality on tasks of lm-evaluation-harness against true cost"
 
-    def __init__(self, options: Options, report: Report):
+    def __init__(self, options: TaskOptions, report: Report):
         super().__init__(options, report)
         self._lm: DepthLM | None = None
 
@@ -64,7 +64,7 @@ class _Evaluation(evaluation.Evaluation):
             for suite in suites:
                 suite.check(options.limit)
         if options.run_code:
-            sandbox.check()
+            sandbox.check_sandbox()
         self.suites = {suite.name: suite for suite in suites}
         return {suite.name: suite.digest(options.limit) for suite in suites}
 
@@ -73,24 +73,24 @@ class _Evaluation(evaluation.Evaluation):
         arguments = {"tasks": list(self.options.tasks), "fewshot": shots}
         return {"what": "tasks", "harness": lm_eval.__version__}, arguments, {"lm_eval": lm_eval.__version__}
 
-    def measured(self, subject: Subject, row: Row, task: str, store: Store) -> Record:
+    def measure(self, subject: Subject, row: TableRow, task: str, store: Store) -> TaskRecord:
         options = self.options
         if self._lm is None or self._lm.llm is not subject.llm:
             self._lm = DepthLM(subject.llm)
         self._lm.report = lambda done, total: self.report(f"{row.name}, {task}", done, total)
         target = row.budget if row.kind not in ("baseline", "where") else self._target(row, task)
         setting = _setting(subject, row, target, options.setup)
-        return measure(self.suites[task], self._lm, setting, store, options.limit, options.run_code)
+        return measure_task(self.suites[task], self._lm, setting, store, options.limit, options.run_code)
 
-    def _target(self, row: Row, task: str) -> float:
+    def _target(self, row: TableRow, task: str) -> float:
         """The cost that a row is to meet: what the plug-in had on the task in what was written; where no written token
         ran, its budget."""
         adaptive = next(name for name in self.records if name.endswith(f" {row.budget:g}"))
         cost = self.records[adaptive][task].cost
         return row.budget if math.isnan(cost) else cost
 
-    def record(self, kept: dict[str, Any]) -> Record:
-        return Record.from_json(kept)
+    def record(self, data: dict[str, Any]) -> TaskRecord:
+        return TaskRecord.from_json(data)
 
     def summary(self) -> list[dict[str, Any]]:
         return summary(self.rows, self.records)
@@ -101,8 +101,8 @@ def _first(limit: float | None) -> int | None:
     return None if limit is None or limit < 1 else int(limit)
 
 
-def _setting(subject: Subject, row: Row, target: float, setup: Setup) -> Setting:
+def _setting(subject: Subject, row: TableRow, target: float, setup: Setup) -> Setting:
     if row.part:
-        written = 1.0 if row.part == "prompt" else row.budget
-        return Setting.alike(Dial.of(subject.llm, written, subject.read_at(target)))
+        budget = 1.0 if row.part == "prompt" else row.budget
+        return Setting.alike(TaskDials.of(subject.llm, budget, subject.read_at(target)))
     return Setting.of(subject, subject.knob(row, target), setup.prompt_budget_of(row))

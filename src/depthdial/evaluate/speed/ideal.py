@@ -18,7 +18,7 @@ from torch import Tensor
 
 from depthdial.core.cost import Ledger
 from depthdial.core.program import Program
-from depthdial.evaluate.speed.limits import Limits
+from depthdial.evaluate.speed.limits import MachineLimits
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Work(NamedTuple):
     macs: float
     """Multiply-accumulates."""
 
-    def seconds(self, limits: Limits) -> float:
+    def seconds(self, limits: MachineLimits) -> float:
         return max(self.read / limits.read, self.macs / limits.multiply)
 
-    def bound(self, limits: Limits) -> str:
+    def bound(self, limits: MachineLimits) -> str:
         """Which of the two is the limit."""
         return "reading" if self.read / limits.read >= self.macs / limits.multiply else "arithmetic"
 
@@ -67,16 +67,16 @@ class Path:
     """int64 [N]: which text it belongs to."""
     logits: int = 0
     """How many of them get logits."""
-    decided: bool = True
+    routed: bool = True
     """False: the untouched base, no router runs, and the other fields are not read."""
 
     def dense(self) -> Path:
         """The same tokens through the untouched base."""
-        return replace(self, decided=False)
+        return replace(self, routed=False)
 
     def visits(self, program: Program) -> int:
         """Layers run, of all tokens together."""
-        if not self.decided:
+        if not self.routed:
             return sum(program.steps[v.steps[0]].base for v in program.visits) * self.positions.numel()
         return sum(int(self.ran[list(visit.steps)].any(0).sum()) for visit in program.visits)
 
@@ -89,31 +89,31 @@ def work(ledger: Ledger, path: Path, sizes: Sizes) -> Work:
     every, none = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     for s, (step, price) in enumerate(zip(ledger.program.steps, ledger.steps, strict=True)):
         unit = price.unit
-        ran, seen = (path.ran[s], path.keys[s]) if path.decided else (every if step.base else none, path.positions + 1)
-        kept = int(ran.sum())
-        written = count if price.absent and path.decided else kept
-        read += sizes.weight * (bool(written) * unit.kv + bool(kept) * (unit.attn + unit.mlp))
-        macs += written * unit.kv + kept * (unit.attn + unit.mlp)
-        seen = seen if unit.window is None else seen.clamp(max=unit.window)
-        macs += float((seen * ran).sum()) * unit.attend
-        read += unit.kv_width * sizes.cache * (_longest(seen, ran, path.texts) + written)
-        if path.decided and step.routed != "no":
+        ran, keys = (path.ran[s], path.keys[s]) if path.routed else (every if step.base else none, path.positions + 1)
+        runs = int(ran.sum())
+        cache_writes = count if price.absent and path.routed else runs
+        read += sizes.weight * (bool(cache_writes) * unit.kv + bool(runs) * (unit.attn + unit.mlp))
+        macs += cache_writes * unit.kv + runs * (unit.attn + unit.mlp)
+        keys = keys if unit.window is None else keys.clamp(max=unit.window)
+        macs += float((keys * ran).sum()) * unit.attend
+        read += unit.kv_width * sizes.cache * (_longest(keys, ran, path.texts) + cache_writes)
+        if path.routed and step.routed != "no":
             waiting = int(path.here[s].sum())
-            shown = min(ledger.head, ledger.head if step.head_rows is None else step.head_rows * sizes.hidden)
-            shown = shown if "logits" in step.shows else 0
-            read += bool(waiting) * (sizes.weight * shown + sizes.part * (price.look - shown))
-            read += bool(waiting - kept) * sizes.part * price.bypass
-            macs += waiting * price.look + (waiting - kept) * price.bypass
+            head = min(ledger.head, ledger.head if step.head_rows is None else step.head_rows * sizes.hidden)
+            head = head if "logits" in step.shows else 0
+            read += bool(waiting) * (sizes.weight * head + sizes.part * (price.look - head))
+            read += bool(waiting - runs) * sizes.part * price.bypass
+            macs += waiting * price.look + (waiting - runs) * price.bypass
     return Work(read, macs)
 
 
-def seconds(ledger: Ledger, passes: Sequence[Path], sizes: Sizes, limits: Limits) -> float:
+def seconds(ledger: Ledger, passes: Sequence[Path], sizes: Sizes, limits: MachineLimits) -> float:
     """The least time of several passes, one after the other."""
     return sum(work(ledger, path, sizes).seconds(limits) for path in passes)
 
 
 def ideal_speedup(
-    ledger: Ledger, passes: Sequence[Path], sizes: Sizes, limits: Limits, against: Sizes | None = None
+    ledger: Ledger, passes: Sequence[Path], sizes: Sizes, limits: MachineLimits, against: Sizes | None = None
 ) -> float:
     """limit(dense) / limit(this route), for the same tokens. against: sizes of dense's numbers; None: these."""
     dense = seconds(ledger, [path.dense() for path in passes], against or sizes, limits)
@@ -125,8 +125,8 @@ def dense_bytes(ledger: Ledger, sizes: Sizes) -> int:
     return int(ledger.dense * sizes.weight)
 
 
-def _longest(seen: Tensor, keep: Tensor, texts: Tensor) -> int:
+def _longest(keys: Tensor, keep: Tensor, texts: Tensor) -> int:
     """Places of the cache read by tokens that run a step: those of one text share them."""
     longest = torch.zeros(int(texts.max()) + 1, dtype=torch.int64)
-    longest.scatter_reduce_(0, texts, seen * keep, "amax")
+    longest.scatter_reduce_(0, texts, keys * keep, "amax")
     return int(longest.sum())

@@ -10,8 +10,11 @@ from depthdial.evaluate.written.answers import Answer
 TOLERANCE, TRIES = 0.005, 3
 
 
-def met(
-    write: Callable[[float], list[Answer]], cost: Callable[[Sequence[Answer]], float], target: float, lowest: float
+def meet_cost(
+    write: Callable[[float], list[Answer]],
+    cost: Callable[[Sequence[Answer]], float],
+    target: float,
+    lowest: float,
 ) -> tuple[float, list[Answer]]:
     """The budget and the answers, of up to `TRIES`, whose cost comes nearest to `target`; the first within `TOLERANCE`
     will do. lowest: no budget below it can be asked for."""
