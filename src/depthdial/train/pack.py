@@ -138,10 +138,12 @@ def prepare(
     cache_dir: str | Path | None = None,
     vocabulary: int | None = None,
     full: bool = False,
+    strict: bool = True,
 ) -> PackedDataset:
     """Tokenise and pack `records` (see `encode_all`, `pack`); with `cache_dir`, keep the rows there for the next time.
 
-    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then.
+    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then. strict: as in
+    `encode_all`.
     The cache's key is a hash of the records' contents, every option, the tokenizer and its template. A file there that
     cannot be read or written is a warning in the log, no error. Raises ValueError as those two do.
     """
@@ -156,7 +158,9 @@ def prepare(
             return PackedDataset.load(path)
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile):
             log.warning("%s: unreadable cache file; made again", path)
-    encoded = encode_all(_with_bar(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary)
+    encoded = encode_all(
+        _with_bar(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary, strict=strict
+    )
     dataset = pack(read_in_full(encoded, seed) if full else encoded, length, seed, pad)
     if path is not None:
         try:

@@ -90,6 +90,7 @@ def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, r
     vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"
     options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
+    options["strict"] = config.strict
     prompts = questions(records) if config.on_policy else []
     full = same = None
     if config.prompt_budget != "same" and config.same_share < 1:
