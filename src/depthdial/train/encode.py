@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Document:
     """One document. input_ids: int32 [T]; target: bool [T], True where the token is to be learnt (not shifted)."""
 
     input_ids: np.ndarray
@@ -188,7 +188,7 @@ def encode_all(
     targets: Targets = "assistant",
     vocabulary: int | None = None,
     strict: bool = True,
-) -> Iterator[Encoded]:
+) -> Iterator[Document]:
     """Tokenise records in order, `BATCH` at a time. What a message says is never a control token.
 
     Targets are the assistant's tokens with their end mark (with "all", the user's tokens too) and all tokens of a
@@ -234,7 +234,7 @@ def encode_all(
                 (ids, offsets), rendering = render.tokens(record, rendering, mask)
             target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendering.spans)
             before, after = (begin, [end] if rendering.ends else []) if rendering.bare else ([], [])
-            document = Encoded(
+            document = Document(
                 np.array([*before, *ids, *after], np.int32),
                 np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
             )
@@ -254,7 +254,7 @@ def encode(
     *,
     separator: int | None = None,
     targets: Targets = "assistant",
-) -> Encoded:
+) -> Document:
     """`encode_all` for one record."""
     return next(encode_all([record], tokenizer, separator=separator, targets=targets))
 

@@ -1,4 +1,4 @@
-"""Encoded documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
+"""Document documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
 
 A row holds several documents side by side. Positions restart at 0 at each, and from that alone Hugging Face models
 build a block-diagonal causal mask, given `attention_mask=None` and `use_cache=False`: no document sees another.
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.whole import whole
 from depthdial.train.data import Record, digest
-from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
+from depthdial.train.encode import Document, Targets, encode_all, separator_token
 from depthdial.train.roles import read_in_full
 
 IGNORED = -100  # the label that Hugging Face losses leave out
@@ -84,7 +84,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             return cls(arrays["input_ids"], arrays["target"], arrays["position_ids"], stats)
 
 
-def pack(encoded: Iterable[Encoded], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
+def pack(encoded: Iterable[Document], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
     """Pack documents into rows of `length` tokens, in an order shuffled by `seed`.
 
     A document longer than `length` is cut; each piece counts as a document of its own. A piece goes into the fullest
