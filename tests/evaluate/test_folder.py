@@ -63,8 +63,8 @@ def test_another_run_is_refused(tmp_path, other, says):
 def test_tasks_and_baselines_are_added_and_not_forgotten(tmp_path):
     RunFolder(tmp_path, WHO, False)
     RunFolder(tmp_path, changed(tasks={"boolq": "b"}, baselines={}), True)
-    held = json.loads((tmp_path / RUN).read_text())
-    assert held["tasks"] == {"piqa": "p", "boolq": "b"} and held["baselines"] == {"random": "r"}
+    content = json.loads((tmp_path / RUN).read_text())
+    assert content["tasks"] == {"piqa": "p", "boolq": "b"} and content["baselines"] == {"random": "r"}
     with pytest.raises(ValueError, match="other contents of 'piqa'"):
         RunFolder(tmp_path, changed(tasks={"piqa": "new"}), True)
 

@@ -103,9 +103,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 def test_pictures_are_written_whole(tmp_path: Path):
     run(tmp_path / "runs" / "dense-seed0", 4.0)
     run(tmp_path / "runs" / "skip-seed0", 3.9)
-    written = draw_runs(read_runs([tmp_path / "runs"]), tmp_path)
-    assert [p.name for p in written] == ["loss.png", "density.png"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written) and not list(tmp_path.glob(".*.part"))
+    text = draw_runs(read_runs([tmp_path / "runs"]), tmp_path)
+    assert [p.name for p in text] == ["loss.png", "density.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in text) and not list(tmp_path.glob(".*.part"))
 
 
 def test_no_two_of_21_groups_look_alike():

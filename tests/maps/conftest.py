@@ -46,7 +46,7 @@ def made_up() -> Callable[..., MapRow]:
     ) -> MapRow:
         count = len(depths)
         words = list(pieces) if pieces is not None else [f" w{i}" for i in range(count)]
-        given = {
+        options = {
             "forced": False,
             "token_ids": np.array([sum(map(ord, word)) for word in words], np.int32),
             "pieces": words,
@@ -55,7 +55,7 @@ def made_up() -> Callable[..., MapRow]:
             "layers_used": np.array(depths, np.int16),
             "ran": np.arange(layers) < np.array(depths)[:, None],
         }
-        return MapRow(id=id, task=task, group=group or id, **{**given, **others})
+        return MapRow(id=id, task=task, group=group or id, **{**options, **others})
 
     return make
 

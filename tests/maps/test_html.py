@@ -57,15 +57,15 @@ class Seen(HTMLParser):
 
 
 def test_the_text_is_on_the_page(tiny_map):
-    seen = Seen(map_page([tiny_map], "A & B <c>"))
-    assert "".join(seen.tokens) == "".join(row.text for row in tiny_map.rows)
-    data = json.loads(seen.data)
+    calls = Seen(map_page([tiny_map], "A & B <c>"))
+    assert "".join(calls.tokens) == "".join(row.text for row in tiny_map.rows)
+    data = json.loads(calls.data)
     assert data["layers"] == 6 and len(data["texts"]) == 3
-    for (found,), row in zip(data["texts"], tiny_map.rows, strict=True):
-        assert found["depth"] == row.layers_used[colour_passes(row)].tolist()
-        assert found["surprisal"][0] is None and found["entropy"][0] is None
-        assert found["surprisal"][1:] == pytest.approx(row.surprisal[1:].tolist(), abs=1e-3)
-        assert found["entropy"][1:] == pytest.approx(row.entropy[:-1].tolist(), abs=1e-3)
+    for (result,), row in zip(data["texts"], tiny_map.rows, strict=True):
+        assert result["depth"] == row.layers_used[colour_passes(row)].tolist()
+        assert result["surprisal"][0] is None and result["entropy"][0] is None
+        assert result["surprisal"][1:] == pytest.approx(row.surprisal[1:].tolist(), abs=1e-3)
+        assert result["entropy"][1:] == pytest.approx(row.entropy[:-1].tolist(), abs=1e-3)
 
 
 def test_a_page_needs_nothing_else(tiny_map):
@@ -77,12 +77,12 @@ def test_a_page_needs_nothing_else(tiny_map):
 def test_hostile_text_stays_text(made_up, six_layers):
     row = made_up([6] * len(HOSTILE), HOSTILE, id="</title><script>", task="<b>")
     row = dataclasses.replace(row, alternatives=[[], *[[("</script><script>", 0.5)] for _ in HOSTILE[1:]]])
-    seen = Seen(map_page([DepthMap(six_layers, [row])], "</title><script>alert(1)</script>"))
-    assert [tag for tag, _ in seen.tags].count("script") == 2
-    assert not {"img", "b"} & {tag for tag, attrs in seen.tags if "onerror" in attrs}
+    calls = Seen(map_page([DepthMap(six_layers, [row])], "</title><script>alert(1)</script>"))
+    assert [tag for tag, _ in calls.tags].count("script") == 2
+    assert not {"img", "b"} & {tag for tag, attrs in calls.tags if "onerror" in attrs}
     shown_ = [piece.replace("\x1b", "\u241b") for piece in HOSTILE]
-    assert seen.tokens == shown_
-    assert json.loads(seen.data)["texts"][0][0]["pieces"] == shown_
+    assert calls.tokens == shown_
+    assert json.loads(calls.data)["texts"][0][0]["pieces"] == shown_
 
 
 def test_answers_show_the_pass_that_wrote_them(made_up):
@@ -100,10 +100,10 @@ def test_answers_show_the_pass_that_wrote_them(made_up):
 
 def test_two_maps_are_compared_text_by_text(tiny_map):
     less = dataclasses.replace(tiny_map, facts=dataclasses.replace(tiny_map.facts, budget=0.7), rows=tiny_map.rows[:2])
-    seen = Seen(map_page([tiny_map, less]))
-    assert [tag for tag, _ in seen.tags].count("article") == 2
-    assert [tag for tag, _ in seen.tags].count("section") == 4
-    assert json.loads(seen.data)["names"] == ["budget 0.8", "budget 0.7"]
+    calls = Seen(map_page([tiny_map, less]))
+    assert [tag for tag, _ in calls.tags].count("article") == 2
+    assert [tag for tag, _ in calls.tags].count("section") == 4
+    assert json.loads(calls.data)["names"] == ["budget 0.8", "budget 0.7"]
 
 
 def test_who_was_asked_is_said(tiny_map):
@@ -114,8 +114,8 @@ def test_who_was_asked_is_said(tiny_map):
 
 def test_rows_without_masks_or_scores_can_be_drawn(made_up, six_layers):
     row = made_up([6, 4, 0], ran=None)
-    found = json.loads(Seen(map_page([DepthMap(six_layers, [row])])).data)["texts"][0][0]
-    assert found["mask"] is None and found["scores"] is None and found["depth"] == [6, 6, 4]
+    result = json.loads(Seen(map_page([DepthMap(six_layers, [row])])).data)["texts"][0][0]
+    assert result["mask"] is None and result["scores"] is None and result["depth"] == [6, 6, 4]
 
 
 def test_the_limit_is_spread_over_tasks(made_up, six_layers):

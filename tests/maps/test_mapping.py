@@ -105,7 +105,7 @@ def test_what_failed_is_not_kept(mapper, monkeypatch, tmp_path):
 
     monkeypatch.setattr(mapper.llm, "generate", failing)
     with pytest.raises(ValueError, match=r"generating failed \(out of memory\); go on with --resume"):
-        make(tasks, mapper, folder, show=False)
+        make(tasks, mapper, folder)
     assert not folder.parts
 
 
@@ -136,14 +136,14 @@ def test_empty_answers_are_refused(mapper):
 
 def test_shards_make_the_same_parts(mapper, tmp_path):
     tasks = Tasks(["repeat", "add"], count=5)
-    told = map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
-    whole = MapFolder(tmp_path / "whole", told)
-    done = make(tasks, mapper, whole, show=False)
+    facts = map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
+    whole = MapFolder(tmp_path / "whole", facts)
+    done = make(tasks, mapper, whole)
     assert (done.texts, done.parts, len(whole.parts)) == (10, 4, 4) and (whole.path / "README.md").is_file()
     for number in (1, 2):
         shard = MapShard(number, 2)
-        shared = MapFolder(tmp_path / "shared", told, mine=shard.parts(4))
-        assert make(tasks, mapper, shared, shard, show=False).parts == 2
+        shared = MapFolder(tmp_path / "shared", facts, mine=shard.parts(4))
+        assert make(tasks, mapper, shared, shard).parts == 2
         assert (shared.path / "README.md").is_file() == (number == 2)
     assert [p.read_bytes() for p in shared.parts] == [p.read_bytes() for p in whole.parts]
 
@@ -153,11 +153,11 @@ def test_a_card_tells_what_is_there(mapper, tmp_path):
     folder = MapFolder(
         tmp_path / "map", map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
     )
-    done = make(tasks, mapper, folder, licence="apache-2.0", show=False)
-    card, found = (folder.path / "README.md").read_text(), read_map(folder.path)
+    done = make(tasks, mapper, folder, licence="apache-2.0")
+    card, result = (folder.path / "README.md").read_text(), read_map(folder.path)
     assert card.startswith("---\nlicense: apache-2.0\n") and "data_files: data/*.parquet" in card
     assert f"4 texts, {done.tokens:,} tokens" in card and "| given |" in card and "| drawn |" in card
-    assert f"Mean layers used: {np.concatenate([row.layers_used for row in found.rows]).mean():.2f}" in card
+    assert f"Mean layers used: {np.concatenate([row.layers_used for row in result.rows]).mean():.2f}" in card
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])

@@ -70,8 +70,8 @@ def test_keys_move_between_tokens_and_show_what_is_known(opened, tiny_map):
     assert row.pieces[0] in card(driver) and f"{row.layers_used[0]} of 6 layers" in card(driver)
     assert "surprisal" not in card(driver)  # nothing stands before the first token
     press(driver, "ARROW_RIGHT")
-    said = card(driver)
-    assert "surprisal" in said and "entropy in its place" in said and "%" in said
+    message = card(driver)
+    assert "surprisal" in message and "entropy in its place" in message and "%" in message
     assert len(driver.find_elements("css selector", "#card .mask i")) == 6
     assert len(driver.find_elements("css selector", "#card tr")) == 2
     press(driver, "END")

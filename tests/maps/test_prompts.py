@@ -43,8 +43,8 @@ def test_lines_are_counted_as_they_are_read(tmp_path):
     """A lone carriage return ends no line, and a line of other white space is none: the last prompt was lost once."""
     path = tmp_path / "odd.txt"
     path.write_bytes("the\rfox\r\n\u00a0\nthe dog\n".encode())
-    found = PromptFile(path)
-    assert [p.prompt for p in found] == ["the\rfox", "the dog"] and found.total == 2
+    result = PromptFile(path)
+    assert [p.prompt for p in result] == ["the\rfox", "the dog"] and result.total == 2
 
 
 def test_ids_are_different(tmp_path):

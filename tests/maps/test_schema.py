@@ -30,9 +30,9 @@ def same(a: MapRow, b: MapRow) -> bool:
 def test_masks_are_packed_and_unpacked(tokens, layers, random):
     ran = np.array([[random.random() < 0.5 for _ in range(layers)] for _ in range(tokens)], bool)
     ran = ran.reshape(tokens, layers)
-    packed = pack_mask(ran)
-    assert len(packed) == tokens * -(-layers // 8)
-    assert np.array_equal(unpack_mask(packed, layers), ran)
+    rows = pack_mask(ran)
+    assert len(rows) == tokens * -(-layers // 8)
+    assert np.array_equal(unpack_mask(rows, layers), ran)
 
 
 def test_bit_i_is_layer_i():
@@ -55,11 +55,11 @@ def test_a_map_comes_back_from_its_table(tiny_map):
 
 
 def test_what_was_not_recorded_is_null(made_up, six_layers):
-    found = arrow_table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
-    assert {name for name in found.column_names if found[name].null_count} == {
+    result = arrow_table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
+    assert {name for name in result.column_names if result[name].null_count} == {
         "cost", "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
     }  # fmt: skip
-    (row,) = parse_table(found, "it").rows
+    (row,) = parse_table(result, "it").rows
     assert row.ran is None and row.scores is None and row.alternatives is None
 
 
@@ -96,9 +96,9 @@ def test_another_version_is_refused_by_name(tiny_map):
 
 @pytest.mark.parametrize("metadata", [None, {KEY: b"{"}, {KEY: b"[]"}, {b"other": b"1"}])
 def test_other_tables_are_no_maps(metadata):
-    found = pa.table({"a": [1]}).replace_schema_metadata(metadata)
+    result = pa.table({"a": [1]}).replace_schema_metadata(metadata)
     with pytest.raises(ValueError, match="it is not a depth map"):
-        parse_table(found, "it")
+        parse_table(result, "it")
 
 
 def test_missing_columns_and_facts_are_named(tiny_map):
@@ -114,11 +114,11 @@ def test_hugging_face_datasets_reads_the_columns(tiny_map, tmp_path):
     from depthdial.maps.store import write_map
 
     write_map(tiny_map, tmp_path / "map.parquet")
-    found = load_dataset(
+    result = load_dataset(
         "parquet", data_files=str(tmp_path / "*.parquet"), split="train", cache_dir=str(tmp_path / "c")
     )
-    assert found.column_names == columns().names
-    row = found.with_format("numpy")[1]
+    assert result.column_names == columns().names
+    row = result.with_format("numpy")[1]
     assert np.array_equal(row["layers_used"], tiny_map.rows[1].layers_used)
     assert np.allclose(row["scores"].reshape(-1, 4), tiny_map.rows[1].scores)
     assert np.array_equal(unpack_mask(row["run_mask"], 6), tiny_map.rows[1].ran)

@@ -23,24 +23,24 @@ def test_a_file_and_a_folder_come_back(tiny_map, tmp_path, told):
     alone = write_map(tiny_map, tmp_path / "deep" / "map.parquet")
     assert [row.text for row in read_map(alone).rows] == [row.text for row in tiny_map.rows]
     assert [path.name for path in alone.parent.iterdir()] == ["map.parquet"]
-    made = MapFolder(tmp_path / "map", told)
+    output = MapFolder(tmp_path / "map", told)
     for number, row in enumerate(tiny_map.rows):
-        write_map(DepthMap(tiny_map.facts, [row]), part_file(made.path, number))
-    back = read_map(made.path)
+        write_map(DepthMap(tiny_map.facts, [row]), part_file(output.path, number))
+    back = read_map(output.path)
     assert back.facts == tiny_map.facts and [row.id for row in back.rows] == [row.id for row in tiny_map.rows]
-    assert len(list(read_map_parts(made.path))) == len(made.parts) == 3
+    assert len(list(read_map_parts(output.path))) == len(output.parts) == 3
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, told):
     path = MapFolder(tmp_path / "map", told).path
     MapFolder(path, told)  # nothing is there yet
-    for change, said in [
+    for change, message in [
         ({"settings": {"max_new_tokens": 5}}, "its settings have max_new_tokens 4, not 5"),
         ({"weights": "b5"}, "its weights are 'b4', not 'b5'"),
         ({"prompts": {"prompts": "a.jsonl", "sha256": "2"}}, "its prompts have sha256 '1', not '2'"),
         ({"facts": {**told["facts"], "budget": 0.7}}, "its facts have budget 0.8, not 0.7"),
     ]:
-        with pytest.raises(ValueError, match=f"holds another map: {said}; choose another --output"):
+        with pytest.raises(ValueError, match=f"holds another map: {message}; choose another --output"):
             MapFolder(path, {**told, **change}, resume=True)
 
 
@@ -79,9 +79,9 @@ def test_two_shards_may_claim_a_folder_at_once(tmp_path, told, monkeypatch):
 
 def test_a_damaged_page_is_told_with_its_file(tmp_path, tiny_map):
     file = write_map(tiny_map, tmp_path / "map.parquet")
-    held = bytearray(file.read_bytes())
-    held[4:2000] = bytes(len(held[4:2000]))  # the footer still stands
-    file.write_bytes(held)
+    content = bytearray(file.read_bytes())
+    content[4:2000] = bytes(len(content[4:2000]))  # the footer still stands
+    file.write_bytes(content)
     with pytest.raises(ValueError, match=r"map\.parquet is damaged"):
         read_map(file)
 

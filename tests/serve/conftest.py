@@ -92,7 +92,7 @@ def settings(tiny_folder, tiny_plugin) -> ServerSettings:
 
 @pytest.fixture(scope="session")
 def served(settings: ServerSettings) -> Iterator[Served]:
-    started: Future[Served] = Future()
+    process: Future[Served] = Future()
     servers: list[uvicorn.Server] = []
 
     async def serve() -> None:
@@ -107,7 +107,7 @@ def served(settings: ServerSettings) -> Iterator[Served]:
         urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
         for of in (settings, strict, narrow):
             servers.append(uvicorn.Server(config(make_app(of, engine), of)))
-        started.set_result(Served(engine, clock, asyncio.get_running_loop(), *urls))
+        process.set_result(Served(engine, clock, asyncio.get_running_loop(), *urls))
         await asyncio.gather(*(s.serve(sockets=[at]) for s, at in zip(servers, listeners, strict=True)))
         await engine.stop()
 
@@ -115,13 +115,13 @@ def served(settings: ServerSettings) -> Iterator[Served]:
         try:
             asyncio.run(serve())
         except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
+            if not process.done():
+                process.set_exception(error)
             raise
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    yield started.result(timeout=300)
+    yield process.result(timeout=300)
     for server in servers:
         server.should_exit = True
     thread.join(60)

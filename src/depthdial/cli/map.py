@@ -109,7 +109,8 @@ def make(
         )
         parts = -(-source.total // part_size)
         folder = MapFolder(output, identity, resume, turn.parts(parts))
-        totals = run(source, mapper, folder, turn, licence)
+        with options.bar() as report:
+            totals = run(source, mapper, folder, turn, licence, report)
     facts = {"output": str(output), **totals.to_json(), "parts_there": len(folder.parts), "parts_in_all": parts}
     if json:
         print(json_.dumps(facts))

@@ -34,9 +34,7 @@ def pretrain(
     ] = None,
     field: Fields = [],  # noqa: B006 - typer reads it, nobody writes it
     resume: options.Resume = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the results as one JSON object in the last line.")
-    ] = False,
+    json_: options.Json = False,
     **values: Any,
 ) -> None:
     """Train a model whose layers are skipped from the first step; under torchrun on several processes, too."""

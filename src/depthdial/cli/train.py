@@ -45,7 +45,7 @@ def train(
         list[str], typer.Option(help="Leave out rows whose `source` matches this pattern; repeat for more.")
     ] = [],  # noqa: B006
     resume: options.Resume = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object about the plug-in at the end.")] = False,
+    json_: options.Json = False,
     **values: Any,
 ) -> None:
     """Train a plug-in: routers and adapters over the frozen model, for every budget between lowest and highest."""

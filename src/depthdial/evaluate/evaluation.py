@@ -24,7 +24,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What both kinds of evaluation are asked."""
+    """What both kinds of evaluation are asked. ValueError for what does not fit together."""
 
     model: str
     lineup: Lineup
@@ -34,12 +34,10 @@ class EvaluationOptions:
     output: Path | None = None
     resume: bool = False
 
-
-def check_options(options: EvaluationOptions) -> None:
-    """ValueError for what does not fit together."""
-    if options.resume and options.output is None:
-        raise ValueError("--resume needs --output: the folder of the run that is to go on")
-    options.lineup.check(options.setup)
+    def __post_init__(self):
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output: the folder of the run that is to go on")
+        self.lineup.check(self.setup)
 
 
 class Evaluation(ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ class Store:
         if path is not None and path.is_file():
             self._read(path)
 
-    def get(self, key: str, make: Callable[[], tuple[Results, Seconds]]) -> tuple[Results, Seconds]:
+    def get(self, key: str, make: Callable[[], Results]) -> tuple[Results, Seconds]:
         """The results of a chunk and the seconds they took; made and kept if they are not there."""
         if key not in self._chunks:
-            results, seconds = make()
+            start = time.perf_counter(), time.process_time()
+            results = make()
+            seconds = [time.perf_counter() - start[0], time.process_time() - start[1]]
             line = json.dumps({"key": key, "seconds": seconds, "results": results})
             self._chunks[key] = json.loads(line)["results"], seconds  # what a resumed run would read
             self._keep(line)

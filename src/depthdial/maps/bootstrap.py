@@ -75,20 +75,19 @@ class Bootstrap:
         place = self.groups[where] * count + cells[where]
         sizes = np.bincount(place, minlength=self.count * count).reshape(self.count, count)
         sums = np.bincount(place, values[where], self.count * count).reshape(self.count, count)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws = (self._counts @ sums) / (self._counts @ sizes)
-            mean = sums.sum(0) / sizes.sum(0)
-        return Estimate(sizes.sum(0), mean, draws)
+        return self._estimate(sums, sizes)
 
     def ratios(self, values: np.ndarray, weights: np.ndarray) -> Estimate:
         """Sum of `values` over sum of `weights` in each of K cells; both [N, K]."""
         sums, sizes = np.zeros((self.count, values.shape[1])), np.zeros((self.count, values.shape[1]))
         np.add.at(sums, self.groups, values)
         np.add.at(sizes, self.groups, weights)
+        return self._estimate(sums, sizes)
+
+    def _estimate(self, sums: np.ndarray, sizes: np.ndarray) -> Estimate:
         with np.errstate(invalid="ignore", divide="ignore"):
             draws = (self._counts @ sums) / (self._counts @ sizes)
-            mean = sums.sum(0) / sizes.sum(0)
-        return Estimate(sizes.sum(0).astype(np.int64), mean, draws)
+            return Estimate(sizes.sum(0).astype(np.int64), sums.sum(0) / sizes.sum(0), draws)
 
     def rates(self, ran: np.ndarray, where: np.ndarray) -> Estimate:
         """Share of the tokens `where` (bool [N]) that ran each layer; ran: bool [N, L]."""

@@ -6,16 +6,13 @@ Shards are therefore parts by turns, and may share a folder.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.dial import PromptBudget
@@ -229,24 +226,24 @@ def make(
     folder: MapFolder,
     shard: MapShard = WHOLE,
     licence: str | None = None,
-    show: bool = True,
+    report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> MapTotals:
     """Map all prompts of a shard into the folder, leaving out parts that are there; returns what was done now.
 
-    licence: of the texts, for the card, which is written with the last part.
+    licence: of the texts, for the card, which is written with the last part. report: told of texts done, and of how
+    many there will be.
     """
     totals, began = MapTotals(), time.perf_counter()
     size = mapper.settings.part_size
     parts = -(-source.total // size)
     mine = [number for number in shard.parts(parts) if not part_file(folder.path, number).is_file()]
     due = set(mine)
-    with _bar(min(source.total, len(mine) * size), show) as advance:
-        for number, prompts in enumerate(_blocks(source, size)):
-            if number in due:
-                rows = mapper.rows(prompts)
-                write_map(DepthMap(mapper.recorder.facts, rows), part_file(folder.path, number))
-                totals.add(rows)
-                advance(len(rows))
+    for number, prompts in enumerate(_blocks(source, size)):
+        if number in due:
+            rows = mapper.rows(prompts)
+            write_map(DepthMap(mapper.recorder.facts, rows), part_file(folder.path, number))
+            totals.add(rows)
+            report("mapping", totals.texts, min(source.total, len(mine) * size))
     totals.seconds = time.perf_counter() - began
     if all(part_file(folder.path, number).is_file() for number in range(parts)):
         folder.finish(map_card(folder, mapper.recorder.facts, licence))
@@ -258,12 +255,3 @@ def _blocks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
     rest = iter(prompts)
     while block := list(islice(rest, size)):
         yield block
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Any]:
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("mapping"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
-        task = bar.add_task("mapping", total=total)
-        yield lambda count: bar.advance(task, count)

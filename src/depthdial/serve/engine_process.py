@@ -16,7 +16,8 @@ from dataclasses import asdict
 from itertools import count
 from time import monotonic
 
-from depthdial.serve.generation import Busy, Delta, EngineDown, FailedOrder, Generation, RefusedOrder, Token
+from depthdial.serve.fit import RefusedOrder
+from depthdial.serve.generation import Busy, Delta, EngineDown, FailedOrder, Generation, Token
 from depthdial.serve.metrics import Metrics
 from depthdial.serve.settings import ServerSettings
 from depthdial.serve.wire import AsyncWire, Message

@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from depthdial.serve.generation import Busy, EngineDown, FailedOrder, RefusedOrder
+from depthdial.serve.fit import RefusedOrder
+from depthdial.serve.generation import Busy, EngineDown, FailedOrder
 
 log = logging.getLogger(__name__)
 

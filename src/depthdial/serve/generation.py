@@ -14,15 +14,6 @@ class EngineDown(Exception):
     """The engine's process is gone or not there yet. It is being started again."""
 
 
-class RefusedOrder(Exception):
-    """The engine does not take this order; the message says why and is meant for the one who asked. param, code: of the
-    OpenAI API's errors."""
-
-    def __init__(self, why: str, param: str | None = None, code: str | None = None):
-        super().__init__(why)
-        self.param, self.code = param, code
-
-
 class FailedOrder(Exception):
     """The engine could not do what it took on. Why is in its log."""
 

@@ -15,7 +15,7 @@ from depthdial.maps.schema import DepthMap
 from depthdial.maps.store import write_map
 from depthdial.maps.texts import MapText, conversation_text
 from depthdial.models.convert import head_of, layers_of
-from depthdial.serve.fit import Unfit, check_budgets
+from depthdial.serve.fit import RefusedOrder, check_budgets
 from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_queue import Stages
 
@@ -42,7 +42,7 @@ def map_order(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str,
     most = min(MOST, llm.context, longest_prompt or MOST)
     if len(text.ids) > most:
         why = f"the maximum context length of a map is {most} tokens here, and the conversation has {len(text.ids)}"
-        raise Unfit(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
+        raise RefusedOrder(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
     return MapOrder(text, order["budget"], order["prompt_budget"], order["format"], order["title"])
 
 

@@ -19,15 +19,14 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-import torch
-
+from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
 from depthdial.serve.facts import facts_of
-from depthdial.serve.fit import Unfit, answer_length, check_budgets
+from depthdial.serve.fit import RefusedOrder, answer_length, check_budgets
 from depthdial.serve.job import GenerationJob
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.prompts import order_tokens
@@ -42,13 +41,9 @@ LOST_DEVICE = 70
 """Exit code of a process whose device answers no more."""
 
 
-class DeviceLost(Exception):
-    """A device error that stays: every later pass would fail, too."""
-
-
 class Worker:
     """Runs an `LLM` for whoever is at the other end of the wire. name, int8: of the model and its weights, for maps.
-    probe: raises where the device is lost; clock: seconds."""
+    clock: seconds."""
 
     def __init__(
         self,
@@ -57,12 +52,10 @@ class Worker:
         name: str,
         max_prompt_tokens: int | None,
         int8: bool = False,
-        probe: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.llm, self.wire, self.name = llm, wire, name
         self._most, self._int8 = max_prompt_tokens, int8
-        self._probe, self._clock = probe or self._ask_device, clock
         self._maps = MapQueue(clock)
         self._orders: SimpleQueue[Message | None] = SimpleQueue()
         self._jobs: dict[int, GenerationJob] = {}
@@ -96,19 +89,8 @@ class Worker:
     def _step(self) -> None:
         rows = self.llm.engine.step()
         self._tell({self._of[row.request] for row in rows if row.request in self._of})
-        if any(row.finish_reason == "error" for row in rows):
-            self._look_after_device()
-
-    def _look_after_device(self) -> None:
-        """A pass failed. Some errors of a device stay until its process ends; those of one request do not."""
-        try:
-            self._probe()
-        except Exception as error:
-            raise DeviceLost(" ".join(str(error).split())) from error
-
-    def _ask_device(self) -> None:
-        device = self.llm.engine.batch.cache.k.device
-        assert torch.ones(8, device=device).sum().item() == 8
+        if self.llm.engine.lost is not None:
+            raise DeviceLost(self.llm.engine.lost)
 
     def _read(self) -> None:
         while (order := self.wire.receive()) is not None:
@@ -154,14 +136,14 @@ class Worker:
         try:
             for ids in order["ids"]:
                 if not ids:
-                    raise Unfit("the prompt is empty; give at least one token", field)
+                    raise RefusedOrder("the prompt is empty; give at least one token", field)
                 limit = answer_length(len(ids), length, order["most"], context, self._most, field)
                 requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
         except Exception as error:
             for request in requests:
                 llm.cancel(request)
-            if isinstance(error, ValueError) and not isinstance(error, Unfit):
-                raise Unfit(str(error), field) from None
+            if isinstance(error, ValueError) and not isinstance(error, RefusedOrder):
+                raise RefusedOrder(str(error), field) from None
             raise
         job = self._jobs[order["id"]] = GenerationJob(order["id"], requests, self._names, order["detailed"])
         self._of |= dict.fromkeys(requests, job)
@@ -225,7 +207,8 @@ class Worker:
     def _finish_map(self, id: int, result: str | Exception) -> None:
         if isinstance(result, Exception):
             self._refuse(id, result)
-            self._look_after_device()
+            if not alive(self.llm.engine.batch.cache.k.device):
+                raise DeviceLost(f"after {result}")
         else:
             self.wire.send({"map": id, "data": result})
 
@@ -234,7 +217,7 @@ class Worker:
         if isinstance(error, TemplateRefused):  # how a chat template says that it does not know a role or an order
             error = ValueError(f"the model's chat template refuses these messages: {error.reason}")
         if isinstance(error, ValueError):
-            details = {"param": error.param, "code": error.code} if isinstance(error, Unfit) else {}
+            details = {"param": error.param, "code": error.code} if isinstance(error, RefusedOrder) else {}
             self.wire.send({"refused": id, "why": " ".join(str(error).split()), **details})
             return
         log.error("an order failed", exc_info=error)

@@ -64,10 +64,10 @@ def test_items_are_paired():
     near = base.copy()
     near[:4] = 0
     far = random.permutation(base)
-    drawn = Resamples()
+    picture = Resamples()
 
     def width(one, other):
-        differences = drawn.scores(record("a", one)) - drawn.scores(record("a", other))
+        differences = picture.scores(record("a", one)) - picture.scores(record("a", other))
         return float(np.percentile(differences, 97.5) - np.percentile(differences, 2.5))
 
     assert width(near, base) < 0.02 < 0.1 < width(far, base)

@@ -30,9 +30,9 @@ HUB = {
 def test_every_format_is_read(data_folder, name):
     folder = DataFolder(data_folder)
     assert folder.find(*HUB[name]) is FORMATS[name]
-    found = folder.load(*HUB[name])
-    evaluated = found["test"] if len(found.get("test", [])) else found["validation"]
-    assert len(evaluated) > 1 and set(found) == set(FORMATS[name].splits)
+    result = folder.load(*HUB[name])
+    evaluated = result["test"] if len(result.get("test", [])) else result["validation"]
+    assert len(evaluated) > 1 and set(result) == set(FORMATS[name].splits)
 
 
 def test_what_is_not_known_is_left_to_the_hub(data_folder):
@@ -41,8 +41,8 @@ def test_what_is_not_known_is_left_to_the_hub(data_folder):
 
 
 def test_a_missing_training_split_is_empty_and_of_the_same_columns(data_folder):
-    found = DataFolder(data_folder).load("allenai/ai2_arc", "ARC-Easy")
-    assert len(found["train"]) == 0 and found["train"].column_names == found["test"].column_names
+    result = DataFolder(data_folder).load("allenai/ai2_arc", "ARC-Easy")
+    assert len(result["train"]) == 0 and result["train"].column_names == result["test"].column_names
 
 
 def test_the_last_question_of_a_conversation_and_its_other_answers(data_folder):
@@ -54,15 +54,15 @@ def test_the_last_question_of_a_conversation_and_its_other_answers(data_folder):
 
 def test_a_subject_has_its_own_rows_and_examples(data_folder):
     folder = DataFolder(data_folder)
-    found = folder.load("cais/mmlu", "anatomy")
-    assert len(found["test"]) == 4 and found["dev"]["subject"] == ["anatomy"]
+    result = folder.load("cais/mmlu", "anatomy")
+    assert len(result["test"]) == 4 and result["dev"]["subject"] == ["anatomy"]
     with pytest.raises(ValueError, match="no row whose subject is 'law'"):
         folder.load("cais/mmlu", "law")
 
 
 def test_a_limit_cuts_what_is_evaluated_and_no_examples(data_folder):
-    found = DataFolder(data_folder, limit=2).load("openai/gsm8k", "main")
-    assert len(found["test"]) == 2 and len(found["train"]) == 8
+    result = DataFolder(data_folder, limit=2).load("openai/gsm8k", "main")
+    assert len(result["test"]) == 2 and len(result["train"]) == 8
 
 
 @pytest.mark.parametrize("place", ["piqa_val.jsonl", "train/piqa_val.parquet"])

@@ -39,14 +39,14 @@ def test_scores_are_those_of_the_harness(suites, tiny_llm, tiny_model, tiny_toke
     lm = DepthLM(tiny_llm(plugged=False))
     for suite in suites:
         record = measure_task(suite, lm, BASE, Store(), None)
-        told = evaluate(lm=hf, task_dict={"tasks": suite.parts, "groups": {}}, bootstrap_iters=2)
-        wanted = told["results"][suite.name]  # pyright: ignore
+        facts = evaluate(lm=hf, task_dict={"tasks": suite.parts, "groups": {}}, bootstrap_iters=2)
+        expected = facts["results"][suite.name]  # pyright: ignore
         assert record.metric == SHOWN[suite.name]
-        assert record.score == pytest.approx(wanted[f"{record.metric},none"], rel=1e-3)
+        assert record.score == pytest.approx(expected[f"{record.metric},none"], rel=1e-3)
         if record.kind == "mean":
-            assert record.stderr == pytest.approx(wanted[f"{record.metric}_stderr,none"])
+            assert record.stderr == pytest.approx(expected[f"{record.metric}_stderr,none"])
         for metric, value in record.scores[suite.name].items():
-            assert value == pytest.approx(wanted[metric], rel=1e-3)
+            assert value == pytest.approx(expected[metric], rel=1e-3)
         assert record.prompt_cost == 1 and record.prompt.layers == 6 * record.prompt.tokens > 0
         assert (record.cost == 1 or not record.answer.tokens) and record.dense_share == 1 and record.tokens
 
@@ -74,12 +74,12 @@ def test_all_rows_see_the_same_examples(data_folder, tiny_llm, monkeypatch):
     (suite,) = load_suites(["gsm8k"], DataFolder(data_folder), fewshot=3)
     for task in suite.parts.values():
         task.set_config("generation_kwargs", {"until": ["Question:"], "max_gen_toks": 4})
-    asked: list[list[str]] = []
+    request: list[list[str]] = []
     generate = lm.generate_until
-    monkeypatch.setattr(lm, "generate_until", lambda told: asked.append([r.args[0] for r in told]) or generate(told))
+    monkeypatch.setattr(lm, "generate_until", lambda told: request.append([r.args[0] for r in told]) or generate(told))
     for _ in range(2):
         measure_task(suite, lm, BASE, Store(), None)
-    assert asked[0] == asked[1] and len(set(asked[0])) == 3
+    assert request[0] == request[1] and len(set(request[0])) == 3
 
 
 def test_a_group_is_told_by_a_metric_of_all_its_parts():

@@ -34,41 +34,41 @@ def tokens(keep, positions=(4, 9), texts=(0, 1), logits=2, decided=True) -> Path
 
 
 def test_two_texts_decode_and_one_skips():
-    found = work(LEDGER, tokens([[1, 1], [1, 0]]), SIZES)
+    result = work(LEDGER, tokens([[1, 1], [1, 0]]), SIZES)
     embedding, head = 2 * 7 * 2, 100 * 2
     first = 2 * (4 + 6 + 10) + (5 + 10 + 2) * 2 * 4
     second = 2 * (4 + 6 + 10) + (5 + 2) * 2 * 4 + 2 * (3 + 5)
-    assert found.read == embedding + head + first + second == 516
-    assert found.macs == 200 + (2 * 20 + 15 * 8) + (2 * 4 + 16 + 5 * 8) + (2 * 3 + 5) == 435
+    assert result.read == embedding + head + first + second == 516
+    assert result.macs == 200 + (2 * 20 + 15 * 8) + (2 * 4 + 16 + 5 * 8) + (2 * 3 + 5) == 435
 
 
 def test_a_layer_that_all_skip_is_not_read():
-    found = work(LEDGER, tokens([[1, 1], [0, 0]]), SIZES)
-    assert found.read == 28 + 200 + (40 + 136) + (2 * 4 + 2 * 2 * 4 + 2 * (3 + 5))
-    assert found.macs == 200 + (40 + 120) + 2 * 4 + 2 * (3 + 5)
+    result = work(LEDGER, tokens([[1, 1], [0, 0]]), SIZES)
+    assert result.read == 28 + 200 + (40 + 136) + (2 * 4 + 2 * 2 * 4 + 2 * (3 + 5))
+    assert result.macs == 200 + (40 + 120) + 2 * 4 + 2 * (3 + 5)
 
 
 def test_the_base_has_no_router_and_a_layer_that_all_keep_reads_no_adapter():
-    kept = work(LEDGER, tokens([[1, 1], [1, 1]]), SIZES)
+    rest = work(LEDGER, tokens([[1, 1], [1, 1]]), SIZES)
     base = work(LEDGER, tokens([[1, 1], [1, 1]]).dense(), SIZES)
-    assert kept.read - base.read == 2 * 3 and kept.macs - base.macs == 2 * 3
+    assert rest.read - base.read == 2 * 3 and rest.macs - base.macs == 2 * 3
 
 
 def test_nobody_asks_for_k_and_v_where_the_method_says_so():
-    found = work(priced(LAYER, 0, 0, absent=0), tokens([[1, 1], [0, 0]]), SIZES)
-    assert found == work(Ledger(plain(1), (StepWork(LAYER),), 100), tokens([[1, 1]]), SIZES)
+    result = work(priced(LAYER, 0, 0, absent=0), tokens([[1, 1], [0, 0]]), SIZES)
+    assert result == work(Ledger(plain(1), (StepWork(LAYER),), 100), tokens([[1, 1]]), SIZES)
 
 
 def test_the_tokens_of_a_prompt_share_the_cache_and_one_gets_logits():
-    found = work(LEDGER, tokens([[1, 1, 1]] * 2, (0, 1, 2), (0, 0, 0), logits=1, decided=False), SIZES)
-    assert found.read == 3 * 14 + 200 + 2 * (40 + (3 + 3) * 8)
-    assert found.macs == 100 + 2 * (3 * 20 + (1 + 2 + 3) * 8)
+    result = work(LEDGER, tokens([[1, 1, 1]] * 2, (0, 1, 2), (0, 0, 0), logits=1, decided=False), SIZES)
+    assert result.read == 3 * 14 + 200 + 2 * (40 + (3 + 3) * 8)
+    assert result.macs == 100 + 2 * (3 * 20 + (1 + 2 + 3) * 8)
 
 
 def test_a_window_limits_what_is_seen():
     layer = LayerWork(kv=4, attn=6, mlp=10, attend=8, kv_width=2, window=3)
-    found = work(Ledger(plain(1), (StepWork(layer),), 0), tokens([[1, 1]], decided=False), SIZES)
-    assert found.macs == 2 * 20 + 6 * 8 and found.read == 28 + 40 + (6 + 2) * 8
+    result = work(Ledger(plain(1), (StepWork(layer),), 0), tokens([[1, 1]], decided=False), SIZES)
+    assert result.macs == 2 * 20 + 6 * 8 and result.read == 28 + 40 + (6 + 2) * 8
 
 
 def test_the_larger_time_is_the_limit():

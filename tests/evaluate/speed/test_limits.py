@@ -15,15 +15,15 @@ def test_rates_are_work_over_the_fastest_time(ticks):
 
 
 def test_the_fastest_reader_sets_the_limit(ticks):
-    read = []
+    content = []
 
     def reader(memory: torch.Tensor) -> None:
-        read.append(memory.shape)
+        content.append(memory.shape)
         ticks.now -= 0.5
 
     gauge = Gauge(16 * 4096 * 4, torch.float32, torch.device("cpu"), clock=ticks, times=2, reader=reader)
     assert gauge().read == 2 * 16 * 4096 * 4
-    assert read == [(16, 4096)] * 2
+    assert content == [(16, 4096)] * 2
 
 
 def test_a_small_model_is_read_from_a_small_buffer(ticks):

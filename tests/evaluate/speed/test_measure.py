@@ -34,23 +34,23 @@ class Told(SpeedSubject):
 def test_everyone_is_warmed_up_and_takes_turns():
     log = []
     a, b = Told("a", [9, 1, 2, 4], log), Told("b", [9, 2, 2, 2], log)
-    seen = []
-    found = run_interleaved([a, b], [[1], [2]], DECODE, 3, lambda: MachineLimits(1, 2), lambda: seen.append(1))
-    assert log == ["a", "b", "a", "b", "b", "a", "a", "b"] and len(seen) == 8
-    assert found.rates("a, fp32") == [16, 8, 4] and found.rates("b, fp32") == [8, 8, 8]
-    assert found.ratio("a, fp32", "b, fp32") == 1.0 and found.limits == MachineLimits(1, 2)
+    calls = []
+    result = run_interleaved([a, b], [[1], [2]], DECODE, 3, lambda: MachineLimits(1, 2), lambda: calls.append(1))
+    assert log == ["a", "b", "a", "b", "b", "a", "a", "b"] and len(calls) == 8
+    assert result.rates("a, fp32") == [16, 8, 4] and result.rates("b, fp32") == [8, 8, 8]
+    assert result.ratio("a, fp32", "b, fp32") == 1.0 and result.limits == MachineLimits(1, 2)
 
 
 def test_an_optional_subject_may_fail_and_says_why():
-    found = run_interleaved([Told("a", [None], [], optional=True), Told("b", [1, 1], [])], [[1]], PREFILL, 1)
-    assert found.missing == {"a, fp32": "no compiler"} and list(found.runs) == ["b, fp32"]
+    result = run_interleaved([Told("a", [None], [], optional=True), Told("b", [1, 1], [])], [[1]], PREFILL, 1)
+    assert result.missing == {"a, fp32": "no compiler"} and list(result.runs) == ["b, fp32"]
     with pytest.raises(OSError, match="compiler"):
         run_interleaved([Told("a", [None], [])], [[1]], PREFILL, 1)
 
 
 def test_a_regime_that_a_subject_does_not_take_is_left_out():
-    found = run_interleaved([Told("a", [], [], only="decode")], [[1]], PREFILL, 1)
-    assert not found.runs and not found.missing
+    result = run_interleaved([Told("a", [], [], only="decode")], [[1]], PREFILL, 1)
+    assert not result.runs and not result.missing
 
 
 def test_rates_and_costs_of_a_prompt_and_of_steps():

@@ -21,13 +21,13 @@ OURS = frozenset(("prefill", "prompt_tokens", "new_tokens"))
     ],
 )
 def test_our_own_lengths_are_cut_to_the_context(context, fits):
-    found = SpeedOptions(unasked=OURS).fit(context)
-    assert (found.prefill, found.prompt_tokens, found.new_tokens) == fits
-    assert found.longest <= context
+    result = SpeedOptions(unasked=OURS).fit(context)
+    assert (result.prefill, result.prompt_tokens, result.new_tokens) == fits
+    assert result.longest <= context
 
 
 def test_what_was_asked_for_stays():
-    found = SpeedOptions(prefill=(512,), unasked=OURS - {"prefill"}).fit(64)
-    assert found.prefill == (512,) and (found.prompt_tokens, found.new_tokens) == (32, 32)
+    result = SpeedOptions(prefill=(512,), unasked=OURS - {"prefill"}).fit(64)
+    assert result.prefill == (512,) and (result.prompt_tokens, result.new_tokens) == (32, 32)
     assert SpeedOptions().fit(64) == SpeedOptions()
     assert "unasked" not in SpeedOptions(unasked=OURS).to_json()

@@ -18,9 +18,9 @@ class Letters:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.text(min_size=1, max_size=20))
 def test_prompts_follow_each_other_through_the_text(lengths, text):
-    found = prompts(Letters(), lengths, text)
-    assert [len(prompt) for prompt in found] == lengths
-    joined, source = [i for prompt in found for i in prompt], [ord(letter) for letter in text]
+    result = prompts(Letters(), lengths, text)
+    assert [len(prompt) for prompt in result] == lengths
+    joined, source = [i for prompt in result for i in prompt], [ord(letter) for letter in text]
     assert joined == (source * (sum(lengths) // len(source) + 1))[: sum(lengths)]
 
 

@@ -25,14 +25,14 @@ def records(answer):
     """The base's log-probability varies from prompt to prompt; the others' differs from it by nearly a constant."""
     random = np.random.default_rng(0)
     level = random.normal(-2, 1, 40)
-    found = {}
+    result = {}
     for name, cost, less in (("base", 1.0, 0.0), ("x 0.8", 0.8, 0.1), ("random 0.8", 0.8, 0.4)):
         answers = [
             answer([int(i) for i in random.integers(0, 9, 20)], cost, float(own - less + 0.01 * random.normal()))
             for own in level
         ]
-        found[name] = AnswerSet([cost] * 40, 1.0, answers, 2.0)
-    return found
+        result[name] = AnswerSet([cost] * 40, 1.0, answers, 2.0)
+    return result
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ def test_four_hundred_short_prompts_of_ten_kinds_come_along():
 
 
 def test_a_limit_takes_of_every_kind_alike():
-    found = prompts_of("default", 24)
-    assert sorted(Counter(p.task for p in found).values()) == [2] * 6 + [3] * 4
-    assert found == [p for p in prompts_of("default") if p in found], "in the order of the file"
+    result = prompts_of("default", 24)
+    assert sorted(Counter(p.task for p in result).values()) == [2] * 6 + [3] * 4
+    assert result == [p for p in prompts_of("default") if p in result], "in the order of the file"
     assert len(prompts_of("default", 5000)) == 400
 
 
@@ -37,9 +37,9 @@ def test_prompts_stand_in_the_models_template(llm, tmp_path, tiny_tokenizer):
     rows = [{"prompt": "the quick"}, {"prompt": "the", "answer": "fox"}, {"messages": talk}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = prompts_of(str(file))
-    told = [tiny_tokenizer.decode(ids) for ids in prompt_tokens(prompts, llm, 8)]
+    facts = [tiny_tokenizer.decode(ids) for ids in prompt_tokens(prompts, llm, 8)]
     start = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    assert told == [start.format(asked) for asked in ("the quick", "the", "the fox")], "no answer is read"
+    assert facts == [start.format(request) for request in ("the quick", "the", "the fox")], "no answer is read"
     assert [text_of(p) for p in prompts] == ["the quick", "the", "user: the fox"]
     assert source_name(str(file)) == "own.jsonl" and digest_of(str(file)) != digest_of("default")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,17 +191,15 @@ class DepthLM(TemplateLM):
         self.report(len(chunks), len(chunks))
         return scores
 
-    def _score(self, groups: list[list[Text]], dials: Dials) -> tuple[list[Any], list[float]]:
-        began = _now()
+    def _score(self, groups: list[list[Text]], dials: Dials) -> list[Any]:
         results = self._scorer.score(groups, dials)
-        entries = [
+        return [
             [
                 (score.logprob, score.greedy, score.context, score.scored, len(text.tokens) - text.start, score.dense)
                 for text, score in zip(group, scores, strict=True)
             ]
             for group, scores in zip(groups, results, strict=True)
         ]
-        return entries, _since(began)
 
     def _generation(self, context: str, kwargs: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         """The prompt's tokens, cut at their left, and how to go on."""
@@ -226,11 +223,9 @@ class DepthLM(TemplateLM):
             stop=[stop for stop in stops if stop],
         )
 
-    def _generate(
-        self, generations: list[tuple[list[int], SamplingParams, Dials]], key: str
-    ) -> tuple[list[Any], list[float]]:
+    def _generate(self, generations: list[tuple[list[int], SamplingParams, Dials]], key: str) -> list[Any]:
         """key: pages are shared within a chunk only, so that the chunk alone decides what it gives."""
-        began, first = _now(), first_key(self._plugin, key)
+        first = first_key(self._plugin, key)
         requests = [
             Request(None, tokens, params, SEED + i, dials, params.max_tokens, first)
             for i, (tokens, params, dials) in enumerate(generations)
@@ -243,7 +238,7 @@ class DepthLM(TemplateLM):
         finally:
             for request in requests:
                 self.llm.engine.cancel(request)
-        return [self._entry(request) for request in requests], _since(began)
+        return [self._entry(request) for request in requests]
 
     def _entry(self, request: Request) -> tuple[str, Ran, Ran, int, int]:
         """A text, and what its prompt's tokens and its own ran; the last of these never runs. How many it has, and of
@@ -256,14 +251,6 @@ class DepthLM(TemplateLM):
         answer = Ran().plus(row.ran_depths[count:], row.ran_costs[count:])
         dense = sum(row.offset(count - 1 + i) == math.inf for i in range(len(row.token_ids)))
         return sample.text, prompt, answer, len(row.token_ids), dense
-
-
-def _now() -> list[float]:
-    return [time.perf_counter(), time.process_time()]
-
-
-def _since(began: list[float]) -> list[float]:
-    return [now - then for now, then in zip(_now(), began, strict=True)]
 
 
 def _sum(ran: Ran, more: Sequence[float]) -> Ran:

@@ -13,7 +13,7 @@ from typing import Any
 import lm_eval
 
 from depthdial.evaluate import evaluation
-from depthdial.evaluate.evaluation import Report, check_options
+from depthdial.evaluate.evaluation import Report
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
 from depthdial.evaluate.harness.data import DataFolder
@@ -40,7 +40,7 @@ class TaskOptions(evaluation.EvaluationOptions):
             raise ValueError(f"--limit must be at least 1 item, or a share of them below 1, not {limit:g}")
         if self.fewshot is not None and self.fewshot < 0:
             raise ValueError(f"--fewshot must be at least 0, not {self.fewshot}")
-        check_options(self)
+        super().__post_init__()
 
 
 def run(options: TaskOptions, report: Report = lambda name, done, total: None) -> dict[str, Any]:

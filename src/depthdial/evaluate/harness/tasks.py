@@ -208,34 +208,21 @@ def in_place(name: str, data: DataFolder | None, run_code: bool) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(datasets, "load_dataset", load_dataset))
         if run_code:
-            stack.enter_context(_sandbox())
+            import evaluate  # takes seconds
+
+            metric = evaluate.load
+
+            def load(path: str, *args: Any, **kwargs: Any) -> Any:
+                return CodeEval() if path == "code_eval" else metric(path, *args, **kwargs)
+
+            stack.enter_context(mock.patch.object(evaluate, "load", load))
         if _missing(_SQUAD):
+            import transformers.data
+
             stack.enter_context(mock.patch.dict(sys.modules, {_SQUAD.rpartition(".")[0]: squad, _SQUAD: squad}))
             # `import a.b.c as c` reads attributes, not the table of modules
-            stack.enter_context(_attributes())
-        yield
-
-
-@contextlib.contextmanager
-def _sandbox() -> Iterator[None]:
-    import evaluate  # takes seconds
-
-    metric = evaluate.load
-
-    def load(path: str, *args: Any, **kwargs: Any) -> Any:
-        return CodeEval() if path == "code_eval" else metric(path, *args, **kwargs)
-
-    with mock.patch.object(evaluate, "load", load):
-        yield
-
-
-@contextlib.contextmanager
-def _attributes() -> Iterator[None]:
-    import transformers.data
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(squad, "squad_metrics", squad, create=True))
-        stack.enter_context(mock.patch.object(transformers.data, "metrics", squad, create=True))
+            stack.enter_context(mock.patch.object(squad, "squad_metrics", squad, create=True))
+            stack.enter_context(mock.patch.object(transformers.data, "metrics", squad, create=True))
         yield
 
 

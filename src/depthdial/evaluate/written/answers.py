@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -83,20 +82,16 @@ class Writer:
             yield cut
         self.report(len(cuts), len(cuts))
 
-    def _write(self, requests: Sequence[PromptRequest]) -> tuple[list[Any], list[float]]:
-        began = time.perf_counter(), time.process_time()
+    def _write(self, requests: Sequence[PromptRequest]) -> list[Any]:
         params = [
             SamplingParams(self.max_tokens, temperature=0.0, budget=one.budget, prompt_budget=one.prompt_budget)
             for one in requests
         ]
         outputs = self.llm.generate([one.ids for one in requests], params)
-        seconds = [time.perf_counter() - began[0], time.process_time() - began[1]]
-        return [asdict(answer_of(output)) for output in outputs], seconds
+        return [asdict(answer_of(output)) for output in outputs]
 
-    def _score(self, groups: Sequence[Sequence[Text]]) -> tuple[list[Any], list[float]]:
-        began = time.perf_counter(), time.process_time()
-        logprobs = [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
-        return logprobs, [time.perf_counter() - began[0], time.process_time() - began[1]]
+    def _score(self, groups: Sequence[Sequence[Text]]) -> list[float]:
+        return [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
 
 
 def answer_of(output: RequestOutput) -> Answer:

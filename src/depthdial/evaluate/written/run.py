@@ -14,7 +14,7 @@ from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.evaluate import evaluation
 from depthdial.evaluate.equal_cost import Knob, KnobMix
-from depthdial.evaluate.evaluation import Report, check_options
+from depthdial.evaluate.evaluation import Report
 from depthdial.evaluate.store import Store
 from depthdial.evaluate.subjects import Subject, TableRow
 from depthdial.evaluate.written.answers import Answer, PromptRequest, Writer
@@ -38,7 +38,7 @@ class WrittenOptions(evaluation.EvaluationOptions):
             raise ValueError(f"--limit must be a whole number of prompts, at least 1, not {self.limit:g}")
         if self.max_tokens < 1:
             raise ValueError(f"--max-tokens must be at least 1, not {self.max_tokens}")
-        check_options(self)
+        super().__post_init__()
 
 
 class WrittenResults(NamedTuple):
