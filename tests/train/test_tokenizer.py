@@ -10,7 +10,6 @@ from depthdial.train.data import Record
 from depthdial.train.tokenizer import (
     END,
     open_tokenizer,
-    save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
@@ -28,7 +27,7 @@ def test_it_has_the_size_asked_for_and_ends_documents(tmp_path):
     assert len(tokenizer("1234")["input_ids"]) == 4, "digits stand alone"
     assert tokenizer_fingerprint(train_tokenizer(RECORDS, 280)) == tokenizer_fingerprint(tokenizer)
     assert tokenizer_fingerprint(train_tokenizer(RECORDS, 281)) != tokenizer_fingerprint(tokenizer)
-    save_tokenizer(tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     assert tokenizer_fingerprint(open_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
 
 

@@ -104,15 +104,23 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    if not is_converted(model):
-        return dict(model.named_parameters())
-    converted = converted_of(model)
-    parts = {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
-    parts |= {id(weight) for block in converted.own for weight in block.parameters()}
-    return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
+    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts, and none
+    of a LoRA."""
+    weights, parts = dict(model.named_parameters()), set[int]()
+    if is_converted(model):
+        converted = converted_of(model)
+        parts |= {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
+        parts |= {id(weight) for block in converted.own for weight in block.parameters()}
+    tuned = tuple(f"{name.partition(INNER)[0]}." for name in weights if INNER in name)
+    return {
+        name.replace(INNER, "."): weight
+        for name, weight in weights.items()
+        if id(weight) not in parts and (INNER in name or not name.startswith(tuned))
+    }
 
 
+INNER = ".base_layer."
+"""How peft calls, in the layers that it puts in their places, the linear maps of a base."""
 STEPS = "steps"
 """The decoder's submodule that holds the parts of further visits, by step."""
 WRAPPED = re.compile(r"(\.unit)+(?=\.)")

@@ -27,6 +27,7 @@ def plugin_card(plugin: Plugin) -> str:
     training = f"""objective: {run["objective"]}; {run["steps"]} steps of {run["batch"] * run["accumulate"]} rows of
   {run["length"]} tokens {before}; learning rate {run["lr"]}; seed {run["seed"]}
 - {_budgets(run)}"""
+    form = f"It was {plugin.form}." if plugin.form else ""
     if not run["steps"]:
         training = f"nothing was trained; the dial was measured on rows of {run['length']} tokens; seed {run['seed']}"
     return f"""---
@@ -39,7 +40,7 @@ tags: [adaptive-depth, layer-skipping, {name_of(plugin.method)}]
 A depthdial plug-in: `{plugin.method}`.
 
 It belongs to a base of type `{plugin.base.model_type}` with weights `{plugin.base.weights[:16]}` (sha256 of their bf16
-form) and leaves that base as it is. Recommended budget: {plugin.recommended}. {_sentence(plugin.form)}
+form) and leaves that base as it is. Recommended budget: {plugin.recommended}. {form}
 
 ## Training
 - {training}
@@ -50,10 +51,6 @@ form) and leaves that base as it is. Recommended budget: {plugin.recommended}. {
 |---|---|---|
 {table}
 """
-
-
-def _sentence(text: str) -> str:
-    return f"It was {text}." if text else ""
 
 
 def _budgets(run: Mapping[str, Any]) -> str:

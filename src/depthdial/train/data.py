@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -130,8 +130,7 @@ def _records(source: Source, strict: bool) -> list[Record]:
         records.append(record)
         for name in sorted(names):
             unused.setdefault(name, place)
-    left = "; ".join(f"{why} ({len(at)}, first in {at[0]})" for why, at in list(reasons.items())[:REASONS])
-    left += f"; and {len(reasons) - REASONS} reasons more" if len(reasons) > REASONS else ""
+    left = by_reason(reasons)
     if not count:
         raise ValueError(f"{source}: no rows; give a file with at least one row of text")
     if not records and set(reasons) == {NO_TEXT}:
@@ -144,6 +143,12 @@ def _records(source: Source, strict: bool) -> list[Record]:
         names = ", ".join(f"{shown(name)} (first in {place})" for name, place in unused.items())
         log.warning("%s: fields not used: %s", source, names)
     return records
+
+
+def by_reason(reasons: Mapping[str, Sequence[Place]]) -> str:
+    """What is left out, with the number of times and the first place of each reason."""
+    text = "; ".join(f"{why} ({len(at)}, first in {at[0]})" for why, at in list(reasons.items())[:REASONS])
+    return text + (f"; and {len(reasons) - REASONS} reasons more" if len(reasons) > REASONS else "")
 
 
 def _record(row: object, stem: str, where: str) -> tuple[Record, frozenset[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ from depthdial.models.halves import Halves
 from depthdial.models.head import shaping_of
 from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
-
-Objective = Literal["lm", "distill"]
+from depthdial.train.config import Objective
 
 
 class Base(NamedTuple):

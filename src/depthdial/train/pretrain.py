@@ -10,32 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import default_collate
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import PreTrainedModel, Trainer
 
 from depthdial.core.method import Method
 from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
-from depthdial.models.gguf import quiet
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
-from depthdial.train.callbacks import Report, Seal, StopCleanly
-from depthdial.train.checkpoints import step_of, sweep, to_resume
+from depthdial.train.callbacks import Report
 from depthdial.train.gathered import gather
 from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
-from depthdial.train.machine import compile_pieces, keep_memory, one_device
+from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken, Steps
-from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
 from depthdial.train.results import run_figures, samples_of, save_model
 from depthdial.train.rows import Rows
-from depthdial.train.settings import CHECKPOINTS, claim, config_json, settings_in, write_settings
-from depthdial.train.sharding import shard_on_cpu, sharding
+from depthdial.train.settings import claim, config_json, settings_in, write_settings
+from depthdial.train.sharding import sharding
 from depthdial.train.shards import make_shards
 from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, utilisation
+from depthdial.train.trainer import train_in_place
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "pretrain.json"
@@ -115,9 +111,8 @@ def _pretrain(
     trainer = _train(model, lesson, rows, heldout, config, machine, resume)
     model.config.use_cache = uses_cache  # a Trainer switches it off, also in config.json
     lesson.close()
-    figures = measure_heldout(
-        model_of(trainer, model), heldout, config.rows_a_step, config.heldout_tokens, machine.bf16
-    )
+    sharded: Any = model if trainer is None else trainer.model
+    figures = measure_heldout(sharded, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16)
     if not math.isfinite(figures["loss"]):
         raise ValueError(
             f"the held-out loss is {figures['loss']} after step {config.steps}: no model was written; start again with "
@@ -133,11 +128,6 @@ def _pretrain(
     return figures
 
 
-def model_of(trainer: Trainer | None, model: PreTrainedModel) -> PreTrainedModel:
-    """The model to run: sharded by the Trainer, perhaps."""
-    return model if trainer is None else trainer.model  # pyright: ignore[reportReturnType]
-
-
 def _whole_state(trainer: Trainer, model: PreTrainedModel) -> dict[str, Tensor]:
     """All weights on the main process, tied ones once: gathered from shards, they would come out as two tensors."""
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -149,75 +139,32 @@ def _train(
     resume: bool,
 ) -> Trainer | None:  # fmt: skip
     """Train in place; None if a checkpoint of the last step is there already."""
-    output = Path(config.output)
-    folder = output / CHECKPOINTS
-    checkpoint = to_resume(folder, resume)
-    if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
-        model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied weights are there once
-        return None
-    stop, ledger = StopCleanly(), converted_of(model).ledger
+    ledger, output = converted_of(model).ledger, Path(config.output)
+    batch, accumulate = processes.share(config.batch, config.accumulate)
 
     def speed(figures: Figures, seconds: float) -> Figures:
         macs = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
         tokens = samples_of(figures["tokens"], config.length)
         return {"tokens_per_second": tokens / seconds, "mfu": utilisation(macs, tokens, seconds, machine.rate)}
 
-    trainer = Trainer(
-        model=model,
-        args=one_device(_arguments(config, folder, machine, sharding(model, config.method) if config.fsdp else {})),
-        train_dataset=rows,
-        data_collator=default_collate,
-        compute_loss_func=lesson,
-        callbacks=[
-            Steps(lesson),
-            Report(lesson, output, speed),
-            Evaluate(
-                model, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output
-            ),
-            Seal(),
-            stop,
-        ],
-        optimizers=(optimizer_for(model, config), None),
+    evaluate = Evaluate(
+        model, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output
     )
-    shard_on_cpu(trainer)
-    trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
-    try:
-        with quiet():  # a bar for each checkpoint
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        stop.put_back()
-        if processes.is_main():
-            sweep(folder)
-    stop.check(trainer.state.global_step, config.steps, folder)
-    return trainer
-
-
-def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dict[str, Any]) -> TrainingArguments:
-    batch, accumulate = processes.share(config.batch, config.accumulate)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
+    return train_in_place(
+        model,
+        rows,
+        config,
+        resume,
+        [Steps(lesson), Report(lesson, output, speed), evaluate],
+        default_collate,
+        lesson,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulate,
-        train_sampling_strategy="sequential",  # the rows know their order
-        learning_rate=config.lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        warmup_steps=math.ceil(config.warmup * config.steps),
-        max_grad_norm=config.clip,
-        seed=config.seed,
-        data_seed=config.seed,
         use_cpu=machine.device.type == "cpu",
         bf16=machine.bf16,
-        save_steps=config.save_every,
-        save_total_limit=2,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        ddp_broadcast_buffers=False,
-        **more,
+        **(sharding(model, config.method) if config.fsdp else {}),
     )
 
 

@@ -25,7 +25,6 @@ from depthdial.train.files import Source, sources_of
 from depthdial.train.progress import Progress
 from depthdial.train.tokenizer import (
     open_tokenizer,
-    save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
@@ -152,7 +151,7 @@ def _fresh(
         tokenizer = open_tokenizer(name)
     else:  # held-out text must not shape the tokenizer either
         tokenizer = train_tokenizer((r for path in paths for r in holdout(read(path, strict=strict), heldout)[0]), size)
-    save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
     index = Index(
         tokenizer_fingerprint(tokenizer), name, len(tokenizer), separator_token(tokenizer), heldout, files=sums
     )
@@ -176,7 +175,7 @@ def _write(
         writers: dict[Side, BinaryIO] = {"train": train, "heldout": heldout}
         last: Side = "train"
         open_end = False
-        for side, ids, ends in _encode(records, index, tokenizer):
+        for side, ids, ends in _encode(records, index, tokenizer, strict):
             if open_end and side != last:
                 counts[last] += _append(writers[last], np.array([index.separator]), index)
             counts[side] += _append(writers[side], ids, index)
@@ -185,18 +184,18 @@ def _write(
 
 
 def _encode(
-    records: list[Record], index: Index, tokenizer: PreTrainedTokenizerBase
+    records: list[Record], index: Index, tokenizer: PreTrainedTokenizerBase, strict: bool
 ) -> Iterator[tuple[Side, np.ndarray, bool]]:
     heldout = {id(record) for record in holdout(records, index.heldout)[1]}
     documents = encode_all(
-        records, tokenizer, separator=index.separator, targets="all", vocabulary=index.vocabulary
+        records, tokenizer, separator=index.separator, targets="all", vocabulary=index.vocabulary, strict=strict
     )  # the files have no room for a larger number
     for record, document in zip(records, documents, strict=True):
         ends = record.ends or bool(record.messages)
         ids = document.input_ids
-        if record.messages and (
-            not len(ids) or ids[-1] != index.separator
-        ):  # a chat template ends turns, not documents
+        if not len(ids):
+            continue  # left out
+        if record.messages and ids[-1] != index.separator:  # a chat template ends turns, not documents
             ids = np.append(ids, index.separator)
         yield "heldout" if id(record) in heldout else "train", ids, ends
 
