@@ -20,7 +20,7 @@ def scores(units: int, layers: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def total(single: np.ndarray, pair: np.ndarray, chosen: tuple[int, ...]) -> float:
     """What a choice of layers costs one unit, by definition."""
-    joint = [pair[k] - single[k] - single[k + 1] for k in chosen if k + 1 in chosen]
+    joint = [max(pair[k], single[k], single[k + 1]) - single[k] - single[k + 1] for k in chosen if k + 1 in chosen]
     return float(sum(single[k] for k in chosen) + sum(joint))
 
 
@@ -40,6 +40,12 @@ def test_neighbours_that_stand_in_for_each_other_are_not_both_left_out():
     single, pair = np.array([[1.0, 1.0, 1.5]]), np.array([[9.0, 2.5]])
     assert cheapest(single, pair, 2).dropped[0, 2].tolist() == [True, False, True]
     assert cheapest(single, pair, 2).value[0].tolist() == [0.0, 1.0, 2.5]
+
+
+def test_a_run_of_layers_costs_no_less_than_a_part_of_it():
+    """Where two together lose less than one, by luck, three would seem to win something."""
+    ways = cheapest(np.ones((1, 4)), np.full((1, 3), 0.2), 4)
+    assert ways.value[0].tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_units_share_what_is_to_be_left_out():
