@@ -33,7 +33,7 @@ def test_no_way_is_cheaper_than_the_one_that_is_found(layers: int, seed: int):
             chosen: total(single[unit], pair[unit], chosen) for chosen in itertools.combinations(range(layers), count)
         }
         assert ways.value[unit, count] == pytest.approx(min(every.values()))
-        assert every[tuple(np.flatnonzero(ways.dropped[unit, count]))] == pytest.approx(min(every.values()))
+        assert every[tuple(np.flatnonzero(ways.dropped[unit, count]).tolist())] == pytest.approx(min(every.values()))
 
 
 def test_neighbours_that_stand_in_for_each_other_are_not_both_left_out():
@@ -78,8 +78,8 @@ def test_what_is_won_on_noise_is_seen():
     def won(single: np.ndarray, pair: np.ndarray) -> tuple[float, float]:
         both = []
         for scored in ((single, pair), dealt(single, pair, np.random.default_rng(1))):
-            ways = cheapest(*(pooled(each, row, 8) for each in scored), 5)
-            fixed = cheapest(*(each.mean(0)[None] for each in scored), 5)
+            ways = cheapest(pooled(scored[0], row, 8), pooled(scored[1], row, 8), 5)
+            fixed = cheapest(scored[0].mean(0)[None], scored[1].mean(0)[None], 5)
             both.append(1 - spread(ways, np.ones(8), 2.0)[0] / spread(fixed, np.ones(1), 2.0)[0])
         return both[0], both[1]
 

@@ -21,7 +21,7 @@ from depthdial.evaluate.headroom.prices import dropping, routing
 from depthdial.evaluate.headroom.text import Rows, check_data, rows_of
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.store import Store
-from depthdial.methods import Static
+from depthdial.methods.static import nested
 from depthdial.models.ahead import check_ahead, config_ahead
 from depthdial.models.base import load_base, load_tokenizer
 from depthdial.models.families import OWN
@@ -97,7 +97,7 @@ def _measured(options: Options, rows: Rows, report: Report) -> dict[str, Any]:
 
     drops = Drops(model, rows, store, f"{weights} {options.dtype}", step)
     single, pair = _scores(drops)
-    order = Static(adapter_ratio=0, length=deepest).calibrate(drops).order
+    order = [layer for layer, _ in nested(drops.depth, deepest, drops.divergence)]
     curve = [Lost(np.zeros(1), np.zeros(1)), *(drops.without(order[: k + 1]) for k in range(len(order)))]
     static = [
         {"layers": len(order[:k]), "cost": free.cost(k), "kl": lost.kl.mean(), "nll": lost.nll.mean()}
@@ -116,7 +116,7 @@ def _measured(options: Options, rows: Rows, report: Report) -> dict[str, Any]:
         "rows": len(rows.ids),
         "prices": {"dropping": asdict(free), "routing": asdict(routed)},
         "single": single.mean(0).tolist(),
-        "static": {"order": list(order), "points": static},
+        "static": {"order": order, "points": static},
         "settled": settled(drops.likeliest(), drops.classes),
         "oracle": points,
         "forecast": [forecast.at(point) for point in points],
