@@ -72,7 +72,7 @@ def test_ended_anywhere_it_comes_to_the_same(options: Callable, tmp_path: Path, 
     monkeypatch.setattr(Drops, "_row", row)
     ended, before = 0, -1
     while True:
-        left[0] = 25
+        left[0] = 15
         try:
             results = run(options(output=tmp_path / "out", resume=ended > 0))
             break
