@@ -104,3 +104,10 @@ def test_a_bucket_for_the_rest_takes_little(tiny_model: Callable, monkeypatch: p
     monkeypatch.setattr(passes, "LIKELIEST", 250)
     some = drops(model).without((1,)).kl
     assert (some <= whole + 1e-5).all() and not np.allclose(some, whole)
+
+
+def test_numbers_that_are_none_are_refused(tiny_model: Callable):
+    model = tiny_model("llama")
+    layers_of(model)[3].get_submodule("mlp.up_proj").get_parameter("weight").data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"logits without the layers \[1\] are not finite; check the weights"):
+        drops(model).without((1,))

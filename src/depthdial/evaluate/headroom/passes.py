@@ -169,6 +169,10 @@ class Drops:
             kl = (p * gap).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
             found.append((kl, (total - logits.gather(-1, after[:, None]))[:, 0]))
         kl, nll = (torch.cat(column) for column in zip(*found, strict=True))
+        if not kl.isfinite().all():
+            raise ValueError(
+                f"logits without the layers {list(dropped)} are not finite; check the weights, or --dtype float32"
+            )
         return kl.cpu(), (nll - base.nll).cpu()
 
     def _run(self, dropped: Sequence[int], start: int, **read: Tensor) -> Tensor:
