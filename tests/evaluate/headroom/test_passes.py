@@ -16,7 +16,7 @@ from depthdial.evaluate.headroom import passes
 from depthdial.evaluate.headroom.passes import Drops
 from depthdial.evaluate.headroom.text import Rows
 from depthdial.evaluate.store import Store
-from depthdial.methods import Static
+from depthdial.methods.static import nested
 from depthdial.models.calibration import BaseProbe
 from depthdial.models.convert import Readout, layers_of
 from depthdial.models.families import FAMILIES
@@ -65,11 +65,14 @@ def test_what_is_lost_is_that_of_whole_passes(tiny_model: Callable, family: str)
 
 def test_the_greedy_search_finds_what_whole_passes_find(tiny_model: Callable):
     model = tiny_model("llama")
-    ids = [torch.tensor([row]) for row in ROWS.ids[:2]]
-    batches = [{"input_ids": i, "labels": i, "position_ids": torch.arange(i.shape[1])[None]} for i in ids]
+    ids = torch.tensor([ROWS.ids[1]])
+    labels = ids.index_fill(1, torch.tensor([19]), -100)  # nothing is predicted after the last token
+    batch = {"input_ids": ids, "labels": labels, "position_ids": torch.arange(20)[None]}
     rows = Rows([ROWS.ids[1]], [ROWS.classes[1]])
-    found = Static(length=4).calibrate(Drops(model, rows, Store(), "a base"))
-    assert found.order == Static(length=4).calibrate(BaseProbe(model, batches[1:])).order
+    found, slow = Drops(model, rows, Store(), "a base"), BaseProbe(model, [batch])
+    mine, theirs = (nested(6, 4, probe.divergence) for probe in (found, slow))
+    assert [layer for layer, _ in mine] == [layer for layer, _ in theirs]
+    assert [cost for _, cost in mine] == pytest.approx([cost for _, cost in theirs], rel=1e-4)
 
 
 def test_the_head_before_each_layer(tiny_model: Callable):
@@ -101,3 +104,10 @@ def test_a_bucket_for_the_rest_takes_little(tiny_model: Callable, monkeypatch: p
     monkeypatch.setattr(passes, "LIKELIEST", 250)
     some = drops(model).without((1,)).kl
     assert (some <= whole + 1e-5).all() and not np.allclose(some, whole)
+
+
+def test_numbers_that_are_none_are_refused(tiny_model: Callable):
+    model = tiny_model("llama")
+    layers_of(model)[3].get_submodule("mlp.up_proj").get_parameter("weight").data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"logits without the layers \[1\] are not finite; check the weights"):
+        drops(model).without((1,))

@@ -17,7 +17,9 @@ from depthdial.evaluate.headroom.prices import Price, dropping, routing
 from depthdial.evaluate.headroom.run import Options, run, settled
 from depthdial.evaluate.headroom.table import tables
 from depthdial.methods import FlexiDepth, Static
+from depthdial.models import load
 from depthdial.models.ahead import config_ahead
+from depthdial.models.export import export
 
 TEXT = "\n\n".join(f"The quick brown fox jumps over the lazy dog {i} times.\nThe other foxes do not." for i in range(9))
 
@@ -72,7 +74,7 @@ def test_ended_anywhere_it_comes_to_the_same(options: Callable, tmp_path: Path, 
     monkeypatch.setattr(Drops, "_row", row)
     ended, before = 0, -1
     while True:
-        left[0] = 25
+        left[0] = 15
         try:
             results = run(options(output=tmp_path / "out", resume=ended > 0))
             break
@@ -123,7 +125,7 @@ def test_options_that_make_no_sense(options: Callable, wrong: dict[str, Any], sa
 
 
 def test_what_is_wrong_is_said_before_anything_is_read(
-    options: Callable, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Callable, tiny_folder: Path, tiny_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "load_base", lambda *_: pytest.fail("no weights are read"))
     (tmp_path / "short.txt").write_text("a fox")
@@ -137,6 +139,9 @@ def test_what_is_wrong_is_said_before_anything_is_read(
     for file in tiny_folder.iterdir():
         if "token" not in file.name and "template" not in file.name:
             (bare / file.name).write_bytes(file.read_bytes())
-    for model, says in ((bare, "tokenizer"), (tmp_path / "nothing", "no such file or folder")):
+    routed = tmp_path / "routed"
+    export(*load(str(tiny_folder), str(tiny_plugin), device="cpu"), routed)
+    wrong = ((bare, "tokenizer"), (tmp_path / "nothing", "no such file or folder"), (routed, "is routed already"))
+    for model, says in wrong:
         with pytest.raises(ValueError, match=says):
             run(options(model=str(model)))

@@ -27,7 +27,8 @@ def cheapest(single: np.ndarray, pair: np.ndarray, most: int) -> Ways:
     A state is whether the layer before was left out, and how many were so far: 2 L K steps, where there are 2^L ways.
     """
     units, depth = single.shape
-    joint = pair - single[:, :-1] - single[:, 1:]  # what neighbours cost beyond their sum
+    # what neighbours cost beyond their sum: at least what the dearer one does, or long runs of layers would pay
+    joint = np.maximum(pair, np.maximum(single[:, :-1], single[:, 1:])) - single[:, :-1] - single[:, 1:]
     value = np.full((units, 2, most + 1), np.inf)
     value[:, 0, 0] = 0.0
     came = np.zeros((depth, units, 2, most + 1), dtype=bool)  # was the layer before left out, on the best way to here?

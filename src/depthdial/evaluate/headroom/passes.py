@@ -47,7 +47,7 @@ class Drops:
     """One base over some rows. N counts, row by row, the tokens whose next one is there and is none of a template's.
 
     name: what tells the base from others; store: what was found, by what was asked; report: told what was run, after
-    each step. Is the probe by which `Method.calibrate` ranks layers.
+    each step.
     """
 
     def __init__(
@@ -86,12 +86,13 @@ class Drops:
         """Mean KL of the first rows, `FEW` tokens or more, without some layers. The one that is tried stands last, for
         the pass without the others is kept for the next trial."""
 
+        if len(dropped) == 1:  # all rows are asked about each layer in any case
+            return float(self.without(dropped).kl[self.row < self._few].mean())
+
         def run() -> float:
-            before, few = tuple(dropped[:-1]), self._ids[: self._few]
-            if not before:
-                self._before = (before, [base.states for base in self._known()[: self._few]])
-            elif self._before[0] != before:
-                self._before = (before, [self._watched(ids, before)[0] for ids in few])
+            before = tuple(dropped[:-1])
+            if self._before[0] != before:
+                self._before = (before, [self._watched(ids, before)[0] for ids in self._ids[: self._few]])
             found = [self._row(row, dropped, dropped[-1], own)[0] for row, own in enumerate(self._before[1])]
             return float(torch.cat(found).mean())
 
@@ -168,6 +169,10 @@ class Drops:
             kl = (p * gap).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
             found.append((kl, (total - logits.gather(-1, after[:, None]))[:, 0]))
         kl, nll = (torch.cat(column) for column in zip(*found, strict=True))
+        if not kl.isfinite().all():
+            raise ValueError(
+                f"logits without the layers {list(dropped)} are not finite; check the weights, or --dtype float32"
+            )
         return kl.cpu(), (nll - base.nll).cpu()
 
     def _run(self, dropped: Sequence[int], start: int, **read: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ import numpy as np
 from depthdial.core.lock import locked
 from depthdial.core.whole import disk_errors, plain, write_json
 from depthdial.evaluate.folder import FORMAT, RESULTS, Folder, check
-from depthdial.evaluate.headroom import forecast
+from depthdial.evaluate.headroom.forecast import kept
 from depthdial.evaluate.headroom.oracle import Ways, cheapest, dealt, pooled, spread
 from depthdial.evaluate.headroom.passes import Drops, Lost
 from depthdial.evaluate.headroom.prices import dropping, routing
 from depthdial.evaluate.headroom.text import Rows, check_data, rows_of
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.store import Store
-from depthdial.methods import Static
+from depthdial.methods.static import nested
 from depthdial.models.ahead import check_ahead, config_ahead
 from depthdial.models.base import load_base, load_tokenizer
 from depthdial.models.families import OWN
@@ -29,7 +29,8 @@ from depthdial.models.fingerprint import fingerprint
 
 Report = Callable[[str, int, int], None]
 """What runs now, passes done, passes in all."""
-WHAT = "headroom of a base, before anything is trained"
+WHAT, DRAWS = "headroom of a base, before anything is trained", 100
+"""Resamples of the texts for an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _measured(options: Options, rows: Rows, report: Report) -> dict[str, Any]:
 
     drops = Drops(model, rows, store, f"{weights} {options.dtype}", step)
     single, pair = _scores(drops)
-    order = Static(adapter_ratio=0, length=deepest).calibrate(drops).order
+    order = [layer for layer, _ in nested(drops.depth, deepest, drops.divergence)]
     curve = [Lost(np.zeros(1), np.zeros(1)), *(drops.without(order[: k + 1]) for k in range(len(order)))]
     static = [
         {"layers": len(order[:k]), "cost": free.cost(k), "kl": lost.kl.mean(), "nll": lost.nll.mean()}
@@ -116,10 +117,10 @@ def _measured(options: Options, rows: Rows, report: Report) -> dict[str, Any]:
         "rows": len(rows.ids),
         "prices": {"dropping": asdict(free), "routing": asdict(routed)},
         "single": single.mean(0).tolist(),
-        "static": {"order": list(order), "points": static},
+        "static": {"order": order, "points": static},
         "settled": settled(drops.likeliest(), drops.classes),
         "oracle": points,
-        "forecast": [forecast.at(point) for point in points],
+        "forecast": [oracle.forecast(point) for point in points],
     }  # fmt: skip
     if folder.path is not None:
         write_json(folder.path / RESULTS, results)
@@ -164,6 +165,16 @@ class _Oracle:
             "token": {"score": spread(self.token, ones, routed)[0]},
             "token_shuffled": {"score": spread(self.token_shuffled, ones, routed)[0]},
         }
+
+    def forecast(self, point: dict[str, Any]) -> dict[str, float]:
+        """Nats a token above the base after training, at best, with an interval over texts (95 %); static: of fixed
+        layers. point: of `at`."""
+        budget, random = point["budget"], np.random.default_rng(0)
+        texts = random.multinomial(len(self.tokens), np.full(len(self.tokens), 1 / len(self.tokens)), DRAWS)
+        drawn = [spread(self.token, own[self.drops.row].astype(float), point["skipped"])[0] for own in texts]
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        found = {"nats": point["token"]["score"], "low": low, "high": high, "static": point["static"]["kl"]}
+        return {"budget": budget} | {name: kept(float(lost), budget) for name, lost in found.items()}
 
     def _run(self, ways: Ways, weight: np.ndarray, mean: float) -> dict[str, float]:
         score, counts = spread(ways, weight, mean)

@@ -73,7 +73,8 @@ def _said(results: Mapping[str, Any]) -> str:
         gain, luck = ((free - each) / free if free > 0 else 0.0 for each in (text, noise))
         lines.append(
             f"At true cost {point['budget']:g} expect at best {told['nats']:.3f} nats a token above the base "
-            f"({told['low']:.3f} to {told['high']:.3f}) of a trained plug-in. Choosing by text saves {gain:.0%} of "
-            f"what one choice for all loses, by the scores; {luck:.0%} are won on shuffled ones, too."
+            f"({told['low']:.3f} to {told['high']:.3f}, over texts) of routers and adapters that are trained, and "
+            f"{told['static']:.3f} of trained static layers. Choosing by text saves {gain:.0%} of what one choice for "
+            f"all loses, by the scores; {luck:.0%} are won on shuffled ones, too."
         )
     return "\n".join(lines)
