@@ -6,8 +6,8 @@ import pytest
 from depthdial.testbed.tasks import COMPOSE, FILLER, HOP, IGNORED, NONE, TASKS, World
 
 
-def _solved(world: World, words: list[str]) -> dict[int, tuple[int, int, str]]:
-    """By place: kind, k and the word that must follow, from the words alone."""
+def _solved(world: World, words: list[str]) -> dict[int, tuple[int, int, list[str]]]:
+    """By place: kind, k and the answers after 0 to k applications, the last of which must follow."""
     leads, found = {}, {}
     rules = {f"p{i}": row for i, row in enumerate(world.permutations)}
     for i, word in enumerate(words):
@@ -15,20 +15,20 @@ def _solved(world: World, words: list[str]) -> dict[int, tuple[int, int, str]]:
             a, b = word.split(">")
             leads[a] = b
         elif word[-1] == ":":
-            at = words[i + 1]
+            way = [words[i + 1]]
             for _ in range(int(word[:-1])):
-                at = leads[at]
-            found[i + 1] = (HOP, int(word[:-1]), at)
+                way.append(leads[way[-1]])
+            found[i + 1] = (HOP, int(word[:-1]), way)
         elif word[0] == "p" and words[i + 1][0] != "p":
             begin = i
             while words[begin][0] == "p":
                 begin -= 1
-            state = int(words[begin][1:])
+            way = [words[begin]]
             for rule in words[begin + 1 : i + 1]:
-                state = int(rules[rule][state])
-            found[i] = (COMPOSE, i - begin, f"e{state}")
+                way.append(f"e{rules[rule][int(way[-1][1:])]}")
+            found[i] = (COMPOSE, i - begin, way)
         elif word[0] == "f" and word[1:].isdigit() and words[i + 1 : i + 2] and words[i + 1][0] == "f":
-            found[i] = (FILLER, 0, f"f{(int(word[1:]) + 1) % 8}")
+            found[i] = (FILLER, 0, [f"f{(int(word[1:]) + 1) % 8}"])
     return found
 
 
@@ -37,14 +37,16 @@ def test_an_independent_solver_finds_every_answer_and_no_other_mark(task):
     world = World(task)
     batch = world.batch(20, 7, 1)
     seen = set()
-    for ids, labels, kinds, ks in zip(*batch, strict=True):
+    for ids, labels, kinds, ks, trail in zip(*batch, strict=True):
         words = world.text(ids).split()
         assert len(words) == world.length
         solved = _solved(world, words)
         marked = {int(i) for i in (labels != IGNORED).nonzero()[0]}
         assert set(solved) == marked == {int(i) for i in (kinds != NONE).nonzero()[0]}
-        for i, (kind, k, word) in solved.items():
-            assert (kinds[i], ks[i], world.words[labels[i]]) == (kind, k, word) and words[i + 1] == word
+        for i, (kind, k, way) in solved.items():
+            assert (kinds[i], ks[i], world.words[labels[i]]) == (kind, k, way[-1]) and words[i + 1] == way[-1]
+            way += way[-1:] * (world.hops + 1 - len(way))
+            assert [world.words[j] for j in trail[i]] == way
             seen.add((kind, k))
     assert {kind for kind, _ in seen} == {FILLER, *world.kinds}
     assert all((kind, k) in seen for kind in world.kinds for k in range(kind == COMPOSE, world.hops + 1))

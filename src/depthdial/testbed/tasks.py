@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     """int64 [B, T]: of what is predicted, an index into KINDS."""
     k: np.ndarray
     """int64 [B, T]: how often a question applies something; 0 elsewhere."""
+    trail: np.ndarray
+    """int64 [B, T, hops + 1]: the answer after so many applications, never more than k; the label where it is alone."""
 
     def needs(self, table: Mapping[str, Mapping[int, int]]) -> np.ndarray:
         """int64 [B, T]: layers that each prediction needs, -1 where nothing is predicted. table: by kind and k, as it
@@ -130,8 +132,9 @@ class World:
         items = np.concatenate([np.full(n, kind) for kind, n in self._counts.items()])
         k = rng.choice(self.hops + 1, (rows, len(items)), p=share)
         k = np.where(items == COMPOSE, np.maximum(k, 1), k)
-        out = Batch(*(np.zeros((rows, self.length), np.int64) for _ in range(4)))
-        out.labels[:] = IGNORED
+        plane = (rows, self.length)
+        out = Batch(*(np.zeros(plane, np.int64) for _ in range(4)), np.zeros((*plane, self.hops + 1), np.int64))
+        out.labels[:] = out.trail[:] = IGNORED
         begin = 1
         names = targets = np.empty(0)
         if HOP in self.kinds:
@@ -182,6 +185,7 @@ class World:
         out.ids[free] = first + word[free]
         follows = free & np.pad(free[:, 1:], ((0, 0), (0, 1)))  # the last of a run does not know what comes
         out.labels[follows] = first + (word[follows] + 1) % _FILLERS
+        out.trail[follows] = out.labels[follows][:, None]
         out.kinds[follows] = FILLER
         return starts
 
@@ -195,11 +199,13 @@ class World:
         turn = (k[:, :, None] == np.arange(self.hops + 1)).cumsum(1)
         turn = np.take_along_axis(turn, k[:, :, None], 2)[..., 0] - 1
         start = order[every, k, turn % there.sum(-1)[every, k]]
-        answer = self._id("e0") + names[every, targets[k, every, start]]
+        way = np.minimum(np.arange(self.hops + 1), k[..., None])
+        trail = self._id("e0") + names[every[..., None], targets[way, every[..., None], start[..., None]]]
+        answer = trail[..., -1]
         out.ids[every, at] = self._id("0:") + k
         out.ids[every, at + 1] = self._id("e0") + names[every, start]
         out.ids[every, at + 2] = answer
-        self._mark(out, every, at + 1, answer, HOP, k)
+        self._mark(out, every, at + 1, trail, HOP, k)
 
     def _ask_compositions(
         self, rng: np.random.Generator, out: Batch, every: np.ndarray, at: np.ndarray, k: np.ndarray
@@ -207,18 +213,19 @@ class World:
         state = rng.integers(0, self.entities, k.shape)
         out.ids[every, at] = self._id("e0") + state
         rules = rng.integers(0, self.rules, (*k.shape, self.hops))
+        trail = [state]
         for i in range(self.hops):
             more = i < k
             state = np.where(more, self.permutations[rules[..., i], state], state)
+            trail.append(state)
             rows, questions = more.nonzero()
             out.ids[rows, at[rows, questions] + 1 + i] = self._id("p0") + rules[rows, questions, i]
         out.ids[every, at + k + 1] = self._id("e0") + state
-        self._mark(out, every, at + k, self._id("e0") + state, COMPOSE, k)
+        self._mark(out, every, at + k, self._id("e0") + np.stack(trail, -1), COMPOSE, k)
 
-    def _mark(
-        self, out: Batch, every: np.ndarray, at: np.ndarray, answer: np.ndarray, kind: int, k: np.ndarray
-    ) -> None:
-        out.labels[every, at], out.kinds[every, at], out.k[every, at] = answer, kind, k
+    def _mark(self, out: Batch, every: np.ndarray, at: np.ndarray, trail: np.ndarray, kind: int, k: np.ndarray) -> None:
+        out.kinds[every, at], out.k[every, at], out.trail[every, at] = kind, k, trail
+        out.labels[every, at] = trail[..., -1]
 
     def _id(self, word: str) -> int:
         return self._ids[word]
