@@ -1,0 +1,225 @@
+"""Training on texts that never come twice: a ladder of dense models, and any method on one of them or from nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from depthdial.core.layers import Part
+from depthdial.models.branches import branches_of
+from depthdial.models.converted import converted_of, is_converted
+from depthdial.models.halves import Halves
+from depthdial.models.scratch import Spec
+from depthdial.testbed.fresh import deeper, fresh_dense
+from depthdial.testbed.judges import RIGHT
+from depthdial.testbed.tasks import IGNORED, Batch, World
+from depthdial.train.budget import RAMP, BudgetControl
+from depthdial.train.lesson import Lesson, row_keys
+
+TRAIN, HELDOUT = 1, 2
+"""Streams of texts, which share none."""
+Report = Callable[[str, int, int], None]
+"""What runs now, how much of it is done, and how much there will be at most."""
+EDGE = 3.0
+"""How often the highest k that needs no further hop is asked while one is learned, beside 1 of the others."""
+_KEY = 0x5851F42D  # keeps the random choices of two steps apart
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How models are trained. Raises ValueError for what cannot train any."""
+
+    size: str = "8x2@64"
+    """LAYERSxHEADS@WIDTH of the deepest model, see `models.scratch.Spec`."""
+    rows: int = 24
+    """Texts in each step."""
+    lr: float = 3e-3
+    patience: int = 500
+    """Steps that a hop may take to be learned before training goes on without it."""
+    settle: int = 400
+    """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
+    steps: int = 600
+    """Steps in which a method is trained on the deepest dense model."""
+    router_lr: float = 1.0
+    """Of routers, relative to `lr`."""
+
+    def __post_init__(self):
+        for name in ("rows", "patience", "settle", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.lr > 0 and self.router_lr > 0):
+            raise ValueError("the learning rates must be positive")
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.parse(self.size)
+
+
+def tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of a batch: ids, int64 [B, T], and where something is predicted, bool [B, T]."""
+    return torch.from_numpy(batch.ids), torch.from_numpy(batch.labels != IGNORED)
+
+
+def ladder(
+    world: World, recipe: Recipe, seed: int, report: Report = lambda *_: None
+) -> Iterator[tuple[int, LlamaForCausalLM]]:
+    """Dense models of 1, 2, ... layers, each trained to the end, with its number of layers.
+
+    One model grows: it gets a layer when the deepest one answers a hop more, of all questions that have it, `RIGHT` of
+    the time. Layer j is taught the answer after j applications in that time (deep supervision, Lee et al., 2015, arXiv
+    1409.5185). A copy of each stage then trains on answers alone, from every k: what that one can do is measured.
+    """
+    spec = recipe.spec
+    model = fresh_dense(Spec.parse(f"1x{spec.heads}@{spec.width}{_more(spec)}"), world, seed, spec.layers)
+    for layers in range(1, spec.layers + 1):
+        if layers > 1:
+            model = deeper(model)
+        _climb(
+            model, world, recipe, seed, lambda done, n=layers: report(f"dense {n}: a hop more", done, recipe.patience)
+        )
+        settled = copy.deepcopy(model)
+        fit(
+            settled,
+            world,
+            recipe,
+            seed,
+            recipe.settle,
+            report=lambda done, n=layers: report(f"dense {n}", done, recipe.settle),
+        )
+        yield layers, settled
+
+
+def _more(spec: Spec) -> str:
+    """What a size says behind its width."""
+    return str(spec).partition(f"@{spec.width}")[2]
+
+
+def _climb(model: LlamaForCausalLM, world: World, recipe: Recipe, seed: int, report: Callable[[int], None]) -> None:
+    """Train until the answer after as many applications as there are layers is right, or patience ends."""
+    layers = model.config.num_hidden_layers
+    optimizer = _optimizer(model, recipe)
+    weights = np.ones(world.hops + 1)
+    weights[min(layers, world.hops + 1) - 1] = EDGE  # the new layer begins as one that goes on from there
+    right = 0.0
+    for step in range(recipe.patience):
+        report(step)
+        batch = world.batch(recipe.rows, seed, TRAIN, layers, step, weights=weights)
+        ids, there = tensors(batch)
+        trail, k = torch.from_numpy(batch.trail)[there], torch.from_numpy(batch.k)[there]
+        out = model.get_decoder()(ids, use_cache=False, output_hidden_states=True)
+        norm = model.get_decoder().get_submodule("norm")
+        states = [norm(h[there]) for h in out.hidden_states[1:-1]] + [out.last_hidden_state[there]]
+        goals = [trail[:, min(j + 1, world.hops)] for j in range(layers - 1)] + [trail[:, min(layers, world.hops)]]
+        logits = [model.lm_head(state) for state in states]
+        loss = torch.stack([F.cross_entropy(each, goal) for each, goal in zip(logits, goals, strict=True)]).mean()
+        _advance(optimizer, loss, recipe.lr * min(1, (step + 1) / 50), model)
+        new = k >= min(layers, world.hops)
+        hits = (logits[-1].argmax(-1) == goals[-1])[new].float().mean()
+        right += 0.1 * (float(hits) - right)
+        if right >= RIGHT:
+            return
+
+
+def fit(
+    model: PreTrainedModel, world: World, recipe: Recipe, seed: int, steps: int, budget: float | None = None,
+    report: Callable[[int], None] = lambda _: None,
+) -> None:  # fmt: skip
+    """Train all that may be trained of a model, dense or converted, on answers and filler: with its method's own loss,
+    or, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
+    """
+    optimizer = _optimizer(model, recipe)
+    pupil = _Pupil(model, budget)
+    model.train()
+    for step in range(steps):
+        report(step)
+        batch, progress = world.batch(recipe.rows, seed, TRAIN, 0, step), step / steps
+        rate = recipe.lr * min(1, (step + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * progress))
+        _advance(optimizer, pupil.loss(batch, step, progress), rate, model)
+        pupil.hold()
+    pupil.end()
+    model.eval()
+
+
+class _Pupil:
+    """The loss of one step of a model, and what is to be done beside it where it is routed."""
+
+    def __init__(self, model: PreTrainedModel, budget: float | None):
+        self.model, self.budget = model, budget
+        self.routed = converted_of(model) if is_converted(model) else None
+        self.control = self.exits = None
+        if self.routed is not None and branches_of(model, Halves(model)) is not None:
+            self.exits = Lesson(model, "lm", None)
+        elif self.routed is not None and budget is not None:
+            self.control = BudgetControl(budget, 1.0, self.routed.ledger.floor, ramp=0)
+
+    def loss(self, batch: Batch, step: int, progress: float) -> Tensor:
+        ids, there = tensors(batch)
+        if self.routed is None:
+            return _task(self.model, ids, there, batch)
+        if self.exits is not None:  # all exits at once
+            labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
+            return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
+        key = (row_keys(ids) + (step + 1) * _KEY) % 0x7FFFFFFF
+        if self.control is None or self.budget is None:
+            self.routed.set(training=True, key=key, progress=progress)
+            task, last = _task(self.model, ids, there, batch), self.routed.route.last
+            extra = self.routed.method.loss(last.tokens, last.trace)
+            return task if extra is None else task + extra.mean()
+        # what runs is learned before much is left out
+        costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
+        self.routed.set(training=True, key=key, progress=progress, offset=self.control.offset(costs))
+        task, last = _task(self.model, ids, there, batch), self.routed.route.last
+        cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
+        return task + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+
+    def hold(self) -> None:
+        """After each step of the optimizer."""
+        if self.control is not None and self.routed is not None:
+            self.control.step(float(self.routed.route.last.tokens.count))
+
+    def end(self) -> None:
+        """Leave the model ready to be measured."""
+        if self.routed is not None:
+            offset = 0.0
+            if self.control is not None and self.budget is not None:
+                offset = float(self.control.offset(torch.tensor([self.budget])))
+            self.routed.set(training=False, key=None, progress=1.0, offset=offset)
+
+
+def _task(model: PreTrainedModel, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of all that is predicted."""
+    hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
+    logits = model.get_output_embeddings()(hidden)
+    return F.cross_entropy(logits.float(), torch.from_numpy(batch.labels)[there])
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    routers = {
+        id(w)
+        for part in model.modules()
+        if isinstance(part, Part) and part.runs_for == "all"
+        for w in part.parameters()
+    }
+    weights = [w for w in model.parameters() if w.requires_grad]
+    groups = [
+        {"params": [w for w in weights if id(w) not in routers], "scale": 1.0},
+        {"params": [w for w in weights if id(w) in routers], "scale": recipe.router_lr},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def _advance(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, model: nn.Module) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_([w for w in model.parameters() if w.requires_grad], 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
