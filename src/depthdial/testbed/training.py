@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -163,22 +163,33 @@ class _Pupil:
     def loss(self, batch: Batch, step: int, progress: float) -> Tensor:
         ids, there = tensors(batch)
         if self.routed is None:
-            return _task(self.model, ids, there, batch)
+            return self._each(ids, there, batch).sum() / there.sum()
         if self.exits is not None:  # all exits at once
             labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
             return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
         key = (row_keys(ids) + (step + 1) * _KEY) % 0x7FFFFFFF
         if self.control is None or self.budget is None:
             self.routed.set(training=True, key=key, progress=progress)
-            task, last = _task(self.model, ids, there, batch), self.routed.route.last
-            extra = self.routed.method.loss(last.tokens, last.trace)
-            return task if extra is None else task + extra.mean()
+            task, last = self._each(ids, there, batch), self.routed.route.last
+            # who predicts nothing is judged by the mean of its text
+            mean = (task.detach() * there).sum(-1) / there.sum(-1).clamp_min(1)
+            came = torch.where(there, task.detach(), mean[:, None]).flatten()
+            extra = self.routed.method.loss(replace(last.tokens, loss=came), last.trace)
+            whole = task.sum() / there.sum()
+            return whole if extra is None else whole + extra.mean()
         # what runs is learned before much is left out
         costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
         self.routed.set(training=True, key=key, progress=progress, offset=self.control.offset(costs))
-        task, last = _task(self.model, ids, there, batch), self.routed.route.last
+        task, last = self._each(ids, there, batch).sum() / there.sum(), self.routed.route.last
         cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
         return task + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+
+    def _each(self, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of each prediction, fp32 [B, T]; 0 where nothing is predicted."""
+        hidden = self.model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
+        logits = self.model.get_output_embeddings()(hidden).float()
+        losses = F.cross_entropy(logits, torch.from_numpy(batch.labels)[there], reduction="none")
+        return losses.new_zeros(there.shape).masked_scatter(there, losses)
 
     def hold(self) -> None:
         """After each step of the optimizer."""
@@ -192,13 +203,6 @@ class _Pupil:
             if self.control is not None and self.budget is not None:
                 offset = float(self.control.offset(torch.tensor([self.budget])))
             self.routed.set(training=False, key=None, progress=1.0, offset=offset)
-
-
-def _task(model: PreTrainedModel, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of all that is predicted."""
-    hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
-    logits = model.get_output_embeddings()(hidden)
-    return F.cross_entropy(logits.float(), torch.from_numpy(batch.labels)[there])
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -38,7 +38,8 @@ class NextToken:
         tokens (all of a row, where transformers counts), fp32 []."""
         losses = self._losses(outputs.logits, labels)
         route = self.converted.route
-        tokens_seen = replace(route.last.tokens, density=densities(route, losses.shape[1]))
+        each = F.pad(losses.detach(), (0, 1)).flatten()
+        tokens_seen = replace(route.last.tokens, density=densities(route, losses.shape[1]), loss=each)
         extra = self.converted.method.loss(tokens_seen, route.last.trace)
         total = losses.sum() if extra is None else losses.sum() + extra.view(route.shape)[:, :-1].sum()
         tokens = losses.numel() if num_items_in_batch is None else num_items_in_batch
