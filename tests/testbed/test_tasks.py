@@ -46,7 +46,14 @@ def test_an_independent_solver_finds_every_answer_and_no_other_mark(task):
         for i, (kind, k, way) in solved.items():
             assert (kinds[i], ks[i], world.words[labels[i]]) == (kind, k, way[-1]) and words[i + 1] == way[-1]
             way += way[-1:] * (world.hops + 1 - len(way))
-            assert [world.words[j] for j in trail[i]] == way
+            if kind != COMPOSE:
+                assert [world.words[j] for j in trail[i]] == way
+            else:  # each permutation's word knows what comes of those so far, when as many layers have run
+                for j in range(k):
+                    so_far = trail[i - k + 1 + j]
+                    assert (so_far[: j + 1] == IGNORED).all() and {world.words[w] for w in so_far[j + 1 :]} == {
+                        way[j + 1]
+                    }
             seen.add((kind, k))
     assert {kind for kind, _ in seen} == {FILLER, *world.kinds}
     assert all((kind, k) in seen for kind in world.kinds for k in range(kind == COMPOSE, world.hops + 1))

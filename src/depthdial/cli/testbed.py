@@ -41,11 +41,11 @@ def judge(
     from depthdial.maps.keep_figure import need_matplotlib
     from depthdial.testbed.report import write
     from depthdial.testbed.run import TestbedConfig, run
-    from depthdial.testbed.subjects import SUBJECTS
+    from depthdial.testbed.subjects import NAMES
 
     if plots:
         need_matplotlib("add --no-plots")
-    names = {"all": list(SUBJECTS), "none": []}.get(methods, options.items_of(methods))
+    names = {"all": list(NAMES), "none": []}.get(methods, options.items_of(methods))
     own = {"output": str(output), "methods": names, "seeds": options.numbers("--seeds", seeds, int)}
     config = options.settings(TestbedConfig, values, **own)
     with options.bar() as report:

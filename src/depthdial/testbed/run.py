@@ -18,7 +18,7 @@ from depthdial.methods import Dense
 from depthdial.models.equal_flops import macs
 from depthdial.testbed.fresh import tokenizer_of
 from depthdial.testbed.judges import Answers, by_k
-from depthdial.testbed.subjects import SUBJECTS, answered, made
+from depthdial.testbed.subjects import NAMES, answered, made, subjects
 from depthdial.testbed.tasks import KINDS, World
 from depthdial.testbed.training import Recipe, Report, ladder
 
@@ -36,8 +36,8 @@ class TestbedConfig:
     output: str
     task: str = "hop"
     hops: int = 8
-    methods: tuple[str, ...] = tuple(SUBJECTS)
-    """Names in SUBJECTS."""
+    methods: tuple[str, ...] = NAMES
+    """Some of NAMES."""
     seeds: tuple[int, ...] = (0, 1, 2)
     texts: int = 480
     """Held-out texts that each model answers."""
@@ -53,8 +53,8 @@ class TestbedConfig:
     def __post_init__(self):
         for field in ("methods", "seeds"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if unknown := [name for name in self.methods if name not in SUBJECTS]:
-            raise ValueError(f"unknown method {unknown[0][:80]!r} of the testbed; choose from {', '.join(SUBJECTS)}")
+        if unknown := [name for name in self.methods if name not in NAMES]:
+            raise ValueError(f"unknown method {unknown[0][:80]!r} of the testbed; choose from {', '.join(NAMES)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give at least one seed, and each of them once")
         if self.texts < 1:
@@ -147,7 +147,9 @@ def check_learned(answers: Answers, config: TestbedConfig) -> None:
 
 def _judged(config: TestbedConfig, name: str, seed: int, base: LlamaForCausalLM, report: Report) -> dict[str, Any]:
     world, recipe = config.world, config.recipe
-    model = made(SUBJECTS[name], base, world, recipe, seed, lambda step: report(name, step, recipe.steps))
+    model = made(
+        subjects(recipe.spec.layers)[name], base, world, recipe, seed, lambda step: report(name, step, recipe.steps)
+    )
     answers, cost = answered(model, world, recipe, seed, config.texts)
     assert cost is not None
     return _figures(answers, cost)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from depthdial.methods import FlexiDepth, method_named
+from depthdial.methods import FlexiDepth, Readout, Recursive, method_named
 from depthdial.models.calibration import BaseProbe
 from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of, is_converted
@@ -40,33 +40,38 @@ class Subject:
     trained: bool = True
 
 
-def _skip(**fields: Any) -> Subject:
-    return Subject("skiplayer", fields)
+def subjects(layers: int) -> dict[str, Subject]:
+    """The subjects by the name that the table has, for a deepest dense model of so many layers."""
+    first = {"first": 0}
+    flexi = {**first, **FlexiDepth.budgeted}
+    half = {"density": 0.5}
+    drawn = {**half, "estimator": "sampled", "router_ratio": 4, "start": 2.0}
+    return {
+        # all weights trained on, as the paper's pre-training is, but from the dense model
+        "skiplayer 50%": Subject("skiplayer", half),
+        "skiplayer 25%": Subject("skiplayer", {"density": 0.25}),
+        "skiplayer 50% held": Subject("skiplayer", drawn, held=0.6),
+        "skiplayer 50% fixed input": Subject("skiplayer", {**drawn, "fixed_input": True}, held=0.6),
+        "random 50%": Subject("random", {"rate": 0.5, "adapter_ratio": 0, **first}),
+        "static 50%": Subject("static", {"count": layers // 2, "adapter_ratio": 0}),
+        "mixture_of_depths": Subject("mixture_of_depths"),
+        "highway": Subject("highway"),
+        # the method's parts beside a frozen dense model
+        "flexidepth": Subject("flexidepth", flexi, "frozen", held=0.6),
+        "flexidepth fixed input": Subject("flexidepth", {**flexi, "fixed_input": True}, "frozen", held=0.6),
+        "random frozen": Subject("random", {"rate": 0.5, **first}, "frozen", dial=0.6),
+        "static frozen": Subject("static", {"count": layers // 2}, "frozen", dial=0.6),
+        "balcony": Subject("balcony", {"exits": tuple(range(1, layers))}, "frozen", dial=0.6),
+        "readout": Subject("readout", {"layers": tuple(range(1, layers))}, "frozen", dial=0.6, trained=False),
+        "d3": Subject("d3", {"alpha": 0.99, "first": 0, "last": 1}, "frozen", dial=0.6, trained=False),
+        # from nothing
+        "recursive": Subject("recursive", {"loops": layers}, "fresh"),
+        "skiplayer 50% fresh": Subject("skiplayer", half, "fresh"),
+    }
 
 
-_FROM = {"first": 0}
-_FLEXI = {**_FROM, **FlexiDepth.budgeted}
-SUBJECTS: dict[str, Subject] = {
-    "skiplayer 50%": _skip(density=0.5),
-    "skiplayer 25%": _skip(density=0.25),
-    "skiplayer 50% held": Subject("skiplayer", {"density": 0.5}, held=0.6),
-    "skiplayer 50% fixed input": _skip(density=0.5, fixed_input=True),
-    "random 50%": Subject("random", {"rate": 0.5, "adapter_ratio": 0, **_FROM}),
-    "static 50%": Subject("static", {"count": 4, "adapter_ratio": 0}),
-    "mixture_of_depths": Subject("mixture_of_depths", {"capacity": 0.125, "every": 2}),
-    "highway": Subject("highway"),
-    "recursive": Subject("recursive", {"loops": 4}, start="fresh"),
-    "flexidepth": Subject("flexidepth", _FLEXI, "frozen", held=0.6),
-    "flexidepth fixed input": Subject(
-        "flexidepth", {**_FLEXI, "fixed_input": True}, "frozen", held=0.6
-    ),
-    "random frozen": Subject("random", {"rate": 0.5, **_FROM}, "frozen", dial=0.6),
-    "static frozen": Subject("static", {"count": 4}, "frozen", dial=0.6),
-    "balcony": Subject("balcony", {"exits": (2, 3, 4, 5, 6, 7)}, "frozen", dial=0.6),
-    "readout": Subject("readout", {"layers": tuple(range(1, 8)), "head_rows": 34}, "frozen", dial=0.6, trained=False),
-    "d3": Subject("d3", {"alpha": 0.99, "first": 1, "last": 1}, "frozen", dial=0.6, trained=False),
-}  # fmt: skip
-"""By the name that the table has."""
+NAMES = tuple(subjects(8))
+"""Of all subjects."""
 
 
 def made(
@@ -75,11 +80,12 @@ def made(
     """The subject's model, trained, its dial where it is to be measured. base: the deepest dense model of the seed."""
     method = method_named(subject.method, dict(subject.fields))
     if subject.start == "fresh":
-        loops = getattr(method, "loops", 1)
-        spec = replace(recipe.spec, layers=recipe.spec.layers // loops)
+        spec = replace(recipe.spec, layers=1 if isinstance(method, Recursive) else recipe.spec.layers)
         model = fresh_dense(spec, world, seed, recipe.spec.layers)
     else:
         model = copy.deepcopy(base)
+        if isinstance(method, Readout):  # answers and filler are the first words
+            method = replace(method, head_rows=world.words.index("0:"))
         method = method.calibrate(BaseProbe(model, probed(world, recipe, seed)))
     convert(model, method, frozen=subject.start == "frozen")
     if subject.trained:

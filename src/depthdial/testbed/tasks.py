@@ -42,9 +42,10 @@ class Batch(NamedTuple):
     kinds: np.ndarray
     """int64 [B, T]: of what is predicted, an index into KINDS."""
     k: np.ndarray
-    """int64 [B, T]: how often a question applies something; 0 elsewhere."""
+    """int64 [B, T]: how often a question applies something; of a permutation's word, how many there are so far."""
     trail: np.ndarray
-    """int64 [B, T, hops + 1]: the answer after so many applications, never more than k; the label where it is alone."""
+    """int64 [B, T, hops + 1]: what is known after so many applications, for those who train layer by layer: the answer
+    after at most k of them; at each permutation's word what comes of those so far, IGNORED before; else the label."""
 
     def needs(self, table: Mapping[str, Mapping[int, int]]) -> np.ndarray:
         """int64 [B, T]: layers that each prediction needs, -1 where nothing is predicted. table: by kind and k, as it
@@ -205,7 +206,8 @@ class World:
         out.ids[every, at] = self._id("0:") + k
         out.ids[every, at + 1] = self._id("e0") + names[every, start]
         out.ids[every, at + 2] = answer
-        self._mark(out, every, at + 1, trail, HOP, k)
+        out.kinds[every, at + 1], out.k[every, at + 1], out.trail[every, at + 1] = HOP, k, trail
+        out.labels[every, at + 1] = answer
 
     def _ask_compositions(
         self, rng: np.random.Generator, out: Batch, every: np.ndarray, at: np.ndarray, k: np.ndarray
@@ -213,19 +215,17 @@ class World:
         state = rng.integers(0, self.entities, k.shape)
         out.ids[every, at] = self._id("e0") + state
         rules = rng.integers(0, self.rules, (*k.shape, self.hops))
-        trail = [state]
         for i in range(self.hops):
             more = i < k
             state = np.where(more, self.permutations[rules[..., i], state], state)
-            trail.append(state)
             rows, questions = more.nonzero()
-            out.ids[rows, at[rows, questions] + 1 + i] = self._id("p0") + rules[rows, questions, i]
-        out.ids[every, at + k + 1] = self._id("e0") + state
-        self._mark(out, every, at + k, self._id("e0") + np.stack(trail, -1), COMPOSE, k)
-
-    def _mark(self, out: Batch, every: np.ndarray, at: np.ndarray, trail: np.ndarray, kind: int, k: np.ndarray) -> None:
-        out.kinds[every, at], out.k[every, at], out.trail[every, at] = kind, k, trail
-        out.labels[every, at] = trail[..., -1]
+            place = at[rows, questions] + 1 + i
+            out.ids[rows, place] = self._id("p0") + rules[rows, questions, i]
+            out.k[rows, place] = i + 1
+            out.trail[rows, place, i + 1 :] = self._id("e0") + state[rows, questions][:, None]
+        answer = self._id("e0") + state
+        out.ids[every, at + k + 1] = out.labels[every, at + k] = answer
+        out.kinds[every, at + k] = COMPOSE
 
     def _id(self, word: str) -> int:
         return self._ids[word]

@@ -112,8 +112,9 @@ def _climb(model: LlamaForCausalLM, world: World, recipe: Recipe, seed: int, rep
     for step in range(recipe.patience):
         report(step)
         batch = world.batch(recipe.rows, seed, TRAIN, layers, step, weights=weights)
-        ids, there = tensors(batch)
-        trail, k = torch.from_numpy(batch.trail)[there], torch.from_numpy(batch.k)[there]
+        ids, trail = torch.from_numpy(batch.ids), torch.from_numpy(batch.trail)
+        there = (trail != IGNORED).any(-1)
+        trail, k = trail[there], torch.from_numpy(batch.k)[there]
         out = model.get_decoder()(ids, use_cache=False, output_hidden_states=True)
         norm = model.get_decoder().get_submodule("norm")
         states = [norm(h[there]) for h in out.hidden_states[1:-1]] + [out.last_hidden_state[there]]
@@ -121,7 +122,7 @@ def _climb(model: LlamaForCausalLM, world: World, recipe: Recipe, seed: int, rep
         logits = [model.lm_head(state) for state in states]
         loss = torch.stack([F.cross_entropy(each, goal) for each, goal in zip(logits, goals, strict=True)]).mean()
         _advance(optimizer, loss, recipe.lr * min(1, (step + 1) / 50), model)
-        new = k >= min(layers, world.hops)
+        new = (k >= min(layers, world.hops)) & (goals[-1] != IGNORED)
         hits = (logits[-1].argmax(-1) == goals[-1])[new].float().mean()
         right += 0.1 * (float(hits) - right)
         if right >= RIGHT:
