@@ -14,11 +14,11 @@ def _solved(world: World, words: list[str]) -> dict[int, tuple[int, int, list[st
         if ">" in word:
             a, b = word.split(">")
             leads[a] = b
-        elif word[-1] == ":":
-            way = [words[i + 1]]
-            for _ in range(int(word[:-1])):
+        elif ":" in word:
+            k, way = int(word.split(":")[0]), [word.split(":")[1]]
+            for _ in range(k):
                 way.append(leads[way[-1]])
-            found[i + 1] = (HOP, int(word[:-1]), way)
+            found[i] = (HOP, k, way)
         elif word[0] == "p" and words[i + 1][0] != "p":
             begin = i
             while words[begin][0] == "p":
@@ -82,9 +82,8 @@ def test_no_question_is_asked_twice_while_there_are_others():
     world = World()
     for ids in world.batch(40, 5).ids:
         words = world.text(ids).split()
-        asked = [(word, words[i + 1]) for i, word in enumerate(words) if word[-1] == ":"]
         for k in range(4):  # of many hops there may be fewer questions than are asked
-            of = [pair for pair in asked if pair[0] == f"{k}:"]
+            of = [word for word in words if word.startswith(f"{k}:")]
             assert len(set(of)) == len(of)
 
 

@@ -1,11 +1,11 @@
 """How a model of the testbed begins, and how it grows by a layer.
 
-Learning to follow pairs from nothing is a wait of thousands of steps for each hop; three priors make it minutes. A word
-that is made of parts begins as the sum of its parts, each part in a direction of its role: `e3>e7` is e3 as what leads
-and e7 as what is led to. Keys begin as what queries look for, under the role of what
-leads: a head finds the pair that an entity leads by from the first step on ("mimetic" initialisation, Trockman and
-Kolter, 2023, arXiv 2305.09828). And a new layer begins as a copy of the one below, which does a hop already. All
-weights are trained; what they come to is not bound by how they began.
+Learning to follow pairs from nothing is a wait of thousands of steps for each hop; three priors make it minutes. A
+word that is made of parts begins as the sum of its parts, each in a direction of its role: `e3>e7` is e3 as what
+leads and e7 as what is led to, `2:e3` is 2 and e3 as it is named. Keys begin as what queries look for, under the role
+of what leads: a head finds the pair that an entity leads by from the first step on ("mimetic" initialisation,
+Trockman and Kolter, 2023, arXiv 2305.09828). And a new layer begins as a copy of the one below, which does a hop
+already. All weights are trained; what they come to is not bound by how they began.
 
 The two roles must differ: where a pair's own token looked for what it leads by itself, it would be found by the next
 hop in place of the pair that is wanted, and no second hop is learned (docs/log.md).
@@ -52,6 +52,7 @@ def fresh_dense(spec: Spec, world: World, seed: int, depth: int) -> LlamaForCaus
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config_of(spec, world)).float()
         lead, led = _turn(spec.width), _turn(spec.width)
+        times = torch.randn(world.hops + 1, spec.width) * DEVIATION
     words, first = model.get_input_embeddings().weight, world.words.index
     assert isinstance(words, Tensor)
     if HOP in world.kinds:
@@ -59,6 +60,8 @@ def fresh_dense(spec: Spec, world: World, seed: int, depth: int) -> LlamaForCaus
         names = words[first("e0") : first("e0") + n]
         pairs = ((names @ lead)[:, None] + names @ led) / 2**0.5
         words[first("e0>e0") : first("e0>e0") + n * n] = pairs.view(n * n, -1)
+        asked = (times[:, None] + names) / 2**0.5
+        words[first("0:e0") : first("0:e0") + len(times) * n] = asked.view(len(times) * n, -1)
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             weight.mul_((2 * depth) ** -0.5)

@@ -57,7 +57,9 @@ def measured_needs(dense: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, ties at their mean rank; 0 where one of the two is the same everywhere. x, y: [N]."""
+    """Spearman's, ties at their mean rank; 0 where one of them is the same everywhere, or empty. x, y: [N]."""
+    if not len(x):
+        return 0.0
     a, b = _ranks(x), _ranks(y)
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a @ a) * (b @ b))

@@ -16,6 +16,7 @@ from depthdial.core.lock import locked
 from depthdial.core.whole import write_json
 from depthdial.methods import Dense
 from depthdial.models.equal_flops import macs
+from depthdial.models.gguf import quiet
 from depthdial.testbed.fresh import tokenizer_of
 from depthdial.testbed.judges import Answers, by_k
 from depthdial.testbed.subjects import NAMES, answered, made, subjects
@@ -120,8 +121,10 @@ def _ladder(config: TestbedConfig, seed: int, output: Path, report: Report) -> L
                 check_learned(answers, config)
         assert model is not None
         tokenizer_of(world).save_pretrained(place)
-        model.save_pretrained(place)
-    model = AutoModelForCausalLM.from_pretrained(place, dtype="float32")
+        with quiet():  # a bar for each file
+            model.save_pretrained(place)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="float32")
     assert isinstance(model, LlamaForCausalLM)
     return model
 

@@ -85,7 +85,7 @@ def made(
     else:
         model = copy.deepcopy(base)
         if isinstance(method, Readout):  # answers and filler are the first words
-            method = replace(method, head_rows=world.words.index("0:"))
+            method = replace(method, head_rows=world.words.index("p0"))
         method = method.calibrate(BaseProbe(model, probed(world, recipe, seed)))
     convert(model, method, frozen=subject.start == "frozen")
     if subject.trained:

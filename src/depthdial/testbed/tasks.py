@@ -3,7 +3,7 @@
 A text is a list of words, one token each:
 
     < e3>e7 e7>e1 ...        pairs of a random function, each listed before the pair that it leads to
-    2: e3 e1                 a question, "apply it twice to e3", and its answer
+    2:e3 e1                  a question, "apply it twice to e3", and its answer
     e3 p1 p0 e6              another: e3 under permutation 1, and what comes of it under permutation 0
     f5 f6 f7                 filler: each word says which comes next
 
@@ -99,9 +99,11 @@ class World:
     def words(self) -> list[str]:
         """The vocabulary: the text of each id."""
         names = [f"e{i}" for i in range(self.entities)]
-        words = ["<", *names, *(f"f{i}" for i in range(_FILLERS)), *(f"{k}:" for k in range(self.hops + 1))]
-        words += [f"p{i}" for i in range(self.rules)]
-        return words + [f"{a}>{b}" for a in names for b in names] * (HOP in self.kinds)
+        words = ["<", *names, *(f"f{i}" for i in range(_FILLERS)), *(f"p{i}" for i in range(self.rules))]
+        if HOP in self.kinds:
+            words += [f"{k}:{a}" for k in range(self.hops + 1) for a in names]
+            words += [f"{a}>{b}" for a in names for b in names]
+        return words
 
     @cached_property
     def permutations(self) -> np.ndarray:
@@ -113,7 +115,7 @@ class World:
     def length(self) -> int:
         """Words of each text, the same for all."""
         pairs = self.entities - 1 if HOP in self.kinds else 0
-        by_kind = {HOP: 3, COMPOSE: self.hops + 2}
+        by_kind = {HOP: 2, COMPOSE: self.hops + 2}
         return 1 + pairs + self.filler + sum(by_kind[kind] * n for kind, n in self._counts.items())
 
     @property
@@ -169,7 +171,7 @@ class World:
     def _places(self, rng: np.random.Generator, out: Batch, begin: int, items: np.ndarray, k: np.ndarray) -> np.ndarray:
         """Where each question begins, in an order of chance, int64 [rows, items]; what is left of a text is filler."""
         rows, count = k.shape
-        sizes = np.where(items == HOP, 3, k + 2)
+        sizes = np.where(items == HOP, 2, k + 2)
         order = rng.permuted(np.tile(np.arange(count), (rows, 1)), axis=1)
         spare = self.length - begin - sizes.sum(1)
         cuts = np.sort(rng.integers(0, spare[:, None] + 1, (rows, count)), 1)  # filler before each question
@@ -203,11 +205,9 @@ class World:
         way = np.minimum(np.arange(self.hops + 1), k[..., None])
         trail = self._id("e0") + names[every[..., None], targets[way, every[..., None], start[..., None]]]
         answer = trail[..., -1]
-        out.ids[every, at] = self._id("0:") + k
-        out.ids[every, at + 1] = self._id("e0") + names[every, start]
-        out.ids[every, at + 2] = answer
-        out.kinds[every, at + 1], out.k[every, at + 1], out.trail[every, at + 1] = HOP, k, trail
-        out.labels[every, at + 1] = answer
+        out.ids[every, at] = self._id("0:e0") + k * self.entities + names[every, start]
+        out.ids[every, at + 1] = out.labels[every, at] = answer
+        out.kinds[every, at], out.k[every, at], out.trail[every, at] = HOP, k, trail
 
     def _ask_compositions(
         self, rng: np.random.Generator, out: Batch, every: np.ndarray, at: np.ndarray, k: np.ndarray

@@ -42,7 +42,7 @@ class Recipe:
     rows: int = 24
     """Texts in each step."""
     lr: float = 3e-3
-    patience: int = 500
+    patience: int = 300
     """Steps that a hop may take to be learned before training goes on without it."""
     settle: int = 400
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
@@ -121,7 +121,8 @@ def _climb(model: LlamaForCausalLM, world: World, recipe: Recipe, seed: int, rep
         goals = [trail[:, min(j + 1, world.hops)] for j in range(layers - 1)] + [trail[:, min(layers, world.hops)]]
         logits = [model.lm_head(state) for state in states]
         loss = torch.stack([F.cross_entropy(each, goal) for each, goal in zip(logits, goals, strict=True)]).mean()
-        _advance(optimizer, loss, recipe.lr * min(1, (step + 1) / 50), model)
+        falling = 1 - 0.8 * step / recipe.patience  # at a high rate accuracy may stay just below what is asked
+        _advance(optimizer, loss, recipe.lr * min(1, (step + 1) / 50) * falling, model)
         new = (k >= min(layers, world.hops)) & (goals[-1] != IGNORED)
         hits = (logits[-1].argmax(-1) == goals[-1])[new].float().mean()
         right += 0.1 * (float(hits) - right)
