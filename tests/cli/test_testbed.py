@@ -1,4 +1,4 @@
-"""`depthdial testbed`: what it says when it cannot, and a run that learns a hop of a tiny world, from words to table."""
+"""`depthdial testbed`: what it says when it cannot, and a run that learns a hop, from words to a table."""
 
 from __future__ import annotations
 

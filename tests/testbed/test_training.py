@@ -10,9 +10,10 @@ from depthdial.models.convert import base_weights, convert
 from depthdial.models.converted import converted_of
 from depthdial.models.scratch import Spec
 from depthdial.testbed.fresh import deeper, fresh_dense, tokenizer_of
+from depthdial.testbed.ladder import ladder
 from depthdial.testbed.subjects import NAMES, answered, made, subjects
 from depthdial.testbed.tasks import TASKS, World
-from depthdial.testbed.training import Recipe, fit, ladder
+from depthdial.testbed.training import Recipe, fit
 
 WORLD = World("hop", hops=2, entities=7, questions=6, filler=4)
 RECIPE = Recipe("4x2@16", rows=4, patience=2, settle=2, steps=3)

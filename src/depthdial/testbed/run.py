@@ -19,9 +19,10 @@ from depthdial.models.equal_flops import macs
 from depthdial.models.gguf import quiet
 from depthdial.testbed.fresh import tokenizer_of
 from depthdial.testbed.judges import Answers, by_k
+from depthdial.testbed.ladder import ladder
 from depthdial.testbed.subjects import NAMES, answered, made, subjects
 from depthdial.testbed.tasks import KINDS, World
-from depthdial.testbed.training import Recipe, Report, ladder
+from depthdial.testbed.training import Recipe, Report
 
 SETTINGS, RESULTS, MODELS = "testbed.json", "results", "models"
 ABOVE = 0.1

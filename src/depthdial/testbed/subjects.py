@@ -15,8 +15,8 @@ from depthdial.methods import FlexiDepth, Readout, Recursive, method_named
 from depthdial.models.calibration import BaseProbe
 from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of, is_converted
-from depthdial.testbed.fresh import fresh_dense
 from depthdial.testbed.judges import Answers
+from depthdial.testbed.ladder import looped, stages
 from depthdial.testbed.tasks import World
 from depthdial.testbed.training import HELDOUT, Recipe, fit, tensors
 
@@ -32,7 +32,7 @@ class Subject:
     fields: Mapping[str, Any] = field(default_factory=dict)
     start: str = "dense"
     """"dense": all weights are trained on from the deepest dense model; "frozen": only the method's parts beside it;
-    "fresh": all weights, from nothing, without the ladder's priors of depth."""
+    "fresh": all weights, from nothing, as the dense model was."""
     held: float | None = None
     """A true cost that training holds; None: the method's own loss and offset 0."""
     dial: float | None = None
@@ -65,7 +65,7 @@ def subjects(layers: int) -> dict[str, Subject]:
         "readout": Subject("readout", {"layers": tuple(range(1, layers))}, "frozen", dial=0.6, trained=False),
         "d3": Subject("d3", {"alpha": 0.99, "first": 0, "last": 1}, "frozen", dial=0.6, trained=False),
         # from nothing
-        "recursive": Subject("recursive", {"loops": layers}, "fresh"),
+        "recursive": Subject("recursive", {"loops": layers}, "fresh", dial=0.6, trained=False),
         "skiplayer 50% fresh": Subject("skiplayer", half, "fresh"),
     }
 
@@ -79,15 +79,16 @@ def made(
 ) -> PreTrainedModel:
     """The subject's model, trained, its dial where it is to be measured. base: the deepest dense model of the seed."""
     method = method_named(subject.method, dict(subject.fields))
-    if subject.start == "fresh":
-        spec = replace(recipe.spec, layers=1 if isinstance(method, Recursive) else recipe.spec.layers)
-        model = fresh_dense(spec, world, seed, recipe.spec.layers)
+    if isinstance(method, Recursive):
+        model = looped(world, recipe, seed, method, report)
+    elif subject.start == "fresh":
+        *_, (_, model) = stages(world, recipe, seed, method, lambda _, done, __: report(done))
     else:
         model = copy.deepcopy(base)
         if isinstance(method, Readout):  # answers and filler are the first words
             method = replace(method, head_rows=world.words.index("p0"))
         method = method.calibrate(BaseProbe(model, probed(world, recipe, seed)))
-    convert(model, method, frozen=subject.start == "frozen")
+        convert(model, method, frozen=subject.start == "frozen")
     if subject.trained:
         fit(model, world, recipe, seed, recipe.steps, subject.held, report)
     if subject.dial is not None:

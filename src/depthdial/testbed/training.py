@@ -1,25 +1,21 @@
-"""Training on texts that never come twice: a ladder of dense models, and any method on one of them or from nothing."""
+"""Training on texts that never come twice: any model, dense or converted, on answers alone."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from depthdial.core.layers import Part
 from depthdial.models.branches import branches_of
 from depthdial.models.converted import converted_of, is_converted
 from depthdial.models.halves import Halves
 from depthdial.models.scratch import Spec
-from depthdial.testbed.fresh import deeper, fresh_dense
-from depthdial.testbed.judges import RIGHT
 from depthdial.testbed.tasks import IGNORED, Batch, World
 from depthdial.train.budget import RAMP, BudgetControl
 from depthdial.train.lesson import Lesson, row_keys
@@ -28,8 +24,6 @@ TRAIN, HELDOUT = 1, 2
 """Streams of texts, which share none."""
 Report = Callable[[str, int, int], None]
 """What runs now, how much of it is done, and how much there will be at most."""
-EDGE = 3.0
-"""How often the highest k that needs no further hop is asked while one is learned, beside 1 of the others."""
 _KEY = 0x5851F42D  # keeps the random choices of two steps apart
 
 
@@ -68,68 +62,6 @@ def tensors(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.ids), torch.from_numpy(batch.labels != IGNORED)
 
 
-def ladder(
-    world: World, recipe: Recipe, seed: int, report: Report = lambda *_: None
-) -> Iterator[tuple[int, LlamaForCausalLM]]:
-    """Dense models of 1, 2, ... layers, each trained to the end, with its number of layers.
-
-    One model grows: it gets a layer when the deepest one answers a hop more, of all questions that have it, `RIGHT` of
-    the time. Layer j is taught the answer after j applications in that time (deep supervision, Lee et al., 2015, arXiv
-    1409.5185). A copy of each stage then trains on answers alone, from every k: what that one can do is measured.
-    """
-    spec = recipe.spec
-    model = fresh_dense(Spec.parse(f"1x{spec.heads}@{spec.width}{_more(spec)}"), world, seed, spec.layers)
-    for layers in range(1, spec.layers + 1):
-        if layers > 1:
-            model = deeper(model)
-        _climb(
-            model, world, recipe, seed, lambda done, n=layers: report(f"dense {n}: a hop more", done, recipe.patience)
-        )
-        settled = copy.deepcopy(model)
-        fit(
-            settled,
-            world,
-            recipe,
-            seed,
-            recipe.settle,
-            report=lambda done, n=layers: report(f"dense {n}", done, recipe.settle),
-        )
-        yield layers, settled
-
-
-def _more(spec: Spec) -> str:
-    """What a size says behind its width."""
-    return str(spec).partition(f"@{spec.width}")[2]
-
-
-def _climb(model: LlamaForCausalLM, world: World, recipe: Recipe, seed: int, report: Callable[[int], None]) -> None:
-    """Train until the answer after as many applications as there are layers is right, or patience ends."""
-    layers = model.config.num_hidden_layers
-    optimizer = _optimizer(model, recipe)
-    weights = np.ones(world.hops + 1)
-    weights[min(layers, world.hops + 1) - 1] = EDGE  # the new layer begins as one that goes on from there
-    right = 0.0
-    for step in range(recipe.patience):
-        report(step)
-        batch = world.batch(recipe.rows, seed, TRAIN, layers, step, weights=weights)
-        ids, trail = torch.from_numpy(batch.ids), torch.from_numpy(batch.trail)
-        there = (trail != IGNORED).any(-1)
-        trail, k = trail[there], torch.from_numpy(batch.k)[there]
-        out = model.get_decoder()(ids, use_cache=False, output_hidden_states=True)
-        norm = model.get_decoder().get_submodule("norm")
-        states = [norm(h[there]) for h in out.hidden_states[1:-1]] + [out.last_hidden_state[there]]
-        goals = [trail[:, min(j + 1, world.hops)] for j in range(layers - 1)] + [trail[:, min(layers, world.hops)]]
-        logits = [model.lm_head(state) for state in states]
-        loss = torch.stack([F.cross_entropy(each, goal) for each, goal in zip(logits, goals, strict=True)]).mean()
-        falling = 1 - 0.8 * step / recipe.patience  # at a high rate accuracy may stay just below what is asked
-        _advance(optimizer, loss, recipe.lr * min(1, (step + 1) / 50) * falling, model)
-        new = (k >= min(layers, world.hops)) & (goals[-1] != IGNORED)
-        hits = (logits[-1].argmax(-1) == goals[-1])[new].float().mean()
-        right += 0.1 * (float(hits) - right)
-        if right >= RIGHT:
-            return
-
-
 def fit(
     model: PreTrainedModel, world: World, recipe: Recipe, seed: int, steps: int, budget: float | None = None,
     report: Callable[[int], None] = lambda _: None,
@@ -137,14 +69,14 @@ def fit(
     """Train all that may be trained of a model, dense or converted, on answers and filler: with its method's own loss,
     or, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
     """
-    optimizer = _optimizer(model, recipe)
+    optimizer = optimizer_of(model, recipe)
     pupil = _Pupil(model, budget)
     model.train()
     for step in range(steps):
         report(step)
         batch, progress = world.batch(recipe.rows, seed, TRAIN, 0, step), step / steps
         rate = recipe.lr * min(1, (step + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * progress))
-        _advance(optimizer, pupil.loss(batch, step, progress), rate, model)
+        advance(optimizer, pupil.loss(batch, step, progress), rate, model)
         pupil.hold()
     pupil.end()
     model.eval()
@@ -169,7 +101,7 @@ class _Pupil:
         if self.exits is not None:  # all exits at once
             labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
             return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
-        key = (row_keys(ids) + (step + 1) * _KEY) % 0x7FFFFFFF
+        key = keys(ids, step)
         if self.control is None or self.budget is None:
             self.routed.set(training=True, key=key, progress=progress)
             task, last = self._each(ids, there, batch), self.routed.route.last
@@ -207,7 +139,13 @@ class _Pupil:
             self.routed.set(training=False, key=None, progress=1.0, offset=offset)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def keys(ids: Tensor, step: int) -> Tensor:
+    """Of the random choices of each text in a step, int64 [B]."""
+    return (row_keys(ids) + (step + 1) * _KEY) % 0x7FFFFFFF
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW on what may be trained; routers at a rate of their own."""
     routers = {
         id(w)
         for part in model.modules()
@@ -222,7 +160,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def _advance(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, model: nn.Module) -> None:
+def advance(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, model: nn.Module) -> None:
+    """One step of the optimizer, down the gradient of a loss, at a learning rate."""
     loss.backward()
     nn.utils.clip_grad_norm_([w for w in model.parameters() if w.requires_grad], 1.0)
     for group in optimizer.param_groups:
