@@ -29,6 +29,7 @@ from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
+from depthdial.cli.testbed import judge
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
@@ -46,6 +47,7 @@ app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)
 app.command()(report)
+app.command("testbed")(judge)
 app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)

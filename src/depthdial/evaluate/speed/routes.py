@@ -87,4 +87,4 @@ def _at(text: Path, place: int) -> Path:
 
 def _join(texts: Sequence[Path], routed: bool) -> Path:
     columns = ([getattr(text, name) for text in texts] for name in ("ran", "here", "keys", "positions", "texts"))
-    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), routed=routed)
+    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), decided=routed)
