@@ -1,5 +1,7 @@
 """Tokens and target masks: exactly the assistant's words and end marks are learnt, under templates of many habits."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from depthdial.train.data import Record
 from depthdial.train.encode import encode, encode_all, separator_token
-from depthdial.train.shapes import turn
+from depthdial.train.messages import turn
+from depthdial.train.pack import prepare
 
 TALK = Record("talk", (*turn("Hi é", "assistant 日本"), *turn("a", "user\nBe helpful")))
 ENDS = "<|im_end|>"
@@ -130,6 +133,28 @@ def test_what_a_template_refuses_is_said(tokenizer: PreTrainedTokenizerFast):
     tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
     with pytest.raises(ValueError, match=r"refuses a conversation \(Roles must alternate\)"):
         encode(TALK, tokenizer)
+
+
+def test_what_a_template_refuses_is_left_out_and_counted(tokenizer: PreTrainedTokenizerFast, caplog: Any):
+    """Gemma's habit: no system message. The rows around it are encoded as they were."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    one, plain = Record("one", tuple(turn("Hi", "Hello <|im_end|>"))), Record("plain", text="Words.")
+    system = Record("a", ({"role": "system", "content": "<|im_start|>"}, *turn("Hi", "Yo")), where="a.jsonl line 7")
+    expected = [document.input_ids.tolist() for document in encode_all([one, plain], tokenizer)]
+    found = [document.input_ids.tolist() for document in encode_all([one, system, plain], tokenizer, strict=False)]
+    assert found == [expected[0], [], expected[1]]
+    assert "1 of 3 records left out: the chat template refuses a conversation (no system) (1, first in a" in caplog.text
+    assert prepare([one, system, plain], tokenizer, 64, strict=False).stats.documents == 3
+    assert prepare([one, system, plain], tokenizer, 64, strict=False, full=True).stats.rows
+    with pytest.raises(ValueError, match=r"a\.jsonl line 7: the chat template refuses"):
+        list(encode_all([one, system], tokenizer))
+    with pytest.raises(
+        ValueError, match=r"no record can be learnt from: the chat template refuses a conv.* \(2, first"
+    ):
+        list(encode_all([system, system], tokenizer, strict=False))
 
 
 def test_a_template_without_end_mark_learns_the_words_alone(tokenizer: PreTrainedTokenizerFast):

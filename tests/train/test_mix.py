@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.mix import Kind, Mix
 from depthdial.train.pack import PackedDataset, pack
 
@@ -17,7 +17,7 @@ def rows(count: int, first: int, length: int = 8) -> PackedDataset:
     for i in range(count):
         target = np.zeros(length, bool)
         target[-(1 + i % 5) :] = True
-        documents.append(Encoded(np.array([first + i, *range(3, 2 + length)], np.int32), target))
+        documents.append(Document(np.array([first + i, *range(3, 2 + length)], np.int32), target))
     return pack(documents, length)
 
 

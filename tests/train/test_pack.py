@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthdial.train.data import Record
-from depthdial.train.encode import Encoded, encode
+from depthdial.train.encode import Document, encode
 from depthdial.train.pack import PackedDataset, pack, prepare
 from depthdial.train.shapes import turn
 
 PAD = 99
 
 
-def document(size: int, start: int = 100, prompt: int = 0) -> Encoded:
+def document(size: int, start: int = 100, prompt: int = 0) -> Document:
     """Tokens start, start + 1, ...; the first `prompt` of them no targets."""
-    return Encoded(np.arange(start, start + size, dtype=np.int32), np.arange(size) >= prompt)
+    return Document(np.arange(start, start + size, dtype=np.int32), np.arange(size) >= prompt)
 
 
 def pieces(rows: PackedDataset) -> list[tuple[list[int], list[int]]]:
@@ -109,7 +109,7 @@ def test_packed_logits_equal_separate_logits(attention: str, sizes: list[int], s
     )
     model = LlamaForCausalLM(config).eval()
     model.set_attn_implementation(attention)
-    documents = [Encoded(torch.randint(1, 128, (n,)).numpy().astype(np.int32), np.ones(n, bool)) for n in sizes]
+    documents = [Document(torch.randint(1, 128, (n,)).numpy().astype(np.int32), np.ones(n, bool)) for n in sizes]
     rows = pack(documents, 24, seed)
     batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "position_ids")}
     with torch.no_grad():

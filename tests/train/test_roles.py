@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.roles import LONGEST, SHORTEST, read_in_full
 
 
-def document(length: int, targets: slice, first: int = 5) -> Encoded:
+def document(length: int, targets: slice, first: int = 5) -> Document:
     target = np.zeros(length, bool)
     target[targets] = True
-    return Encoded(np.arange(first, first + length, dtype=np.int32), target)
+    return Document(np.arange(first, first + length, dtype=np.int32), target)
 
 
 def test_answers_are_written_as_they_stand():

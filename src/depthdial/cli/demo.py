@@ -65,8 +65,9 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     import time
 
     from depthdial.cli.generate import summary
+    from depthdial.core.printable import CONTROLS
     from depthdial.engine.llm import SamplingParams
-    from depthdial.maps.terminal import CONTROLS, DepthPrinter
+    from depthdial.maps.terminal import DepthPrinter
     from depthdial.models.converted import converted_of
 
     print(f"\n> {prompt}\n", flush=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
 MODEL = "smollm2-135m-instruct"
-Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
+Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, a folder, or a hub id.")]
 Budget = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,14 @@ import typer
 from depthdial.cli import options
 from depthdial.train.config import TrainConfig
 
-Data = Annotated[list[str], typer.Option("--data", help="Files (.jsonl[.gz], .json, .txt), folders; repeatable.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="Files (.jsonl, .json, .csv, .tsv, .txt, also .gz or .zst; .parquet), folders, or hub data sets "
+        "(owner/name, :CONFIG, #SPLIT); repeatable.",
+    ),
+]
 Fields = Annotated[
     list[str], typer.Option("--set", help="A hyper-parameter of the method, as name=value (see `depthdial methods`).")
 ]

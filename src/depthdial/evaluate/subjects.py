@@ -27,6 +27,7 @@ from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of
 from depthdial.models.dial import offset_for
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.hub import plugin_folder
 from depthdial.models.shipped import shipped_for
 
 Kind = Literal["base", "adaptive", "baseline", "int8", "where"]
@@ -277,7 +278,8 @@ def _about(model: Any, training: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def identity(path: str | Path) -> str:
-    """A hash of a plug-in's folder. ValueError where it is none."""
+    """A hash of a plug-in's folder, or of one of the hub. ValueError where it is none."""
+    path = plugin_folder(path)
     read(path)
     digest = hashlib.sha256()
     for file in (Path(path) / METHOD_FILE, parts_file(path)):

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from depthdial.core.printable import CONTROLS
 from depthdial.maps.prompts import by_turns
 from depthdial.maps.schema import DepthMap, Facts, MapRow, pack_mask
-from depthdial.maps.terminal import CONTROLS, Ramp
+from depthdial.maps.terminal import Ramp
 
 MARK = 'aria-label="Colours: layers used by a token"'
 """By this a page is told from other files."""

@@ -49,6 +49,7 @@ class TrainConfig:
     ] = 64
     """What is left of the vocabulary is one bucket."""
     copies: Annotated[int, "Budgets that a row is written at, for one reading by the base."] = 4
+    strict: Annotated[bool, "Stop at a row of the data that fits no shape, instead of leaving it out."] = False
     drop_sources: tuple[str, ...] = ()
     """Glob patterns of `source` values to leave out (by licence, say)."""
     steps: Annotated[int, ""] = 1000
@@ -85,7 +86,7 @@ class TrainConfig:
         from depthdial.models.loss import DIVERGENCES
 
         if not self.data:
-            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+            raise ValueError("no data files given; name a file, a folder of files, or a data set")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ValueError(f"budget {self.budget} is out of range; it is a share of the dense cost: 0 < budget <= 1")
         if self.dtype == "float16":

@@ -30,7 +30,7 @@ from depthdial.train import processes
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import Record
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.messages import Message
 from depthdial.train.pack import PackedDataset, pack
 from depthdial.train.progress import Progress
@@ -154,7 +154,7 @@ class OwnText:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:04}.npz"
 
-    def _answers(self, number: int) -> Iterator[Encoded]:
+    def _answers(self, number: int) -> Iterator[Document]:
         converted, training = converted_of(self.model), self.model.training
         before, converted.plugin = (
             converted.plugin,
@@ -188,7 +188,7 @@ class OwnText:
                     if len(answer) >= SHORTEST:
                         prompt = output.prompt_token_ids
                         target = np.arange(len(prompt) + len(answer)) >= len(prompt)
-                        yield Encoded(np.array([*prompt, *answer], np.int32), target)
+                        yield Document(np.array([*prompt, *answer], np.int32), target)
         finally:
             converted.plugin = before
             self.model.train(training)

@@ -1,4 +1,4 @@
-"""Encoded documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
+"""Document documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
 
 A row holds several documents side by side. Positions restart at 0 at each, and from that alone Hugging Face models
 build a block-diagonal causal mask, given `attention_mask=None` and `use_cache=False`: no document sees another.
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.whole import whole
 from depthdial.train.data import Record, digest
-from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
+from depthdial.train.encode import Document, Targets, encode_all, separator_token
 from depthdial.train.roles import read_in_full
 
 IGNORED = -100  # the label that Hugging Face losses leave out
@@ -84,7 +84,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             return cls(arrays["input_ids"], arrays["target"], arrays["position_ids"], stats)
 
 
-def pack(encoded: Iterable[Encoded], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
+def pack(encoded: Iterable[Document], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
     """Pack documents into rows of `length` tokens, in an order shuffled by `seed`.
 
     A document longer than `length` is cut; each piece counts as a document of its own. A piece goes into the fullest
@@ -138,10 +138,12 @@ def prepare(
     cache_dir: str | Path | None = None,
     vocabulary: int | None = None,
     full: bool = False,
+    strict: bool = True,
 ) -> PackedDataset:
     """Tokenise and pack `records` (see `encode_all`, `pack`); with `cache_dir`, keep the rows there for the next time.
 
-    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then.
+    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then. strict: as in
+    `encode_all`.
     The cache's key is a hash of the records' contents, every option, the tokenizer and its template. A file there that
     cannot be read or written is a warning in the log, no error. Raises ValueError as those two do.
     """
@@ -156,7 +158,9 @@ def prepare(
             return PackedDataset.load(path)
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile):
             log.warning("%s: unreadable cache file; made again", path)
-    encoded = encode_all(_with_bar(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary)
+    encoded = encode_all(
+        _with_bar(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary, strict=strict
+    )
     dataset = pack(read_in_full(encoded, seed) if full else encoded, length, seed, pad)
     if path is not None:
         try:

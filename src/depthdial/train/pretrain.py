@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, Trainer
 from depthdial.core.method import Method
 from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gather
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.callbacks import Report
+from depthdial.train.gathered import gather
 from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken, Steps
@@ -35,7 +35,18 @@ from depthdial.train.trainer import train_in_place
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "pretrain.json"
-FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "data", "gather", "compile")
+FREE = (
+    "output",
+    "shards",
+    "save_every",
+    "eval_every",
+    "heldout_tokens",
+    "device",
+    "data",
+    "strict",
+    "gather",
+    "compile",
+)
 """Settings that a resumed run may change. The shards know their data; gathering stays as the run began it."""
 
 
@@ -70,7 +81,7 @@ def _pretrain(
     """`pretrain`, once the folder is this run's."""
     keep_memory()
     places = Path(config.shards) if config.shards else output / "shards"
-    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout)
+    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout, config.strict)
     samples = config.steps * config.rows_a_step
     rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
     log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")

@@ -33,6 +33,7 @@ class PretrainConfig:
     """The method's hyper-parameters, by field name."""
     tokenizer: Annotated[str, "A name or folder, or train:SIZE; by default that of --shards, or train:4096."] = ""
     shards: Annotated[str | None, "Folder of the tokenised data, to share between runs; default OUTPUT/shards."] = None
+    strict: Annotated[bool, "Stop at a row of the data that fits no shape, instead of leaving it out."] = False
     steps: Annotated[int, ""] = 1000
     batch: Annotated[int, "Rows per micro-batch, over all processes."] = 32
     accumulate: Annotated[int, "Micro-batches per optimizer step."] = 1
@@ -66,7 +67,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         if not self.data:
-            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+            raise ValueError("no data files given; name a file, a folder of files, or a data set")
         for name in ("steps", "batch", "accumulate", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,15 +20,7 @@ from depthdial.core.method import Method
 from depthdial.models.ahead import config_ahead
 from depthdial.models.base import load_base
 from depthdial.models.branches import branches_of
-from depthdial.models.calibration import (
-    BaseProbe,
-    Batch,
-    Heldout,
-    between,
-    measure_curve,
-    measure_stops,
-    turning_points,
-)
+from depthdial.models.calibration import POINTS, BaseProbe, Batch, Heldout, curve_of
 from depthdial.models.checkpoint import Plugin, attach, cast_parts, save
 from depthdial.models.checkpoint import read as read_plugin
 from depthdial.models.convert import take_on
@@ -56,9 +48,7 @@ from depthdial.train.trainer import run_trainer
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.json"
-POINTS = 26
-"""Points of the dial's curve."""
-FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens")
+FREE = ("output", "save_every", "device", "compile", "heldout_tokens", "generated_tokens", "strict")
 """Settings that a resumed run may change: they do not touch what is learned."""
 
 
@@ -86,7 +76,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, resume: bool) -> Path:
     """`train`, once the folder is this run's."""
     keep_memory()
-    every = read(config.data, drop=config.drop_sources)
+    every = read(config.data, drop=config.drop_sources, strict=config.strict)
     identity = {"records": digest(every)}
     if resume:
         _same_records(output, identity["records"], config)
@@ -100,6 +90,7 @@ def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, r
     vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     targets = "all" if config.objective == "distill" else "assistant"
     options: dict[str, Any] = {"seed": config.seed, "cache_dir": output / "rows", "vocabulary": vocabulary}
+    options["strict"] = config.strict
     prompts = questions(records) if config.on_policy else []
     full = same = None
     if config.prompt_budget != "same" and config.same_share < 1:
@@ -236,15 +227,6 @@ def _curve_with_bar(model: PreTrainedModel, heldout: Heldout, config: TrainConfi
             return cost, kl
 
         return curve_of(model, measure)
-
-
-def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, float]]) -> Curve:
-    """The dial's curve of a converted model: one point for each stop where the dial has such."""
-    converted = converted_of(model)
-    stops = converted.method.stops(converted.program) or ()
-    if len(stops) < 2 and converted.method.steady:
-        stops = between(turning_points(model))
-    return measure_stops(measure, stops) if len(stops) > 1 else measure_curve(measure, POINTS)
 
 
 def _history(config: TrainConfig, rows: PackedDataset, control: BudgetControl | None, trains: bool) -> dict[str, Any]:

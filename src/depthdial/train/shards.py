@@ -7,7 +7,6 @@ interrupted run goes on with the next file; runs that share a folder wait for ea
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,8 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from depthdial.core.lock import foreign
 from depthdial.core.whole import whole, write_json
-from depthdial.train.data import Record, files_of, holdout, read
+from depthdial.train.data import Record, holdout, read
 from depthdial.train.encode import encode_all, separator_token
+from depthdial.train.files import Source, sources_of
 from depthdial.train.progress import Progress
 from depthdial.train.tokenizer import (
     open_tokenizer,
@@ -77,25 +77,25 @@ def shard_path(folder: Path, number: int, side: Side) -> Path:
 
 
 def make_shards(
-    files: Sequence[str | Path], folder: Path, tokenizer: str = "", heldout: float = 0.01
+    files: Sequence[str | Path], folder: Path, tokenizer: str = "", heldout: float = 0.01, strict: bool = False
 ) -> tuple[Index, PreTrainedTokenizerBase]:
     """The shards of data files in `folder`, made or completed, and their tokenizer.
 
     tokenizer: "train:SIZE", or the name of one that exists; "" takes that of the folder, or trains one of 4096.
-    Raises ValueError for unreadable data, and for a folder made with another tokenizer, of other files or with another
-    held-out share.
+    strict: as in `data.read`. Raises ValueError for unreadable data, and for a folder made with another tokenizer, of
+    other files or with another held-out share.
     """
-    paths = files_of(files)
-    sums = tuple(_sha256(path) for path in paths)
+    paths = sources_of(files)
+    sums = tuple(path.sha256() for path in paths)
     if read_index(folder) is None and (strange := foreign(folder, (TOKENIZER_FOLDER,))):
         raise ValueError(f"{folder} holds {strange[0]} and no shards; choose an empty or new folder for --shards")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        index, opened = _begin(paths, sums, folder, tokenizer, heldout)
+        index, opened = _begin(paths, sums, folder, tokenizer, heldout, strict)
         total = len(paths)
         with Progress("tokenising", total, len(index.shards)) as progress:
             for number in range(len(index.shards), total):
-                shard = _write(paths[number], sums[number], number, folder, index, opened)
+                shard = _write(paths[number], sums[number], number, folder, index, opened, strict)
                 index = Index(**{**vars(index), "shards": (*index.shards, shard)})
                 _save(index, folder)
                 progress.advance(shard.train + shard.heldout, tokens=float(index.tokens("train")))
@@ -118,12 +118,12 @@ def read_index(folder: Path) -> Index | None:
 
 
 def _begin(
-    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, name: str, heldout: float
+    paths: Sequence[Source], sums: tuple[str, ...], folder: Path, name: str, heldout: float, strict: bool
 ) -> tuple[Index, PreTrainedTokenizerBase]:
     """The folder's own index, if it is of these files and this tokenizer; a new one for an empty folder."""
     index = read_index(folder)
     if index is None:
-        return _fresh(paths, sums, folder, name or "train:4096", heldout)
+        return _fresh(paths, sums, folder, name or "train:4096", heldout, strict)
     tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER_FOLDER, local_files_only=True)
     remedy = "give the same one, or another --shards folder"
     is_new = vocabulary_size(name) is not None
@@ -144,13 +144,13 @@ def _begin(
 
 
 def _fresh(
-    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, name: str, heldout: float
+    paths: Sequence[Source], sums: tuple[str, ...], folder: Path, name: str, heldout: float, strict: bool
 ) -> tuple[Index, PreTrainedTokenizerBase]:
     size = vocabulary_size(name)
     if size is None:
         tokenizer = open_tokenizer(name)
     else:  # held-out text must not shape the tokenizer either
-        tokenizer = train_tokenizer((r for path in paths for r in holdout(read(path), heldout)[0]), size)
+        tokenizer = train_tokenizer((r for path in paths for r in holdout(read(path, strict=strict), heldout)[0]), size)
     tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
     index = Index(
         tokenizer_fingerprint(tokenizer), name, len(tokenizer), separator_token(tokenizer), heldout, files=sums
@@ -160,10 +160,10 @@ def _fresh(
 
 
 def _write(
-    path: Path, sha256: str, number: int, folder: Path, index: Index, tokenizer: PreTrainedTokenizerBase
+    path: Source, sha256: str, number: int, folder: Path, index: Index, tokenizer: PreTrainedTokenizerBase, strict: bool
 ) -> Shard:
     """One data file's tokens. The separator ends a document, also where its text goes on on the other side."""
-    records = read(path)
+    records = read(path, strict=strict)
     out: dict[Side, Path] = {side: shard_path(folder, number, side) for side in ("train", "heldout")}
     counts: dict[Side, int] = {"train": 0, "heldout": 0}
     with (
@@ -175,7 +175,7 @@ def _write(
         writers: dict[Side, BinaryIO] = {"train": train, "heldout": heldout}
         last: Side = "train"
         open_end = False
-        for side, ids, ends in _encode(records, index, tokenizer):
+        for side, ids, ends in _encode(records, index, tokenizer, strict):
             if open_end and side != last:
                 counts[last] += _append(writers[last], np.array([index.separator]), index)
             counts[side] += _append(writers[side], ids, index)
@@ -184,18 +184,18 @@ def _write(
 
 
 def _encode(
-    records: list[Record], index: Index, tokenizer: PreTrainedTokenizerBase
+    records: list[Record], index: Index, tokenizer: PreTrainedTokenizerBase, strict: bool
 ) -> Iterator[tuple[Side, np.ndarray, bool]]:
     heldout = {id(record) for record in holdout(records, index.heldout)[1]}
     documents = encode_all(
-        records, tokenizer, separator=index.separator, targets="all", vocabulary=index.vocabulary
+        records, tokenizer, separator=index.separator, targets="all", vocabulary=index.vocabulary, strict=strict
     )  # the files have no room for a larger number
     for record, document in zip(records, documents, strict=True):
         ends = record.ends or bool(record.messages)
         ids = document.input_ids
-        if record.messages and (
-            not len(ids) or ids[-1] != index.separator
-        ):  # a chat template ends turns, not documents
+        if not len(ids):
+            continue  # left out
+        if record.messages and ids[-1] != index.separator:  # a chat template ends turns, not documents
             ids = np.append(ids, index.separator)
         yield "heldout" if id(record) in heldout else "train", ids, ends
 
@@ -207,8 +207,3 @@ def _append(file: BinaryIO, ids: np.ndarray, index: Index) -> int:
 
 def _save(index: Index, folder: Path) -> None:
     write_json(folder / INDEX_FILE, asdict(index))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

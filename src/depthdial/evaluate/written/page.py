@@ -8,9 +8,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from depthdial.core.printable import CONTROLS
 from depthdial.evaluate.written.figures import count_repeats
 from depthdial.evaluate.written.table import COLUMNS, cells
-from depthdial.maps.terminal import CONTROLS
 
 Figures = Mapping[str, Any]
 
