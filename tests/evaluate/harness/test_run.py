@@ -91,12 +91,12 @@ def test_a_baseline_meets_the_cost_that_short_answers_had(options, tiny_folder, 
     wrong = Curve((-2.0, 0.0, 2.0), (0.6, 0.7, 0.9), (0.5, 0.2, 0.05))
     plugin = replace(plugin_of(model), name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
     other = save(model, tmp_path / "wrong", plugin)
-    tried, real = [], module.met
+    tried, real = [], module.meet_cost
 
     def noted(run: Any, cost: Any, *rest: Any) -> Any:
         return real(run, lambda found: tried.append(cost(found)) or tried[-1], *rest)
 
-    monkeypatch.setattr(module, "met", noted)
+    monkeypatch.setattr(module, "meet_cost", noted)
     told = {"tasks": ["arc_easy"], "early_exit": False, "int8": "none", "baselines": {"wrong": str(other)}}
     results = run(options(output=None, **told))
     own, baseline = (row["tasks"]["arc_easy"]["cost"] for row in results["rows"][1:])
