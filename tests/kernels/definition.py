@@ -20,27 +20,24 @@ from depthdial.core.method import Method, Parts, Seen
 from depthdial.core.program import Program, Step
 from depthdial.core.routed import Pass
 from depthdial.core.tokens import Tokens, Trace
-from depthdial.engine.layer import rms_norm
+from depthdial.engine.layer import capped, rms_norm
 from depthdial.engine.maths import Maths
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
+from depthdial.kernels.passing import Decide, PagedCache, PassTokens, Waiting
 from depthdial.kernels.tensors import (
     END,
     PAGE,
     Act,
     AdapterTensors,
     Branch,
-    Decide,
     Dense,
     Int8,
     Linear,
     Look,
     ModelTensors,
     Norm,
-    PagedCache,
-    PassTokens,
     RouterTensors,
-    Waiting,
     Weight,
 )
 from depthdial.models.converted import Converted
@@ -157,19 +154,19 @@ def router_number(z: Tensor, router: RouterTensors, logits: Tensor | None = None
 
 
 def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tensor:
-    """ids: int64 [N] -> T [N, d]. The scale is rounded to T first, as Hugging Face does."""
+    """ids: int64 [N] -> T [N, d]."""
     if isinstance(table, Int8):
         rows = (table.values[ids].float() * table.scale[ids, None]).to(dtype)
     else:
         rows = table[ids]
-    return rows if scale == 1.0 else rows * torch.tensor(scale, dtype=dtype, device=rows.device)
+    return rows if scale == 1.0 else rows * scale
 
 
-def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None) -> Tensor:
+def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None, scale: float = 1.0) -> Tensor:
     """x: T [N, d] -> logits, fp32 [N, V], not rounded to T."""
     normed = rms_norm(x, *norm)
     logits = linear(normed.float(), weight if isinstance(weight, Int8) else weight.float())
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return capped(logits * scale, softcap)
 
 
 class Choice(NamedTuple):
@@ -224,7 +221,8 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
         if s not in running.trace.decisions and (s == method.steps.visits[v].steps[0] or model.layers[v].mlp_branch):
             here = running.trace.here.get(s)
             method.keep[row] = method.score[row] = 1 if here is None else here
-    return Passed(head(x, model.norm, model.head, model.softcap), method.keep.to(torch.uint8), method.score)
+    logits = head(x, model.norm, model.head, model.softcap, model.logit_scale)
+    return Passed(logits, method.keep.to(torch.uint8), method.score)
 
 
 def program_of(model: ModelTensors) -> Program:
@@ -325,4 +323,4 @@ def _batch(model: ModelTensors, tokens: PassTokens, places: Tokens, cache: Paged
     shape = SimpleNamespace(dtype=cache.k.dtype, sparse=sparse)
     paged = SimpleNamespace(k=cache.k, v=cache.v, table=table, held=held, shape=shape, note=note)
     of = {"ids": tokens.ids, "positions": tokens.positions, "slots": tokens.sequences, "tokens": places}
-    return SimpleNamespace(**of, cache=paged, singles=0, slices=slices)
+    return SimpleNamespace(**of, cache=paged, singles=0, slices=slices, lengths=torch.zeros(2, 0))

@@ -32,29 +32,58 @@ def norm(x: Tensor, of: Norm | None) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + of.eps) * scale
 
 
-def heads(x: Tensor, of: Linear, size: int, normed: Norm | None) -> Tensor:
+def heads(x: Tensor, of: Linear, block: LayerTensors, normed: Norm | None, rope: Rope | None) -> Tensor:
     """[T, d] -> [heads, T, size]"""
-    return norm(linear(x, of).unflatten(-1, (-1, size)), normed).transpose(0, 1)
+    x = linear(x, of)
+    if normed is not None and normed.weight.numel() == x.shape[-1]:
+        x, normed = norm(x, normed), None
+    x = x.unflatten(-1, (-1, block.head_dim)).transpose(0, 1)
+    if not block.norms_turned:
+        x = norm(x, normed)
+    if rope is not None:
+        x = turn(x, rope, block.pairs == "neighbours")
+    return norm(x, normed) if block.norms_turned else x
 
 
-def turn(x: Tensor, rope: Rope) -> Tensor:
+def turn(x: Tensor, rope: Rope, neighbours: bool) -> Tensor:
     angle = torch.arange(x.shape[1])[:, None] * rope.inv_freq
     cos, sin = angle.cos() * rope.scaling, angle.sin() * rope.scaling
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    out, pairs = x.clone(), len(rope.inv_freq)
+    for i in range(pairs):
+        at, other = (2 * i, 2 * i + 1) if neighbours else (i, pairs + i)
+        out[..., at] = x[..., at] * cos[:, i] - x[..., other] * sin[:, i]
+        out[..., other] = x[..., other] * cos[:, i] + x[..., at] * sin[:, i]
+    return out
 
 
-def attend(z: Tensor, block: LayerTensors, rope: Rope) -> Tensor:
-    q = turn(heads(z, block.q, block.head_dim, block.q_norm), rope)
-    k = turn(heads(z, block.k, block.head_dim, block.k_norm), rope)
-    v = heads(z, block.v, block.head_dim, None)
+def attend(z: Tensor, block: LayerTensors, spine: ModelTensors) -> Tensor:
+    rope, places = spine.ropes[block.rope], torch.arange(len(z))
+    q = heads(z, block.q, block, block.q_norm, rope)
+    if spine.query_scale is not None:
+        q = q * spine.query_scale(places)[:, None]
+    k = heads(z, block.k, block, block.k_norm, rope)
+    v = heads(z, block.v, block, None, None)
     assert (q.shape[0], k.shape[0]) == (block.heads, block.kv_heads)
     group = block.heads // block.kv_heads
     scores = q @ k.repeat_interleave(group, 0).mT * block.scale
-    ago = torch.arange(len(z))[:, None] - torch.arange(len(z))
+    if block.softcap is not None:
+        scores = (scores / block.softcap).tanh() * block.softcap
+    ago = places[:, None] - places
     seen = (ago >= 0) & (ago < (block.window or math.inf))
-    weight = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    scores = scores.masked_fill(~seen, -math.inf)
+    if block.sinks is not None:
+        scores = torch.cat((scores, block.sinks[:, None, None].expand(-1, len(z), 1)), -1)
+    weight = scores.softmax(-1)[..., : len(z)]
     return linear((weight @ v.repeat_interleave(group, 0)).transpose(0, 1).flatten(1), block.o)
+
+
+def mlp(u: Tensor, block: LayerTensors) -> Tensor:
+    if block.experts is not None:
+        return block.experts.run(u)[0]
+    opened = linear(u, block.gate)
+    acts = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu2": lambda x: F.relu(x) ** 2}
+    opened = acts[block.activation](opened)
+    return linear(opened if block.up is None else opened * linear(u, block.up), block.down)
 
 
 def forward(spine: ModelTensors, ids: Tensor) -> Tensor:
@@ -62,12 +91,11 @@ def forward(spine: ModelTensors, ids: Tensor) -> Tensor:
     assert isinstance(spine.embed, Tensor) and isinstance(spine.head, Tensor)
     x = spine.embed[ids] * spine.embed_scale
     for block in spine.layers:
-        x = x + norm(attend(norm(x, block.before_attn), block, spine.ropes[block.rope]), block.after_attn)
-        u = norm(x, block.before_mlp)
-        opened = linear(u, block.gate)
-        opened = F.silu(opened) if block.activation == "silu" else F.gelu(opened, approximate="tanh")
-        x = x + norm(linear(opened * linear(u, block.up), block.down), block.after_mlp)
-    logits = F.linear(norm(x, spine.norm), spine.head)
+        z = x if block.bare else norm(x, block.before_attn)
+        x = x + norm(attend(z, block, spine), block.after_attn) * block.residual
+        u = x if block.bare else norm(x, block.before_mlp)
+        x = x + norm(mlp(u, block), block.after_mlp) * block.residual
+    logits = F.linear(norm(x, spine.norm), spine.head) * spine.logit_scale
     return logits if spine.softcap is None else torch.tanh(logits / spine.softcap) * spine.softcap
 
 
@@ -80,11 +108,15 @@ def test_the_spine_is_the_whole_model(tiny_model: Callable, adaptive: Callable, 
     model = adaptive(base) if converted else base
     spine = spine_of(model)
     torch.testing.assert_close(forward(spine, IDS[0]), expected, rtol=1e-4, atol=1e-4)
-    own = {id(p) for name, p in model.named_parameters() if ".parts." not in name}
+    own = {place(p) for name, p in model.named_parameters() if ".parts." not in name}
     weights = {
-        id(part.weight) for block in spine.layers for part in block._asdict().values() if isinstance(part, Linear)
+        place(part.weight) for block in spine.layers for part in block._asdict().values() if isinstance(part, Linear)
     }
-    assert weights < own and {id(spine.embed), id(spine.head)} < own, "nothing is copied"
+    assert weights < own and {place(spine.embed), place(spine.head)} < own, "nothing is copied"
+
+
+def place(weight: Any) -> int:
+    return weight.untyped_storage().data_ptr()
 
 
 @torch.no_grad()
@@ -125,7 +157,6 @@ def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     ("family", "config", "says"),
     [
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "type 'dynamic'"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
     ],
 )

@@ -65,8 +65,10 @@ def assemble(
     else:
         runner = _runner(model, spine, stats)
     shape = shape_of(spine, converted_of(model).program)
-    cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache)
+    # K of a rope that follows from the length of its text is of no use to another text
+    cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache and not spine.stretches)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
+    batch.measures = spine.stretches
     return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
 
 

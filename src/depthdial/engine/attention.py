@@ -15,6 +15,7 @@ from torch import Tensor
 
 from depthdial.engine.batch import Batch
 from depthdial.engine.cache import Cache
+from depthdial.engine.layer import capped
 from depthdial.kernels.tensors import PAGE, LayerTensors
 
 QUERIES = 256
@@ -74,7 +75,8 @@ def _singles(
         seen = seen & _held(cache, units).flatten(1)
     seen = seen[:, None, None]
     grouped = q.view(n, layer.kv_heads, -1, layer.head_dim)
-    out.copy_(_weighed(grouped, k, v, seen, layer).reshape(q.shape))
+    sinks = None if layer.sinks is None else layer.sinks.view(1, layer.kv_heads, -1, 1)
+    out.copy_(_weighed(grouped, k, v, seen, layer, sinks).reshape(q.shape))
     return n * k.shape[2]
 
 
@@ -95,7 +97,8 @@ def _block(
     # queries that share a head of K and V stand under one another, so that it is not repeated
     group = layer.heads // layer.kv_heads
     grouped = q.view(n, layer.kv_heads, group, layer.head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
-    found = _weighed(grouped, k, v, seen.repeat(group, 1), layer)
+    sinks = None if layer.sinks is None else layer.sinks.repeat_interleave(n).view(1, layer.kv_heads, -1, 1)
+    found = _weighed(grouped, k, v, seen.repeat(group, 1), layer, sinks)
     out.copy_(found[0].unflatten(1, (group, n)).permute(2, 0, 1, 3).flatten(1, 2))
     return units.numel() * PAGE
 
@@ -106,17 +109,26 @@ def _held(cache: Cache, units: Tensor) -> Tensor:
     return cache.held[units.clamp_min(0)].bool() & (units >= 0)[..., None]
 
 
-def _weighed(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, layer: LayerTensors) -> Tensor:
+def _weighed(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, layer: LayerTensors, sinks: Tensor | None = None) -> Tensor:
     """Attention of q [n, heads, m, hd] over k, v [n, heads, S, hd] where `seen` (bool, broadcast to [n, heads, m, S]).
     What is not seen does not count, whatever it is: a mask adds to scores and multiplies V by 0, and neither takes NaN
-    away."""
-    found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=layer.scale)
+    away. sinks: [1, heads, m, 1]."""
+    found = _softmaxed(q, k, v, seen, layer, sinks)
     if found.isfinite().all():
         return found
     finite = (k.isfinite() & v.isfinite()).all(-1)[:, :, None]  # [n, heads, 1, S]
     k, v = (t.masked_fill(~finite.transpose(2, 3), 0) for t in (k, v))
-    found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=layer.scale)
+    found = _softmaxed(q, k, v, seen, layer, sinks)
     return found.masked_fill((seen & ~finite).any(-1, keepdim=True), float("nan"))
+
+
+def _softmaxed(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, layer: LayerTensors, sinks: Tensor | None) -> Tensor:
+    if sinks is None and layer.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=layer.scale)
+    scores = capped((q @ k.mT).float() * layer.scale, layer.softcap).masked_fill(~seen, float("-inf"))
+    if sinks is not None:  # keys of no value
+        scores = torch.cat((scores, sinks.float().expand(len(q), -1, -1, -1)), -1)
+    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
 
 
 def _seen(place: Tensor, position: Tensor, layer: LayerTensors) -> Tensor:

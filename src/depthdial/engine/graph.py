@@ -18,7 +18,8 @@ from depthdial.engine.known_ahead import GivenTable
 from depthdial.engine.model_tensors import Native
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.token_costs import Costs
-from depthdial.kernels.tensors import PAGE, ModelTensors, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import PAGE, ModelTensors
 from depthdial.kernels.triton.decode_pass import DecodePass
 from depthdial.kernels.triton.gate import gates_of
 from depthdial.kernels.triton.prefill_pass import PrefillPass

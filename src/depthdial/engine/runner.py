@@ -21,7 +21,7 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.layer import Attend, Forward, normed
+from depthdial.engine.layer import Attend, Forward, scaled
 from depthdial.engine.maths import Maths
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
@@ -66,7 +66,7 @@ class _At(NamedTuple):
     of: Tensor | None
     """int64, rising: the tokens that `z` is of; None: all."""
     z: Tensor
-    """T [n, d]: the step's normed input."""
+    """T [n, d]: what the step takes, normed where the model does."""
     decision: Decision | None
     """Of all tokens of the pass; None: all that wait here run."""
     kept: Tensor | None
@@ -128,7 +128,7 @@ class TorchRunner:
 
     def stream(self, batch: Batch, running: Pass) -> Tensor:
         """The residual stream after all steps, T [N, d]."""
-        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype)
+        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype, batch.lengths)
         for visit in self.program.visits:
             run = self._whole if len(visit.steps) == 1 else self._halves
             x = run(x, visit.steps, batch, running)
@@ -162,7 +162,7 @@ class TorchRunner:
         rows = _waiting(running, mlp)
         if rows is not None and not len(rows):
             return x
-        u = normed(_some(x, rows), self._forward(mlp).layer.before_mlp)
+        u = self._forward(mlp).taken(_some(x, rows), "mlp")
         decision = self._decide(x, u, rows, mlp, running)
         after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
         if after.runs:
@@ -176,7 +176,7 @@ class TorchRunner:
         rows = _waiting(running, s)
         projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
-        z = normed(_some(x, of), self._forward(s).layer.before_attn)
+        z = self._forward(s).taken(_some(x, of), "attn")
         if rows is not None and not len(rows):
             self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
@@ -189,23 +189,24 @@ class TorchRunner:
     def _decide(self, x: Tensor, z: Tensor, rows: Tensor | None, s: int, running: Pass) -> Decision | None:
         """The method's decision, of all tokens of the pass; None where nothing is decided: all that wait here run.
 
-        x: [N, d], the stream; z: [n, d], the normed input of the tokens `rows`."""
+        x: [N, d], the stream; z: [n, d], what the step takes of the tokens `rows`."""
         step, tokens, trace = self.program.steps[s], running.tokens, running.trace
         if step.routed == "no" or (running.untouched and step.base):
             running.move(s, None)
             return None
-        if running.untouched:
-            decision = Decision.hard(tokens.full).within(~tokens.full)
-        else:
-            logits = self.maths.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
-            some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
-            decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
+        full, some = tokens.full, rows  # those that run the base are not asked about
+        base = full if rows is None else torch.zeros_like(full).index_copy(0, rows, full[rows])
+        if base.any():
+            asked = ~full if rows is None else ~full[rows]
+            some, z = asked.nonzero()[:, 0] if rows is None else rows[asked], z[asked]
+        decision = Decision.hard(torch.zeros_like(base)).within(torch.zeros_like(base))
+        if some is None or len(some):
+            logits = self.maths.logits(_some(x, some), step.head_rows).float() if "logits" in step.shows else None
+            of = (tokens, trace) if some is None else (tokens[some], trace[some])
+            decision = self.method.decide(self.parts[s], Seen(self._forward(s).shown(z, step.unit), logits), s, *of)
             self.count_parts(s, "all")
-            if rows is not None:
-                decision = decision.spread(rows, tokens.count)
-            if not step.base:
-                decision = decision.within(~tokens.full)
-        trace.decisions[s] = decision
+            decision = decision if some is None else decision.spread(some, tokens.count)
+        trace.decisions[s] = decision = decision.running(base) if step.base else decision
         running.move(s, decision.keep)
         return decision
 
@@ -223,8 +224,7 @@ class TorchRunner:
                 return None, None
         if before is not None and before.kept is not None and torch.equal(kept, before.kept):
             return before.kept, before.padded
-        extra = -count % self._step if count > self._step else 0
-        extra = min(extra, total - count)
+        extra = min(-count % self._step if count > self._step else 0, total - count)
         self.stats.padded_rows += extra
         return kept, torch.cat([kept, kept[:1].expand(extra)]) if extra else kept
 
@@ -260,14 +260,15 @@ class TorchRunner:
         if at.decision is None:
             return x
         skips = ~at.decision.keep
-        if not self.program.steps[s].base:
-            skips &= ~running.tokens.full
+        skips = skips if self.program.steps[s].base else skips & ~running.tokens.full
         skipped = skips.nonzero()[:, 0] if at.rows is None else at.rows[skips[at.rows]]
         if not len(skipped):
             return x
-        update = self.method.bypass(self.parts[s], at.take(skipped), s)
+        forward, unit = self._forward(s), self.program.steps[s].unit
+        update = self.method.bypass(self.parts[s], forward.shown(at.take(skipped), unit), s)
         if update is None:
             return x
+        update = update if unit == "layer" else scaled(update, forward.layer.residual)
         self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))

@@ -51,6 +51,8 @@ def int8_spine(spine: ModelTensors, release: bool = False) -> ModelTensors:
 
     release: give each original's memory back as soon as it is packed; the model itself can then run no longer.
     """
+    if any(block.experts is not None for block in spine.layers):
+        raise ValueError("a mixture of experts runs in the dtype it was loaded in")
     blocks, known = [], {}
     for block in spine.layers:
         for name, linear in matrices(block).items():
@@ -94,4 +96,4 @@ def _give_back() -> None:
 
 def matrices(block: LayerTensors) -> dict[str, Linear]:
     """The matrices of a layer by name."""
-    return {name: getattr(block, name) for name in MATRICES}
+    return {name: linear for name in MATRICES if (linear := getattr(block, name)) is not None}

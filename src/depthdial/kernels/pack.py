@@ -31,8 +31,11 @@ def packed(model: ModelTensors) -> ModelTensors:
         return known[id(weight)]
 
     def visit(layer: LayerTensors) -> LayerTensors:
-        linears: dict[str, Linear] = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
-        layer = layer._replace(**{name: Linear(pack(part.weight), part.bias) for name, part in linears.items()})
+        if layer.experts is not None:
+            raise ValueError("a mixture of experts runs in the dtype it was loaded in; use weights='auto'")
+        linears = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        packed = {name: Linear(pack(part.weight), part.bias) for name, part in linears.items() if part is not None}
+        layer = layer._replace(**packed)
         return layer._replace(adapter=layer.adapter and AdapterTensors(*map(pack, layer.adapter)))
 
     return model._replace(

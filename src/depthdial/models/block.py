@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import plain
+from depthdial.core.method import LowRank
 from depthdial.core.routed import Changing
-from depthdial.kernels.tensors import Activation, LayerTensors, Linear, ModelTensors, Norm, Rope
+from depthdial.kernels.tensors import Activation, Experts, LayerTensors, Linear, ModelTensors, Norm
 from depthdial.models.convert import converted_of, head_of, is_converted, layers_of
 from depthdial.models.families import family_of
-from depthdial.models.family import Family
+from depthdial.models.family import ATTN, FUSED, MLP, Family, declared, head_dim, mixture_of, norms_of
+from depthdial.models.head import shaping_of
+from depthdial.models.ropes import STILL, check_ropes, ropes_of
 
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_PARTIAL = "a rope that turns only a part of each head is not supported yet"
-_FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
-"""Kinds of rope whose frequencies do not change with the length of the text."""
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2",
+}  # fmt: skip
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def spine_of(model: PreTrainedModel) -> ModelTensors:
@@ -35,14 +38,17 @@ def spine_of(model: PreTrainedModel) -> ModelTensors:
     decoder = model.get_decoder()
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
+    scale, softcap = shaping_of(config)
     return ModelTensors(
         embed=embedding.weight,
-        embed_scale=_embed_scale(embedding) if family.scales_embeddings else 1.0,
-        norm=_norm(decoder.get_submodule("norm"), config, family),
+        embed_scale=_embed_scale(embedding) * declared(config, "embedding_multiplier", 1.0),
+        norm=_norm(decoder.get_submodule("norm"), config, family, embedding.weight.dtype),
         head=head_of(model).get_parameter("weight"),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=softcap,
+        logit_scale=scale,
         layers=_blocks(model, family),
-        ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
+        ropes=ropes_of(decoder.get_submodule("rotary_emb"), family, config),
+        query_scale=None if family.query_scale is None else family.query_scale(config),
     )
 
 
@@ -61,15 +67,27 @@ def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
         for s in visit.steps:
             parts = converted.units[s].parts if s in converted.units else {}
             for name, change in converted.method.delta(parts, s).items():
-                part = name.removesuffix("_proj")
-                weight, bias = getattr(block, part)
-                block = block._replace(**{part: Linear(change.merged(weight), bias)})
+                block = _changed(block, name, change)
         blocks.append(block)
     return tuple(blocks)
 
 
+def _changed(block: LayerTensors, name: str, change: LowRank) -> LayerTensors:
+    """With a low-rank change merged into a linear map, be it one of those that are kept as one."""
+    begin = 0
+    for part in FUSED.get(f"{name.removesuffix('_proj')}_proj", (name,)):
+        part = part.removesuffix("_proj")
+        weight, bias = getattr(block, part)
+        end = begin + len(weight)
+        merged = LowRank(change.down, change.up[begin:end]).merged(weight)
+        block, begin = block._replace(**{part: Linear(merged, bias)}), end
+    return block
+
+
 def _narrowed(block: LayerTensors, dtype: torch.dtype) -> LayerTensors:
     """A method's own block, which is trained in fp32, in the dtype of the model."""
+    if block.experts is not None:
+        raise ValueError("blocks of a method's own cannot be mixtures of experts in the engine")
 
     def to(value: Any) -> Any:
         if isinstance(value, Linear | Norm):
@@ -81,51 +99,93 @@ def _narrowed(block: LayerTensors, dtype: torch.dtype) -> LayerTensors:
 
 def check_config(config: PretrainedConfig, family: Family) -> None:
     """Raise ValueError, naming the feature, for a configuration that asks for what the engine does not know."""
-    if getattr(config, "use_bidirectional_attention", None):
+    if declared(config, "use_bidirectional_attention"):
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
-    rope: Any = config.rope_parameters
-    for entry in [rope] if "rope_type" in rope else list(rope.values()):
-        kind = entry["rope_type"]
-        if kind == "longrope" and entry["short_factor"] == entry["long_factor"]:
-            continue  # the same at all lengths: how a file says a factor for each pair
-        if kind not in _FIXED_ROPES:
-            raise ValueError(f"rope type {kind!r} changes with the length of the text and is not supported yet")
-        if entry.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(_PARTIAL)
-    name = getattr(config, family.activation)
-    if name not in _ACTIVATIONS:
+    check_ropes(config)
+    if (name := _activation(config)) not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
 
-def layer_tensors(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> LayerTensors:
+def _activation(config: Any) -> str:
+    return declared(config, "hidden_activation") or config.hidden_act
+
+
+def layer_tensors(layer: nn.Module, index: int, family: Family, config: Any) -> LayerTensors:
     """A decoder layer of the base, the `index`-th. ValueError where a map is none that can be read."""
-    attn, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
-    projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    q, k, v, o, gate, up, down = (
-        Linear(child.weight, child.bias)
-        for child in [*projections, *(_child(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))]
-    )
-    head_dim: int = vars(attn)["head_dim"]
+    attn, names, size = layer.get_submodule(ATTN), norms_of(layer), head_dim(config)
+    q, k, v, o = _linears(attn, _PROJECTIONS, (config.num_attention_heads * size, config.num_key_value_heads * size))
+    gate, up, down, experts = _mlp(layer)
+    children, dtype = dict(attn.named_children()), o.weight.dtype
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
-        return None if name is None else _norm(of.get_submodule(name), config, family)
+        return None if name is None else _norm(of.get_submodule(name), config, family, dtype)
 
+    def before(name: str | None) -> Norm:
+        ones = torch.ones(config.hidden_size, dtype=dtype, device=o.weight.device)
+        return (
+            Norm(ones, config.rms_norm_eps) if name is None else _norm(layer.get_submodule(name), config, family, dtype)
+        )
+
+    kinds = getattr(config, "layer_types", None)
+    per_kind = "rope_type" not in config.rope_parameters
     return LayerTensors(
-        q=q, k=k, v=v, o=o, gate=gate, up=up, down=down,
-        before_attn=_norm(layer.get_submodule(family.before_attn), config, family),
-        before_mlp=_norm(layer.get_submodule(family.before_mlp), config, family),
-        after_attn=norm(layer, family.after_attn),
-        after_mlp=norm(layer, family.after_mlp),
-        q_norm=norm(attn, "q_norm" if family.head_norms else None),
-        k_norm=norm(attn, "k_norm" if family.head_norms else None),
-        heads=projections[0].out_features // head_dim,
-        kv_heads=projections[1].out_features // head_dim,
-        head_dim=head_dim,
+        q=q, k=k, v=v, o=o, gate=gate, up=up, down=down, experts=experts,
+        before_attn=before(names.before_attn),
+        before_mlp=before(names.before_mlp),
+        after_attn=norm(layer, names.after_attn),
+        after_mlp=norm(layer, names.after_mlp),
+        bare=names.before_attn is None,
+        q_norm=norm(attn, next((name for name in ("q_norm", "query_layernorm") if name in children), None)),
+        k_norm=norm(attn, next((name for name in ("k_norm", "key_layernorm") if name in children), None)),
+        norms_turned=family.norms_turned,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=size,
         scale=float(vars(attn)["scaling"]),
         window=family.window(config, index),
-        rope=config.layer_types[index] if family.rope_per_kind else "default",
-        activation=_ACTIVATIONS[getattr(config, family.activation)],
+        softcap=declared(config, "attn_logit_softcapping"),
+        sinks=dict(attn.named_parameters(recurse=False)).get("sinks"),
+        residual=declared(config, "residual_multiplier", 1.0),
+        rope=STILL if not family.turns(config, index) else kinds[index] if per_kind else "default",
+        pairs="neighbours" if family.neighbours else "halves",
+        activation=_ACTIVATIONS[_activation(config)],
     )  # fmt: skip
+
+
+def _mlp(layer: nn.Module) -> tuple[Linear, Linear | None, Linear, Experts | None]:
+    mlp, mixture = layer.get_submodule(MLP), mixture_of(layer)
+    if mixture is not None:
+        router, experts = mixture.router, mixture.experts
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            _, weights, chosen = router(x)
+            return experts(x, chosen, weights), chosen
+
+        weight = router.get_parameter("weight")
+        nothing = Linear(weight[:0])
+        return nothing, None, nothing, Experts(run, weight.nbytes, mixture.each * weight.element_size())
+    children = dict(mlp.named_children())
+    if "gate_up_proj" in children or "gate_proj" in children:
+        gate, up, down = _linears(mlp, ("gate_proj", "up_proj", "down_proj"))
+        return gate, up, down, None
+    gate, down = _linears(mlp, ("up_proj", "down_proj"))
+    return gate, None, down, None
+
+
+def _linears(of: nn.Module, names: tuple[str, ...], sizes: tuple[int, ...] = ()) -> list[Linear]:
+    """Linear maps by their names, or of the one that holds them. sizes: rows of the first of those and of the others;
+    (): all the same."""
+    children = {name for name, _ in of.named_children()}
+    linears: list[Linear] = []
+    for fused, parts in FUSED.items():
+        if fused in children and names[: len(parts)] == parts:
+            child = _child(of, fused)
+            each = child.out_features // len(parts)
+            rows = [each] * len(parts) if not sizes else [sizes[0], *sizes[1:] * (len(parts) - 1)]
+            biases = [None] * len(parts) if child.bias is None else child.bias.split(rows)
+            linears = [Linear(*pair) for pair in zip(child.weight.split(rows), biases, strict=True)]
+            names = names[len(parts) :]
+    return linears + [Linear(child.weight, child.bias) for child in (_child(of, name) for name in names)]
 
 
 def _child(of: nn.Module, name: str) -> nn.Linear:
@@ -138,26 +198,12 @@ def _child(of: nn.Module, name: str) -> nn.Linear:
     return child
 
 
-def _norm(module: nn.Module, config: PretrainedConfig, family: Family) -> Norm:
-    return Norm(module.get_parameter("weight"), config.rms_norm_eps, family.plus_one)
+def _norm(module: nn.Module, config: PretrainedConfig, family: Family, dtype: torch.dtype) -> Norm:
+    weight = module.get_parameter("weight").to(dtype)
+    return Norm(weight, config.rms_norm_eps, family.norms == "plus_one", family.norms == "once")
 
 
 def _embed_scale(embedding: nn.Embedding) -> float:
-    return float(embedding.get_buffer("embed_scale").to(embedding.weight.dtype))
-
-
-def _ropes(rotary: nn.Module, family: Family, config: PretrainedConfig) -> dict[str, Rope]:
-    if not family.rope_per_kind:
-        return {"default": Rope(_frequencies(rotary, "inv_freq", config), float(vars(rotary)["attention_scaling"]))}
-    return {
-        kind: Rope(_frequencies(rotary, f"{kind}_inv_freq", config), float(vars(rotary)[f"{kind}_attention_scaling"]))
-        for kind in sorted(set(config.layer_types))
-    }
-
-
-def _frequencies(rotary: nn.Module, name: str, config: PretrainedConfig) -> Tensor:
-    frequencies = rotary.get_buffer(name).to(torch.float32)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * frequencies.numel() != head_dim:
-        raise ValueError(_PARTIAL)
-    return frequencies
+    """As rounded to the model's dtype."""
+    scale = dict(embedding.named_buffers()).get("embed_scale")
+    return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))

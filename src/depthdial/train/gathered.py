@@ -21,11 +21,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from depthdial.engine.layer import Angles, Forward, normed
+from depthdial.engine.layer import Angles, Forward
 from depthdial.kernels.tensors import LayerTensors, Linear
 from depthdial.models.block import layer_tensors
+from depthdial.models.convert import layers_of
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.families import family_of
+from depthdial.models.family import ATTN
+from depthdial.models.ropes import STILL
 
 SIZES = 32
 """How many numbers of rows there are; a 64th of all tokens, on average, is run for nothing."""
@@ -70,7 +73,9 @@ class GatheredLayer:
         x, layer = hidden_states, self.read()
         picked = _picked(self.converted.passing().trace.decisions[self.s].keep.view(x.shape[:2]))
         self.ran = int(picked.real.sum())
-        cos, sin = (e.expand(len(x), -1, -1).flatten(0, 1)[:, None] for e in position_embeddings)
+        cos, sin = (e.expand(len(x), -1, -1).flatten(0, 1)[:, None].chunk(2, -1)[0] for e in position_embeddings)
+        if layer.rope == STILL:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
         z, k, v = self.keys(layer, x, (cos, sin))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.attn.layer_idx)
@@ -83,10 +88,9 @@ class GatheredLayer:
 
     def keys(self, layer: LayerTensors, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """x: [B, T, d] -> normed x, [B * T, d], and K and V of all tokens, [B, kv heads, T, hd]."""
-        z = normed(x, layer.before_attn).flatten(0, 1)
-        k, v = (
-            each.unflatten(0, x.shape[:2]).transpose(1, 2) for each in Forward(layer, angles, _product).keys(z, None)
-        )
+        forward = Forward(layer, angles, _product)
+        z = forward.taken(x, "attn").flatten(0, 1)
+        k, v = (each.unflatten(0, x.shape[:2]).transpose(1, 2) for each in forward.keys(z, None))
         return z, k, v
 
     def rest(
@@ -117,7 +121,7 @@ class GatheredLayer:
 def gather(model: PreTrainedModel) -> Callable[[], None]:
     """Let a routed model run each whole routed layer for its kept tokens only; call what is returned to undo it.
 
-    Raises ValueError for a method that cannot be gathered.
+    Raises ValueError for a method, and for a family, that cannot be gathered.
     """
     converted, family = converted_of(model), family_of(model.config)
     if not converted.program.skips:
@@ -125,10 +129,13 @@ def gather(model: PreTrainedModel) -> Callable[[], None]:
     whole = all(unit.step.unit == "layer" for unit in converted.routed.values())
     if not whole or not converted.program.plain:
         raise ValueError("only whole layers that are skipped, each in its turn, can be gathered; leave --gather off")
+    like = layer_tensors(layers_of(model)[0], 0, family, model.config)
+    if like.softcap is not None or like.sinks is not None or family.query_scale is not None:
+        raise ValueError(f"attention of {family.model_type} cannot be gathered in training; leave --gather off")
     units = [unit.unit for unit in converted.routed.values()]
     for (s, unit), layer in zip(converted.routed.items(), units, strict=True):
         read = partial(layer_tensors, layer, unit.step.block, family, model.config)
-        vars(layer)["forward"] = GatheredLayer(layer.get_submodule(family.attn), s, converted, read).forward
+        vars(layer)["forward"] = GatheredLayer(layer.get_submodule(ATTN), s, converted, read).forward
 
     def undo() -> None:
         for layer in units:

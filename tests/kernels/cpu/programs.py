@@ -12,12 +12,12 @@ from tests.kernels import definition
 from torch import Tensor
 
 from depthdial.kernels.cpu.native import Counters, NativeModel
+from depthdial.kernels.passing import Decided, PassTokens, Waiting
 from depthdial.kernels.tensors import (
     END,
     Act,
     AdapterTensors,
     Branch,
-    Decided,
     Dense,
     Int8,
     LayerTensors,
@@ -26,9 +26,7 @@ from depthdial.kernels.tensors import (
     ModelTensors,
     Norm,
     Op,
-    PassTokens,
     RouterTensors,
-    Waiting,
 )
 
 PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131), (3, 8)]

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels import definition
 from tests.kernels.cpu.programs import wide_model
+from tests.laws.cover import NATIVE
 
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import PAGE, Branch, Int8, ModelTensors, PassTokens
-from depthdial.models.families import FAMILIES
+from depthdial.kernels.passing import PassTokens
+from depthdial.kernels.tensors import PAGE, Branch, Int8, ModelTensors
 
 PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131), (3, 8)]
 """(sequence, position) of tokens: alone, several of one sequence, and on both sides of a page's edge."""
@@ -41,7 +42,7 @@ def assert_equal(left, right, rtol=1e-4, atol=1e-4):
 
 
 @pytest.mark.parametrize("isa", all_isas())
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NATIVE)
 @torch.no_grad()
 def test_every_family_in_fp32(family, isa, tiny_model, tensors_of, routed, batch_for):
     model = routed(tensors_of(tiny_model(family)), soft=family == "qwen3")
@@ -55,7 +56,17 @@ def test_every_family_in_fp32(family, isa, tiny_model, tensors_of, routed, batch
 @pytest.mark.parametrize("isa", all_isas())
 @pytest.mark.parametrize(
     ("tokens", "family", "head_dim"),
-    [(1, "llama", 16), (2, "llama", 64), (5, "llama", 16), (9, "llama", 128), (9, "gemma3_text", 64)],
+    [
+        (1, "llama", 16),
+        (2, "llama", 64),
+        (5, "llama", 16),
+        (9, "llama", 128),
+        (9, "gemma3_text", 64),
+        (9, "gemma2", 64),
+        (5, "olmo2", 64),
+        (5, "granite", 64),
+        (5, "ernie4_5", 64),
+    ],
 )
 @torch.no_grad()
 def test_bf16_within_its_rounding(isa, tokens, family, head_dim, tiny_model, tensors_of, batch_for):

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels import definition
 from tests.kernels.cpu.programs import wide_model
+from tests.laws.cover import NATIVE
 from torch import Tensor
 
 from depthdial.kernels.cpu.build import EMULATED, all_isas, supported
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import Branch, Linear, ModelTensors, PagedCache, PassTokens
-from depthdial.models.families import FAMILIES
+from depthdial.kernels.passing import PagedCache, PassTokens
+from depthdial.kernels.tensors import Branch, Linear, ModelTensors
 
 TILES = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 32}
 """Sizes that are whole tiles."""
@@ -92,7 +93,16 @@ ORDERS = {"qwen2": "tanh_norm", "qwen3": "linear"}
 """Of routers, by family; others: norm_tanh."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+TILED = ("llama", "mistral", "ministral", "qwen2", "qwen3", "granite", "seed_oss", "smollm3", "gemma", "gemma3_text")
+"""Families that tiles run; the prompts of others are read in small passes."""
+
+
+@pytest.mark.parametrize("family", [family for family in NATIVE if family not in TILED])
+def test_what_tiles_do_not_know_they_do_not_run(family: str, model, made_native):
+    assert not made_native(model(family)).prefills
+
+
+@pytest.mark.parametrize("family", TILED)
 @torch.no_grad()
 def test_every_family_within_the_rounding_of_bf16(family: str, model, made_native, batch_for):
     made = model(family, order=ORDERS.get(family, "norm_tanh"))

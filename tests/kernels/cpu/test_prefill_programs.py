@@ -12,7 +12,8 @@ from torch import Tensor
 
 from depthdial.kernels.cpu.build import EMULATED, all_isas
 from depthdial.kernels.cpu.native import NativeModel
-from depthdial.kernels.tensors import Branch, Decided, ModelTensors, Waiting
+from depthdial.kernels.passing import Decided, Waiting
+from depthdial.kernels.tensors import Branch, ModelTensors
 
 
 def told(model: ModelTensors, keep: Tensor, score: Tensor, dtype: torch.dtype) -> tuple[ModelTensors, Callable]:

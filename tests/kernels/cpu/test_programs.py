@@ -16,19 +16,17 @@ from depthdial.engine.layer import rms_norm
 from depthdial.kernels.cpu.abi import PassSpec
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
+from depthdial.kernels.passing import Decided, PassTokens, Waiting
 from depthdial.kernels.tensors import (
     END,
     Act,
     AdapterTensors,
     Branch,
-    Decided,
     Dense,
     Linear,
     Look,
     ModelTensors,
-    PassTokens,
     RouterTensors,
-    Waiting,
 )
 
 

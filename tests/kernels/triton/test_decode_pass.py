@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.kernels import definition
 
-from depthdial.kernels.tensors import Int8, PassTokens
+from depthdial.kernels.passing import PassTokens
+from depthdial.kernels.tensors import Int8
 from depthdial.kernels.triton.decode_pass import WORK, DecodePass
 from depthdial.kernels.triton.tiles import Tile, Tiles, tiles_for
 

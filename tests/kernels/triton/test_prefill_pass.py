@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.kernels import definition
 
-from depthdial.kernels.tensors import PassTokens
+from depthdial.kernels.passing import PassTokens
 from depthdial.kernels.triton import prefill_pass
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place

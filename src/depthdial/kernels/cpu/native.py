@@ -17,21 +17,10 @@ from torch import Tensor
 
 from depthdial.kernels.cpu.abi import PassSpec, Pointers, load
 from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
-from depthdial.kernels.cpu.spec import model_spec
+from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import (
-    END,
-    MAX_TOKENS,
-    PAGE,
-    Decide,
-    Decided,
-    Int8,
-    ModelTensors,
-    PagedCache,
-    PassOutput,
-    PassTokens,
-    Waiting,
-)
+from depthdial.kernels.passing import Decide, Decided, PagedCache, PassOutput, PassTokens, Waiting
+from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -98,7 +87,7 @@ class NativeModel:
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
             raise ValueError("native kernels need the same K/V heads in every layer; run this model in torch")
-        self._kv_shape = self._heads.pop()
+        self._kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
         self._spec = model_spec(model, self._pointers, max_tokens)
@@ -162,6 +151,13 @@ class NativeModel:
         call.offsets = _checked("offsets", tokens.offsets, torch.float32, (n,))
         given = tokens.given
         call.given = None if given is None else _checked("given", given, torch.uint8, (self.steps, n))
+        call.inv_freq = call.query_scale = None
+        if tokens.inv_freq is not None:
+            self._frequencies = padded(tokens.inv_freq, self._kv_shape[1] // 2)  # held until the pass has run
+            shape = (n, self._ropes, self._kv_shape[1] // 2)
+            call.inv_freq = _checked("inv_freq", self._frequencies, torch.float32, shape)
+        if tokens.query_scale is not None:
+            call.query_scale = _checked("query_scale", tokens.query_scale, torch.float32, (n,))
         call.keep = _checked("keep", out.keep, torch.uint8, (self.steps, n))
         call.score = _checked("score", out.score, torch.float32, (self.steps, n))
         call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
