@@ -91,6 +91,7 @@ from depthdial.models.converted import converted_of
 folder, plugin = sys.argv[1:]
 llm = LLM(folder, plugin, dtype="float32", device="cpu")
 (out,) = llm.generate([[5, 6, 7, 8]], SamplingParams(24, ignore_eos=True, budget=llm.budget, prompt_budget=1.0))
+rows = llm.stats.rows_run
 (said,) = llm.generate(["the quick"], SamplingParams(12, ignore_eos=True, budget=llm.budget))
 model, _ = load(folder, plugin, dtype="float32", device="cpu")
 written = model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=24, do_sample=False, eos_token_id=None)
@@ -98,7 +99,7 @@ print(json.dumps({
     "method": type(converted_of(model).method).__name__, "known": "nearness" in METHODS,
     "same": written[0, 4:].tolist() == out.token_ids,
     "budget": llm.budget, "text": said.text, "text_cost": said.cost, "text_depths": said.depths,
-    "depths": out.depths, "cost": out.cost, "layers": llm.layers, "rows": llm.stats.rows_run,
+    "depths": out.depths, "cost": out.cost, "layers": llm.layers, "rows": rows,
 }))
 '''
 
