@@ -236,7 +236,7 @@ def program_of(model: ModelTensors) -> Program:
         asks = branch.by != "no" or layer.absent == "nothing" or not layer.base
         if branch.router is not None and isinstance(branch.router.ops[0], Look):
             more["shows"] = frozenset({"logits"})
-        jumps = (to if to is None or to == END else begins[to] for to in (at.then, at.otherwise))
+        jumps: Any = (to if to is None or to == END else begins[to] for to in (at.then, at.otherwise))
         steps.append(Step(v, unit, "skip" if asks else "no", *jumps, base=layer.base, **more))
 
     for v, layer in enumerate(model.layers):

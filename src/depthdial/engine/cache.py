@@ -165,11 +165,12 @@ class Cache:
 
         alone: does no other sequence begin in the midst of this one?
         """
-        full = range(start // PAGE, end // PAGE)
-        for index in full if self.held is not None else ():
+        full, held = range(start // PAGE, end // PAGE), self.held
+        for index in full if held is not None else ():
+            assert held is not None
             units = self._units[self._held[slot][index]]
             some = self._sparse[units[self._sparse] >= 0]
-            self._lay_down(slot, index, some[~self.held[units[some]].bool().any(1).cpu().numpy()])
+            self._lay_down(slot, index, some[~held[units[some]].bool().any(1).cpu().numpy()])
         if full and alone and self._windows.any():
             behind = np.where(self._windows, np.maximum(start + 1 - self._windows, 0) // PAGE, 0)
             """By visit: pages of which nobody will see a place."""
