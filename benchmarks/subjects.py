@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from depthdial.core.method import Method
 from depthdial.engine.weights import matrices
 from depthdial.evaluate.equal_cost import Knob, KnobMix
-from depthdial.kernels.reference import int8_pack
+from depthdial.kernels.pack import int8_pack
 from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
 from depthdial.models.block import spine_of
@@ -85,7 +85,7 @@ def int8(setup: Setup) -> Subject:
     heldout = Heldout(converted, setup.batches(model.device), setup.compile)
     teacher = heldout.teacher
     with torch.no_grad():
-        for block in spine_of(converted).blocks:
+        for block in spine_of(converted).layers:
             for linear in matrices(block).values():
                 assert isinstance(linear.weight, Tensor)
                 packed = int8_pack(linear.weight)

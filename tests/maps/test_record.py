@@ -18,6 +18,7 @@ from depthdial.maps.texts import MapText, conversation_text
 from depthdial.methods import Dense
 from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of
+from depthdial.models.head import Shaping
 
 WORDS = ("the quick brown fox", "the lazy dog jumps over the other lazy dog", "fox", "12 dogs")
 
@@ -155,8 +156,8 @@ def test_the_reading_of_a_head(softcap):
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 50, bias=False)
     hidden, target = torch.randn(70, 8) * 3, torch.randint(50, (70,))
-    read = BaseReading(head, softcap, 3)(hidden, target)
-    logits = head(hidden)
+    read = BaseReading(head, Shaping(2.0, softcap), 3)(hidden, target)
+    logits = head(hidden) * 2
     logits = logits if softcap is None else (logits / softcap).tanh() * softcap
     p = logits.softmax(-1)
     assert torch.allclose(read.entropy, torch.distributions.Categorical(p).entropy(), atol=1e-5)

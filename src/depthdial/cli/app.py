@@ -21,6 +21,7 @@ from depthdial.cli.demo import demo
 from depthdial.cli.evaluate import evaluate
 from depthdial.cli.export import export
 from depthdial.cli.generate import generate
+from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
@@ -28,6 +29,7 @@ from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
+from depthdial.cli.testbed import judge
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
@@ -40,10 +42,12 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)
+app.command()(headroom)
 app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)
 app.command()(report)
+app.command("testbed")(judge)
 app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)

@@ -1,4 +1,4 @@
-"""`depthdial report`: run folders of `depthdial pretrain` to a table and plots."""
+"""`depthdial report`: run folders of `depthdial pretrain`, or one of `depthdial testbed`, to a table and plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ def report(
     from depthdial.evaluate.run_plot import draw_runs
     from depthdial.evaluate.runs import compare, read_runs, runs_table
     from depthdial.evaluate.speed.machine import facts
+    from depthdial.testbed.report import write
+    from depthdial.testbed.table import is_run
 
+    if any(is_run(folder) for folder in runs):
+        if len(runs) > 1:
+            raise ValueError("a run of the testbed is reported alone; give its folder and no other")
+        print(printable_lines(write(runs[0], output, plots)[1]))
+        return
     what = "pre-training runs compared"
     own = [output / name for name in ("report.json", "report.md", "loss.png", "density.png")]
     check_replaceable(own[0], f'"what": "{what}"', *own[1:])

@@ -35,6 +35,7 @@ from depthdial.models.ahead import check_reading
 from depthdial.models.chat import ChatTemplate
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.convert import converted_of
+from depthdial.models.ropes import context_of
 
 __all__ = ["LLM", "Piece", "RequestOutput", "Sample", "SamplingParams"]
 
@@ -105,13 +106,13 @@ class LLM:
         """What a token's depth is counted of: the base's layers, and what a method has beside them."""
         self.always_on: int = converted.program.least
         """The least depth there can be."""
-        self.context: int = config.max_position_embeddings
+        self.context = context_of(config)
         """Most tokens of prompt and continuation together."""
         self._vocabulary: int = config.vocab_size
         self.sampling = OwnSampling(model.generation_config)
         """How a text is drawn where a request does not say."""
         ends = model.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+        ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.plugin: Plugin | None = converted.plugin
         self._method = converted.method
         self.budgets = Budgets(model, budget, prompt_budget, auto)

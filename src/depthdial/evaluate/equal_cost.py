@@ -7,10 +7,16 @@ two neighbouring static models, weighted to meet the cost.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+TOLERANCE, TRIES = 0.005, 3
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,25 @@ def out_of_reach(costs: dict[float, float], up: bool) -> ValueError:
     """What to say where all known costs lie above or, `up`, below the one asked for."""
     end = f"at most {max(costs.values()):.3f}" if up else f"at least {min(costs.values()):.3f}"
     return ValueError(f"out of reach: the true cost of this model is {end}; choose a budget nearer to that")
+
+
+def meet_cost(
+    run: Callable[[float], Found], cost: Callable[[Found], float], target: float, lowest: float
+) -> tuple[float, Found]:
+    """The budget and what was found, of up to `TRIES`, whose cost comes nearest to `target`: run again, with what was
+    missed made up for; the first within `TOLERANCE` will do, and one without a cost. lowest: no budget below it can be
+    asked for."""
+    aim, best, nearest = min(max(target, lowest), 1 - 1e-9), None, math.inf
+    for _ in range(TRIES):
+        found = run(aim)
+        miss = cost(found) - target
+        if math.isnan(miss):
+            return aim, found
+        if abs(miss) < nearest:
+            best, nearest = (aim, found), abs(miss)
+        again = min(max(aim - miss, lowest), 1 - 1e-9)
+        if nearest <= TOLERANCE or again == aim:
+            break
+        aim = again
+    assert best is not None
+    return best

@@ -37,7 +37,7 @@ class RunFolder:
         if file.is_file():
             identity = _extend(_read(file), identity, path)
         results = path / RESULTS
-        self.subjects = _read(results)["subjects"] if results.is_file() else {}
+        self.subjects = _read(results).get("subjects", {}) if results.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
         write_json(file, identity)
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from depthdial.models.head import Shaping
+
 CHUNK = 64
 """Tokens whose logits are held at once: for a vocabulary of 50,000 they stay in a processor's cache."""
 
@@ -25,12 +27,12 @@ class Expectation(NamedTuple):
 
 
 class BaseReading:
-    """Reads the LM head of a model. softcap: logits become softcap * tanh(logits / softcap)."""
+    """Reads the LM head of a model."""
 
-    def __init__(self, head: nn.Module, softcap: float | None, most: int = 0):
+    def __init__(self, head: nn.Module, shape: Shaping, most: int = 0):
         if most < 0:
             raise ValueError(f"the number of alternatives must be 0 or more, not {most}")
-        self.head, self.softcap, self.most = head, softcap, most
+        self.head, self.shape, self.most = head, shape, most
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor, target: Tensor) -> Expectation:
@@ -46,10 +48,7 @@ class BaseReading:
         )
 
     def _chunk(self, hidden: Tensor, target: Tensor) -> Expectation:
-        logits = self.head(hidden)
-        if self.softcap is not None:
-            logits = (logits / self.softcap).tanh() * self.softcap
-        return self._expectation(logits, target)
+        return self._expectation(self.shape(self.head(hidden)), target)
 
     def _expectation(self, logits: Tensor, target: Tensor) -> Expectation:
         ids = logits.topk(self.most, -1).indices if self.most else target.new_empty(len(target), 0)

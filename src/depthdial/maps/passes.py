@@ -26,6 +26,7 @@ from depthdial.maps.base_reading import BaseReading, Expectation
 from depthdial.models.convert import head_of
 from depthdial.models.converted import converted_of
 from depthdial.models.halves import Halves
+from depthdial.models.head import shaping_of
 from depthdial.models.own import is_own
 
 LOGITS = 512
@@ -205,8 +206,7 @@ def passes_of(
     batch_tokens: int,
 ) -> Passes:
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    reading = BaseReading(head_of(model), softcap, alternatives) if base else None
+    reading = BaseReading(head_of(model), shaping_of(model.config), alternatives) if base else None
     base_offset = dials.written if is_own(model) and converted_of(model).plugin is None else math.inf
     slow = RoutedPasses(model, dials, base_offset, reading, scores, batch_tokens)
     if engine is None or scores:

@@ -20,6 +20,7 @@ from depthdial.models.compare import HeadCompare
 from depthdial.models.convert import Readout, head_of, layers_of
 from depthdial.models.converted import converted_of
 from depthdial.models.halves import Halves, Passed, swapped
+from depthdial.models.head import shaping_of
 
 POINTS = 26
 """Points of the dial's curve."""
@@ -202,7 +203,7 @@ class BaseProbe:
 
 def head_compare(model: PreTrainedModel, compile: bool = False) -> HeadCompare:
     """What compares two passes at a model's head."""
-    return HeadCompare(head_of(model), getattr(model.config, "final_logit_softcapping", None), compile)
+    return HeadCompare(head_of(model), shaping_of(model.config), compile)
 
 
 def _similarity(into: list[Tensor]):

@@ -36,7 +36,7 @@ from depthdial.models.checkpoint import (
 )
 from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN
-from depthdial.models.own import TYPES
+from depthdial.models.own import own_types
 from depthdial.models.short_names import SHORT_NAMES
 
 MODULE = "modeling_depthdial"
@@ -48,13 +48,13 @@ KINDS = {"text": "prompts and scored text", "generated": "generated tokens"}
 
 def auto_map(config: Any) -> dict[str, str]:
     """For config.json: where `trust_remote_code=True` finds the classes."""
-    made, model = TYPES[config.model_type.removeprefix(OWN)]
+    made, model = own_types(config.model_type.removeprefix(OWN))
     return {"AutoConfig": f"{MODULE}.{made.__name__}", "AutoModelForCausalLM": f"{MODULE}.{model.__name__}"}
 
 
 def files(model: PreTrainedModel, config: Any, name: str, repository: str | None = None) -> Mapping[str, str]:
     """The card and the module, by file name. name: of the base, as it was asked for."""
-    names = ", ".join(made.__name__ for made in TYPES[config.model_type.removeprefix(OWN)])
+    names = ", ".join(made.__name__ for made in own_types(config.model_type.removeprefix(OWN)))
     code = (
         f'"""Opens this folder: needs `pip install depthdial`."""\n\nfrom depthdial.models.own import {names}  # noqa\n'
     )

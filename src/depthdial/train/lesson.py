@@ -21,6 +21,7 @@ from depthdial.models.continuation import Continuation
 from depthdial.models.convert import head_of
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.halves import Halves
+from depthdial.models.head import shaping_of
 from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import Objective
@@ -80,8 +81,7 @@ class Lesson(nn.Module):
         """Sums since the last log: loss, cost, layers, tokens, and error of the budget."""
         self.divisor = 1.0
         """What the last loss was divided by: the targets of the whole optimizer step."""
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        loss = HeadLoss(head_of(model), softcap, compile, divergence, shortlist)
+        loss = HeadLoss(head_of(model), shaping_of(model.config), compile, divergence, shortlist)
         halves = Halves(model)
         self._base = (
             Base(model, halves, loss, converted, branches_of(model, halves)),

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, Trainer
 from depthdial.core.method import Method
 from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gather
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
 from depthdial.train.callbacks import Report
+from depthdial.train.gathered import gather
 from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken, Steps

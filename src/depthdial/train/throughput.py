@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from depthdial.core.cost import Ledger
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gather
+from depthdial.train.gathered import gather
 
 PASSES = 3
 """Forward, and a backward pass of twice its work."""

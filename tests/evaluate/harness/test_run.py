@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from depthdial.core.dial import Curve
 from depthdial.evaluate.harness import run as module
 from depthdial.evaluate.harness.run import TaskOptions, run
 from depthdial.evaluate.harness.table import tables
 from depthdial.evaluate.subjects import Lineup, Setup
+from depthdial.models import load, save
+from depthdial.models.checkpoint import plugin_of
 
 CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
@@ -79,6 +83,25 @@ def test_both_costs_follow_the_prompt_budget(options, tiny_folder):
     assert some["dense_share"] == same["dense_share"] == 0 < full["dense_share"]
     perplexities = {told["wikitext"]["score"] for told in found.values()}
     assert len(perplexities) == 1 and found[None]["wikitext"]["cost"] < 0.99, "text skips as in the papers, always"
+
+
+def test_a_baseline_meets_the_cost_that_short_answers_had(options, tiny_folder, tiny_plugin, tmp_path, monkeypatch):
+    """Its curve, like any that was measured on long texts, says nothing of the first few tokens of an answer."""
+    model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
+    wrong = Curve((-2.0, 0.0, 2.0), (0.6, 0.7, 0.9), (0.5, 0.2, 0.05))
+    plugin = replace(plugin_of(model), name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
+    other = save(model, tmp_path / "wrong", plugin)
+    tried, real = [], module.met
+
+    def noted(run: Any, cost: Any, *rest: Any) -> Any:
+        return real(run, lambda found: tried.append(cost(found)) or tried[-1], *rest)
+
+    monkeypatch.setattr(module, "met", noted)
+    told = {"tasks": ["arc_easy"], "early_exit": False, "int8": "none", "baselines": {"wrong": str(other)}}
+    results = run(options(output=None, **told))
+    own, baseline = (row["tasks"]["arc_easy"]["cost"] for row in results["rows"][1:])
+    assert 2 <= len(tried) <= 3 and baseline == min(tried, key=lambda cost: abs(cost - own))
+    assert abs(tried[0] - own) > 0.08 and abs(baseline - own) < 0.04
 
 
 def test_where_skipping_hurts(options):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from depthdial.evaluate.written.equal import TOLERANCE, TRIES, cost_of, meet_cost, prompt_cost_of
+from depthdial.evaluate.equal_cost import TOLERANCE, TRIES, meet_cost
+from depthdial.evaluate.written.equal import cost_of, prompt_cost_of
 
 
 def test_what_was_missed_is_made_up_for(answer):

@@ -18,9 +18,8 @@ from depthdial.models.checkpoint import Plugin
 from depthdial.models.converted import converted_of
 from depthdial.models.export import own_config
 from depthdial.models.fingerprint import fingerprint
-from depthdial.models.own import TYPES
 from depthdial.serve.vllm.depths import DepthLog, histogram, layers_used
-from depthdial.serve.vllm.shape import BUDGET, PROMPT_BUDGET, ModelShape, layer_parts
+from depthdial.serve.vllm.shape import BUDGET, KINDS, PROMPT_BUDGET, ModelShape, layer_parts
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def config(tiny_model: Callable, adaptive: Callable) -> Any:
     return own_config(adaptive(tiny_model("llama"), weights="soft"))
 
 
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", KINDS)
 def test_sizes_are_those_of_the_model(family: str, tiny_model: Callable, adaptive: Callable):
     model = adaptive(tiny_model(family))
     shape, attn = ModelShape.of(own_config(model), env={}), model.model.layers[0].self_attn
@@ -70,7 +69,7 @@ def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callabl
     for wrong in ("much", "0", "1.5"):
         with pytest.raises(ValueError, match="same"):
             offsets(wrong)
-    with pytest.raises(ValueError, match="outside what this plug-in can do"):
+    with pytest.raises(ValueError, match=r"^prompt_budget: budget 0\.5 is outside what this plug-in can do"):
         offsets("0.5")
 
 

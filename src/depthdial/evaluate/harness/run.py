@@ -13,6 +13,7 @@ from typing import Any
 import lm_eval
 
 from depthdial.evaluate import evaluation
+from depthdial.evaluate.equal_cost import meet_cost
 from depthdial.evaluate.evaluation import Report
 from depthdial.evaluate.harness import sandbox
 from depthdial.evaluate.harness.compare import summary
@@ -22,7 +23,7 @@ from depthdial.evaluate.harness.lm import DepthLM
 from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.harness.tasks import load_suites
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.subjects import Setup, Subject, TableRow
+from depthdial.evaluate.subjects import Subject, TableRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,22 @@ class _TaskEvaluation(evaluation.Evaluation):
             self._lm = DepthLM(subject.llm)
         self._lm.report = lambda done, total: self.report(f"{row.name}, {task}", done, total)
         target = row.budget if row.kind not in ("baseline", "where") else self._target(row, task)
-        setting = _setting(subject, row, target, options.setup)
-        return measure_task(self.suites[task], self._lm, setting, store, options.limit, options.run_code)
+        lm, suite = self._lm, self.suites[task]
+
+        def at(setting: Setting) -> TaskRecord:
+            return measure_task(suite, lm, setting, store, options.limit, options.run_code)
+
+        knob, read = subject.knob(row, target), options.setup.prompt_budget_of(row)
+        if row.kind == "baseline" and isinstance(knob, float):
+            # a curve is of long texts, and what is held is held from the 16th token on: short answers cost otherwise
+            aimed = meet_cost(
+                lambda aim: at(Setting.of(subject, aim, read)), lambda r: r.cost, target, subject.read_at(0.0)
+            )
+            return aimed[1]
+        if row.part:
+            written = 1.0 if row.part == "prompt" else row.budget
+            return at(Setting.alike(TaskDials.of(subject.llm, written, subject.read_at(target))))
+        return at(Setting.of(subject, knob, read))
 
     def _target(self, row: TableRow, task: str) -> float:
         """The cost that a row is to meet: what the plug-in had on the task in what was written; where no written token
@@ -99,10 +114,3 @@ class _TaskEvaluation(evaluation.Evaluation):
 def _first(limit: float | None) -> int | None:
     """Rows of a file that a run can need; all of them where it needs a share."""
     return None if limit is None or limit < 1 else int(limit)
-
-
-def _setting(subject: Subject, row: TableRow, target: float, setup: Setup) -> Setting:
-    if row.part:
-        budget = 1.0 if row.part == "prompt" else row.budget
-        return Setting.alike(TaskDials.of(subject.llm, budget, subject.read_at(target)))
-    return Setting.of(subject, subject.knob(row, target), setup.prompt_budget_of(row))

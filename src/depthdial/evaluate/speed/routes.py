@@ -14,7 +14,7 @@ from torch import Tensor
 
 from depthdial.core.program import Program
 from depthdial.core.tokens import Trace
-from depthdial.evaluate.speed.ideal import Path
+from depthdial.core.work import Path
 from depthdial.models.converted import converted_of
 
 
@@ -87,4 +87,4 @@ def _at(text: Path, place: int) -> Path:
 
 def _join(texts: Sequence[Path], routed: bool) -> Path:
     columns = ([getattr(text, name) for text in texts] for name in ("ran", "here", "keys", "positions", "texts"))
-    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), routed=routed)
+    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), decided=routed)

@@ -13,13 +13,13 @@ import torch
 from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.evaluate import evaluation
-from depthdial.evaluate.equal_cost import Knob, KnobMix
+from depthdial.evaluate.equal_cost import Knob, KnobMix, meet_cost
 from depthdial.evaluate.evaluation import Report
 from depthdial.evaluate.store import Store
 from depthdial.evaluate.subjects import Subject, TableRow
 from depthdial.evaluate.written.answers import Answer, PromptRequest, Writer
 from depthdial.evaluate.written.compare import AnswerSet, summary
-from depthdial.evaluate.written.equal import cost_of, meet_cost, prompt_cost_of
+from depthdial.evaluate.written.equal import cost_of, prompt_cost_of
 from depthdial.evaluate.written.prompts import digest_of, prompt_tokens, prompts_of, source_name, text_of
 from depthdial.models.own import is_own
 

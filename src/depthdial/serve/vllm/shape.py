@@ -16,12 +16,14 @@ from transformers import PretrainedConfig
 from depthdial.core.dial import prompt_budget
 from depthdial.core.method import Dims, Method
 from depthdial.core.program import Program
-from depthdial.models.dial import offset_of
+from depthdial.models.dial import offset_of, read_offset_of
 from depthdial.models.families import family_of
 from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
 BUDGET, PROMPT_BUDGET = "DEPTHDIAL_BUDGET", "DEPTHDIAL_PROMPT_BUDGET"
 """Environment variables that override the budget chosen at export, and how prompts are read."""
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers the vLLM model has."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,10 @@ class ModelShape:
         Raises ValueError, with the remedy, for a model that the vLLM model cannot run and a budget it cannot keep.
         """
         family, fields = family_of(config), config.to_dict()
+        kind = family.model_type
         env = os.environ if env is None else env
-        other = family.after_attn or family.after_mlp or family.plus_one or family.scales_embeddings
-        if other or family.rope_per_kind or fields.get(family.activation) not in ("silu", "swish"):
-            raise ValueError(
-                f"vLLM runs Llama-like layers with SiLU only, not {family.model_type}; use depthdial serve"
-            )
+        if kind not in KINDS or fields["hidden_act"] not in ("silu", "swish"):
+            raise ValueError(f"vLLM runs layers of {', '.join(KINDS)} with SiLU only, not {kind}; use depthdial serve")
         heads, depth, method = config.num_attention_heads, config.num_hidden_layers, method_from(config)
         bias = bool(fields.get("attention_bias"))
         return cls(
@@ -74,10 +74,10 @@ class ModelShape:
             kv_heads=fields.get("num_key_value_heads") or heads,
             head_dim=fields.get("head_dim") or config.hidden_size // heads,
             eps=config.rms_norm_eps,
-            qkv_bias=bias or family.qkv_bias,
+            qkv_bias=bias or kind == "qwen2",
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
-            head_norms=family.head_norms,
+            head_norms=kind == "qwen3",
             windows=tuple(family.window(config, index) for index in range(depth)),
             max_position=config.max_position_embeddings,
             rope=dict(config.rope_parameters),
@@ -144,4 +144,4 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         return _offset(config, env)
     if trained_with_routers(config):
         raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {budget}')
-    return offset_of(plugin, budget, "text")
+    return read_offset_of(plugin, budget)
