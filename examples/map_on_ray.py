@@ -26,9 +26,9 @@ import pyarrow as pa
 from depthdial import load
 from depthdial.cli.options import prompt_budget_of
 from depthdial.core.dial import PromptBudget
-from depthdial.maps.mapping import Mapper, Settings
+from depthdial.maps.mapping import Mapper, MapSettings
 from depthdial.maps.prompts import of_row
-from depthdial.maps.schema import DepthMap, table
+from depthdial.maps.schema import DepthMap, arrow_table
 
 
 class MapTexts:
@@ -44,13 +44,13 @@ class MapTexts:
         **settings: Any,
     ):
         loaded, tokenizer = load(model, plugin, budget, device=device)
-        self.mapper = Mapper(loaded, tokenizer, model, budget, Settings(**settings), prompt_budget)
+        self.mapper = Mapper(loaded, tokenizer, model, budget, MapSettings(**settings), prompt_budget)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows with `prompt` or `messages` (and `id`, `task`, `group`, `answer`) to rows of a map."""
         # rows without an id are named by what they hold: their number in a block would come again in the next
         prompts = [of_row(row, f"row {i}", f"row-{_hash(row)}", "text") for i, row in enumerate(block.to_pylist())]
-        return table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
+        return arrow_table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
 
 
 def _hash(row: dict[str, Any]) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 
 from depthdial.cli.options import prompt_budget_of
 from depthdial.serve.app import make_app
-from depthdial.serve.settings import EngineSettings, Limits, Settings
+from depthdial.serve.settings import EngineSettings, RequestLimits, ServerSettings
 
 
-def application(settings: Settings, replicas: int, most: int, cpus: float = 1, gpus: float = 0) -> Any:
+def application(settings: ServerSettings, replicas: int, most: int, cpus: float = 1, gpus: float = 0) -> Any:
     """A Ray Serve application of `replicas` to `most` servers, each on `cpus` cores and `gpus` GPUs."""
     from ray import serve  # pyright: ignore[reportMissingImports] - asked for by this example alone
 
@@ -63,7 +63,7 @@ def main() -> None:
     engine = EngineSettings(
         args.model, args.plugin, args.budget, max_batch=args.max_batch, prompt_budget=args.prompt_budget
     )
-    settings = Settings(engine, Limits())
+    settings = ServerSettings(engine, RequestLimits())
     ray.init(ignore_reinit_error=True)
     serve.start(http_options={"host": args.host, "port": args.port})
     serve.run(application(settings, args.replicas, args.most, args.cpus, args.gpus))

@@ -25,9 +25,11 @@ from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
+from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
+from depthdial.cli.testbed import judge
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
@@ -45,16 +47,18 @@ app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)
 app.command()(report)
+app.command("testbed")(judge)
 app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)
 app.command()(export)
+app.command()(push)
 app.command()(chat)
 app.add_typer(map_app, name="map")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"depthdial {__version__}")
         raise typer.Exit()
 

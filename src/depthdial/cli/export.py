@@ -37,21 +37,23 @@ def export(
     from depthdial.models import hub, load
     from depthdial.models.export import check_free, own_config
     from depthdial.models.export import export as write
-    from depthdial.serve.vllm.shape import Shape
+    from depthdial.serve.vllm.shape import ModelShape
 
     if push_to is not None and format != "hf":
         raise ValueError("--push-to needs --format hf: the hub's readers look for the card")
     read = options.prompt_budget_of(prompt_budget)
     check_free(output)
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints while loading
-        opened, tokenizer = load(model, options.plugin_of(plugin), budget, dtype, "cpu", allow_other_weights, read)
-        config = own_config(opened, budget)
+        loaded_model, tokenizer = load(
+            model, options.plugin_of(plugin), budget, dtype, "cpu", allow_other_weights, read
+        )
+        config = own_config(loaded_model, budget)
         if format == "vllm":
-            Shape.of(config, env={})  # refuses what vLLM could not run
-            folder = write(opened, tokenizer, output, budget)
+            ModelShape.of(config, env={})  # refuses what vLLM could not run
+            folder = write(loaded_model, tokenizer, output, budget)
         else:
-            files = hub.files(opened, config, model, push_to)
-            folder = write(opened, tokenizer, output, budget, files, hub.auto_map(config))
+            files = hub.files(loaded_model, config, model, push_to)
+            folder = write(loaded_model, tokenizer, output, budget, files, hub.auto_map(config))
     facts = {
         "folder": str(folder),
         "format": format,

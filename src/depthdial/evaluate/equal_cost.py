@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Mix:
+class KnobMix:
     """Two settings of a dial between which rows take turns; `share` of the rows are at `high`."""
 
     low: float
@@ -36,30 +36,30 @@ class Mix:
         return torch.where(self.at_high(rows), self.high, self.low).float()
 
 
-Knob = float | Mix
+Knob = float | KnobMix
 
 
-def between(known: dict[float, float], cost: float) -> Knob:
+def mix_between(costs: dict[float, float], cost: float) -> Knob:
     """The mix of the two settings whose costs lie nearest to `cost`, one on each side; one alone if it costs just that.
 
-    known: cost by setting, in any order. Raises ValueError if all lie on one side.
+    costs: cost by setting, in any order. Raises ValueError if all lie on one side.
     """
-    below = max((k for k, c in known.items() if c <= cost), key=lambda k: (known[k], k), default=None)
-    above = min((k for k, c in known.items() if c >= cost), key=lambda k: (known[k], k), default=None)
+    below = max((k for k, c in costs.items() if c <= cost), key=lambda k: (costs[k], k), default=None)
+    above = min((k for k, c in costs.items() if c >= cost), key=lambda k: (costs[k], k), default=None)
     if below is None or above is None:
-        raise out_of_reach(known, above is None)
-    if known[below] == cost:
+        raise out_of_reach(costs, above is None)
+    if costs[below] == cost:
         return below
-    return Mix(below, above, (cost - known[below]) / (known[above] - known[below]))
+    return KnobMix(below, above, (cost - costs[below]) / (costs[above] - costs[below]))
 
 
-def out_of_reach(known: dict[float, float], up: bool) -> ValueError:
+def out_of_reach(costs: dict[float, float], up: bool) -> ValueError:
     """What to say where all known costs lie above or, `up`, below the one asked for."""
-    end = f"at most {max(known.values()):.3f}" if up else f"at least {min(known.values()):.3f}"
+    end = f"at most {max(costs.values()):.3f}" if up else f"at least {min(costs.values()):.3f}"
     return ValueError(f"out of reach: the true cost of this model is {end}; choose a budget nearer to that")
 
 
-def met(
+def meet_cost(
     run: Callable[[float], Found], cost: Callable[[Found], float], target: float, lowest: float
 ) -> tuple[float, Found]:
     """The budget and what was found, of up to `TRIES`, whose cost comes nearest to `target`: run again, with what was

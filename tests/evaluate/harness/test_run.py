@@ -16,7 +16,7 @@ import pytest
 
 from depthdial.core.dial import Curve
 from depthdial.evaluate.harness import run as module
-from depthdial.evaluate.harness.run import Options, run
+from depthdial.evaluate.harness.run import TaskOptions, run
 from depthdial.evaluate.harness.table import tables
 from depthdial.evaluate.subjects import Lineup, Setup
 from depthdial.models import load, save
@@ -27,7 +27,7 @@ CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
-    def make(**fields: Any) -> Options:
+    def make(**fields: Any) -> TaskOptions:
         lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
         lineup |= {
             name: fields.pop(name) for name in ("budgets", "baselines", "early_exit", "int8", "where") if name in fields
@@ -40,7 +40,7 @@ def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
             "output": tmp_path / "out",
             "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
         }
-        return Options(**{**told, **fields})
+        return TaskOptions(**{**told, **fields})
 
     return make
 
@@ -118,7 +118,7 @@ def test_where_skipping_hurts(options):
 def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypatch):
     first = run(options())
     measured = []
-    real = module.measure
+    real = module.measure_task
     monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))

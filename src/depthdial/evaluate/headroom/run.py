@@ -13,7 +13,7 @@ import numpy as np
 
 from depthdial.core.lock import locked
 from depthdial.core.whole import disk_errors, plain, write_json
-from depthdial.evaluate.folder import FORMAT, RESULTS, Folder, check
+from depthdial.evaluate.folder import FORMAT, RESULTS, RunFolder, check_folder
 from depthdial.evaluate.headroom.forecast import kept
 from depthdial.evaluate.headroom.oracle import Ways, cheapest, dealt, pooled, spread
 from depthdial.evaluate.headroom.passes import Drops, Lost
@@ -66,7 +66,7 @@ def run(options: Options, report: Report = lambda name, done, total: None) -> di
     model before the text is read, for a text before weights are."""
     output = options.output
     if output is not None:
-        check(output, options.resume)
+        check_folder(output, options.resume)
     config = config_ahead(options.model)
     if config is not None and config.model_type.startswith(OWN):
         raise ValueError(f"{options.model} is routed already; give the base that it was made from")
@@ -85,7 +85,7 @@ def _measured(options: Options, rows: Rows, report: Report) -> dict[str, Any]:
         model, _ = load_base(options.model, options.dtype, options.device)
     weights = fingerprint(model).weights
     fixed = {"what": "headroom", "model": weights, "text": rows.digest, "dtype": options.dtype}
-    folder = Folder(options.output, {"format": FORMAT, "fixed": fixed, "tasks": {}, "baselines": {}}, options.resume)
+    folder = RunFolder(options.output, {"format": FORMAT, "fixed": fixed, "tasks": {}, "baselines": {}}, options.resume)
     store = Store(None if folder.path is None else folder.path / "chunks.jsonl")
     free, routed = dropping(model.config), routing(model.config)
     deepest = min(model.config.num_hidden_layers - 1, int(np.ceil(free.dropped(min(options.budgets)))))

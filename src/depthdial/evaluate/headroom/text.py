@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from depthdial.maps.classes import TokenClasses
 from depthdial.maps.prompts import PromptFile
 from depthdial.maps.tasks import read_text
-from depthdial.maps.texts import conversation
+from depthdial.maps.texts import conversation_text
 from depthdial.models.chat import TemplateRefused
 
 LEAST = 64
@@ -98,7 +98,7 @@ def _texts(data: Path | None) -> Iterator[str | tuple[dict[str, str], ...]]:
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: tuple[dict[str, str], ...]) -> list[int]:
     if tokenizer.chat_template and len(messages) > 1:  # a prompt alone is a text as it stands
         try:
-            return list(conversation(tokenizer, messages, "").ids)
+            return list(conversation_text(tokenizer, messages, "").ids)
         except TemplateRefused:
             pass  # a template without that role: then as plain text
     return tokenizer("\n\n".join(message["content"] for message in messages), verbose=False)["input_ids"]
