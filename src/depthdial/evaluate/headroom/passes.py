@@ -125,7 +125,7 @@ class Drops:
 
     def _stored(self, what: str, told: Any, run: Callable[[], Any]) -> Any:
         key = key_of(self._name, self._rows.digest, what, told)
-        (found,), _ = self._store.get(key, lambda: ([run()], [0.0, 0.0]))
+        (found,), _ = self._store.get(key, lambda: [run()])
         self._report(f"without {told}" if told else "the head before each layer")
         return found
 
