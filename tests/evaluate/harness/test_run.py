@@ -89,7 +89,9 @@ def test_a_baseline_meets_the_cost_that_short_answers_had(options, tiny_folder, 
     """Its curve, like any that was measured on long texts, says nothing of the first few tokens of an answer."""
     model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
     wrong = Curve((-2.0, 0.0, 2.0), (0.6, 0.7, 0.9), (0.5, 0.2, 0.05))
-    plugin = replace(plugin_of(model), name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
+    own_plugin = plugin_of(model)
+    assert own_plugin is not None
+    plugin = replace(own_plugin, name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
     other = save(model, tmp_path / "wrong", plugin)
     tried, real = [], module.meet_cost
 
