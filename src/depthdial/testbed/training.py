@@ -35,10 +35,10 @@ class Recipe:
     """LAYERSxHEADS@WIDTH of the deepest model, see `models.scratch.Spec`."""
     rows: int = 24
     """Texts in each step."""
-    lr: float = 3e-3
+    lr: float = 2e-3
     patience: int = 300
     """Steps that a hop may take to be learned before training goes on without it."""
-    settle: int = 400
+    settle: int = 200
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
     steps: int = 600
     """Steps in which a method is trained on the deepest dense model."""
