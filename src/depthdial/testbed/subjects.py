@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from depthdial.methods import FlexiDepth, Readout, Recursive, method_named
 from depthdial.models.calibration import BaseProbe
-from depthdial.models.convert import convert
+from depthdial.models.convert import convert, head_of
 from depthdial.models.converted import converted_of, is_converted
 from depthdial.testbed.judges import Answers
 from depthdial.testbed.ladder import looped, stages
@@ -142,7 +142,7 @@ def answered(
         batch = world.batch(recipe.rows, seed, HELDOUT, 0, i)
         ids, there = tensors(batch)
         hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
-        best = model.get_output_embeddings()(hidden).argmax(-1).numpy()
+        best = head_of(model)(hidden).argmax(-1).numpy()
         at = there.numpy()
         if routed is None:
             depth = np.full(len(best), model.config.num_hidden_layers, float)

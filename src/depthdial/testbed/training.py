@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from depthdial.core.layers import Part
 from depthdial.models.branches import branches_of
+from depthdial.models.convert import head_of
 from depthdial.models.converted import converted_of, is_converted
 from depthdial.models.halves import Halves
 from depthdial.models.scratch import Spec
@@ -121,7 +122,7 @@ class _Pupil:
     def _each(self, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each prediction, fp32 [B, T]; 0 where nothing is predicted."""
         hidden = self.model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = head_of(self.model)(hidden).float()
         losses = F.cross_entropy(logits, torch.from_numpy(batch.labels)[there], reduction="none")
         return losses.new_zeros(there.shape).masked_scatter(there, losses)
 
