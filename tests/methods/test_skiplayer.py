@@ -197,13 +197,12 @@ def test_a_share_over_all_layers_lets_some_run_more():
     torch.testing.assert_close(whole.mean(), torch.tensor(0.1 * 0.25**2))
 
 
-def test_a_router_with_a_bottleneck_starts_from_running_everything(make: Callable):
-    model = make(router_ratio=4, start=20.0)
-    model(IDS)
-    assert all(decision.keep.all() for decision in model.route.decisions.values())
-    with model.converted.using(offset=-40.0):
-        model(IDS)
-    assert not any(decision.keep.any() for decision in model.route.decisions.values())
+def test_routers_without_an_opinion_leave_all_to_the_dial():
+    method, x = SkipLayer(spread=0.0), torch.randn(2, 9, 8)
+    parts = method.parts(method.program(6).steps[0], Dims(8, 16))
+    assert ask(method, parts, x, offset=0.1).keep.all() and not ask(method, parts, x, offset=-0.1).keep.any()
+    other = SkipLayer().parts(method.program(6).steps[0], Dims(8, 16))
+    assert len(ask(method, other, x, offset=0.1).keep.unique()) == 2
 
 
 @pytest.mark.parametrize(
@@ -218,7 +217,7 @@ def test_a_router_with_a_bottleneck_starts_from_running_everything(make: Callabl
         ({"units": ["layer", "mlp"]}, "units must be layer, or attn and mlp"),
         ({"estimator": "exact"}, "estimator must be"),
         ({"over": "row"}, "over must be"),
-        ({"start": 1.0}, "start is of a router with a bias"),
+        ({"spread": -1.0}, "spread must not be below 0"),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str):

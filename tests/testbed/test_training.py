@@ -92,7 +92,7 @@ def test_every_subject_is_trained_and_measured(name, base):
 
 def test_a_held_budget_is_near_after_training(base):
     model = copy.deepcopy(base)
-    convert(model, method_named("skiplayer", {"estimator": "sampled", "router_ratio": 4}), frozen=False)
+    convert(model, method_named("skiplayer", {"estimator": "sampled", "spread": 0}), frozen=False)
     fit(model, WORLD, RECIPE, 0, 60, budget=0.75)
     answers, cost = answered(model, WORLD, RECIPE, 0, 40)
     assert cost == pytest.approx(0.75, abs=0.06)

@@ -45,7 +45,7 @@ def subjects(layers: int) -> dict[str, Subject]:
     first = {"first": 0}
     flexi = {**first, **FlexiDepth.budgeted}
     half = {"density": 0.5}
-    drawn = {**half, "estimator": "sampled", "router_ratio": 4, "start": 2.0}
+    drawn = {**half, "estimator": "sampled", "spread": 0}
     return {
         # all weights trained on, as the paper's pre-training is, but from the dense model
         "skiplayer 50%": Subject("skiplayer", half),
