@@ -25,19 +25,8 @@ from torch import Tensor
 from depthdial.core.whole import write_json
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import (
-    PAGE,
-    Branch,
-    Int8,
-    LayerTensors,
-    Linear,
-    ModelTensors,
-    Norm,
-    PagedCache,
-    PassOutput,
-    PassTokens,
-    Rope,
-)
+from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
+from depthdial.kernels.tensors import PAGE, Branch, Int8, LayerTensors, Linear, ModelTensors, Norm, Rope
 from depthdial.models import load_base
 from depthdial.models.block import spine_of
 
@@ -182,8 +171,7 @@ def interleaved(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], d
 
 def tensors_of(model: Any) -> ModelTensors:
     spine = spine_of(model)
-    layers = tuple(LayerTensors(**vars(block), branch=Branch("table")) for block in spine.blocks)
-    return ModelTensors(spine.embed, layers, spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
+    return spine._replace(layers=tuple(layer._replace(branch=Branch("table")) for layer in spine.layers))
 
 
 if __name__ == "__main__":

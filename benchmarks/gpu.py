@@ -107,8 +107,8 @@ def adaptive(plain: PreTrainedModel, args: argparse.Namespace) -> ModelTensors:
     model = convert(model, method_named("flexidepth", {"start": 0.0}))
     torch.nn.Module.to(model, device)  # the new parts
     spine = spine_of(model)
-    runner = TorchRunner(model, spine, Stats(len(spine.blocks)))
-    share = min(1.0, args.rate * len(spine.blocks) / (len(spine.blocks) - len(spine.blocks) // 2))
+    runner = TorchRunner(model, spine, Stats(len(spine.layers)))
+    share = min(1.0, args.rate * len(spine.layers) / (len(spine.layers) - len(spine.layers) // 2))
     tensors = tensors_of(spine, runner).tensors
     for _ in range(args.rounds):  # a router's input depends on what the layers below it decided
         score = decode_case(tensors, args.calibration, 1, device).first.score

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.graph import Graphs, WeightBytes
-from depthdial.kernels.tensors import PAGE, ModelTensors, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import PAGE, ModelTensors
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place
 from depthdial.kernels.triton.rows import Rows

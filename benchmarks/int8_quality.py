@@ -21,7 +21,8 @@ from depthdial import LLM
 from depthdial.core.whole import write_json
 from depthdial.engine.native import NativeRunner
 from depthdial.evaluate.speed.machine import facts
-from depthdial.kernels.tensors import PAGE, PagedCache, PassOutput, PassTokens
+from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
+from depthdial.kernels.tensors import PAGE
 from depthdial.train.data import read
 
 ROWS, LENGTH = 16, 128

@@ -42,7 +42,7 @@ def held(llm: LLM) -> dict[str, int]:
             (("weights", base), ("plug-in", parts))}  # fmt: skip
     spine = llm.engine.runner.plain.spine if isinstance(llm.engine.runner, NativeRunner) else None
     if spine is not None and llm.options.weights == "int8":
-        matrices = [linear.weight for block in spine.blocks for linear in weights.matrices(block).values()]
+        matrices = [linear.weight for block in spine.layers for linear in weights.matrices(block).values()]
         tables = {id(table): table for table in (spine.embed, spine.head)}.values()
         size["weights"] += sum(weights.size_of(weight) for weight in (*matrices, *tables))
     return {**size, "cache": sum(t.numel() * t.element_size() for t in (cache.k, cache.v))}

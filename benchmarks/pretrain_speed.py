@@ -23,8 +23,8 @@ from depthdial.core.whole import write_json
 from depthdial.evaluate.speed.machine import facts
 from depthdial.methods import Dense
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gather
 from depthdial.models.scratch import Spec, fresh
+from depthdial.train.gathered import gather
 from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken
 

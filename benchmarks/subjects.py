@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from depthdial.core.method import Method
 from depthdial.engine.weights import matrices
-from depthdial.evaluate.equal_cost import Knob, Mix
-from depthdial.kernels.reference import int8_pack
+from depthdial.evaluate.equal_cost import Knob, KnobMix
+from depthdial.kernels.pack import int8_pack
 from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
 from depthdial.models.block import spine_of
@@ -85,7 +85,7 @@ def int8(setup: Setup) -> Subject:
     heldout = Heldout(converted, setup.batches(model.device), setup.compile)
     teacher = heldout.teacher
     with torch.no_grad():
-        for block in spine_of(converted).blocks:
+        for block in spine_of(converted).layers:
             for linear in matrices(block).values():
                 assert isinstance(linear.weight, Tensor)
                 packed = int8_pack(linear.weight)
@@ -114,7 +114,7 @@ class PeerRun:
         self.peer, self.batches = peer, batches
 
     def __call__(self, index: int, knob: Knob) -> Seen:
-        if isinstance(knob, Mix):
+        if isinstance(knob, KnobMix):
             low, high = self(index, knob.low), self(index, knob.high)
             rows = torch.arange(len(low.cost), device=low.cost.device) + index * len(self.batches[0]["input_ids"])
             at_high = knob.at_high(rows)[:, None]

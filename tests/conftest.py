@@ -47,10 +47,8 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-OF_FAMILY = {
-    "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6, "query_pre_attn_scalar": 8},
-    "mistral": {"sliding_window": 8},
-}
+AS_MADE = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+"""Families whose tiny models have norms of 1 and biases of 0; others are as after training."""
 ModelMaker = Callable[..., PreTrainedModel]
 
 
@@ -65,11 +63,16 @@ def tiny_model() -> ModelMaker:
     """`tiny_model(family, seed=0, **config)`: a fresh random fp32 model of 6 layers, in inference mode."""
 
     def make(family: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
-        settings = FAMILIES[family].example(**{**SIZES, **OF_FAMILY.get(family, {}), **config})
+        kind = FAMILIES[family]
+        settings = kind.example(**{**SIZES, **kind.tiny, **config})
         state = torch.get_rng_state()
         torch.manual_seed(seed)
         try:
-            return AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+            for weight in model.parameters() if family not in AS_MADE else ():
+                if weight.ndim == 1:
+                    weight.data += torch.randn_like(weight) * 0.2
+            return model
         finally:
             torch.set_rng_state(state)
 

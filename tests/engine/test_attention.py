@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from depthdial.engine.attention import _weighed
-from depthdial.kernels.tensors import PAGE
-from depthdial.models.block import Block, spine_of
+from depthdial.kernels.tensors import PAGE, LayerTensors
+from depthdial.models.block import spine_of
 
 
 @pytest.fixture
-def block(tiny_model) -> Block:
-    return spine_of(tiny_model("llama")).blocks[0]
+def block(tiny_model) -> LayerTensors:
+    return spine_of(tiny_model("llama")).layers[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [1, 40])
-def test_masked_places_may_hold_anything(block: Block, dtype: torch.dtype, queries: int):
+def test_masked_places_may_hold_anything(block: LayerTensors, dtype: torch.dtype, queries: int):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, count, 8, generator=generator).to(dtype) for count in (queries, 2 * PAGE, 2 * PAGE))
     positions = torch.arange(60, 60 + queries)[:, None]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.laws.cover import NATIVE, product
 from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
@@ -21,7 +22,6 @@ from depthdial.engine.runner import TorchRunner
 from depthdial.engine.scheduler import Slice
 from depthdial.kernels.cpu.build import Unavailable, all_isas
 from depthdial.methods import METHODS
-from depthdial.models.families import FAMILIES
 
 TILED = [*METHODS, *TOYS]
 """Methods for passes in tiles, which ask for the fields' own widths."""
@@ -65,10 +65,10 @@ def rows(llm: LLM, asked: Callable, method: str) -> list[Row]:
     return made
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@EACH
-def test_a_native_pass_is_the_torch_runners(made, asked, method: str, fields: dict, family: str):
-    llms = [made(method, family, fields) for _ in range(2)]
+@product([*TILED, *(f"{name}-fixed" for name in FIXED)], NATIVE)
+def test_a_native_pass_is_the_torch_runners(made, asked, method: str, family: str):
+    method, fixed, _ = method.partition("-fixed")
+    llms = [made(method, family, {"fixed_input": True} if fixed else {}) for _ in range(2)]
     if not fused(llms[0]):
         assert isinstance(llms[0].engine.runner, TorchRunner)
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.laws.cover import ODD, PLAIN
 
 from depthdial.engine import step
 from depthdial.engine.acceptance import Prices
@@ -79,8 +80,12 @@ def agree(llm: LLM, finish: Callable, asked: Callable, lossless: Request, found:
             assert list(mine.values()) == pytest.approx(list(theirs.values()), abs=1e-4)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "native"),
+    [pytest.param(family, native, id=f"{family}-{'native' if native else 'torch'}",
+                  marks=[] if native or family in (PLAIN, ODD) else [pytest.mark.slow])
+     for family in FAMILIES for native in (True, False)],
+)  # fmt: skip
 def test_greedy_text_is_the_bases_in_every_family(made, asked, drafted, finish, agrees, family: str, native: bool):
     llm = made("flexidepth", family, max_batch=4)
     llm = llm if native else plain(llm)
@@ -194,7 +199,7 @@ def test_a_text_that_repeats_itself_is_looked_up(made, asked, drafted, finish):
     """Where a layer adds nothing, a token alone decides the next one: greedy text runs into a loop."""
     llm = made(max_batch=1)
     with torch.no_grad():
-        for block in spine_of(llm.model).blocks:
+        for block in spine_of(llm.model).layers:
             for weight in (block.o.weight, block.down.weight):
                 assert isinstance(weight, torch.Tensor)
                 weight.zero_()

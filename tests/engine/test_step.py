@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.poison import poison
+from tests.laws.cover import product
 from tests.laws.toys import TOYS
 
 from depthdial.core.dial import Dials
@@ -22,7 +23,6 @@ from depthdial.engine.reading import Reader
 from depthdial.engine.score import Scorer, Text
 from depthdial.engine.trial import break_even
 from depthdial.methods import METHODS, method_named
-from depthdial.models.families import FAMILIES
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -30,8 +30,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(3, 300) for _ in range(length)] for length in lengths]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [*METHODS, *TOYS])
+@product([*METHODS, *TOYS])
 def test_every_method_and_family_equals_the_reference(made, asked, finish, agrees, method: str, family: str):
     compare(made(method, family, max_batch=3), asked, finish, agrees, [0.0, -1.0, math.inf, 0.8])
 

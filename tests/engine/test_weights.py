@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.weights import int8_spine, look_up, matrices, multiply, size_of
-from depthdial.kernels.reference import int8_pack
+from depthdial.kernels.pack import int8_pack
 from depthdial.kernels.tensors import Int8
 from depthdial.models.block import spine_of
 
@@ -58,7 +58,7 @@ def test_a_spine_in_int8_can_take_the_place_of_the_model(tiny_model):
     spine = spine_of(model)
     packed = int8_spine(spine)
     assert packed.head is packed.embed and isinstance(packed.embed, Int8)
-    assert all(isinstance(m.weight, Int8) for block in packed.blocks for m in matrices(block).values())
+    assert all(isinstance(m.weight, Int8) for block in packed.layers for m in matrices(block).values())
     assert all(p.numel() for p in model.parameters()), "the model is as it was"
     before = sum(p.numel() for p in model.parameters())
     int8_spine(spine, release=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
 from depthdial.kernels.tensors import (
     PAGE,
     Act,
@@ -20,9 +21,6 @@ from depthdial.kernels.tensors import (
     ModelTensors,
     Norm,
     Op,
-    PagedCache,
-    PassOutput,
-    PassTokens,
     RouterTensors,
 )
 from depthdial.models.block import spine_of
@@ -34,12 +32,7 @@ Order = Literal["norm_tanh", "tanh_norm", "linear"]
 def tensors_of() -> Callable[[PreTrainedModel], ModelTensors]:
     """`tensors_of(model)`: its own tensors, every layer always run."""
 
-    def read(model: PreTrainedModel) -> ModelTensors:
-        spine = spine_of(model)
-        layers = tuple(LayerTensors(**vars(block)) for block in spine.blocks)
-        return ModelTensors(spine.embed, layers, spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
-
-    return read
+    return spine_of
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +68,7 @@ class Batch:
 
     def __init__(self, model: ModelTensors, sequences: int = 4, pages: int = 3, seed: int = 0):
         layer, self.steps, caches = model.layers[0], len(model.steps), model.caches
+        self.query_scale = model.query_scale
         self.generator = torch.Generator().manual_seed(seed)
         count = caches * sequences * pages + 1
         shape = (count, layer.kv_heads, PAGE, layer.head_dim)
@@ -91,7 +85,9 @@ class Batch:
         """Tokens at (sequence, position), their ids drawn anew."""
         rows = torch.tensor(places, dtype=torch.int32)
         ids = torch.randint(0, self.vocabulary, (len(places),), generator=self.generator)
-        return PassTokens(ids, rows[:, 1].contiguous(), rows[:, 0].contiguous(), torch.full((len(places),), offset))
+        positions, offsets = rows[:, 1].contiguous(), torch.full((len(places),), offset)
+        scale = None if self.query_scale is None else self.query_scale(positions)
+        return PassTokens(ids, positions, rows[:, 0].contiguous(), offsets, query_scale=scale)
 
     def cache(self) -> PagedCache:
         return PagedCache(*(None if part is None else part.clone() for part in self._cache))  # pyright: ignore

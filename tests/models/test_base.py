@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaForCausalLM
 
 from depthdial.models import base
+from depthdial.models.ahead import config_ahead
 from depthdial.models.base import SHORT_NAMES, load_base
+from depthdial.models.families import family_of
 from depthdial.models.gguf import cached_folder
 
 
@@ -238,3 +242,33 @@ def test_smollm2() -> None:
     assert tokenizer.tokenize("a:\n\n1. b") == ["a", ":", "ĊĊ", "1", ".", "Ġb"]  # as the model was trained
     ids = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(model.generate(**ids, max_new_tokens=4, do_sample=False)[0])
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+@pytest.mark.parametrize("old_names", [False, True], ids=["names of now", "names of before"])
+def test_of_a_model_that_sees_the_language_model_is_opened(
+    kind: str, old_names: bool, tiny_tokenizer: Any, tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tiny_model({"gemma3": "gemma3_text", "mistral3": "ministral3"}[kind])
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    seeing = {"gemma3": "siglip_vision_model", "mistral3": "pixtral"}[kind]
+    sees, tied = {**vision, "model_type": seeing}, text.config.tie_word_embeddings
+    config = AutoConfig.for_model(kind, text_config=text.config.to_dict(), vision_config=sees, tie_word_embeddings=tied)
+    whole: Any = AutoModelForImageTextToText.from_config(config)
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    if old_names:
+        state = load_file(tmp_path / "model.safetensors")
+        renamed = {re.sub(r"^(model\.)?language_model\.", "language_model.model.", n): t for n, t in state.items()}
+        renamed = {re.sub(r"^lm_head", "language_model.lm_head", name): tensor for name, tensor in renamed.items()}
+        save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    model, _ = load_base(str(tmp_path), dtype="float32", device="cpu")
+    assert type(model) is type(text) and family_of(model.config).model_type == text.config.model_type
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, text(ids).logits)
+    assert "are not part of it and are left out" in capsys.readouterr().err
+    assert config_ahead(str(tmp_path)).model_type == text.config.model_type  # pyright: ignore

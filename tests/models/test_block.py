@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.tensors import Linear, Norm, Rope
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, Rope
 from depthdial.methods import Recursive
-from depthdial.models.block import Block, Spine, spine_of
+from depthdial.models.block import spine_of
 from depthdial.models.families import FAMILIES
 
 IDS = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))  # longer than the windows
@@ -32,42 +32,70 @@ def norm(x: Tensor, of: Norm | None) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + of.eps) * scale
 
 
-def heads(x: Tensor, of: Linear, size: int, normed: Norm | None) -> Tensor:
+def heads(x: Tensor, of: Linear, block: LayerTensors, normed: Norm | None, rope: Rope | None) -> Tensor:
     """[T, d] -> [heads, T, size]"""
-    return norm(linear(x, of).unflatten(-1, (-1, size)), normed).transpose(0, 1)
+    x = linear(x, of)
+    if normed is not None and normed.weight.numel() == x.shape[-1]:
+        x, normed = norm(x, normed), None
+    x = x.unflatten(-1, (-1, block.head_dim)).transpose(0, 1)
+    if not block.norms_turned:
+        x = norm(x, normed)
+    if rope is not None:
+        x = turn(x, rope, block.pairs == "neighbours")
+    return norm(x, normed) if block.norms_turned else x
 
 
-def turn(x: Tensor, rope: Rope) -> Tensor:
+def turn(x: Tensor, rope: Rope, neighbours: bool) -> Tensor:
     angle = torch.arange(x.shape[1])[:, None] * rope.inv_freq
     cos, sin = angle.cos() * rope.scaling, angle.sin() * rope.scaling
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    out, pairs = x.clone(), len(rope.inv_freq)
+    for i in range(pairs):
+        at, other = (2 * i, 2 * i + 1) if neighbours else (i, pairs + i)
+        out[..., at] = x[..., at] * cos[:, i] - x[..., other] * sin[:, i]
+        out[..., other] = x[..., other] * cos[:, i] + x[..., at] * sin[:, i]
+    return out
 
 
-def attend(z: Tensor, block: Block, rope: Rope) -> Tensor:
-    q = turn(heads(z, block.q, block.head_dim, block.q_norm), rope)
-    k = turn(heads(z, block.k, block.head_dim, block.k_norm), rope)
-    v = heads(z, block.v, block.head_dim, None)
+def attend(z: Tensor, block: LayerTensors, spine: ModelTensors) -> Tensor:
+    rope, places = spine.ropes[block.rope], torch.arange(len(z))
+    q = heads(z, block.q, block, block.q_norm, rope)
+    if spine.query_scale is not None:
+        q = q * spine.query_scale(places)[:, None]
+    k = heads(z, block.k, block, block.k_norm, rope)
+    v = heads(z, block.v, block, None, None)
     assert (q.shape[0], k.shape[0]) == (block.heads, block.kv_heads)
     group = block.heads // block.kv_heads
     scores = q @ k.repeat_interleave(group, 0).mT * block.scale
-    ago = torch.arange(len(z))[:, None] - torch.arange(len(z))
+    if block.softcap is not None:
+        scores = (scores / block.softcap).tanh() * block.softcap
+    ago = places[:, None] - places
     seen = (ago >= 0) & (ago < (block.window or math.inf))
-    weight = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    scores = scores.masked_fill(~seen, -math.inf)
+    if block.sinks is not None:
+        scores = torch.cat((scores, block.sinks[:, None, None].expand(-1, len(z), 1)), -1)
+    weight = scores.softmax(-1)[..., : len(z)]
     return linear((weight @ v.repeat_interleave(group, 0)).transpose(0, 1).flatten(1), block.o)
 
 
-def forward(spine: Spine, ids: Tensor) -> Tensor:
+def mlp(u: Tensor, block: LayerTensors) -> Tensor:
+    if block.experts is not None:
+        return block.experts.run(u)[0]
+    opened = linear(u, block.gate)
+    acts = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu2": lambda x: F.relu(x) ** 2}
+    opened = acts[block.activation](opened)
+    return linear(opened if block.up is None else opened * linear(u, block.up), block.down)
+
+
+def forward(spine: ModelTensors, ids: Tensor) -> Tensor:
     """ids: [T] -> logits [T, V]"""
     assert isinstance(spine.embed, Tensor) and isinstance(spine.head, Tensor)
     x = spine.embed[ids] * spine.embed_scale
-    for block in spine.blocks:
-        x = x + norm(attend(norm(x, block.before_attn), block, spine.ropes[block.rope]), block.after_attn)
-        u = norm(x, block.before_mlp)
-        opened = linear(u, block.gate)
-        opened = F.silu(opened) if block.activation == "silu" else F.gelu(opened, approximate="tanh")
-        x = x + norm(linear(opened * linear(u, block.up), block.down), block.after_mlp)
-    logits = F.linear(norm(x, spine.norm), spine.head)
+    for block in spine.layers:
+        z = x if block.bare else norm(x, block.before_attn)
+        x = x + norm(attend(z, block, spine), block.after_attn) * block.residual
+        u = x if block.bare else norm(x, block.before_mlp)
+        x = x + norm(mlp(u, block), block.after_mlp) * block.residual
+    logits = F.linear(norm(x, spine.norm), spine.head) * spine.logit_scale
     return logits if spine.softcap is None else torch.tanh(logits / spine.softcap) * spine.softcap
 
 
@@ -80,22 +108,28 @@ def test_the_spine_is_the_whole_model(tiny_model: Callable, adaptive: Callable, 
     model = adaptive(base) if converted else base
     spine = spine_of(model)
     torch.testing.assert_close(forward(spine, IDS[0]), expected, rtol=1e-4, atol=1e-4)
-    own = {id(p) for name, p in model.named_parameters() if ".parts." not in name}
-    weights = {id(part.weight) for block in spine.blocks for part in vars(block).values() if isinstance(part, Linear)}
-    assert weights < own and {id(spine.embed), id(spine.head)} < own, "nothing is copied"
+    own = {place(p) for name, p in model.named_parameters() if ".parts." not in name}
+    weights = {
+        place(part.weight) for block in spine.layers for part in block._asdict().values() if isinstance(part, Linear)
+    }
+    assert weights < own and {place(spine.embed), place(spine.head)} < own, "nothing is copied"
+
+
+def place(weight: Any) -> int:
+    return weight.untyped_storage().data_ptr()
 
 
 @torch.no_grad()
 def test_a_visit_has_its_own_change_merged(tiny_model: Callable, adapted: Callable):
     model: Any = adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4, rank=4))
     spine = spine_of(model)
-    assert len(spine.blocks) == 9
+    assert len(spine.layers) == 9
     torch.testing.assert_close(forward(spine, IDS[0]), model(IDS).logits[0], rtol=1e-4, atol=1e-4)
-    once, again = spine.blocks[1], spine.blocks[4]
+    once, again = spine.layers[1], spine.layers[4]
     assert once.before_mlp.weight is again.before_mlp.weight, "norms are shared"
     assert not torch.equal(once.q.weight, again.q.weight)  # pyright: ignore
     plain = spine_of(adapted(tiny_model("llama"), Recursive(loops=2, first=1, last=4)))
-    assert plain.blocks[1].q.weight is plain.blocks[4].q.weight, "without changes nothing is copied"
+    assert plain.layers[1].q.weight is plain.layers[4].q.weight, "without changes nothing is copied"
 
 
 @torch.no_grad()
@@ -114,16 +148,15 @@ def test_what_some_models_of_a_family_have(tiny_model: Callable):
 
 def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     spine = spine_of(tiny_model("gemma3_text"))
-    assert {block.rope: block.window for block in spine.blocks} == {"sliding_attention": 8, "full_attention": None}
+    assert {block.rope: block.window for block in spine.layers} == {"sliding_attention": 8, "full_attention": None}
     assert not torch.equal(*(rope.inv_freq for rope in spine.ropes.values()))
-    assert {block.window for block in spine_of(tiny_model("mistral")).blocks} == {8}
+    assert {block.window for block in spine_of(tiny_model("mistral")).layers} == {8}
 
 
 @pytest.mark.parametrize(
     ("family", "config", "says"),
     [
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "type 'dynamic'"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
     ],
 )

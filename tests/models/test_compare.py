@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthdial.models.compare import CHUNK, Compared, HeadCompare
+from depthdial.models.head import Shaping
 
 
 def case(count: int, scale: float = 1.0) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
@@ -69,6 +70,6 @@ def test_softcap_and_bias_of_the_head():
     with torch.no_grad():
         student, base = ((head(x) / 2.0).tanh() * 2.0 for x in (hidden, teacher))
         want = by_torch(student, base, target)
-    got = HeadCompare(head, softcap=2.0)(hidden, teacher, target)
+    got = HeadCompare(head, Shaping(softcap=2.0))(hidden, teacher, target)
     torch.testing.assert_close(got.kl, want.kl, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.ce, want.ce)

@@ -14,8 +14,8 @@ from depthdial.core.dial import Curve
 from depthdial.models import load
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.export import export
+from depthdial.models.families import FAMILIES
 from depthdial.models.fingerprint import fingerprint
-from depthdial.models.own import TYPES
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 CURVE = Curve((-2.0, 0.0, 2.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.05))
@@ -40,7 +40,7 @@ def logits(model: Any, offset: float) -> torch.Tensor:
         return model(IDS).logits
 
 
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_is_the_same_model(family: str, tied: bool, model: Callable, tiny_tokenizer: Any, tmp_path: Path):
     whole = model(family, tie_word_embeddings=tied)
@@ -66,13 +66,11 @@ def test_load_opens_it_and_turns_its_dial(model: Callable, tiny_tokenizer: Any, 
     assert again.config.budget == 0.7 and torch.equal(logits(again, 0.0), logits(whole, 0.0))
 
 
-def test_bad_input_is_refused(model: Callable, tiny_tokenizer: Any, tiny_model: Callable, adaptive: Callable, tmp_path):
+def test_bad_input_is_refused(model: Callable, tiny_tokenizer: Any, tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(ValueError, match="is not an empty folder"):
         export(model(), tiny_tokenizer, tmp_path / "full")
     with pytest.raises(ValueError, match=r"budget 0\.1 is outside"):
         export(model(), tiny_tokenizer, tmp_path / "out", budget=0.1)
-    with pytest.raises(ValueError, match="'gemma3_text' cannot be exported yet"):
-        export(adaptive(tiny_model("gemma3_text")), tiny_tokenizer, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["full"], "nothing half-written is left"

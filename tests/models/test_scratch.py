@@ -95,7 +95,7 @@ def test_one_folder_holds_all_of_it(method: Method, tmp_path: Path):
     assert logits(half).dtype == torch.bfloat16
     out = opened.generate(IDS, max_new_tokens=4, do_sample=False)
     assert out.shape == (2, 16)
-    assert len(spine_of(opened).blocks) == 4
+    assert len(spine_of(opened).layers) == 4
 
 
 @each_kind

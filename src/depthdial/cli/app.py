@@ -21,9 +21,11 @@ from depthdial.cli.demo import demo
 from depthdial.cli.evaluate import evaluate
 from depthdial.cli.export import export
 from depthdial.cli.generate import generate
+from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.pretrain import pretrain
+from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
@@ -40,6 +42,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)
+app.command()(headroom)
 app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)
@@ -49,12 +52,13 @@ app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)
 app.command()(export)
+app.command()(push)
 app.command()(chat)
 app.add_typer(map_app, name="map")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"depthdial {__version__}")
         raise typer.Exit()
 

@@ -69,8 +69,8 @@ class Routed:
     The unit stays where it is, so every weight of the base keeps its name; the step's parts become the unit's
     submodule `parts`. `lerp` is exact at 0 and at 1, so keep-all is the base bit for bit. The decision is made and
     stored before the unit runs; of a tuple that it gives the tail is kept.
-    passing: the pass under way in this thread. norm: the submodule of the unit that norms its input, for a unit that
-    does so itself (a whole layer): methods decide on normed inputs. outlet: the module whose output is the unit's
+    passing: the pass under way in this thread. norm: what norms the unit's input for the method, where that comes as it
+    is (a whole layer's): methods decide on normed inputs. outlet: the module whose output is the unit's
     update, where a norm follows the unit; None: the unit. readout: the logits of states [N, d] -> [N, rows].
     """
 
@@ -82,7 +82,7 @@ class Routed:
         s: int,
         parts: dict[str, nn.Module],
         passing: Callable[[], Pass],
-        norm: str | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
         outlet: nn.Module | None = None,
         readout: Callable[[Tensor, int | None], Tensor] | None = None,
     ):
@@ -134,7 +134,7 @@ class Routed:
                 running.opened[s] = _Open(x, x, None, here)
             running.move(s, None)
             return
-        z = x if self.norm is None or running.untouched else self.unit.get_submodule(self.norm)(x)
+        z = x if self.norm is None or running.untouched else self.norm(x)
         decision = self._untouched(running) if running.untouched else self._decision(x, z, running)
         if here is not None:
             decision = decision.within(here)

@@ -20,7 +20,8 @@ from depthdial.engine.stats import Stats
 from depthdial.engine.step import Engine
 from depthdial.engine.weights import int8_spine
 from depthdial.kernels.cpu.build import Unavailable
-from depthdial.models.block import Spine, spine_of
+from depthdial.kernels.tensors import ModelTensors
+from depthdial.models.block import spine_of
 from depthdial.models.convert import converted_of
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,13 @@ def fit_cache(model: Any, asked: int | None, most: int) -> int:
     return min(most, max(fits, LEAST_TOKENS))
 
 
-def shape_of(spine: Spine, program: Program) -> Shape:
+def shape_of(spine: ModelTensors, program: Program) -> Shape:
     """What a token leaves in the cache. ValueError where layers differ in it."""
-    kinds = {(block.kv_heads, block.head_dim) for block in spine.blocks}
+    kinds = {(block.kv_heads, block.head_dim) for block in spine.layers}
     if len(kinds) > 1:
         raise ValueError(f"layers with different sizes of K and V ({sorted(kinds)}) are not supported by the engine")
     ((kv_heads, head_dim),) = kinds
-    return Shape(len(spine.blocks), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse)
+    return Shape(len(spine.layers), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse)
 
 
 def assemble(
@@ -59,19 +60,21 @@ def assemble(
     """
     spine = spine_of(model)
     device: torch.device = spine.norm.weight.device
-    stats = Stats(len(spine.blocks))
+    stats = Stats(len(spine.layers))
     max_batch = options.max_batch
     if options.weights == "int8":
         runner = _int8_runner(model, spine, stats, release)
     else:
         runner = _runner(model, spine, stats)
     shape = shape_of(spine, converted_of(model).program)
-    cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache)
+    # K of a rope that follows from the length of its text is of no use to another text
+    cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache and not spine.stretches)
     batch = Batch(cache, max_batch + CHUNK + MOST, device)
+    batch.measures = spine.stretches
     return Engine(runner, Scheduler(cache, max_batch, CHUNK, stats), batch, ends)
 
 
-def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
+def _runner(model: Any, spine: ModelTensors, stats: Stats) -> Runner:
     plain, kind = TorchRunner(model, spine, stats), spine.norm.weight.device.type
     if kind == "cuda":
         return _on_cuda(plain, spine)
@@ -91,7 +94,7 @@ def _runner(model: Any, spine: Spine, stats: Stats) -> Runner:
         return plain
 
 
-def _on_cuda(plain: TorchRunner, spine: Spine) -> Runner:
+def _on_cuda(plain: TorchRunner, spine: ModelTensors) -> Runner:
     try:
         from depthdial.engine.graph import GraphRunner  # needs Triton, which comes with CUDA builds of torch
 
@@ -102,7 +105,7 @@ def _on_cuda(plain: TorchRunner, spine: Spine) -> Runner:
         return plain
 
 
-def _int8_runner(model: Any, spine: Spine, stats: Stats, release: bool) -> Runner:
+def _int8_runner(model: Any, spine: ModelTensors, stats: Stats, release: bool) -> Runner:
     if spine.norm.weight.device.type != "cpu":
         raise ValueError("int8 weights run on a CPU only; use weights='auto'")
     try:

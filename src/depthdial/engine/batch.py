@@ -46,6 +46,9 @@ class Batch:
         self.fleeting = False
         """Are its logits looked at before the next pass only? They may share their memory then."""
         self._logits = torch.empty(0, 0)
+        self.lengths = torch.zeros(2, 0, dtype=torch.int64)
+        """int64 [2, N], on the device, where `measures`: see `Rope.stretch`."""
+        self.measures = False
         self.last: list[int] = []
         """Which tokens' logits are wanted: the last of their row, and those that verify its drafts."""
 
@@ -86,6 +89,17 @@ class Batch:
                 self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
         self.size = at
         self.ids, self.positions, self.slots, self.offsets, self.prompts = self._of_size(at)
+        if self.measures:
+            self.lengths = self._measured(slices).to(self._device)
+
+    def _measured(self, slices: Sequence[Slice]) -> Tensor:
+        each = []
+        for part in slices:
+            request, places = part.row.request, torch.arange(part.start, part.start + part.count)
+            prompt = len(request.token_ids)
+            so_far = (places + 1).clamp(min=prompt)
+            each.append(torch.stack((so_far, torch.full_like(so_far, prompt + request.limit - 1))))
+        return torch.cat(each, 1)
 
     @property
     def tokens(self) -> Tokens:

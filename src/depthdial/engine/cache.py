@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from depthdial.engine.prefix import Prefixes, Saved
-from depthdial.kernels.tensors import PAGE, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import PAGE
 
 NONE = -1
 """In a table: no unit, since nothing is held there."""

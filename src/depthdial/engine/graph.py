@@ -18,7 +18,8 @@ from depthdial.engine.known_ahead import GivenTable
 from depthdial.engine.model_tensors import Native
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.token_costs import Costs
-from depthdial.kernels.tensors import PAGE, ModelTensors, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import PAGE, ModelTensors
 from depthdial.kernels.triton.decode_pass import DecodePass
 from depthdial.kernels.triton.gate import gates_of
 from depthdial.kernels.triton.prefill_pass import PrefillPass
@@ -143,7 +144,7 @@ class GraphRunner:
         for visit in self.plain.program.sparse:
             batch.cache.note(visit, batch.slots, batch.positions, keep[visit])
         self._count(batch, kept)
-        costs = [1.0] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
+        costs = [self._cost.untouched] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
         depths = kept.sum(0, dtype=np.int64).tolist()
         if not batch.last:
             return Passed(None, depths, costs, keep=kept)

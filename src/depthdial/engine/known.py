@@ -53,6 +53,7 @@ class KnownTexts:
         self._tokenizer = tokenizer
         self._batch = Batch(self.cache, pass_tokens, self.cache.k.device)
         self._batch.fleeting = True
+        self._batch.measures = engine.batch.measures
 
     def row(self, tokens: Sequence[int], start: int, dials: Dials, slot: int | None = None) -> Row:
         """A text of which the tokens before `start` are read, and the others written; where both are run alike, all are

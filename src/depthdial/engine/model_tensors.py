@@ -14,7 +14,6 @@ from depthdial.engine.probe import some_tokens
 from depthdial.engine.runner import TorchRunner
 from depthdial.kernels import tensors
 from depthdial.kernels.tensors import AdapterTensors, Branch, LayerTensors, ModelTensors, RouterTensors
-from depthdial.models.block import Spine
 
 
 class Native(NamedTuple):
@@ -27,7 +26,7 @@ class Native(NamedTuple):
     """Steps that Python decides in the middle of a pass."""
 
 
-def tensors_of(spine: Spine, plain: TorchRunner) -> Native:
+def tensors_of(spine: ModelTensors, plain: TorchRunner) -> Native:
     """The model for the kernels: references to its tensors, and each step as `Method.lowered` says it.
 
     Raises ValueError for what only torch can do.
@@ -36,7 +35,7 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> Native:
     rows: list[tuple[int, ...]] = []
     open_: list[int] = []
     lowering = _Lowering(spine, plain)
-    for v, (visit, block) in enumerate(zip(plain.program.visits, spine.blocks, strict=True)):
+    for v, (visit, block) in enumerate(zip(plain.program.visits, spine.layers, strict=True)):
         first, last = visit.steps[0], visit.steps[-1]
         together = first == last or lowering.as_one(first, last)
         branch, mlp_branch = lowering.branch(first, last if together else first), None
@@ -50,15 +49,14 @@ def tensors_of(spine: Spine, plain: TorchRunner) -> Native:
         adapter, base = lowering.adapter(visit.steps), plain.program.steps[first].base
         of = {"branch": branch, "mlp_branch": mlp_branch, "adapter": adapter, "absent": absent, "base": base}
         of["whole"] = plain.program.steps[first].unit == "layer"
-        layers.append(LayerTensors(**vars(block), **of))
-    whole = (spine.embed, tuple(layers), spine.norm, spine.head, spine.ropes, spine.embed_scale, spine.softcap)
-    return Native(ModelTensors(*whole), tuple(rows), tuple(open_))
+        layers.append(block._replace(**of))
+    return Native(spine._replace(layers=tuple(layers)), tuple(rows), tuple(open_))
 
 
 class _Lowering:
     """What the steps of a method say of themselves, in the kernels' words."""
 
-    def __init__(self, spine: Spine, plain: TorchRunner):
+    def __init__(self, spine: ModelTensors, plain: TorchRunner):
         self.plain, self.program, self.dtype = plain, plain.program, spine.norm.weight.dtype
         self.lowered = {s: plain.method.lowered(parts, s) for s, parts in plain.parts.items()}
         tokens = some_tokens(spine.norm.weight.device)

@@ -24,7 +24,8 @@ from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
 from depthdial.engine.token_costs import Costs
 from depthdial.kernels.cpu.native import Counters, NativeModel
-from depthdial.kernels.tensors import MAX_TOKENS, PassOutput, PassTokens
+from depthdial.kernels.passing import PassOutput, PassTokens
+from depthdial.kernels.tensors import MAX_TOKENS
 
 
 class _Buffers(NamedTuple):
@@ -90,10 +91,18 @@ class NativeRunner:
                 argmax = out.argmax[: len(batch.last)]
             else:
                 logits = batch.room(len(batch.last), self.model.vocabulary)
-        tokens = PassTokens(batch.ids, batch.positions, batch.slots, batch.offsets, given)
+        tokens = self._tokens(batch, None, given)
         into = PassOutput(out.keep, out.score, logits, argmax)
         counted = self._forward(batch, None, tokens, into, asked, batch.reading > 0)
         return self._passed(batch, out.kept, counted, logits, None if argmax is None else argmax.tolist())
+
+    def _tokens(self, batch: Batch, at: Tensor | None, given: Tensor | None) -> PassTokens:
+        """The tokens `at` (None: all) as kernels take them."""
+        each = batch.ids, batch.positions, batch.slots, batch.offsets
+        ids, positions, slots, offsets = each if at is None else (tensor[at] for tensor in each)
+        spine, lengths = self.plain.spine, batch.lengths if at is None or not batch.measures else batch.lengths[:, at]
+        scale = None if spine.query_scale is None else spine.query_scale(positions)
+        return PassTokens(ids, positions, slots, offsets, given, spine.frequencies(lengths), scale)
 
     def _forward(
         self, batch: Batch, at: Tensor | None, tokens: PassTokens, out: PassOutput, asked: Tensor | None, reading: bool
@@ -127,7 +136,7 @@ class NativeRunner:
             found = logits[begin : begin + len(rows)] if whole else torch.empty(len(rows), self.model.vocabulary)
             kept = torch.ones(self.model.steps, len(at), dtype=torch.uint8)
             out = PassOutput(kept, torch.empty(kept.shape), found if len(rows) or self.tiles else None)
-            tokens = PassTokens(batch.ids[at], batch.positions[at], batch.slots[at], batch.offsets[at], given)
+            tokens = self._tokens(batch, at, given)
             sums.append(self._forward(batch, at, tokens, out, asked, reading))
             keep[:, at] = kept
             if not whole:
@@ -193,7 +202,7 @@ class NativeRunner:
         if batch.untouched:
             self._whole += n
             keep = None if self._base.all() else np.repeat(self._base[:, None], n, 1)
-            return Passed(logits, [int(self._base.sum())] * n, [1.0] * n, tokens, keep)
+            return Passed(logits, [int(self._base.sum())] * n, [self._cost.untouched] * n, tokens, keep)
         self._routed += n
         keep = self._visits(kept)
         if n == 1:  # what numpy takes to begin is not short

@@ -10,8 +10,9 @@ from depthdial.core.decision import Decision
 from depthdial.core.method import Seen
 from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.model_tensors import Native
+from depthdial.engine.ready_parts import ready
 from depthdial.engine.runner import TorchRunner
-from depthdial.kernels.tensors import Decide, Decided, PassOutput, Waiting
+from depthdial.kernels.passing import Decide, Decided, PassOutput, Waiting
 
 
 class _Past(dict[int, Decision]):
@@ -33,6 +34,7 @@ class OpenSteps:
         self._plain, self._steps = plain, [row[0] for row in native.rows]
         self._row_of = {s: i for i, row in enumerate(native.rows) for s in row}
         self._dtype = native.tensors.norm.weight.dtype
+        self._parts = {s: ready(plain.parts[s], self._dtype) for s in native.open}
         lowered = {row[0]: plain.method.lowered(plain.parts[row[-1]], row[-1]) for row in native.rows if len(row) > 1
                    and row[0] in native.open}  # fmt: skip
         self._soft = {s for s, mlp in lowered.items() if mlp is not None and mlp.weights == "soft"}
@@ -57,17 +59,22 @@ class OpenSteps:
 
     def _decision(self, waiting: Waiting, s: int, tokens: Tokens, trace: Trace) -> Decision:
         plain, step = self._plain, self._plain.program.steps[s]
-        some, rows = trace, None  # somebody waits: a token alone is all of them
-        if tokens.count > 1 and not waiting.here.all():
-            rows = waiting.here.nonzero()[:, 0]
+        full, some, rows = tokens.full, trace, None  # somebody waits: a token alone is all of them
+        base = waiting.here & full
+        asked = waiting.here & ~full
+        if not asked.any():
+            return Decision.hard(base if step.base else torch.zeros_like(base)).within(waiting.here)
+        if tokens.count > 1 and not asked.all():
+            rows = asked.nonzero()[:, 0]
         if rows is not None:
             tokens, some = tokens[rows], _of(trace, rows)
         z, logits = _taken(waiting.z, rows, self._dtype), None
         if "logits" in step.shows:
             logits = plain.maths.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
-        decision = plain.method.decide(plain.parts[s], Seen(z, logits), s, tokens, some)
+        decision = plain.method.decide(self._parts[s], Seen(z, logits), s, tokens, some)
         plain.count_parts(s, "all")
-        return decision if rows is None else decision.spread(rows, len(waiting.here))
+        decision = decision if rows is None else decision.spread(rows, len(waiting.here))
+        return decision.running(base) if step.base else decision
 
     def _bypass(self, waiting: Waiting, s: int, decision: Decision) -> None:
         """Into the stream: attention has been, and the MLP does not run for these tokens."""
@@ -75,7 +82,7 @@ class OpenSteps:
         if not len(skipped):
             return
         plain = self._plain
-        update = plain.method.bypass(plain.parts[s], _taken(waiting.z, skipped, self._dtype), s)
+        update = plain.method.bypass(self._parts[s], _taken(waiting.z, skipped, self._dtype), s)
         assert update is not None
         plain.count_parts(s, "skipped")
         x = _taken(waiting.x, skipped, self._dtype) + update * decision.skip[skipped, None].to(self._dtype)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from depthdial.core.cost import exact_cost
@@ -22,13 +21,12 @@ from depthdial.core.routed import Pass
 from depthdial.engine.attention import attend
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
-from depthdial.engine.maths import Maths, normed
+from depthdial.engine.layer import Attend, Forward, scaled
+from depthdial.engine.maths import Maths
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import size_of
-from depthdial.kernels.reference import write_kv
-from depthdial.kernels.tensors import Int8
-from depthdial.models.block import Block, Spine
+from depthdial.kernels.tensors import PAGE, Int8, ModelTensors
 from depthdial.models.convert import converted_of
 
 STEP = 128
@@ -68,7 +66,7 @@ class _At(NamedTuple):
     of: Tensor | None
     """int64, rising: the tokens that `z` is of; None: all."""
     z: Tensor
-    """T [n, d]: the step's normed input."""
+    """T [n, d]: what the step takes, normed where the model does."""
     decision: Decision | None
     """Of all tokens of the pass; None: all that wait here run."""
     kept: Tensor | None
@@ -93,7 +91,7 @@ class TorchRunner:
 
     small = 0
 
-    def __init__(self, model: Any, spine: Spine, stats: Stats, step: int = STEP):
+    def __init__(self, model: Any, spine: ModelTensors, stats: Stats, step: int = STEP):
         converted = converted_of(model)
         self.method, self.program, self.ledger = converted.method, converted.program, converted.ledger
         self.roles = self.by_prompt = "prompt" in self.method.reads
@@ -118,13 +116,9 @@ class TorchRunner:
     def run(self, batch: Batch) -> Passed:
         """One pass. Writes K and V into the cache; the caller owns the places."""
         stats, running = self.stats, Pass(self.program, batch.tokens)
-        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype)
-        for visit in self.program.visits:
-            run = self._whole if len(visit.steps) == 1 else self._halves
-            x = run(x, visit.steps, batch, running)
+        x = self.stream(batch, running)
         ran = running.trace.keep(batch.offsets)
-        stats.passes += 1
-        stats.tokens += batch.size
+        stats.passes, stats.tokens = stats.passes + 1, stats.tokens + batch.size
         stats.layers_run += int(ran.any(1).sum())
         stats.rows += ran.sum(1).cpu().numpy()
         costs = exact_cost(self.ledger, running.tokens, running.trace)
@@ -132,22 +126,29 @@ class TorchRunner:
         logits = self.maths.logits(x[batch.last]) if batch.last else None
         return Passed(logits, ran.sum(0).tolist(), costs.tolist(), keep=keep)
 
+    def stream(self, batch: Batch, running: Pass) -> Tensor:
+        """The residual stream after all steps, T [N, d]."""
+        x = self.maths.begin(batch.ids, batch.positions, batch.cache.shape.dtype, batch.lengths)
+        for visit in self.program.visits:
+            run = self._whole if len(visit.steps) == 1 else self._halves
+            x = run(x, visit.steps, batch, running)
+        return x
+
     def _whole(self, x: Tensor, steps: Sequence[int], batch: Batch, running: Pass) -> Tensor:
         """A layer that is kept or skipped as one: x + run (layer(x) - x). x: [N, d] -> [N, d], maybe in place."""
         (s,) = steps
-        at = self._at_attention(x, s, batch, running)
-        if at is None:
+        if (at := self._at_attention(x, s, batch, running)) is None:
             return x
         kept, decision = at.kept, at.decision
         if at.runs:
             before = _some(x, kept)
-            h = before + self._attention(at, s, batch)
-            h = h + self._mlp(normed(h, self._block(s).before_mlp), s)
+            h = self._forward(s).whole(before, at.take(at.padded), at.padded, self._attend(at, s, batch))
+            self._stats.mlp_rows[self.program.visit_of[s]] += len(h)
             if decision is not None:
                 h = torch.lerp(before, h, _some(decision.run, kept)[:, None].to(x.dtype))
                 h = h if kept is not None else torch.where(decision.keep[:, None], h, before)
             x = h if kept is None else x.index_copy_(0, kept, h)
-        return self._bypass(x, at, s)
+        return self._bypass(x, at, s, running)
 
     def _halves(self, x: Tensor, steps: Sequence[int], batch: Batch, running: Pass) -> Tensor:
         """A layer whose attention and MLP are decided apart. x: [N, d] -> [N, d], maybe in place."""
@@ -155,24 +156,27 @@ class TorchRunner:
         at = self._at_attention(x, attn, batch, running)
         if at is not None:
             if at.runs:
-                x = _add(x, self._attention(at, attn, batch), at)
-            x = self._bypass(x, at, attn)
+                z, count = at.take(at.padded), None if at.kept is None else len(at.kept)
+                x = _add(x, self._forward(attn).attention(z, at.padded, self._attend(at, attn, batch), count), at)
+            x = self._bypass(x, at, attn, running)
         rows = _waiting(running, mlp)
         if rows is not None and not len(rows):
             return x
-        u = normed(_some(x, rows), self._block(mlp).before_mlp)
+        u = self._forward(mlp).taken(_some(x, rows), "mlp")
         decision = self._decide(x, u, rows, mlp, running)
         after = _At(rows, rows, u, decision, *self._kept(decision, rows, at))
         if after.runs:
-            x = _add(x, self._mlp(after.take(after.padded), mlp, after.kept), after)
-        return self._bypass(x, after, mlp)
+            z, count = after.take(after.padded), None if after.kept is None else len(after.kept)
+            x = _add(x, self._forward(mlp).mlp(z, count), after)
+            self._stats.mlp_rows[self.program.visit_of[mlp]] += len(z) if count is None else count
+        return self._bypass(x, after, mlp, running)
 
     def _at_attention(self, x: Tensor, s: int, batch: Batch, running: Pass) -> _At | None:
         """Decide at a step with attention, and write its K and V; None where no token waits there."""
-        rows, block = _waiting(running, s), self._block(s)
+        rows = _waiting(running, s)
         projects = self.program.visit_of[s] not in self.program.sparse
         of = None if projects else rows
-        z = normed(_some(x, of), block.before_attn)
+        z = self._forward(s).taken(_some(x, of), "attn")
         if rows is not None and not len(rows):
             self._write_kv(_At(rows, of, z, None, rows, rows), of, s, batch)
             return None
@@ -182,32 +186,27 @@ class TorchRunner:
         self._write_kv(at, leaves, s, batch)
         return at
 
-    def _mlp(self, u: Tensor, s: int, kept: Tensor | None = None) -> Tensor:
-        """The update of the kept tokens, [n, d]; u: their normed input, maybe padded."""
-        count = len(u) if kept is None else len(kept)
-        self._stats.mlp_rows[self.program.visit_of[s]] += count
-        return self.maths.mlp(u, count, self._block(s))
-
     def _decide(self, x: Tensor, z: Tensor, rows: Tensor | None, s: int, running: Pass) -> Decision | None:
         """The method's decision, of all tokens of the pass; None where nothing is decided: all that wait here run.
 
-        x: [N, d], the stream; z: [n, d], the normed input of the tokens `rows`."""
+        x: [N, d], the stream; z: [n, d], what the step takes of the tokens `rows`."""
         step, tokens, trace = self.program.steps[s], running.tokens, running.trace
         if step.routed == "no" or (running.untouched and step.base):
             running.move(s, None)
             return None
-        if running.untouched:
-            decision = Decision.hard(torch.zeros_like(tokens.full))
-        else:
-            logits = self.maths.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
-            some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
-            decision = self.method.decide(self.parts[s], Seen(z, logits), s, *some)
+        full, some = tokens.full, rows  # those that run the base are not asked about
+        base = full if rows is None else torch.zeros_like(full).index_copy(0, rows, full[rows])
+        if base.any():
+            asked = ~full if rows is None else ~full[rows]
+            some, z = asked.nonzero()[:, 0] if rows is None else rows[asked], z[asked]
+        decision = Decision.hard(torch.zeros_like(base)).within(torch.zeros_like(base))
+        if some is None or len(some):
+            logits = self.maths.logits(_some(x, some), step.head_rows).float() if "logits" in step.shows else None
+            of = (tokens, trace) if some is None else (tokens[some], trace[some])
+            decision = self.method.decide(self.parts[s], Seen(self._forward(s).shown(z, step.unit), logits), s, *of)
             self.count_parts(s, "all")
-            if rows is not None:
-                decision = decision.spread(rows, tokens.count)
-            if not step.base:
-                decision = decision.within(~tokens.full)
-        trace.decisions[s] = decision
+            decision = decision if some is None else decision.spread(some, tokens.count)
+        trace.decisions[s] = decision = decision.running(base) if step.base else decision
         running.move(s, decision.keep)
         return decision
 
@@ -216,8 +215,7 @@ class TorchRunner:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Which tokens run, int64 and rising, and the same padded to a round count; None and None: all of them, be it
         because gathering would not pay."""
-        kept = rows if decision is None else decision.keep.nonzero()[:, 0]
-        if kept is None:
+        if (kept := rows if decision is None else decision.keep.nonzero()[:, 0]) is None:
             return None, None
         count, total = len(kept), len(kept) if decision is None else len(decision.keep)
         if rows is None:
@@ -226,8 +224,7 @@ class TorchRunner:
                 return None, None
         if before is not None and before.kept is not None and torch.equal(kept, before.kept):
             return before.kept, before.padded
-        extra = -count % self._step if count > self._step else 0
-        extra = min(extra, total - count)
+        extra = min(-count % self._step if count > self._step else 0, total - count)
         self.stats.padded_rows += extra
         return kept, torch.cat([kept, kept[:1].expand(extra)]) if extra else kept
 
@@ -240,39 +237,44 @@ class TorchRunner:
         if rows is not None and not rows.numel():
             return
         z = at.take(rows)
-        k, v = self.maths.keys(z, rows, self._block(s))
-        write_kv(cache.k, cache.v, k, v, cache.table[visit], _some(batch.slots, rows), _some(positions, rows))
+        slots, places = _some(batch.slots, rows).long(), _some(positions, rows)
+        units = cache.table[visit][slots, places // PAGE].long()
+        for part, each in zip((cache.k, cache.v), self._forward(s).keys(z, rows), strict=True):
+            part[units, :, places % PAGE] = each
         self.stats.kv_rows[visit] += len(z)
 
-    def _attention(self, at: _At, s: int, batch: Batch) -> Tensor:
-        """The update of the kept tokens, [n, d]."""
-        block, visit, cache, kept = self._block(s), self.program.visit_of[s], batch.cache, at.kept
-        q = self.maths.queries(at.take(at.padded), at.padded, block)
-        count = len(q) if kept is None else len(kept)
-        seen, keys = attend(q[:count], visit, batch, kept, block)
-        self.stats.kv_bytes += keys * 2 * block.kv_heads * block.head_dim * cache.k.element_size()
-        self._stats.attn_rows[visit] += count
-        if count < len(q):
-            seen = F.pad(seen, (0, 0, 0, len(q) - count))
-        return self.maths.output(seen, count, block)
+    def _attend(self, at: _At, s: int, batch: Batch) -> Attend:
+        """Attention of the kept tokens over the pages of their sequences."""
+        visit, layer, itemsize = self.program.visit_of[s], self._forward(s).layer, batch.cache.k.element_size()
 
-    def _bypass(self, x: Tensor, at: _At, s: int) -> Tensor:
+        def over_pages(q: Tensor) -> Tensor:
+            seen, keys = attend(q, visit, batch, at.kept, layer)
+            self._stats.kv_bytes += keys * 2 * layer.kv_heads * layer.head_dim * itemsize
+            self._stats.attn_rows[visit] += len(q)
+            return seen
+
+        return over_pages
+
+    def _bypass(self, x: Tensor, at: _At, s: int, running: Pass) -> Tensor:
         """Add what skipped tokens get instead, computed for them alone from the unit's own input."""
         if at.decision is None:
             return x
-        keep = at.decision.keep
-        skipped = (~keep).nonzero()[:, 0] if at.rows is None else at.rows[~keep[at.rows]]
+        skips = ~at.decision.keep
+        skips = skips if self.program.steps[s].base else skips & ~running.tokens.full
+        skipped = skips.nonzero()[:, 0] if at.rows is None else at.rows[skips[at.rows]]
         if not len(skipped):
             return x
-        update = self.method.bypass(self.parts[s], at.take(skipped), s)
+        forward, unit = self._forward(s), self.program.steps[s].unit
+        update = self.method.bypass(self.parts[s], forward.shown(at.take(skipped), unit), s)
         if update is None:
             return x
+        update = update if unit == "layer" else scaled(update, forward.layer.residual)
         self.count_parts(s, "skipped")
         self.stats.adapter_rows[self.program.visit_of[s]] += len(skipped)
         return x.index_add_(0, skipped, update * at.decision.skip[skipped, None].to(x.dtype))
 
-    def _block(self, s: int) -> Block:
-        return self.spine.blocks[self.program.visit_of[s]]
+    def _forward(self, s: int) -> Forward:
+        return self.maths.of(self.spine.layers[self.program.visit_of[s]])
 
     def count_parts(self, s: int, runs_for: str) -> None:
         """Bytes of the parts of a step that run for all its tokens, or for those that are skipped."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.reference import int8_pack
-from depthdial.kernels.tensors import Int8, Linear, Weight
-from depthdial.models.block import Block, Spine
+from depthdial.kernels.pack import int8_pack
+from depthdial.kernels.tensors import Int8, LayerTensors, Linear, ModelTensors, Weight
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -48,17 +46,19 @@ def size_of(weight: Weight) -> int:
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def int8_spine(spine: Spine, release: bool = False) -> Spine:
+def int8_spine(spine: ModelTensors, release: bool = False) -> ModelTensors:
     """The spine with every matrix in int8, one scale a row; norms and biases stay.
 
     release: give each original's memory back as soon as it is packed; the model itself can then run no longer.
     """
+    if any(block.experts is not None for block in spine.layers):
+        raise ValueError("a mixture of experts runs in the dtype it was loaded in")
     blocks, known = [], {}
-    for block in spine.blocks:
+    for block in spine.layers:
         for name, linear in matrices(block).items():
             if (key := id(linear.weight)) not in known:  # further visits of a block share its tensors
                 known[key] = _packed(linear, release)
-            block = replace(block, **{name: known[key]})
+            block = block._replace(**{name: known[key]})
         blocks.append(block)
     embed = _pack(spine.embed)
     head = embed if spine.head is spine.embed else _pack(spine.head)
@@ -66,7 +66,7 @@ def int8_spine(spine: Spine, release: bool = False) -> Spine:
         for weight in (spine.embed, spine.head):
             _release(weight)
         _give_back()
-    return replace(spine, blocks=tuple(blocks), embed=embed, head=head)
+    return spine._replace(layers=tuple(blocks), embed=embed, head=head)
 
 
 def _packed(linear: Linear, release: bool) -> Linear:
@@ -94,6 +94,6 @@ def _give_back() -> None:
             trim(0)
 
 
-def matrices(block: Block) -> dict[str, Linear]:
+def matrices(block: LayerTensors) -> dict[str, Linear]:
     """The matrices of a layer by name."""
-    return {name: vars(block)[name] for name in MATRICES}
+    return {name: linear for name in MATRICES if (linear := getattr(block, name)) is not None}

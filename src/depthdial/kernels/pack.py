@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from depthdial.kernels.reference import int8_pack
+import torch
+from torch import Tensor
+
 from depthdial.kernels.tensors import AdapterTensors, Int8, LayerTensors, Linear, ModelTensors, Weight
+
+
+def int8_pack(weight: Tensor) -> Int8:
+    """[out, in] -> Int8: symmetric, one scale a row, rounded half to even."""
+    wide = weight.float()
+    scale = (wide.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return Int8((wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
 
 
 def packed(model: ModelTensors) -> ModelTensors:
@@ -22,8 +31,11 @@ def packed(model: ModelTensors) -> ModelTensors:
         return known[id(weight)]
 
     def visit(layer: LayerTensors) -> LayerTensors:
-        linears: dict[str, Linear] = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
-        layer = layer._replace(**{name: Linear(pack(part.weight), part.bias) for name, part in linears.items()})
+        if layer.experts is not None:
+            raise ValueError("a mixture of experts runs in the dtype it was loaded in; use weights='auto'")
+        linears = {name: getattr(layer, name) for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        packed = {name: Linear(pack(part.weight), part.bias) for name, part in linears.items() if part is not None}
+        layer = layer._replace(**packed)
         return layer._replace(adapter=layer.adapter and AdapterTensors(*map(pack, layer.adapter)))
 
     return model._replace(

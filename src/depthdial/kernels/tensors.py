@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 PAGE = 64
@@ -29,6 +30,24 @@ class Int8(NamedTuple):
 
 
 Weight = Tensor | Int8
+Activation = Literal["silu", "gelu_tanh", "relu2"]
+Pairs = Literal["halves", "neighbours"]
+
+
+class Experts(NamedTuple):
+    """A mixture of experts."""
+
+    run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """T [N, d] -> T [N, d], and the experts that each token ran, int64 [N, k]."""
+    router_bytes: int
+    each_bytes: int
+    count: Callable[[int], None] = lambda size: None
+    """Takes the bytes of weights that were read."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        update, chosen = self.run(x)
+        self.count(self.router_bytes + len(chosen.unique()) * self.each_bytes)
+        return update
 
 
 class Linear(NamedTuple):
@@ -37,11 +56,14 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """RMSNorm. plus_one: Gemma's (1 + weight), applied in fp32 before rounding; else rounded first, as in Llama."""
+    """RMSNorm."""
 
     weight: Tensor
     eps: float
     plus_one: bool = False
+    """By 1 + weight, as in Gemma, which rounds once."""
+    once: bool = False
+    """Is the weight multiplied in fp32, and the product rounded once? Else it is rounded first, as in Llama."""
 
 
 class Dense(NamedTuple):
@@ -112,7 +134,8 @@ class LayerTensors(NamedTuple):
     o: Linear
     before_mlp: Norm
     gate: Linear
-    up: Linear
+    up: Linear | None
+    """None: the MLP is not gated, down(act(gate x))."""
     down: Linear
     heads: int
     kv_heads: int
@@ -121,13 +144,29 @@ class LayerTensors(NamedTuple):
     """On q . k."""
     rope: str
     """Key into `ModelTensors.ropes`."""
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     window: int | None = None
     """A token sees itself and the window - 1 before it; None sees everything."""
     q_norm: Norm | None = None
+    """Of each head of q before the rope, or, where its weight is as wide as they are together, of all at once."""
     k_norm: Norm | None = None
     after_attn: Norm | None = None
+    """Of attention's output, before it joins the stream."""
     after_mlp: Norm | None = None
+    softcap: float | None = None
+    """Scores become softcap * tanh(scores / softcap)."""
+    bare: bool = False
+    """Do attention and MLP take the stream as it is? Then the norms before them are what routers and adapters see."""
+    residual: float = 1.0
+    """On every update, a bypass among them."""
+    norms_turned: bool = False
+    """Are q and k normed after the rope?"""
+    pairs: Pairs = "halves"
+    """Which numbers of a head the rope turns together: i and i + rotated / 2, or 2 i and 2 i + 1."""
+    sinks: Tensor | None = None
+    """[heads]: scores of keys without values, one for each head."""
+    experts: Experts | None = None
+    """In place of the MLP; `gate`, `up` and `down` hold nothing then."""
     branch: Branch = Branch()
     """Before attention: of the whole visit, or of attention alone where there is an `mlp_branch`."""
     mlp_branch: Branch | None = None
@@ -147,9 +186,14 @@ class LayerTensors(NamedTuple):
 
 class Rope(NamedTuple):
     inv_freq: Tensor
-    """float32 [head_dim / 2]."""
+    """float32 [rotated / 2]: the first numbers of a head are turned, mostly all of them; zeros turn nothing."""
     scaling: float = 1.0
     """On cos and sin."""
+    exact: bool = False
+    """Are heads turned in fp32, and the result rounded once? Else cos, sin and products are rounded, too."""
+    stretch: Callable[[Tensor], Tensor] | None = None
+    """Frequencies where they follow from the length of a text: int64 [2, N], how long it is so far and how long it will
+    be at most -> float32 [N, rotated / 2]. `inv_freq` is that of short ones."""
 
 
 class Step(NamedTuple):
@@ -161,6 +205,8 @@ class Step(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
+    """A causal LM. Nothing of it need be a copy: weights are the model's own."""
+
     embed: Weight
     """[V, d]."""
     layers: tuple[LayerTensors, ...]
@@ -171,6 +217,25 @@ class ModelTensors(NamedTuple):
     ropes: dict[str, Rope]
     embed_scale: float = 1.0
     softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap)."""
+    logit_scale: float = 1.0
+    """On logits, before that."""
+    query_scale: Callable[[Tensor], Tensor] | None = None
+    """On queries, after the rope: int [N], places in the text -> float32 [N]; None: 1."""
+
+    @property
+    def stretches(self) -> bool:
+        """Do frequencies follow from the length of a text?"""
+        return any(rope.stretch is not None for rope in self.ropes.values())
+
+    def frequencies(self, lengths: Tensor) -> Tensor | None:
+        """`PassTokens.inv_freq`. lengths: int64 [2, N], see `Rope.stretch`."""
+        if not self.stretches:
+            return None
+        count = lengths.shape[1]
+        each = (rope.inv_freq.expand(count, -1) if rope.stretch is None else rope.stretch(lengths)
+                for rope in self.ropes.values())  # fmt: skip
+        return torch.stack(tuple(each), 1)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -186,68 +251,3 @@ class ModelTensors(NamedTuple):
     def caches(self) -> int:
         """Rows of the page tables."""
         return 1 + max(index if layer.cache is None else layer.cache for index, layer in enumerate(self.layers))
-
-
-class PassTokens(NamedTuple):
-    """N tokens of any sequences."""
-
-    ids: Tensor
-    """int64 [N]."""
-    positions: Tensor
-    """int32 [N]."""
-    sequences: Tensor
-    """int32 [N]: row of the page tables."""
-    offsets: Tensor
-    """float32 [N]: on every router's number; +inf is the untouched base."""
-    given: Tensor | None = None
-    """uint8 [steps, N]: the decisions of "table" steps; None: all run."""
-
-
-class PagedCache(NamedTuple):
-    """K and V of all visits in one pool of pages; a pass writes into it."""
-
-    k: Tensor
-    """T [pages, kv_heads, PAGE, head_dim]; a page belongs to one sequence at one row of the table."""
-    v: Tensor
-    table: Tensor
-    """int32 [caches, sequences, pages of a sequence]: of places 64 i to 64 i + 63; -1: no page, nothing is there."""
-    held: Tensor | None = None
-    """uint8 [pages, PAGE], of visits where tokens may leave nothing: 1 where one left K and V. A pass writes it for its
-    own tokens. None: all places up to a token's own are read."""
-
-
-class PassOutput(NamedTuple):
-    """What a pass writes beside K and V."""
-
-    keep: Tensor
-    """uint8 [steps, N]: 1 where the token ran the step."""
-    score: Tensor
-    """float32 [steps, N]: sigmoid(number + offset) where a router spoke, else as `keep`; 0 for who did not wait."""
-    logits: Tensor | None = None
-    """float32 [M, V], of the tokens that are asked for."""
-    argmax: Tensor | None = None
-    """int64 [M]: the likeliest; -1 where logits are not finite. Without both the head is not run."""
-
-
-class Waiting(NamedTuple):
-    """Where a pass stands at an "open" step; all are views that hold until it goes on."""
-
-    step: int
-    here: Tensor
-    """bool [N]: the tokens that wait for a decision; never those at +inf."""
-    x: Tensor
-    """float32 [N, d]: the stream."""
-    z: Tensor
-    """float32 [N, d]: the normed input of the unit; holds of the tokens that wait."""
-
-
-class Decided(NamedTuple):
-    """keep: bool [N]. run, skip: float32 [N], weights on the update and on the adapter; None: 1. Of tokens that do not
-    wait nothing is read."""
-
-    keep: Tensor
-    run: Tensor | None = None
-    skip: Tensor | None = None
-
-
-Decide = Callable[[Waiting], Decided]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from depthdial.core.dial import PromptBudget
 from depthdial.models.base import Place, one_line, resolve_config
 from depthdial.models.block import check_config
-from depthdial.models.families import OWN, family_of
+from depthdial.models.families import OWN, family_of, text_part
 from depthdial.models.gguf import config_in
 from depthdial.models.own import trained_with_routers
 from depthdial.models.short_names import SHORT_NAMES
@@ -52,4 +52,4 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 def _read(name: str, place: Place) -> PretrainedConfig:
     with one_line(name, place, "config", "save or download it again"):
-        return AutoConfig.from_pretrained(place.where, local_files_only=place.local, trust_remote_code=False)
+        return text_part(AutoConfig.from_pretrained(place.where, local_files_only=place.local, trust_remote_code=False))

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from depthdial.models.families import text_part
 from depthdial.models.fingerprint import cast_from, weights_hash
 from depthdial.models.folder import (
     check_finite,
@@ -41,6 +42,8 @@ from depthdial.models.short_names import SHORT_NAMES, weights
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 HUB_SECONDS = 5.0  # how long the hub may take for its first answer
 NO_LENGTH = 10**9  # a tokenizer that knows no limit says 1e30
+TEXT_PART = {r"^(model\.)?language_model\.lm_head\.": "lm_head.", r"^(model\.)?language_model\.(model\.)?": "model."}
+"""What tensors of a language model are called in one that sees, too, and alone."""
 LARGE_FILE = 2 * 10**9  # bytes; hashing more than this takes long enough to be announced
 
 
@@ -194,12 +197,15 @@ def _open(
     common = {"local_files_only": place.local, "trust_remote_code": False}
     with _announced(name, place), without_adapters(place.where) as where:
         with one_line(name, place, "config", remedy):
-            AutoConfig.from_pretrained(where, **common)
+            whole: Any = AutoConfig.from_pretrained(where, **common)
+        config = text_part(whole)
         with one_line(name, place, "tokenizer", remedy):
             tokenizer = AutoTokenizer.from_pretrained(where, **common)
         with one_line(name, place, "model", remedy):
             opened: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its type does not say
                 where,
+                config=config,
+                key_mapping=None if config is whole else TEXT_PART,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 output_loading_info=True,

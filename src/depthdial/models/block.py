@@ -5,78 +5,31 @@ Nothing is copied: weights are the model's own tensors. This file is *not* about
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from depthdial.core.layers import plain
+from depthdial.core.method import LowRank
 from depthdial.core.routed import Changing
-from depthdial.kernels.tensors import Linear, Norm, Rope, Weight
+from depthdial.kernels.tensors import Activation, Experts, LayerTensors, Linear, ModelTensors, Norm
 from depthdial.models.convert import converted_of, head_of, is_converted, layers_of
 from depthdial.models.families import family_of
-from depthdial.models.family import Family
+from depthdial.models.family import ATTN, FUSED, MLP, Family, declared, head_dim, mixture_of, norms_of
+from depthdial.models.head import shaping_of
+from depthdial.models.ropes import STILL, check_ropes, ropes_of
 
-Activation = Literal["silu", "gelu_tanh"]
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_PARTIAL = "a rope that turns only a part of each head is not supported yet"
-_FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
-"""Kinds of rope whose frequencies do not change with the length of the text."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One decoder layer: x + attn(norm(x)), then h + mlp(norm(h)), with further norms where the family has them."""
-
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
-    before_attn: Norm
-    before_mlp: Norm
-    after_attn: Norm | None
-    """Applied to attention's output before it joins the residual stream."""
-    after_mlp: Norm | None
-    q_norm: Norm | None
-    """Applied to each head of q, before the rope."""
-    k_norm: Norm | None
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    """Factor on q . k"""
-    window: int | None
-    """A token attends to this many, itself included; None is all before it."""
-    rope: str
-    """Which of `Spine.ropes`."""
-    activation: Activation
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2",
+}  # fmt: skip
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-@dataclass(frozen=True)
-class Spine:
-    """A causal LM as the engine sees it. V tokens in the vocabulary, d hidden."""
-
-    embed: Weight
-    """[V, d]"""
-    embed_scale: float
-    """As rounded to the model's dtype."""
-    norm: Norm
-    head: Weight
-    """[V, d]; the very object `embed` where they are tied."""
-    softcap: float | None
-    """Logits become softcap * tanh(logits / softcap)."""
-    blocks: tuple[Block, ...]
-    """One for each visit of the program; of an unconverted model its layers."""
-    ropes: dict[str, Rope]
-
-
-def spine_of(model: PreTrainedModel) -> Spine:
-    """The spine of a causal LM of a known family, converted or not.
+def spine_of(model: PreTrainedModel) -> ModelTensors:
+    """The tensors of a causal LM of a known family, converted or not: one layer for each visit of the program, of an
+    unconverted model its layers. Every visit is run by all; what decides is none of this.
 
     Raises ValueError, naming the feature, for a model that computes in a way the engine does not know.
     """
@@ -85,96 +38,154 @@ def spine_of(model: PreTrainedModel) -> Spine:
     decoder = model.get_decoder()
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    return Spine(
+    scale, softcap = shaping_of(config)
+    return ModelTensors(
         embed=embedding.weight,
-        embed_scale=_embed_scale(embedding) if family.scales_embeddings else 1.0,
-        norm=_norm(decoder.get_submodule("norm"), config, family),
+        embed_scale=_embed_scale(embedding) * declared(config, "embedding_multiplier", 1.0),
+        norm=_norm(decoder.get_submodule("norm"), config, family, embedding.weight.dtype),
         head=head_of(model).get_parameter("weight"),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        blocks=_blocks(model, family),
-        ropes=_ropes(decoder.get_submodule("rotary_emb"), family, config),
+        softcap=softcap,
+        logit_scale=scale,
+        layers=_blocks(model, family),
+        ropes=ropes_of(decoder.get_submodule("rotary_emb"), family, config),
+        query_scale=None if family.query_scale is None else family.query_scale(config),
     )
 
 
-def _blocks(model: PreTrainedModel, family: Family) -> tuple[Block, ...]:
+def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
     """A block's further visits share its tensors, but for those that a step's own low-rank change is merged into."""
     config = model.config
-    base = [_block(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
+    base = [layer_tensors(layer, i, family, config) for i, layer in enumerate(layers_of(model))]
     if not is_converted(model):
         return tuple(base)
     converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
     program, blocks = converted.program, []
-    own = [_narrowed(_block(module, program.own[k].place, family, config), dtype)
+    own = [_narrowed(layer_tensors(module, program.own[k].place, family, config), dtype)
            for k, module in enumerate(converted.own)]  # fmt: skip
     for visit in program.visits:
         block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
         for s in visit.steps:
             parts = converted.units[s].parts if s in converted.units else {}
             for name, change in converted.method.delta(parts, s).items():
-                part = name.removesuffix("_proj")
-                weight, bias = vars(block)[part]
-                block = replace(block, **{part: Linear(change.merged(weight), bias)})
+                block = _changed(block, name, change)
         blocks.append(block)
     return tuple(blocks)
 
 
-def _narrowed(block: Block, dtype: torch.dtype) -> Block:
+def _changed(block: LayerTensors, name: str, change: LowRank) -> LayerTensors:
+    """With a low-rank change merged into a linear map, be it one of those that are kept as one."""
+    begin = 0
+    for part in FUSED.get(f"{name.removesuffix('_proj')}_proj", (name,)):
+        part = part.removesuffix("_proj")
+        weight, bias = getattr(block, part)
+        end = begin + len(weight)
+        merged = LowRank(change.down, change.up[begin:end]).merged(weight)
+        block, begin = block._replace(**{part: Linear(merged, bias)}), end
+    return block
+
+
+def _narrowed(block: LayerTensors, dtype: torch.dtype) -> LayerTensors:
     """A method's own block, which is trained in fp32, in the dtype of the model."""
+    if block.experts is not None:
+        raise ValueError("blocks of a method's own cannot be mixtures of experts in the engine")
 
     def to(value: Any) -> Any:
         if isinstance(value, Linear | Norm):
             return type(value)(*(to(each) for each in value))
         return value.detach().to(dtype) if isinstance(value, Tensor) else value
 
-    return replace(block, **{name: to(value) for name, value in vars(block).items()})
+    return block._replace(**{name: to(value) for name, value in block._asdict().items()})
 
 
 def check_config(config: PretrainedConfig, family: Family) -> None:
     """Raise ValueError, naming the feature, for a configuration that asks for what the engine does not know."""
-    if getattr(config, "use_bidirectional_attention", None):
+    if declared(config, "use_bidirectional_attention"):
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
-    rope: Any = config.rope_parameters
-    for entry in [rope] if "rope_type" in rope else list(rope.values()):
-        kind = entry["rope_type"]
-        if kind == "longrope" and entry["short_factor"] == entry["long_factor"]:
-            continue  # the same at all lengths: how a file says a factor for each pair
-        if kind not in _FIXED_ROPES:
-            raise ValueError(f"rope type {kind!r} changes with the length of the text and is not supported yet")
-        if entry.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(_PARTIAL)
-    name = getattr(config, family.activation)
-    if name not in _ACTIVATIONS:
+    check_ropes(config)
+    if (name := _activation(config)) not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
 
 
-def _block(layer: nn.Module, index: int, family: Family, config: PretrainedConfig) -> Block:
-    attn, mlp = layer.get_submodule(family.attn), layer.get_submodule(family.mlp)
-    projections = [_child(attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    q, k, v, o, gate, up, down = (
-        Linear(child.weight, child.bias)
-        for child in [*projections, *(_child(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))]
-    )
-    head_dim: int = vars(attn)["head_dim"]
+def _activation(config: Any) -> str:
+    return declared(config, "hidden_activation") or config.hidden_act
+
+
+def layer_tensors(layer: nn.Module, index: int, family: Family, config: Any) -> LayerTensors:
+    """A decoder layer of the base, the `index`-th. ValueError where a map is none that can be read."""
+    attn, names, size = layer.get_submodule(ATTN), norms_of(layer), head_dim(config)
+    q, k, v, o = _linears(attn, _PROJECTIONS, (config.num_attention_heads * size, config.num_key_value_heads * size))
+    gate, up, down, experts = _mlp(layer)
+    children, dtype = dict(attn.named_children()), o.weight.dtype
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
-        return None if name is None else _norm(of.get_submodule(name), config, family)
+        return None if name is None else _norm(of.get_submodule(name), config, family, dtype)
 
-    return Block(
-        q, k, v, o, gate, up, down,
-        before_attn=_norm(layer.get_submodule(family.before_attn), config, family),
-        before_mlp=_norm(layer.get_submodule(family.before_mlp), config, family),
-        after_attn=norm(layer, family.after_attn),
-        after_mlp=norm(layer, family.after_mlp),
-        q_norm=norm(attn, "q_norm" if family.head_norms else None),
-        k_norm=norm(attn, "k_norm" if family.head_norms else None),
-        heads=projections[0].out_features // head_dim,
-        kv_heads=projections[1].out_features // head_dim,
-        head_dim=head_dim,
+    def before(name: str | None) -> Norm:
+        ones = torch.ones(config.hidden_size, dtype=dtype, device=o.weight.device)
+        return (
+            Norm(ones, config.rms_norm_eps) if name is None else _norm(layer.get_submodule(name), config, family, dtype)
+        )
+
+    kinds = getattr(config, "layer_types", None)
+    per_kind = "rope_type" not in config.rope_parameters
+    return LayerTensors(
+        q=q, k=k, v=v, o=o, gate=gate, up=up, down=down, experts=experts,
+        before_attn=before(names.before_attn),
+        before_mlp=before(names.before_mlp),
+        after_attn=norm(layer, names.after_attn),
+        after_mlp=norm(layer, names.after_mlp),
+        bare=names.before_attn is None,
+        q_norm=norm(attn, next((name for name in ("q_norm", "query_layernorm") if name in children), None)),
+        k_norm=norm(attn, next((name for name in ("k_norm", "key_layernorm") if name in children), None)),
+        norms_turned=family.norms_turned,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=size,
         scale=float(vars(attn)["scaling"]),
         window=family.window(config, index),
-        rope=config.layer_types[index] if family.rope_per_kind else "default",
-        activation=_ACTIVATIONS[getattr(config, family.activation)],
+        softcap=declared(config, "attn_logit_softcapping"),
+        sinks=dict(attn.named_parameters(recurse=False)).get("sinks"),
+        residual=declared(config, "residual_multiplier", 1.0),
+        rope=STILL if not family.turns(config, index) else kinds[index] if per_kind else "default",
+        pairs="neighbours" if family.neighbours else "halves",
+        activation=_ACTIVATIONS[_activation(config)],
     )  # fmt: skip
+
+
+def _mlp(layer: nn.Module) -> tuple[Linear, Linear | None, Linear, Experts | None]:
+    mlp, mixture = layer.get_submodule(MLP), mixture_of(layer)
+    if mixture is not None:
+        router, experts = mixture.router, mixture.experts
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            _, weights, chosen = router(x)
+            return experts(x, chosen, weights), chosen
+
+        weight = router.get_parameter("weight")
+        nothing = Linear(weight[:0])
+        return nothing, None, nothing, Experts(run, weight.nbytes, mixture.each * weight.element_size())
+    children = dict(mlp.named_children())
+    if "gate_up_proj" in children or "gate_proj" in children:
+        gate, up, down = _linears(mlp, ("gate_proj", "up_proj", "down_proj"))
+        return gate, up, down, None
+    gate, down = _linears(mlp, ("up_proj", "down_proj"))
+    return gate, None, down, None
+
+
+def _linears(of: nn.Module, names: tuple[str, ...], sizes: tuple[int, ...] = ()) -> list[Linear]:
+    """Linear maps by their names, or of the one that holds them. sizes: rows of the first of those and of the others;
+    (): all the same."""
+    children = {name for name, _ in of.named_children()}
+    linears: list[Linear] = []
+    for fused, parts in FUSED.items():
+        if fused in children and names[: len(parts)] == parts:
+            child = _child(of, fused)
+            each = child.out_features // len(parts)
+            rows = [each] * len(parts) if not sizes else [sizes[0], *sizes[1:] * (len(parts) - 1)]
+            biases = [None] * len(parts) if child.bias is None else child.bias.split(rows)
+            linears = [Linear(*pair) for pair in zip(child.weight.split(rows), biases, strict=True)]
+            names = names[len(parts) :]
+    return linears + [Linear(child.weight, child.bias) for child in (_child(of, name) for name in names)]
 
 
 def _child(of: nn.Module, name: str) -> nn.Linear:
@@ -187,26 +198,12 @@ def _child(of: nn.Module, name: str) -> nn.Linear:
     return child
 
 
-def _norm(module: nn.Module, config: PretrainedConfig, family: Family) -> Norm:
-    return Norm(module.get_parameter("weight"), config.rms_norm_eps, family.plus_one)
+def _norm(module: nn.Module, config: PretrainedConfig, family: Family, dtype: torch.dtype) -> Norm:
+    weight = module.get_parameter("weight").to(dtype)
+    return Norm(weight, config.rms_norm_eps, family.norms == "plus_one", family.norms == "once")
 
 
 def _embed_scale(embedding: nn.Embedding) -> float:
-    return float(embedding.get_buffer("embed_scale").to(embedding.weight.dtype))
-
-
-def _ropes(rotary: nn.Module, family: Family, config: PretrainedConfig) -> dict[str, Rope]:
-    if not family.rope_per_kind:
-        return {"default": Rope(_frequencies(rotary, "inv_freq", config), float(vars(rotary)["attention_scaling"]))}
-    return {
-        kind: Rope(_frequencies(rotary, f"{kind}_inv_freq", config), float(vars(rotary)[f"{kind}_attention_scaling"]))
-        for kind in sorted(set(config.layer_types))
-    }
-
-
-def _frequencies(rotary: nn.Module, name: str, config: PretrainedConfig) -> Tensor:
-    frequencies = rotary.get_buffer(name).to(torch.float32)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * frequencies.numel() != head_dim:
-        raise ValueError(_PARTIAL)
-    return frequencies
+    """As rounded to the model's dtype."""
+    scale = dict(embedding.named_buffers()).get("embed_scale")
+    return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthdial.models.head import PLAIN, Shaping
+
 CHUNK = 256
 """Tokens whose logits are held at once."""
 
@@ -46,8 +48,8 @@ def compare_rows(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
 class HeadCompare:
     """`Compared` from last hidden states. `compile` fuses the arithmetic over the vocabulary (for a CPU)."""
 
-    def __init__(self, head: nn.Module, softcap: float | None = None, compile: bool = False):
-        self.head, self.softcap, self.compiled = head, softcap, compile
+    def __init__(self, head: nn.Module, shape: Shaping = PLAIN, compile: bool = False):
+        self.head, self.shape, self.compiled = head, shape, compile
         self._rows: Callable = torch.compile(compare_rows, dynamic=False) if compile else compare_rows
 
     @torch.no_grad()
@@ -68,5 +70,4 @@ class HeadCompare:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [N, d] after the last norm -> [N, V]."""
-        logits = self.head(hidden)
-        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+        return self.shape(self.head(hidden))

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,8 +20,9 @@ from depthdial.models.converted import Converted, Fresh, converted_of, is_conver
 from depthdial.models.evict import Evicting
 from depthdial.models.extra import Submodule, extras
 from depthdial.models.families import OWN, family_of
-from depthdial.models.family import Family
+from depthdial.models.family import ATTN, MLP, input_norm, norms_of
 from depthdial.models.generating import Counting, Generating, Preparing
+from depthdial.models.head import shaping_of
 from depthdial.models.offloaded import device_of
 from depthdial.models.opening import Entering, Opening, head_work
 from depthdial.models.saving import Saving
@@ -41,7 +41,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         raise ValueError("this model is converted already; load a fresh base to convert it again")
     check_causal(model)
     family, layers = family_of(model.config), layers_of(model)
-    program, dims = method.program(len(layers)), family.dims(model.config)
+    program, dims = method.program(len(layers)), family.dims(model.config, layers[-1])
     program.check(len(layers))
     if program.gaps and not method.by_row and model.config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
@@ -56,12 +56,12 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         model.requires_grad_(False)
     converted = Converted(method, program, _ledger(model, program, parts), held)
     vars(model).update(converted=converted, route=converted.route)
-    _hook(model, converted, family)
-    modules = _modules(model, converted, family)
+    _hook(model, converted)
+    modules = _modules(model, converted)
     for s in range(program.first, len(program.steps)) if program.jumps else program.parted:
         module = modules[program.visit_of[s]]
         made = {name: part.to(device_of(module)) for name, part in parts.get(s, {}).items()}
-        _route(model, converted, family, module, s, made)
+        _route(model, converted, module, s, made)
     _hold_parts(model, converted, modules)
     names = {"save_pretrained": Saving, "generate": Generating, "prepare_inputs_for_generation": Preparing}
     vars(model).update({name: kind(model) for name, kind in names.items()})
@@ -104,15 +104,23 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    if not is_converted(model):
-        return dict(model.named_parameters())
-    converted = converted_of(model)
-    parts = {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
-    parts |= {id(weight) for block in converted.own for weight in block.parameters()}
-    return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
+    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts, and none
+    of a LoRA."""
+    weights, parts = dict(model.named_parameters()), set[int]()
+    if is_converted(model):
+        converted = converted_of(model)
+        parts |= {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
+        parts |= {id(weight) for block in converted.own for weight in block.parameters()}
+    tuned = tuple(f"{name.partition(INNER)[0]}." for name in weights if INNER in name)
+    return {
+        name.replace(INNER, "."): weight
+        for name, weight in weights.items()
+        if id(weight) not in parts and (INNER in name or not name.startswith(tuned))
+    }
 
 
+INNER = ".base_layer."
+"""How peft calls, in the layers that it puts in their places, the linear maps of a base."""
 STEPS = "steps"
 """The decoder's submodule that holds the parts of further visits, by step."""
 WRAPPED = re.compile(r"(\.unit)+(?=\.)")
@@ -124,7 +132,7 @@ def stock_names(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         state[WRAPPED.sub("", name)] = state.pop(name)
 
 
-def _hook(model: PreTrainedModel, converted: Converted, family: Family) -> None:
+def _hook(model: PreTrainedModel, converted: Converted) -> None:
     """What notes a pass as it opens, and which pass it is as each layer begins."""
     decoder = model.get_decoder()
     whole = any(converted.program.steps[s].unit == "layer" for s in converted.program.routed)
@@ -168,32 +176,30 @@ class Readout:
         """x: [N, d] -> logits, fp32 [N, rows], of the first so many ids; None: of all."""
         normed = self.model.get_decoder().get_submodule("norm")(x)
         logits = nn.functional.linear(normed, head_of(self.model).get_parameter("weight")[:rows]).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return shaping_of(self.model.config)(logits)
 
 
-def _modules(model: PreTrainedModel, converted: Converted, family: Family) -> list[nn.Module]:
+def _modules(model: PreTrainedModel, converted: Converted) -> list[nn.Module]:
     """The module that runs each visit: the base's layers, and for other visits modules that run between them."""
     program, layers = converted.program, layers_of(model)
-    extra = {} if program.plain else extras(model, converted, family)
+    extra = {} if program.plain else extras(model, converted)
     return [extra[v].module if v in extra else layers[visit.block] for v, visit in enumerate(program.visits)]
 
 
-def _route(
-    model: PreTrainedModel, converted: Converted, family: Family, layer: nn.Module, s: int, parts: dict[str, nn.Module]
-) -> None:
+def _route(model: PreTrainedModel, converted: Converted, layer: nn.Module, s: int, parts: dict[str, nn.Module]) -> None:
     """Route one step."""
-    step, method = converted.program.steps[s], converted.method
-    unit, norm, outlet = layer, family.before_attn, None
+    step, method, eps = converted.program.steps[s], converted.method, model.config.rms_norm_eps
+    unit, norm, outlet = layer, _Normed(layer, step.unit, eps), None
     if step.unit != "layer":
-        name, after = _names(family, step.unit)
-        unit, norm = layer.get_submodule(name), None
+        unit, names = layer.get_submodule(ATTN if step.unit == "attn" else MLP), norms_of(layer)
+        after = names.after_attn if step.unit == "attn" else names.after_mlp
+        norm = norm if names.before_attn is None else None
         outlet = None if after is None else layer.get_submodule(after)
 
     readout = Readout(model) if step.shows else None
     converted.units[s] = Routed(unit, method, converted.program, s, parts, converted.passing, norm, outlet, readout)
     if step.absent == "nothing" and step.attends:
-        index: int = vars(layer.get_submodule(family.attn))["layer_idx"]
+        index: int = vars(layer.get_submodule(ATTN))["layer_idx"]
         hooks = Evicting(unit, s, index, converted.passing, str(model.config._attn_implementation))
         converted.add(hooks)
 
@@ -210,8 +216,14 @@ def _hold_parts(model: PreTrainedModel, converted: Converted, modules: list[nn.M
         converted.add(Submodule(model.get_decoder(), STEPS))
 
 
-def _names(family: Family, unit: str) -> tuple[str, str | None]:
-    return {"attn": (family.attn, family.after_attn), "mlp": (family.mlp, family.after_mlp)}[unit]
+class _Normed:
+    """A unit's input as methods see it, by the norm that the layer has at the time."""
+
+    def __init__(self, layer: nn.Module, unit: str, eps: float):
+        self.layer, self.unit, self.eps = layer, unit, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return input_norm(self.layer, self.unit, self.eps)(x)
 
 
 def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str, nn.Module]]) -> Ledger:

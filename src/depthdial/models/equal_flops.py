@@ -7,6 +7,7 @@ routers and the LM head counted (`core.cost`). Attention over the context is not
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -14,13 +15,15 @@ from depthdial.core.cost import Ledger
 from depthdial.core.method import Method
 from depthdial.methods import Dense
 from depthdial.models.converted import converted_of
-from depthdial.models.scratch import FFN_STEP, DepthdialLlama, Spec
+from depthdial.models.own import own_types
+from depthdial.models.scratch import FFN_STEP, Spec
 
 
 def ledger_of(spec: Spec, method: Method) -> Ledger:
     """The price list of a model of this size routed by `method`; no weights are made."""
     with torch.device("meta"):
-        return converted_of(DepthdialLlama(spec.config(method))).ledger
+        kind: Any = own_types("llama").model
+        return converted_of(kind(spec.config(method))).ledger
 
 
 def macs(spec: Spec, method: Method, density: float | None = None) -> float:

@@ -37,7 +37,7 @@ def export(
 
     budget: what the dial is set to when the folder is opened; None for the plug-in's recommended one. files: texts to
     put beside the weights, by name. auto_map: for config.json, as the hub knows it. Raises ValueError for a budget the
-    plug-in cannot keep, a family without a type of its own, or a folder that holds something.
+    plug-in cannot keep, or a folder that holds something.
     """
     folder = Path(folder)
     check_free(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from depthdial.core.program import OwnBlock, Program
 from depthdial.core.routed import Pass
 from depthdial.models.converted import Converted
-from depthdial.models.family import Family
+from depthdial.models.family import ATTN, norms_of
 from depthdial.models.opening import PASS
 
 OWN_BLOCKS = "own_blocks"
@@ -36,7 +37,7 @@ class Extra:
         twin_of: that layer, where the module has its weights."""
         self.converted, self.visit, self.module, self.kind, self.like = converted, visit, module, kind, like
         self.twin_of = twin_of
-        vars(module.get_submodule("self_attn"))["layer_idx"] = index
+        vars(module.get_submodule(ATTN))["layer_idx"] = index
         self.index = index
 
     def __call__(self, x: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -53,7 +54,7 @@ class Extra:
             return x
         if self.twin_of is not None:
             self._follow(self.twin_of)
-        return called(self.module, x, inputs, running)
+        return called(self.converted, self.module, x, inputs, running)
 
     def _follow(self, layer: nn.Module) -> None:
         """A twin is none of the model's modules. ValueError where others stand in these' places, or nothing does."""
@@ -111,13 +112,13 @@ class Between:
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
 
-def extras(model: PreTrainedModel, converted: Converted, family: Family) -> dict[int, Extra]:
+def extras(model: PreTrainedModel, converted: Converted) -> dict[int, Extra]:
     """The extra visits of a program, by visit, with hooks that run them; call it before units are routed."""
     program, decoder = converted.program, model.get_decoder()
     layers: Any = decoder.layers
     kinds = getattr(model.config, "layer_types", None)
     made: dict[int, Extra] = {}
-    blocks = nn.ModuleList(own_block(layers, own, family) for own in program.own)
+    blocks = nn.ModuleList(own_block(layers, own) for own in program.own)
     converted.own = blocks
     if len(blocks):
         decoder.add_module(OWN_BLOCKS, blocks)
@@ -155,13 +156,15 @@ def first_visits(program: Program) -> dict[int, int]:
     return first
 
 
-def own_block(layers: nn.ModuleList, own: OwnBlock, family: Family) -> nn.Module:
+def own_block(layers: nn.ModuleList, own: OwnBlock) -> nn.Module:
     """A fresh block of a method's own, in fp32."""
     layer = layers[own.place]
     weights = {id(weight): nn.Parameter(weight.detach().to(torch.float32, copy=True)) for weight in layer.parameters()}
     block = _copied(layer, weights)
-    norm = layers[own.place].get_submodule(family.before_attn).state_dict(prefix=f"{family.before_attn}.")
-    block.load_state_dict({**layers[own.copy].state_dict(), **norm})
+    state, name = layers[own.copy].state_dict(), norms_of(layer).before_attn
+    if name is not None:
+        state |= layer.get_submodule(name).state_dict(prefix=f"{name}.")
+    block.load_state_dict(state)
     return block.requires_grad_(True)
 
 
@@ -191,13 +194,15 @@ class _Taking:
         return args, kwargs
 
 
-def called(module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
+def called(converted: Converted, module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
     """A visit's output, [B, T, d], in a pass; its weights in x's dtype: a method's own blocks are trained in fp32.
     inputs: what a layer is called with beside x."""
     inputs = {**inputs, PASS: running}
-    if {weight.dtype for weight in module.parameters()} == {x.dtype}:
-        out = module(x, **inputs)
-    else:
-        narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
-        out = torch.func.functional_call(module, narrow, (x,), inputs)
+    own = any(module is block for block in converted.own)
+    with converted.narrowing.lock if own else nullcontext():  # other threads would see the replaced weights
+        if {weight.dtype for weight in module.parameters()} == {x.dtype}:
+            out = module(x, **inputs)
+        else:
+            narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
+            out = torch.func.functional_call(module, narrow, (x,), inputs)
     return out[0] if isinstance(out, tuple) else out

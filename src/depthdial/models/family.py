@@ -1,73 +1,175 @@
-"""What the project must know of a model family: where a layer keeps its units, and what they cost."""
+"""What the project must know of a family of models. A description is read from the modules of a layer where they have
+the usual names, and from the fields that the configuration's type declares; a `Family` says what differs beside that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from torch import nn
-from transformers import PretrainedConfig
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from depthdial.core.cost import LayerWork
 from depthdial.core.method import Dims
 
+ATTN, MLP = "self_attn", "mlp"
+"""A layer's attention and MLP, in all families."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Fields of configurations that say something of each layer."""
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Linear maps that some families keep as one, their rows one after the other."""
+
 
 @dataclass(frozen=True)
 class Family:
-    """The names a family's decoder layer gives to its units. One instance per family, in a file of its own."""
+    """What of a family cannot be read from its modules."""
 
     model_type: str
     """`config.model_type` of the text model."""
-    example: Callable[..., PretrainedConfig]
-    """The family's configuration class: tests build tiny random models from it."""
-    attn: str = "self_attn"
-    mlp: str = "mlp"
-    before_attn: str = "input_layernorm"
-    before_mlp: str = "post_attention_layernorm"
-    """The norm whose output is the MLP's input, and so the adapter's."""
-    after_attn: str | None = None
-    """A norm applied to attention's output before the residual is added: part of the unit, so that a skip is exact."""
-    after_mlp: str | None = None
-    head_norms: bool = False
-    """Are q and k normed, head by head, before the rope?"""
-    qkv_bias: bool = False
-    """Have q, k and v biases, whatever the configuration says?"""
-    plus_one: bool = False
-    """Do norms scale by 1 + weight, in fp32?"""
-    scales_embeddings: bool = False
-    rope_per_kind: bool = False
-    """Has each kind of layer (`config.layer_types`) a rope of its own?"""
-    activation: str = "hidden_act"
-    """The field of the configuration that names the MLP's activation."""
-    sliding: bool = False
-    """Do some layers attend to a window only (`config.layer_types`, `config.sliding_window`)?"""
+    norms: str = "llama"
+    """How norms round: "llama" before the weight, "once" after it, "plus_one" after it, which is 1 + weight."""
+    exact_rope: bool = False
+    """Are heads turned in fp32, and rounded once?"""
+    neighbours: bool = False
+    """Does the rope turn the numbers 2 i and 2 i + 1 of a head together, not i and i + half?"""
+    norms_turned: bool = False
+    """Are q and k normed after the rope?"""
+    turns: Callable[[Any, int], bool] = lambda config, index: True
+    """Has a layer a rope? Of a configuration and the layer's index."""
+    query_scale: Callable[[Any], Callable[[Tensor], Tensor]] | None = None
+    """Of a configuration: the factor on queries, fp32 [N], by places, int [N]."""
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    """Fields with which all that is odd about the family shows in a model of six layers: for tests."""
 
-    def dims(self, config: PretrainedConfig) -> Dims:
-        """What parts may depend on."""
-        hidden, wide = config.hidden_size, config.intermediate_size
-        size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-        heads, groups = config.num_attention_heads * size, config.num_key_value_heads * size
-        attn = {"q_proj": (hidden, heads), "k_proj": (hidden, groups), "v_proj": (hidden, groups)}
-        mlp = {"gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden)}
-        return Dims(hidden, wide, config.rms_norm_eps, {**attn, "o_proj": (heads, hidden), **mlp})
+    @property
+    def example(self) -> type[PretrainedConfig]:
+        """The family's configuration class."""
+        return CONFIG_MAPPING[self.model_type]
+
+    def layer(self, config: PretrainedConfig) -> nn.Module:
+        """A layer without weights, for who has a configuration alone."""
+        shallow: Any = copy.deepcopy(config)
+        shallow.num_hidden_layers = 1
+        with torch.device("meta"):
+            return MODEL_FOR_CAUSAL_LM_MAPPING[self.example](shallow).get_decoder().layers[0]
+
+    def dims(self, config: PretrainedConfig, layer: nn.Module | None = None) -> Dims:
+        """What parts may depend on. layer: one of the model's, not converted; None: made of the configuration."""
+        layer = self.layer(config) if layer is None else layer
+        linears = {
+            name.rpartition(".")[2]: (child.in_features, child.out_features)
+            for name, child in layer.named_modules() if isinstance(child, nn.Linear)
+        }  # fmt: skip
+        mixture = mixture_of(layer)
+        wide = config.intermediate_size if mixture is None else mixture.top_k * mixture.width
+        return Dims(config.hidden_size, wide, config.rms_norm_eps, linears)
 
     def work(self, layer: nn.Module, config: PretrainedConfig, index: int) -> LayerWork:
-        """The layer's price list, counted from its own weights."""
-        attn, mlp = layer.get_submodule(self.attn), layer.get_submodule(self.mlp)
-        size = {name: child.weight.numel() for name, child in attn.named_modules() if isinstance(child, nn.Linear)}
-        width = {name: child.out_features for name, child in attn.named_modules() if isinstance(child, nn.Linear)}
+        """The layer's price list. Of experts a token pays those that it runs, and all of what chooses them."""
+        mixture, mlp = mixture_of(layer), layer.get_submodule(MLP)
+        heads, groups = (count * head_dim(config) for count in (config.num_attention_heads, config.num_key_value_heads))
         return LayerWork(
-            kv=size["k_proj"] + size["v_proj"],
-            attn=size["q_proj"] + size["o_proj"],
-            mlp=sum(child.weight.numel() for child in mlp.modules() if isinstance(child, nn.Linear)),
-            attend=2 * width["q_proj"],
-            kv_width=2 * width["k_proj"],
+            kv=2 * groups * config.hidden_size,
+            attn=2 * heads * config.hidden_size,
+            mlp=sum(child.weight.numel() for child in mlp.modules() if isinstance(child, nn.Linear))
+            + (0 if mixture is None else mixture.work),
+            attend=2 * heads,
+            kv_width=2 * groups,
             window=self.window(config, index),
         )
 
     def window(self, config: PretrainedConfig, index: int) -> int | None:
         """How many tokens, itself included, a token of the layer attends to; None is all."""
-        if not self.sliding or config.sliding_window is None:
-            return None
-        kinds = getattr(config, "layer_types", None)  # absent: every layer slides (Mistral)
-        return config.sliding_window if kinds is None or kinds[index] == "sliding_attention" else None
+        kinds = getattr(config, "layer_types", None)  # absent: every layer slides, where one does
+        slides = kinds is None or kinds[index] == "sliding_attention"
+        return declared(config, "sliding_window") if slides else None
+
+
+class Norms(NamedTuple):
+    """The names of a layer's norms."""
+
+    before_attn: str | None
+    before_mlp: str | None
+    """Its output is the MLP's input, and so the adapter's. None: attention and MLP take the stream as it is, and
+    routers and adapters see it normed without a weight."""
+    after_attn: str | None
+    """Of attention's output before the residual is added: part of the unit. Were it outside, it would rescale a soft
+    weight away and give the adapter's output the size of an MLP's."""
+    after_mlp: str | None
+
+
+_NORMS = (
+    Norms("input_layernorm", "post_attention_layernorm", None, None),
+    Norms("input_layernorm", "pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"),
+    Norms(None, None, "post_attention_layernorm", "post_feedforward_layernorm"),
+)
+
+
+def norms_of(layer: nn.Module) -> Norms:
+    """Which norms a decoder layer has."""
+    there = {name for name, _ in layer.named_children() if name.endswith("layernorm")}
+    return next(norms for norms in _NORMS if there == {name for name in norms if name is not None})
+
+
+class Weightless(nn.Module):
+    """An RMSNorm without weight."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., d] -> [..., d] in x's dtype, worked out in fp32."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def input_norm(layer: nn.Module, unit: str, eps: float) -> nn.Module:
+    """The norm that what is decided at a unit ("attn" or "mlp") sees the stream by."""
+    name = norms_of(layer).before_mlp if unit == "mlp" else norms_of(layer).before_attn
+    return Weightless(eps) if name is None else layer.get_submodule(name)
+
+
+class Mixture(NamedTuple):
+    """The experts of a layer in place of one MLP."""
+
+    router: nn.Module
+    """[N, d] -> (logits, weights [N, top_k], experts int64 [N, top_k])."""
+    experts: nn.Module
+    """([N, d], experts, weights) -> [N, d]"""
+    top_k: int
+    width: int
+    """Numbers between the two maps of one expert."""
+
+    @property
+    def each(self) -> int:
+        """Weights of one expert."""
+        return sum(part[0].numel() for part in self.experts.parameters() if part.ndim == 3)
+
+    @property
+    def work(self) -> int:
+        return self.top_k * self.each + self.router.get_parameter("weight").numel()
+
+
+def mixture_of(layer: nn.Module) -> Mixture | None:
+    """The experts of a layer, where it has some."""
+    parts = dict(layer.get_submodule(MLP).named_children())
+    if "experts" not in parts:
+        return None
+    router: Any = parts["router"] if "router" in parts else parts["gate"]
+    experts: Any = parts["experts"]
+    width = experts.down_proj[0].numel() // router.weight.shape[1]
+    return Mixture(router, experts, int(router.top_k), width)
+
+
+def head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def declared(config: PretrainedConfig, name: str, default: Any = None) -> Any:
+    """A field that the configuration's type knows; a file may say more, which nobody computes with."""
+    return getattr(config, name) if hasattr(type(config), name) else default

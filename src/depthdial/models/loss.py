@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthdial.models.head import PLAIN, Shaping
+
 CHUNK = 256
 """Tokens whose logits are held at once."""
 SAMPLED = 1024
@@ -72,19 +74,19 @@ class Shortlist(NamedTuple):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, teacher: Tensor, head: Tensor, likeliest: int, sampled: int, key: int) -> Shortlist:
+    def of(cls, teacher: Tensor, head: Tensor, shape: Shaping, likeliest: int, sampled: int, key: int) -> Shortlist:
         """The `likeliest` tokens of each of the teacher's distributions, and `sampled` of the others, drawn by `key`.
         teacher: [N, d]; head: [V, d]."""
         size, wanted, total = len(head), head.new_zeros(len(head), dtype=torch.bool), []
         for part in teacher.split(CHUNK):
-            logits = part @ head.T
+            logits = shape(part @ head.T)
             wanted[logits.topk(min(likeliest, size)).indices.flatten()] = True
             total.append(logits.float().logsumexp(-1))
         ids, others = wanted.nonzero().squeeze(-1), (~wanted).nonzero().squeeze(-1)
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(key))
         rest = others[order[:sampled].to(others.device)]
         all_of, few = torch.cat(total), head[ids]
-        known = torch.cat([(part @ few.T).float().logsumexp(-1) for part in teacher.split(CHUNK)])
+        known = torch.cat([shape(part @ few.T).float().logsumexp(-1) for part in teacher.split(CHUNK)])
         share = (-torch.expm1(known - all_of)).clamp_min(1e-6)  # two sums in bf16: what is left of them may be noise
         tail = all_of + share.log() if len(others) else all_of - 60  # nothing is left
         return cls(ids, rest, math.log(max(len(others), 1) / max(len(rest), 1)), tail)
@@ -94,19 +96,22 @@ class _Shortlisted(torch.autograd.Function):
     """`_AtHead` over a shortlist: `rows` sees its tokens and the bucket of all others."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, teacher: Tensor, head: Tensor, weight: Tensor, rows: Callable, of: Shortlist):
+    def forward(
+        ctx: Any, hidden: Tensor, teacher: Tensor, head: Tensor, shape: Shaping, weight: Tensor, rows: Callable,
+        of: Shortlist,
+    ):  # fmt: skip
         few, others = head[of.ids], head[of.rest]
         losses, grads = [], []
         for h, o, w, tail in zip(*_split(hidden, teacher, weight), of.tail.split(CHUNK), strict=True):
-            known = torch.cat([(o @ few.T).float(), tail[:, None]], -1)
+            known = torch.cat([shape(o @ few.T).float(), tail[:, None]], -1)
             found = []
             for own, at in zip(h, w, strict=True):
-                rest = (own @ others.T).float()
+                rest, some = shape(own @ others.T).float(), shape(own @ few.T).float()
                 bucket = rest.logsumexp(-1, keepdim=True) + of.scale if len(of.rest) else tail[:, None]
-                loss, grad = rows(torch.cat([(own @ few.T).float(), bucket], -1), known, at)
-                up = grad[:, :-1].to(head.dtype) @ few
+                loss, grad = rows(torch.cat([some, bucket], -1), known, at)
+                up = shape.back(grad[:, :-1], some).to(head.dtype) @ few
                 if len(of.rest):
-                    up = up + (rest.softmax(-1) * grad[:, -1:]).to(head.dtype) @ others
+                    up = up + shape.back(rest.softmax(-1) * grad[:, -1:], rest).to(head.dtype) @ others
                 found.append((loss, up))
             losses.append(torch.stack([loss for loss, _ in found]))
             grads.append(torch.stack([up for _, up in found]))
@@ -116,7 +121,7 @@ class _Shortlisted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor):
         (grads,) = ctx.saved_tensors
-        return grads * upstream[0][..., None].to(grads.dtype), None, None, None, None, None
+        return grads * upstream[0][..., None].to(grads.dtype), None, None, None, None, None, None
 
 
 def _split(hidden: Tensor, other: Tensor, weight: Tensor) -> tuple[Any, Any, Any]:
@@ -125,20 +130,27 @@ def _split(hidden: Tensor, other: Tensor, weight: Tensor) -> tuple[Any, Any, Any
 
 class _AtHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, other: Tensor, head: Tensor, weight: Tensor, rows: Callable, teach: bool):
+    def forward(
+        ctx: Any, hidden: Tensor, other: Tensor, head: Tensor, shape: Shaping, weight: Tensor, rows: Callable,
+        teach: bool,
+    ):  # fmt: skip
         losses, grads = [], []
         for h, o, w in zip(*_split(hidden, other, weight), strict=True):
-            known = o @ head.T if teach else o  # once for all copies
-            found = [rows(of @ head.T, known, at) for of, at in zip(h, w, strict=True)]
+            known = shape(o @ head.T) if teach else o  # once for all copies
+            found = []
+            for own, at in zip(h, w, strict=True):
+                logits = shape(own @ head.T)
+                loss, grad = rows(logits, known, at)
+                found.append((loss, shape.back(grad, logits) @ head))
             losses.append(torch.stack([loss for loss, _ in found]))
-            grads.append(torch.stack([grad @ head for _, grad in found]))
+            grads.append(torch.stack([up for _, up in found]))
         ctx.save_for_backward(torch.cat(grads, 1))
         return torch.cat(losses, 1)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor):
         (grads,) = ctx.saved_tensors
-        return grads * upstream[0][..., None].to(grads.dtype), None, None, None, None, None
+        return grads * upstream[0][..., None].to(grads.dtype), None, None, None, None, None, None
 
 
 class HeadLoss:
@@ -153,15 +165,15 @@ class HeadLoss:
     def __init__(
         self,
         head: nn.Module,
-        softcap: float | None = None,
+        shape: Shaping = PLAIN,
         compile: bool = False,
         divergence: str = "forward",
         shortlist: int | None = None,
     ):
-        if softcap is not None or getattr(head, "bias", None) is not None:
-            raise ValueError("training supports LM heads without bias and without logit soft-capping")
+        if getattr(head, "bias", None) is not None:
+            raise ValueError("training supports LM heads without bias")
         assert isinstance(head.weight, Tensor)
-        self.head = head.weight
+        self.head, self.shape = head.weight, shape
         self.compiled, self.shortlist = compile, shortlist
         self._rows = kl = DIVERGENCES[divergence]
         self._kl = torch.compile(kl, dynamic=False) if compile else kl
@@ -171,8 +183,8 @@ class HeadLoss:
         """weight * divergence from the teacher, fp32 [copies, N]. hidden: [copies, N, d] and teacher: [N, d], after the
         last norm; weight: fp32 [copies, N]; key: of the sample that stands for the rest of the vocabulary."""
         if self.shortlist is not None:
-            some = Shortlist.of(teacher, self.head, self.shortlist, SAMPLED, key)
-            return _Shortlisted.apply(hidden, teacher, self.head, weight, self._rows, some)
+            some = Shortlist.of(teacher, self.head, self.shape, self.shortlist, SAMPLED, key)
+            return _Shortlisted.apply(hidden, teacher, self.head, self.shape, weight, self._rows, some)
         return self._at_head(hidden, teacher, weight, self._kl, True)
 
     def ce(self, hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -184,4 +196,4 @@ class HeadLoss:
         if short := -count % CHUNK if self.compiled else 0:  # one shape, compiled once
             hidden, weight = F.pad(hidden, (0, 0, 0, short)), F.pad(weight, (0, short))
             other = F.pad(other, (0, 0, 0, short) if teach else (0, short))
-        return _AtHead.apply(hidden, other, self.head, weight, rows, teach)[:, :count]
+        return _AtHead.apply(hidden, other, self.head, self.shape, weight, rows, teach)[:, :count]

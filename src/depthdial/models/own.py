@@ -7,21 +7,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from depthdial.core.method import Method
@@ -30,7 +24,8 @@ from depthdial.models.checkpoint import Plugin, curves_from
 from depthdial.models.convert import WRAPPED, convert
 from depthdial.models.converted import converted_of
 from depthdial.models.dial import set_budget
-from depthdial.models.families import OWN
+from depthdial.models.families import FAMILIES, OWN
+from depthdial.models.family import Family
 from depthdial.models.fingerprint import Fingerprint
 
 
@@ -87,63 +82,6 @@ def _routed(model: Any, config: PretrainedConfig) -> None:
     set_budget(model, None if plugin is None else config.budget, prompt=config.prompt_budget)
 
 
-class DepthdialLlamaConfig(LlamaConfig):
-    """A Llama's configuration and the method that routes it (its name in METHODS and its fields)."""
-
-    model_type = f"{OWN}llama"
-
-    method: dict | None = None
-    budget: float | None = None
-    """True cost relative to dense that the dial is set to; None is the trained form, or `offset`."""
-    offset: float | None = None
-    """Logit offset of the dial, where it stands between budgets."""
-    prompt_budget: float | str | None = None
-    """What prompts may cost to be read; None, as in folders of before there was a choice, is what `load` does."""
-    curves: dict | None = None
-    """The plug-in's measured curves, as in its method.json."""
-    base: dict | None = None
-    """The fingerprint of the base that was exported; None for a model pre-trained with its routers."""
-
-
-class DepthdialMistralConfig(MistralConfig):
-    """The same for Mistral."""
-
-    model_type = f"{OWN}mistral"
-
-    method: dict | None = None
-    budget: float | None = None
-    offset: float | None = None
-    prompt_budget: float | str | None = None
-    curves: dict | None = None
-    base: dict | None = None
-
-
-class DepthdialQwen2Config(Qwen2Config):
-    """The same for Qwen2."""
-
-    model_type = f"{OWN}qwen2"
-
-    method: dict | None = None
-    budget: float | None = None
-    offset: float | None = None
-    prompt_budget: float | str | None = None
-    curves: dict | None = None
-    base: dict | None = None
-
-
-class DepthdialQwen3Config(Qwen3Config):
-    """The same for Qwen3."""
-
-    model_type = f"{OWN}qwen3"
-
-    method: dict | None = None
-    budget: float | None = None
-    offset: float | None = None
-    prompt_budget: float | str | None = None
-    curves: dict | None = None
-    base: dict | None = None
-
-
 class _Opened(PreTrainedModel):
     """What our types have in common."""
 
@@ -158,59 +96,86 @@ class _Opened(PreTrainedModel):
         return opened
 
 
-class DepthdialLlama(_Opened, LlamaForCausalLM):
-    """A Llama converted as it is made, everything trainable: `converted` and `route` as `convert` leaves them."""
+class Types(NamedTuple):
+    """The classes of one of our types."""
 
-    config_class = DepthdialLlamaConfig
-
-    def __init__(self, config: DepthdialLlamaConfig):
-        super().__init__(config)
-        _routed(self, config)
+    config: type[PretrainedConfig]
+    model: type[PreTrainedModel]
 
 
-class DepthdialMistral(_Opened, MistralForCausalLM):
-    """The same for Mistral."""
+def _config_type(family: Family) -> type[PretrainedConfig]:
+    """A family's configuration and the method that routes it."""
 
-    config_class = DepthdialMistralConfig
+    class Config(family.example):
+        """That of the family, and the method that routes it (its name in METHODS and its fields)."""
 
-    def __init__(self, config: DepthdialMistralConfig):
-        super().__init__(config)
-        _routed(self, config)
+        model_type = f"{OWN}{family.model_type}"
 
+        method: dict | None = None
+        budget: float | None = None
+        """True cost relative to dense that the dial is set to; None is the trained form, or `offset`."""
+        offset: float | None = None
+        """Logit offset of the dial, where it stands between budgets."""
+        prompt_budget: float | str | None = None
+        """What prompts may cost to be read; None, as in folders of before there was a choice, is what `load` does."""
+        curves: dict | None = None
+        """The plug-in's measured curves, as in its method.json."""
+        base: dict | None = None
+        """The fingerprint of the base that was exported; None for a model pre-trained with its routers."""
 
-class DepthdialQwen2(_Opened, Qwen2ForCausalLM):
-    """The same for Qwen2."""
+        def __post_init__(self, **kwargs: Any) -> None:
+            _model_type(family.model_type)  # before anybody asks for the model
+            super().__post_init__(**kwargs)
 
-    config_class = DepthdialQwen2Config
-
-    def __init__(self, config: DepthdialQwen2Config):
-        super().__init__(config)
-        _routed(self, config)
-
-
-class DepthdialQwen3(_Opened, Qwen3ForCausalLM):
-    """The same for Qwen3."""
-
-    config_class = DepthdialQwen3Config
-
-    def __init__(self, config: DepthdialQwen3Config):
-        super().__init__(config)
-        _routed(self, config)
+    return _named(Config, f"Depthdial{family.example.__name__}")
 
 
-TYPES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
-    "llama": (DepthdialLlamaConfig, DepthdialLlama),
-    "mistral": (DepthdialMistralConfig, DepthdialMistral),
-    "qwen2": (DepthdialQwen2Config, DepthdialQwen2),
-    "qwen3": (DepthdialQwen3Config, DepthdialQwen3),
-}
-"""Our types, by the family they are made from."""
+@cache
+def _model_type(kind: str) -> type[PreTrainedModel]:
+    """A family's model, converted as it is made: imported when it is needed, as those of transformers are."""
+    config = _CONFIGS[kind]
+    base = MODEL_FOR_CAUSAL_LM_MAPPING[FAMILIES[kind].example]
 
-for _config, _model in TYPES.values():
+    class Model(_Opened, base):
+        """That of the family, converted as it is made, all trainable: `converted` and `route` as `convert` leaves
+        them."""
+
+        config_class = config
+
+        def __init__(self, config: Any):
+            super().__init__(config)
+            _routed(self, config)
+
+    made = _named(Model, f"Depthdial{base.__name__.removesuffix('ForCausalLM')}")
+    AutoModelForCausalLM.register(config, made, exist_ok=True)
+    return made
+
+
+def _named(kind: type, name: str) -> type:
+    kind.__name__ = kind.__qualname__ = name
+    return kind
+
+
+_CONFIGS = {family.model_type: _config_type(family) for family in FAMILIES.values()}
+for _config in _CONFIGS.values():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
+
+
+def own_types(kind: str) -> Types:
+    """Our types of a family, by the type that its configuration has."""
+    return Types(_CONFIGS[kind], _model_type(kind))
+
+
+def __getattr__(name: str) -> type:
+    """Our types by their names, for pickle and for who imports them."""
+    for kind, config in _CONFIGS.items():
+        if name == config.__name__:
+            return config
+        if config.__name__.startswith(name) and _model_type(kind).__name__ == name:
+            return _model_type(kind)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def is_own(model: PreTrainedModel) -> bool:
     """Is the model of one of our types?"""
-    return any(isinstance(model, kind) for _, kind in TYPES.values())
+    return isinstance(model, _Opened)

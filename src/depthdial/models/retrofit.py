@@ -20,12 +20,14 @@ from depthdial.methods import Recursive, name_of
 from depthdial.methods.recursive import PROJ
 from depthdial.models.convert import layers_of
 from depthdial.models.converted import converted_of
-from depthdial.models.families import FAMILIES, OWN, family_of
-from depthdial.models.family import Family
-from depthdial.models.own import TYPES
+from depthdial.models.families import OWN, family_of
+from depthdial.models.family import ATTN, MLP, norms_of
+from depthdial.models.own import own_types
 
 INITS = ("stepwise", "average", "lower")
-_AFTER = {"attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+KINDS = ("llama", "mistral")
+"""Families in whose layers changes of linear maps can make up for all that differs."""
+_AFTER = {ATTN: ("q_proj", "k_proj", "v_proj"), MLP: ("gate_proj", "up_proj")}
 """The linear maps behind the norm before attention, and before the MLP."""
 
 
@@ -47,29 +49,22 @@ def check(config: PretrainedConfig, loops: int, init: str, rank: int) -> None:
         raise ValueError(
             f"a model of type {kind!r} has a method of its own already; give the base that it was made from"
         )
-    family = family_of(config)
-    obstacle = "no type of its own" if kind not in TYPES else _obstacle(family, config)
-    if obstacle:
-        known = [name for name in TYPES if not _obstacle(FAMILIES[name], None)]
-        raise ValueError(f"models of type {kind!r} cannot be made recursive ({obstacle}); known: {', '.join(known)}")
+    family_of(config)
+    biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    if kind not in KINDS or biases:
+        raise ValueError(
+            f"models of type {kind!r} cannot be made recursive (biases, or norms that no linear map follows); "
+            f"known, without biases: {', '.join(KINDS)}"
+        )
     depth, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
     if depth % loops:
         divide = [str(n) for n in range(2, depth + 1) if not depth % n]
         raise ValueError(f"{loops} loops do not divide {depth} layers; choose one of {', '.join(divide)}")
     if kinds and any(kinds[layer] != kinds[layer % (depth // loops)] for layer in range(depth)):
         raise ValueError(f"layers of several kinds (config.layer_types) would share a block in {loops} loops")
-    full = max(min(size) for size in family.dims(config).linears.values())
+    full = max(min(size) for size in family_of(config).dims(config).linears.values())
     if method.rank > full:
         raise ValueError(f"a LoRA of rank {rank} is more than its maps have; give 0 (none) to {full} (exact)")
-
-
-def _obstacle(family: Family, config: Any) -> str | None:
-    """What of a layer no change of its linear maps can make up for; None where there is nothing."""
-    if family.head_norms or family.after_attn or family.after_mlp:
-        return "norms that no linear map follows"
-    if family.qkv_bias or getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        return "biases"
-    return None
 
 
 def stands_for(depth: int, loops: int, init: str) -> list[list[int]]:
@@ -91,12 +86,12 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
     widest map has is exact. Raises ValueError as `check`.
     """
     check(model.config, loops, init, rank)
-    family, layers = family_of(model.config), layers_of(model)
+    layers = layers_of(model)
     blocks, method = len(layers) // loops, Recursive(loops=loops, rank=rank)
     made = _fresh(model, method, blocks)
     made.load_state_dict({n: t for n, t in model.state_dict().items() if ".layers." not in n}, strict=False)
     for block, mean_of in zip(layers_of(made), stands_for(len(layers), loops, init), strict=True):
-        each = [_folded(layers[layer], family) for layer in mean_of]
+        each = [_folded(layers[layer]) for layer in mean_of]
         state = {name: torch.stack([weights[name] for weights in each]).mean(0) for name in each[0]}
         block.load_state_dict(state, strict=False)
     converted = converted_of(made)
@@ -104,7 +99,7 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
     for s, step in enumerate(converted.program.steps):
         parts: Any = converted.units[s].parts if rank else {}
         block = layers_of(made)[step.block].state_dict()
-        for name, weight in _folded(layers[s], family).items():
+        for name, weight in _folded(layers[s]).items():
             if weight.ndim == 2:
                 lacks = weight - block[name].float()
                 whole += float(lacks.square().sum())
@@ -118,7 +113,7 @@ def retrofit(model: PreTrainedModel, loops: int, init: str, rank: int) -> Retrof
 def _fresh(model: PreTrainedModel, method: Recursive, blocks: int) -> PreTrainedModel:
     """A random model of the base's sizes with so many blocks, of a type of our own."""
     own: Any
-    own, kind = TYPES[model.config.model_type]
+    own, kind = own_types(model.config.model_type)
     fields = {
         name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "architectures")
     }
@@ -132,13 +127,14 @@ def _fresh(model: PreTrainedModel, method: Recursive, blocks: int) -> PreTrained
     return made
 
 
-def _folded(layer: nn.Module, family: Family) -> dict[str, Tensor]:
+def _folded(layer: nn.Module) -> dict[str, Tensor]:
     """A layer's weights, fp32, by name: norms of ones, their scales in the maps behind them."""
     state = {name: weight.float() for name, weight in layer.state_dict().items() if not name.startswith("parts.")}
-    for unit, norm in (("attn", family.before_attn), ("mlp", family.before_mlp)):
+    norms = norms_of(layer)
+    for unit, norm in ((ATTN, norms.before_attn), (MLP, norms.before_mlp)):
         scale = state[f"{norm}.weight"]
         for name in _AFTER[unit]:
-            linear = f"{getattr(family, unit)}.{name}.weight"
+            linear = f"{unit}.{name}.weight"
             state[linear] = state[linear] * scale
         state[f"{norm}.weight"] = torch.ones_like(scale)
     return state

@@ -33,8 +33,7 @@ class Saving:
         self.model = model
 
     def __call__(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`. Raises ValueError for a family without a type of ours, and for a dial
-        that stands at an offset per row."""
+        """As `PreTrainedModel.save_pretrained`. Raises ValueError for a dial that stands at an offset per row."""
         model = self.model
         if getattr(model, "_hf_peft_config_loaded", False):  # then only the adapters are written
             type(model).save_pretrained(model, save_directory, **kwargs)
@@ -45,14 +44,7 @@ class Saving:
 
 def own_config(model: PreTrainedModel) -> Any:
     """The configuration of a converted model as one of our types, with its dial as it stands now."""
-    kind = model.config.model_type.removeprefix(OWN)
-    if f"{OWN}{kind}" not in CONFIG_MAPPING:
-        known = ", ".join(name.removeprefix(OWN) for name in CONFIG_MAPPING if name.startswith(OWN))
-        raise ValueError(
-            f"models of type {kind!r} cannot be exported yet; known: {known}; depthdial.save writes the plug-in alone"
-        )
-    made = CONFIG_MAPPING[f"{OWN}{kind}"]
-    kind_of: Any = MODEL_FOR_CAUSAL_LM_MAPPING[made]
+    made = CONFIG_MAPPING[f"{OWN}{model.config.model_type.removeprefix(OWN)}"]
     converted = converted_of(model)
     plugin, method = converted.plugin, converted.method
     assert dataclasses.is_dataclass(method)
@@ -66,10 +58,12 @@ def own_config(model: PreTrainedModel) -> Any:
         "prompt_budget": _prompt_budget(converted.settings, converted.turned),
         "curves": None if known is None else known["curves"],
         "base": None if known is None else known["base"],
-        "architectures": [kind_of.__name__],
         "dtype": model.dtype,
     }
-    return made(**{**fields, **kept})
+    config: Any = made(**{**fields, **kept})
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[made]
+    config.architectures = [kind.__name__]
+    return config
 
 
 def as_own(model: PreTrainedModel, config: Any, weights: bool = True) -> PreTrainedModel:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthdial.core.method import Method
 from depthdial.methods import name_of
 from depthdial.models.convert import base_weights, layers_of
-from depthdial.models.own import DepthdialLlama, DepthdialLlamaConfig
+from depthdial.models.own import own_types
 
 _SPEC = re.compile(r"(?P<layers>\d+)x(?P<heads>\d+)@(?P<width>\d+)(?P<more>(,[a-z]+=[^,]+)*)")
 _FORM = "LAYERSxHEADS@WIDTH, for example 12x4@256, and behind it ,kv=2 ,ffn=4x (or a width) ,vocab=4096 ,context=512"
@@ -76,10 +76,11 @@ class Spec:
         """Width of the MLP."""
         return self.ffn or _stepped(self.width * 8 / 3)
 
-    def config(self, method: Method, **others: Any) -> DepthdialLlamaConfig:
+    def config(self, method: Method, **others: Any) -> LlamaConfig:
         """The configuration of a model of this size routed by `method`. others: further fields of `LlamaConfig`."""
-        return DepthdialLlamaConfig(
-            method={"name": name_of(method), **dataclasses.asdict(method)},  # pyright: ignore[reportArgumentType]
+        kind: Any = own_types("llama").config
+        return kind(
+            method={"name": name_of(method), **dataclasses.asdict(method)},
             vocab_size=self.vocabulary,
             hidden_size=self.width,
             intermediate_size=self.intermediate,
@@ -94,7 +95,7 @@ class Spec:
 
 def fresh(
     spec: Spec, method: Method, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **others: Any
-) -> DepthdialLlama:
+) -> PreTrainedModel:
     """A random fp32 model of a size, routed by `method`, base and all trainable; the same for the same seed.
 
     tokenizer: gives the vocabulary's size (the spec's is then not looked at) and the special tokens. others: further
@@ -107,13 +108,14 @@ def fresh(
     config = spec.config(method, **others)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DepthdialLlama(config).float()
+        kind: Any = own_types("llama").model
+        model = kind(config).float()
     _calm(model)
     return model
 
 
 @torch.no_grad()
-def _calm(model: DepthdialLlama) -> None:
+def _calm(model: PreTrainedModel) -> None:
     """Scale what each half layer adds to the residual stream by 1 / sqrt(2 L), as GPT-2 does (Radford et al., 2019).
 
     transformers leaves that out. At its deviation of 0.02, what L layers add then drowns a token's own embedding, the

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from depthdial.models.convert import layers_of
 from depthdial.models.converted import converted_of
-from depthdial.models.families import family_of
+from depthdial.models.family import input_norm
 from depthdial.train.progress import Progress
 
 
@@ -23,14 +23,14 @@ class LayerFit:
     """Catches the input and the output of routed layers of the untouched base and regresses adapters on them."""
 
     def __init__(self, model: PreTrainedModel):
-        family, layers = family_of(model.config), layers_of(model)
+        layers = layers_of(model)
         self.model = model
         self.adapters: dict[int, nn.Module] = {
             unit.step.block: unit.parts["adapter"]
             for unit in converted_of(model).routed.values()
             if "adapter" in unit.parts and unit.step.base
         }
-        self.norms = {i: layers[i].get_submodule(family.before_mlp) for i in self.adapters}
+        self.norms = {i: input_norm(layers[i], "mlp", model.config.rms_norm_eps) for i in self.adapters}
         self.error: dict[int, Tensor] = {}
         self.loss: Tensor = torch.zeros(())
 
@@ -79,8 +79,8 @@ def fit_adapters(
         return {}
     optimizer = torch.optim.AdamW([p for a in fit.adapters.values() for p in a.parameters()], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    untouched = converted_of(model).using(offset=math.inf, read=None)
-    with untouched, Progress("fitting adapters", steps) as progress:
+    full_depth = converted_of(model).using(offset=math.inf, read=None)
+    with full_depth, Progress("fitting adapters", steps) as progress:
         for _, batch in zip(range(steps), batches, strict=False):
             fit.run(batch).backward()
             optimizer.step()

@@ -13,7 +13,7 @@ from depthdial.core.layers import Part
 from depthdial.core.routed import mixed
 from depthdial.models.convert import layers_of
 from depthdial.models.converted import converted_of
-from depthdial.models.gathered import gathered
+from depthdial.train.gathered import gathered
 
 log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h

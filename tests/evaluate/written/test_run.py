@@ -158,12 +158,13 @@ def test_what_cannot_be_run(options, tiny_plugin, tmp_path):
 
 
 def test_a_model_with_its_own_routers_has_no_base_that_could_judge(options, tmp_path, tiny_tokenizer):
-    from depthdial.models.own import DepthdialLlama, DepthdialLlamaConfig
+    from depthdial.models.own import own_types
 
     sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
-    config = DepthdialLlamaConfig(**sizes, **heads, method={"name": "skiplayer"}, eos_token_id=2)
-    DepthdialLlama(config).save_pretrained(tmp_path / "own")
+    kind, model = own_types("llama")
+    config = kind(**sizes, **heads, method={"name": "skiplayer"}, eos_token_id=2)
+    model(config).save_pretrained(tmp_path / "own")
     tiny_tokenizer.save_pretrained(tmp_path / "own")
     setup = Setup(str(tmp_path / "own"), "float32", "cpu")
     with pytest.raises(ValueError, match="has no untouched base that could judge"):

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tests.kernels import definition
 from torch import Tensor
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.native import Counters, NativeModel
+from depthdial.kernels.passing import Decided, PassTokens, Waiting
 from depthdial.kernels.tensors import (
     END,
     Act,
     AdapterTensors,
     Branch,
-    Decided,
     Dense,
     Int8,
     LayerTensors,
@@ -26,9 +26,7 @@ from depthdial.kernels.tensors import (
     ModelTensors,
     Norm,
     Op,
-    PassTokens,
     RouterTensors,
-    Waiting,
 )
 
 PLACES = [(0, 0), (1, 63), (1, 64), (1, 65), (2, 130), (3, 7), (0, 1), (2, 131), (3, 8)]
@@ -81,7 +79,7 @@ def check(model: Any, batch: Any, inputs: Any, isa: str | None = None) -> Any:
     native, ours, theirs = NativeModel(model, isa=isa), batch.cache(), batch.cache()
     out = batch.output(len(inputs.ids))
     counters = native.forward(inputs, ours, out)
-    expected = reference.forward_pass(model, inputs, theirs)
+    expected = definition.forward_pass(model, inputs, theirs)
     assert torch.equal(out.keep, expected.keep)
     torch.testing.assert_close(out.score, expected.score, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-4)

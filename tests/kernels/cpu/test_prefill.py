@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels import definition
 from tests.kernels.cpu.programs import wide_model
+from tests.laws.cover import NATIVE
 from torch import Tensor
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import EMULATED, all_isas, supported
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import Branch, Linear, ModelTensors, PagedCache, PassTokens
-from depthdial.models.families import FAMILIES
+from depthdial.kernels.passing import PagedCache, PassTokens
+from depthdial.kernels.tensors import Branch, Linear, ModelTensors
 
 TILES = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 32}
 """Sizes that are whole tiles."""
@@ -68,7 +69,7 @@ def assert_close(model: ModelTensors, native: NativeModel, batch: Any, inputs: P
     for name, mine in {"k": ours.k, "v": ours.v, "logits": out.logits}.items():
         unit, error = exact[name].norm(), (mine - exact[name]).norm()
         assert error < 1.3 * (theirs[name] - exact[name]).norm() + 1e-3 * unit and error < 0.1 * unit, name
-    expected = reference.forward_pass(wide_model(model, torch.bfloat16), inputs, batch.cache())
+    expected = definition.forward_pass(wide_model(model, torch.bfloat16), inputs, batch.cache())
     assert (expected.keep == keep).float().mean() > 0.97 and (expected.score - score).abs().mean() < 0.02
     for layer, kept, scores in zip(model.layers, keep, score, strict=True):
         router = layer.branch.router
@@ -84,7 +85,7 @@ def _told(model: ModelTensors, batch: Any, inputs: PassTokens, dtype: torch.dtyp
     wide = wide._replace(layers=tuple(layer._replace(branch=Branch("table")) for layer in wide.layers))
     cache = batch.cache()
     cache = cache._replace(k=cache.k.to(dtype), v=cache.v.to(dtype))
-    logits = reference.forward_pass(wide, inputs._replace(given=keep), cache).logits
+    logits = definition.forward_pass(wide, inputs._replace(given=keep), cache).logits
     return {"logits": logits, "k": cache.k.float(), "v": cache.v.float()}
 
 
@@ -92,7 +93,16 @@ ORDERS = {"qwen2": "tanh_norm", "qwen3": "linear"}
 """Of routers, by family; others: norm_tanh."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+TILED = ("llama", "mistral", "ministral", "qwen2", "qwen3", "granite", "seed_oss", "smollm3", "gemma", "gemma3_text")
+"""Families that tiles run; the prompts of others are read in small passes."""
+
+
+@pytest.mark.parametrize("family", [family for family in NATIVE if family not in TILED])
+def test_what_tiles_do_not_know_they_do_not_run(family: str, model, made_native):
+    assert not made_native(model(family)).prefills
+
+
+@pytest.mark.parametrize("family", TILED)
 @torch.no_grad()
 def test_every_family_within_the_rounding_of_bf16(family: str, model, made_native, batch_for):
     made = model(family, order=ORDERS.get(family, "norm_tanh"))
@@ -122,7 +132,7 @@ def test_soft_weights_are_those_of_the_scores(model, made_native, batch_for):
     batch, native = batch_for(made), made_native(made)
     inputs = inputs_of(batch, SPANS, (0.0, 0.0, 0.3, 0.0))
     out, _ = run(native, inputs, batch.cache(), batch)
-    expected, hard = (reference.forward_pass(m, inputs, batch.cache()) for m in (made, model("llama")))
+    expected, hard = (definition.forward_pass(m, inputs, batch.cache()) for m in (made, model("llama")))
     same = (out.keep == expected.keep).all(0)
     assert same.float().mean() > 0.9
     error, other = ((found.logits - out.logits)[same].norm() for found in (expected, hard))

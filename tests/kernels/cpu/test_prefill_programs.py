@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.kernels import definition
 from tests.kernels.cpu.programs import PROGRAMS, count, opened, tokens_of, wide_model
 from torch import Tensor
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import EMULATED, all_isas
 from depthdial.kernels.cpu.native import NativeModel
-from depthdial.kernels.tensors import Branch, Decided, ModelTensors, Waiting
+from depthdial.kernels.passing import Decided, Waiting
+from depthdial.kernels.tensors import Branch, ModelTensors
 
 
 def told(model: ModelTensors, keep: Tensor, score: Tensor, dtype: torch.dtype) -> tuple[ModelTensors, Callable]:
@@ -52,16 +53,16 @@ def test_programs_in_tiles(name, base, batch_for):
     count(model, inputs, keep, counters)
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
-        definition, decide = told(model, out.keep, out.score, dtype)
+        meant, decide = told(model, out.keep, out.score, dtype)
         cache = batch.cache()
         cache = cache._replace(k=cache.k.to(dtype), v=cache.v.to(dtype))
-        passed = reference.forward_pass(definition, inputs, cache, decide)
+        passed = definition.forward_pass(meant, inputs, cache, decide)
         assert torch.equal(passed.keep, out.keep)
         found[dtype] = [part.float() for part in (cache.k, cache.v, passed.logits)]
     for mine, theirs, exact in zip((ours.k, ours.v, out.logits), *found.values(), strict=True):
         error, unit = (mine - exact).norm(), exact.norm()
         assert error < 1.3 * (theirs - exact).norm() + 1e-3 * unit and error < 0.1 * unit
-    expected = reference.forward_pass(model, inputs, batch.cache())
+    expected = definition.forward_pass(model, inputs, batch.cache())
     same = (expected.keep == out.keep).all(0)
     assert same.float().mean() > 0.8 and (expected.score - out.score)[:, same].abs().mean() < 0.02
     cut, decide, seen = opened(model, inputs.given)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kernels import definition
 from torch import Tensor
 
-from depthdial.kernels import reference
 from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, ModelTensors, PagedCache, PassOutput, PassTokens
+from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
+from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, ModelTensors
 
 SHAPES = {
     "gemma3-270m": ("gemma3_text", 256, 512, 1024),
@@ -60,7 +61,7 @@ def check_prompt(isa: str, made: ModelTensors, batch_for: Any, length: int) -> N
     native = NativeModel(made, isa=isa)
     inputs: PassTokens = batch.inputs([(0, place) for place in range(length)])
     logits = read(native, inputs, blank(batch.cache()))
-    expected = reference.forward_pass(made, inputs, blank(batch.cache())).logits
+    expected = definition.forward_pass(made, inputs, blank(batch.cache())).logits
     assert logits.isfinite().all()
     error = (logits - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-3)  # a pad token is 0
     assert error.max() < 0.08 and error.mean() < 0.02, (int(error.argmax()), float(error.max()))

@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from depthdial.kernels.passing import PagedCache
 from depthdial.kernels.tensors import (
     PAGE,
     Act,
@@ -30,7 +31,6 @@ from depthdial.kernels.tensors import (
     Linear,
     ModelTensors,
     Norm,
-    PagedCache,
     Rope,
     RouterTensors,
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from depthdial.kernels.passing import PagedCache
 from depthdial.kernels.tensors import (
     PAGE,
     Act,
@@ -19,7 +20,6 @@ from depthdial.kernels.tensors import (
     Linear,
     ModelTensors,
     Norm,
-    PagedCache,
     Rope,
     RouterTensors,
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
 from depthdial.kernels.tensors import Norm
 from depthdial.kernels.triton.attention import Parts, Queries, attend, splits_for
 
@@ -13,10 +13,10 @@ TOKENS = [(0, 130), (1, 0), (2, 63), (0, 64), (3, 200), (4, 12)]
 
 
 def _reference(s, q, norm, window):
-    turned = q if norm is None else reference.rms_norm(q, *norm)
-    turned = reference.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
+    turned = q if norm is None else definition.rms_norm(q, *norm)
+    turned = definition.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
     where = s.place.page_table, s.place.sequences, s.place.positions
-    return reference.attend(turned, s.k_cache, s.v_cache, *where, 0.3, window)
+    return definition.attend(turned, s.k_cache, s.v_cache, *where, 0.3, window)
 
 
 @pytest.mark.parametrize(

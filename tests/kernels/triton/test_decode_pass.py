@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
-from depthdial.kernels.tensors import Int8, PassTokens
+from depthdial.kernels.passing import PassTokens
+from depthdial.kernels.tensors import Int8
 from depthdial.kernels.triton.decode_pass import WORK, DecodePass
 from depthdial.kernels.triton.tiles import Tile, Tiles, tiles_for
 
@@ -39,7 +40,7 @@ def _run(model, tokens, offsets, filled, device, dtype, given, rows, **settings)
         made.given[:, :n] = given
     made.run()
     where = made.place.positions[:n], made.place.sequences[:n]
-    wanted = reference.forward_pass(model, PassTokens(made.ids[:n], *where, made.offsets[:n], given), theirs)
+    wanted = definition.forward_pass(model, PassTokens(made.ids[:n], *where, made.offsets[:n], given), theirs)
     return made, wanted, mine, theirs
 
 

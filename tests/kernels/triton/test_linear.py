@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
 from depthdial.kernels.tensors import Norm
 from depthdial.kernels.triton.linear import Map, linear
 from depthdial.kernels.triton.rows import Rows
@@ -25,7 +25,7 @@ def test_three_maps_of_one_input(index, dtype, some_rows, close, device):
     linear(x, maps, some_rows(index), SMALL)
     for m in maps:
         wanted = torch.full_like(m.out, 7.0)
-        wanted[index] = reference.linear(x, m.weight, m.bias)[index]
+        wanted[index] = definition.linear(x, m.weight, m.bias)[index]
         close(m.out, wanted)
 
 
@@ -34,7 +34,7 @@ def test_folded_norm_and_residual(plus_one, some_rows, close, device):
     x, stream = torch.randn(3, 48, device=device), torch.randn(3, 20, device=device)
     weight, norm = torch.randn(20, 48, device=device), Norm(torch.randn(48, device=device), 1e-5, plus_one)
     wanted = stream.clone()
-    wanted[[2]] += reference.linear(reference.rms_norm(x, *norm), weight)[[2]]
+    wanted[[2]] += definition.linear(definition.rms_norm(x, *norm), weight)[[2]]
     linear(x, (Map(weight, None, stream),), some_rows([2]), SMALL, norm, residual=stream)
     close(stream, wanted)
 
@@ -45,7 +45,7 @@ def test_head_gives_capped_fp32_logits_of_a_bfloat16_model(device):
     logits = torch.zeros(2, 50, device=device)
     rows = Rows(torch.tensor([2], dtype=torch.int32, device=device))
     linear(x, (Map(weight, None, logits),), rows, tiles_for(2).head, norm, softcap=3.0)
-    torch.testing.assert_close(logits, reference.head(x, norm, weight, 3.0), rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(logits, definition.head(x, norm, weight, 3.0), rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize(("kept", "row_tiles"), [(0, 0), (1, 1), (16, 1), (17, 2), (40, 3)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
 from depthdial.kernels.tensors import AdapterTensors, Linear, Norm
 from depthdial.kernels.triton.mlp import Gated, down, gate_up, multiply_activated
 from depthdial.kernels.triton.tiles import Tile
@@ -35,11 +35,11 @@ def test_each_row_gets_its_own_network(dtype, activation, fold, some_rows, close
     scale = torch.rand(20, device=device)
     mlp, adapter = _gated(some_rows(kept), F, device, dtype, scale), _gated(some_rows(skipped), A, device, dtype)
     norm = Norm(torch.randn(D, device=device).to(dtype), 1e-5, plus_one=fold)
-    u = reference.rms_norm(x, *norm)
+    u = definition.rms_norm(x, *norm)
     wanted = x.clone()
-    full = reference.gated_mlp(u, Linear(mlp.gate), Linear(mlp.up), Linear(mlp.down), activation)
+    full = definition.gated_mlp(u, Linear(mlp.gate), Linear(mlp.up), Linear(mlp.down), activation)
     wanted[kept] += (scale[:, None].to(dtype) * full)[kept]
-    wanted[skipped] += reference.adapter(u, AdapterTensors(adapter.gate, adapter.up, adapter.down))[skipped]
+    wanted[skipped] += definition.adapter(u, AdapterTensors(adapter.gate, adapter.up, adapter.down))[skipped]
     gate_up(x if fold else u, mlp, adapter, SMALL, activation, norm if fold else None)
     down(x, mlp, adapter, SMALL)
     close(x, wanted)
@@ -56,7 +56,7 @@ def test_biases_and_an_output_of_its_own(some_rows, close, device):
     gate_up(u, mlp, None, SMALL)
     down(stream, mlp, None, SMALL, out=out)
     gate, up, last = (Linear(w, b) for w, b in zip((mlp.gate, mlp.up, mlp.down), biases, strict=True))
-    wanted = reference.gated_mlp(u, gate, up, last)
+    wanted = definition.gated_mlp(u, gate, up, last)
     close(out[[1, 2]], wanted[[1, 2]])
     assert not out[[0, 3]].any() and torch.equal(stream, before)
 
@@ -80,6 +80,6 @@ def test_gates_are_multiplied_in_place(activation, close, device):
     gates, ups = torch.randn(2, 7, 33, device=device)
     one = Linear(torch.eye(33, device=device))
     ones = Linear(torch.zeros(33, 33, device=device), ups.new_ones(33))
-    opened = reference.gated_mlp(gates, one, ones, one, activation)
+    opened = definition.gated_mlp(gates, one, ones, one, activation)
     multiply_activated(gates, ups, activation)
     close(gates, opened * ups)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
 from depthdial.kernels.tensors import Norm
 from depthdial.kernels.triton.attention import Queries
 from depthdial.kernels.triton.prefill_attention import attend_prompt
@@ -29,11 +29,11 @@ def test_listed_queries_equal_the_reference(every, dtype, window, scene, close, 
     listed = None if every == 1 else torch.tensor([*index, 0], dtype=torch.int32, device=device)
     queries = Queries(q.flatten(1), norm, s.angles.cos["full"], s.angles.sin["full"], 0.3, window)
     attend_prompt(queries, s.k_cache, s.v_cache, s.place, listed, bounds, 40, out, tile=16)
-    turned = q if norm is None else reference.rms_norm(q, *norm)
-    turned = reference.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
+    turned = q if norm is None else definition.rms_norm(q, *norm)
+    turned = definition.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
     where = s.place.page_table, s.place.sequences, s.place.positions
     wanted = torch.full_like(out, 7.0)
-    wanted[index] = reference.attend(turned, s.k_cache, s.v_cache, *where, 0.3, window)[index]
+    wanted[index] = definition.attend(turned, s.k_cache, s.v_cache, *where, 0.3, window)[index]
     close(out, wanted)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
-from depthdial.kernels.tensors import PassTokens
+from depthdial.kernels.passing import PassTokens
 from depthdial.kernels.triton import prefill_pass
 from depthdial.kernels.triton.prefill_pass import PrefillPass
 from depthdial.kernels.triton.route import Place
@@ -30,7 +30,7 @@ def _run(model, filled, device, given=None, routed=True, dtype=torch.float32, of
     ids = torch.arange(n, device=device) * 2
     made = PrefillPass(model, mine, place, STARTS, offsets, given, routed)
     x = made.run(ids)
-    wanted = reference.forward_pass(model, PassTokens(ids, positions, sequences, offsets, given), theirs)
+    wanted = definition.forward_pass(model, PassTokens(ids, positions, sequences, offsets, given), theirs)
     return made, made.logits(x[[16, 22]]), wanted, mine, theirs
 
 

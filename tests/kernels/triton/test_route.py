@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.kernels import definition
 
-from depthdial.kernels import reference
 from depthdial.kernels.tensors import Act, Branch, Dense, Norm, RouterTensors
 from depthdial.kernels.triton.gate import gate_of
 from depthdial.kernels.triton.route import Choice, route
@@ -23,10 +23,10 @@ def test_k_and_v_are_written_as_the_reference_writes_them(dtype, heads, head_dim
     norm = Norm(torch.randn(head_dim, device=device).to(dtype), 1e-5, True) if normed else None
     k_wanted, v_wanted = s.k_cache.clone(), s.v_cache.clone()
     turned = k.unflatten(-1, (heads, -1))
-    turned = turned if norm is None else reference.rms_norm(turned, *norm)
-    turned = reference.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
+    turned = turned if norm is None else definition.rms_norm(turned, *norm)
+    turned = definition.rope(turned, s.place.positions, s.rope.inv_freq, s.rope.scaling)
     where = s.place.page_table, s.place.sequences[:5], s.place.positions[:5]
-    reference.write_kv(k_wanted, v_wanted, turned[:5], v.unflatten(-1, (heads, -1))[:5], *where)
+    definition.write_kv(k_wanted, v_wanted, turned[:5], v.unflatten(-1, (heads, -1))[:5], *where)
     route(k, v, norm, s.angles.cos["full"], s.angles.sin["full"], s.k_cache, s.v_cache, s.place, None)
     close(s.k_cache, k_wanted)
     torch.testing.assert_close(s.v_cache, v_wanted, equal_nan=True, rtol=0, atol=0)
@@ -59,7 +59,7 @@ def test_decisions_equal_the_reference(order, soft, scene, device):
     offsets = torch.tensor([0.0, INF, -0.5, 0.5, -INF, 0.0], device=device)
     choice = _choice(device, gate_of(router), z @ enc.weight.T, offsets)
     _run(s, choice, device)
-    wanted = reference.choose(Branch("ops", router), offsets[:5], reference.router_number(z[:5], router))
+    wanted = definition.choose(Branch("ops", router), offsets[:5], definition.router_number(z[:5], router))
     assert choice.keep[:5].bool().tolist() == wanted.keep.tolist()
     torch.testing.assert_close(choice.score[:5], wanted.score)
     torch.testing.assert_close(choice.run[:5], wanted.run)

@@ -13,6 +13,8 @@ from depthdial.kernels.tensors import Int8, Linear, Norm, Weight
 ACTS = ("tanh", "silu", "relu", "gelu", "sigmoid")
 """Operations on each number of a code, numbered from OP_TANH on as in csrc/abi.h."""
 OP_DENSE, OP_NORM, OP_TANH = 0, 1, 2
+ACTIVATIONS = ("silu", "gelu_tanh", "relu2")
+"""Of an MLP, numbered as in csrc/abi.h."""
 DECIDERS = ("no", "ops", "table", "open")
 """Of a `Branch`, numbered as in csrc/abi.h."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -26,7 +28,7 @@ class Mat(Structure):
 
 
 class NormSpec(Structure):
-    _fields_ = [("weight", c_void_p), ("eps", c_float), ("plus_one", c_int32)]
+    _fields_ = [("weight", c_void_p), ("eps", c_float), ("once", c_int32)]
 
 
 class OpSpec(Structure):
@@ -57,8 +59,9 @@ class LayerSpec(Structure):
         *((name, Mat) for name in ("adapter_gate", "adapter_up", "adapter_down")),
         *((name, BranchSpec) for name in ("branch", "mlp_branch")),
         *((name, c_int32) for name in ("step", "halves", "cache", "nothing", "base", "whole")),
-        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "gelu", "window")),
-        ("scale", c_float),
+        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "rope", "act", "window")),
+        *((name, c_int32) for name in ("bare", "wide", "late", "turned", "neighbours")),
+        *((name, c_float) for name in ("scale", "softcap", "residual")),
     ]
 
 
@@ -68,8 +71,8 @@ class ModelSpec(Structure):
         *((name, Mat) for name in ("embed", "head")),
         ("norm", NormSpec),
         *((name, c_void_p) for name in ("inv_freq", "rope_scaling")),
-        *((name, c_int32) for name in ("count", "dim", "ropes", "bf16", "max_tokens")),
-        *((name, c_float) for name in ("embed_scale", "softcap")),
+        *((name, c_int32) for name in ("count", "dim", "ropes", "bf16", "max_tokens", "exact_ropes", "query_scales")),
+        *((name, c_float) for name in ("embed_scale", "logit_scale", "softcap")),
     ]
 
 
@@ -77,7 +80,7 @@ class PassSpec(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("ids", "positions", "sequences", "page_table", "k_cache", "v_cache", "held")),
         *((name, c_void_p) for name in ("offsets", "given", "logits", "argmax", "keep", "score")),
-        *((name, c_void_p) for name in ("x", "z", "run", "skip", "at", "asked")),
+        *((name, c_void_p) for name in ("x", "z", "run", "skip", "at", "inv_freq", "query_scale", "asked")),
         *((name, c_int64) for name in ("table_stride", "cache_stride")),
         *((name, c_int32) for name in ("tokens", "resumed", "table_rows", "table_columns", "pages", "asked_count")),
         ("reading", c_int32),
@@ -104,14 +107,14 @@ class Pointers:
         rows, cols = values.shape
         return Mat(self.address(values.detach()), scale, wide, rows, cols, KINDS[values.dtype])
 
-    def linear(self, part: Linear) -> Mat:
-        return self.mat(part.weight, part.bias)
+    def linear(self, part: Linear | None) -> Mat:
+        return Mat() if part is None else self.mat(part.weight, part.bias)
 
     def norm(self, part: Norm | None) -> NormSpec:
         if part is None:
             return NormSpec()
         weight = part.weight.detach().float()
-        return NormSpec(self.address(weight + 1 if part.plus_one else weight), part.eps, part.plus_one)
+        return NormSpec(self.address(weight + 1 if part.plus_one else weight), part.eps, part.plus_one or part.once)
 
 
 def load(path: str) -> ctypes.CDLL:

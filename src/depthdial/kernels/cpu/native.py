@@ -17,20 +17,10 @@ from torch import Tensor
 
 from depthdial.kernels.cpu.abi import PassSpec, Pointers, load
 from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
-from depthdial.kernels.cpu.spec import model_spec
+from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
-from depthdial.kernels.tensors import (
-    END,
-    MAX_TOKENS,
-    PAGE,
-    Decide,
-    Int8,
-    ModelTensors,
-    PagedCache,
-    PassOutput,
-    PassTokens,
-    Waiting,
-)
+from depthdial.kernels.passing import Decide, Decided, PagedCache, PassOutput, PassTokens, Waiting
+from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -60,7 +50,7 @@ class Counters(NamedTuple):
 
 
 class NativeModel:
-    """`forward` is `kernels.reference.forward_pass`. isa: an instruction set of `build.ISAS`, None the best there is.
+    """`forward` is what the torch runner makes of the same tokens. isa: one of `build.ISAS`, None the best there is.
 
     weights: None takes the model's as they are, "int8" quantises those that are not yet. One pass runs at a time.
     Raises ValueError for a model that cannot run here, build.Unavailable where no library can be built.
@@ -97,7 +87,7 @@ class NativeModel:
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
             raise ValueError("native kernels need the same K/V heads in every layer; run this model in torch")
-        self._kv_shape = self._heads.pop()
+        self._kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
         self._spec = model_spec(model, self._pointers, max_tokens)
@@ -161,6 +151,13 @@ class NativeModel:
         call.offsets = _checked("offsets", tokens.offsets, torch.float32, (n,))
         given = tokens.given
         call.given = None if given is None else _checked("given", given, torch.uint8, (self.steps, n))
+        call.inv_freq = call.query_scale = None
+        if tokens.inv_freq is not None:
+            self._frequencies = padded(tokens.inv_freq, self._kv_shape[1] // 2)  # held until the pass has run
+            shape = (n, self._ropes, self._kv_shape[1] // 2)
+            call.inv_freq = _checked("inv_freq", self._frequencies, torch.float32, shape)
+        if tokens.query_scale is not None:
+            call.query_scale = _checked("query_scale", tokens.query_scale, torch.float32, (n,))
         call.keep = _checked("keep", out.keep, torch.uint8, (self.steps, n))
         call.score = _checked("score", out.score, torch.float32, (self.steps, n))
         call.asked, call.asked_count = _checked("asked", asked, torch.int32, (count,)), count
@@ -179,18 +176,22 @@ class NativeModel:
         if decide is None:
             raise ValueError("this model has steps that the caller decides; give `decide`")
         # in numpy, where there is so little to do: a step that waits costs as much as a layer soon
-        n, keep = call.tokens, out.keep.numpy()
+        n, keep, team = call.tokens, out.keep.numpy(), self._team()
         x, z = torch.empty(2, n, self._width).unbind()
         at, free = np.zeros(n, dtype=np.int32), tokens.offsets.numpy() != np.inf
         call.x, call.z, call.at = x.data_ptr(), z.data_ptr(), at.ctypes.data
-        stood = 0
-        while (stood := self._check(steps(self._team(), call, stood, END))) != END:
-            decided = decide(Waiting(stood, torch.from_numpy((at == stood) & free), x, z))
-            keep[stood] = decided.keep.numpy()
-            weights = [weight if weight is None else weight.float().contiguous() for weight in decided[1:]]
-            call.run, call.skip = (None if weight is None else weight.data_ptr() for weight in weights)
+        stood, alone = 0, torch.ones(1, dtype=torch.bool) if n == 1 else None  # who is alone waits, or it went on
+        while (stood := self._check(steps(team, call, stood, END))) != END:
+            here = torch.from_numpy((at == stood) & free) if alone is None else alone
+            keep[stood], *weights = self._decided(decide(Waiting(stood, here, x, z)))
+            call.run, call.skip = (None if weight is None else weight.ctypes.data for weight in weights)
             call.resumed = True
         return _counted(call)
+
+    @staticmethod
+    def _decided(decided: Decided) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        run, skip = (None if each is None else np.ascontiguousarray(each.numpy(), np.float32) for each in decided[1:])
+        return decided.keep.numpy(), run, skip
 
     @staticmethod
     def _check(stood: int) -> int:

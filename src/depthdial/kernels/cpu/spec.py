@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from depthdial.kernels.cpu.abi import (
+    ACTIVATIONS,
     ACTS,
     DECIDERS,
     OP_DENSE,
@@ -27,7 +28,7 @@ def model_spec(model: ModelTensors, to: Pointers, max_tokens: int) -> ModelSpec:
     layers = (LayerSpec * len(model.layers))()
     begins = [s for s, step in enumerate(model.steps) if step.unit != "mlp"]
     for visit, layer in enumerate(model.layers):
-        layers[visit] = _layer(layer, ropes, to)
+        layers[visit] = _layer(layer, ropes, model.ropes[layer.rope].inv_freq.shape[0], to)
         layers[visit].cache = visit if layer.cache is None else layer.cache
         layers[visit].step = begins[visit]
     for s, (visit, unit, branch) in enumerate(model.steps):
@@ -39,17 +40,28 @@ def model_spec(model: ModelTensors, to: Pointers, max_tokens: int) -> ModelSpec:
                 raise ValueError(f"step {s}: {name} is visit {target}, which does not come after visit {visit}")
             setattr(spec, name, following if target is None else END if target == END else begins[target])
         setattr(layers[visit], "mlp_branch" if unit == "mlp" else "branch", spec)
-    frequencies = torch.stack([model.ropes[name].inv_freq.float().cpu() for name in ropes])
+    half = model.layers[0].head_dim // 2
+    frequencies = torch.stack([padded(model.ropes[name].inv_freq.float().cpu(), half) for name in ropes])
     scaling = torch.tensor([model.ropes[name].scaling for name in ropes], dtype=torch.float32)
+    if len(exact := {model.ropes[name].exact for name in ropes}) > 1:
+        raise ValueError("native kernels round all ropes of a model the same way; run this model in torch")
     return ModelSpec(
         *(layers, to.mat(model.embed), to.mat(model.head), to.norm(model.norm)),
         *(to.address(frequencies), to.address(scaling)),
         *(len(layers), model.norm.weight.shape[0], len(ropes), dtype == torch.bfloat16, max_tokens),
-        *(model.embed_scale, model.softcap or 0.0),
+        *(exact.pop(), model.query_scale is not None),
+        *(model.embed_scale, model.logit_scale, model.softcap or 0.0),
     )
 
 
-def _layer(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpec:
+def padded(frequencies: Tensor, half: int) -> Tensor:
+    """[..., half], zeros behind those of a rope that turns only a part of a head."""
+    return torch.nn.functional.pad(frequencies, (0, half - frequencies.shape[-1])).contiguous()
+
+
+def _layer(layer: LayerTensors, ropes: list[str], turned: int, to: Pointers) -> LayerSpec:
+    if layer.experts is not None or layer.sinks is not None:
+        raise ValueError("native kernels have no mixture of experts and no sinks")
     if layer.heads % layer.kv_heads or layer.heads // layer.kv_heads > 64:
         raise ValueError(f"{layer.heads} heads cannot share {layer.kv_heads} K/V heads in native kernels")
     spec = LayerSpec()
@@ -62,8 +74,11 @@ def _layer(layer: LayerTensors, ropes: list[str], to: Pointers) -> LayerSpec:
     spec.halves, spec.nothing, spec.base = layer.mlp_branch is not None, layer.absent == "nothing", layer.base
     spec.whole = layer.whole
     spec.heads, spec.kv_heads, spec.head_dim = layer.heads, layer.kv_heads, layer.head_dim
-    spec.rope, spec.gelu = ropes.index(layer.rope), layer.activation == "gelu_tanh"
-    spec.window, spec.scale = layer.window or 0, layer.scale
+    spec.rope, spec.act = ropes.index(layer.rope), ACTIVATIONS.index(layer.activation)
+    spec.window, spec.scale, spec.softcap = layer.window or 0, layer.scale, layer.softcap or 0.0
+    spec.bare, spec.residual, spec.late = layer.bare, layer.residual, layer.norms_turned
+    spec.turned, spec.neighbours = turned, layer.pairs == "neighbours"
+    spec.wide = layer.q_norm is not None and layer.q_norm.weight.shape[0] != layer.head_dim
     return spec
 
 

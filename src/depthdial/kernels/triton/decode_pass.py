@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm
 from depthdial.kernels.triton.attention import Parts, Queries, attend, splits_for
 from depthdial.kernels.triton.gate import Gate, gates_of, plain
 from depthdial.kernels.triton.linear import Map, linear

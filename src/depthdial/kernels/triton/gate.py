@@ -45,9 +45,36 @@ def gate_of(router: RouterTensors) -> Gate:
 
 def gates_of(model: ModelTensors) -> tuple[Gate | None, ...]:
     """Of each visit. Raises ValueError, one line, for what these kernels do not run."""
+    if odd := next(filter(None, map(_odd, model.layers)), None) or _odd_model(model):
+        raise ValueError(f"these kernels do not know {odd}")
     plain(model.embed)
     plain(model.head)
     return tuple(_gate(visit, layer, model.norm.weight.dtype) for visit, layer in enumerate(model.layers))
+
+
+def _odd(layer: LayerTensors) -> str | None:
+    """What of a layer the CPU's kernels or torch alone can do."""
+    norms = layer.before_attn, layer.before_mlp, layer.after_attn, layer.after_mlp, layer.q_norm, layer.k_norm
+    oddities = {
+        "a mixture of experts": layer.experts is not None,
+        "sinks of attention": layer.sinks is not None,
+        "layers without a norm before attention": layer.bare,
+        "an MLP without a gate": layer.up is None or layer.activation == "relu2",
+        "capped scores": layer.softcap is not None,
+        "multipliers": layer.residual != 1.0,
+        "norms after the rope": layer.norms_turned,
+        "ropes that turn neighbours": layer.pairs != "halves",
+        "norms over all heads": layer.q_norm is not None and layer.q_norm.weight.shape[0] != layer.head_dim,
+        "norms that round once": any(norm.once for norm in norms if norm is not None),
+    }
+    return next((name for name, there in oddities.items() if there), None)
+
+
+def _odd_model(model: ModelTensors) -> str | None:
+    half = model.layers[0].head_dim // 2
+    if model.stretches or any(rope.exact or len(rope.inv_freq) != half for rope in model.ropes.values()):
+        return "ropes of this kind"
+    return "multipliers" if model.logit_scale != 1.0 or model.query_scale is not None else None
 
 
 def _gate(visit: int, layer: LayerTensors, dtype: torch.dtype) -> Gate | None:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm, PagedCache
+from depthdial.kernels.passing import PagedCache
+from depthdial.kernels.tensors import LayerTensors, Linear, ModelTensors, Norm
 from depthdial.kernels.triton.attention import Queries
 from depthdial.kernels.triton.gate import gates_of, plain
 from depthdial.kernels.triton.linear import Map, linear

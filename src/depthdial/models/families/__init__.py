@@ -2,18 +2,33 @@
 
 from transformers import PretrainedConfig
 
-from depthdial.models.families.gemma3 import GEMMA3
-from depthdial.models.families.llama import LLAMA
-from depthdial.models.families.mistral import MISTRAL
-from depthdial.models.families.qwen2 import QWEN2
-from depthdial.models.families.qwen3 import QWEN3
+from depthdial.models.families.ernie4_5 import ERNIE4_5
+from depthdial.models.families.exaone4 import EXAONE4
+from depthdial.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from depthdial.models.families.gpt_oss import GPT_OSS
+from depthdial.models.families.hunyuan import HUNYUAN
+from depthdial.models.families.ministral3 import MINISTRAL3
+from depthdial.models.families.olmo import OLMO2, OLMO3
+from depthdial.models.families.plain import PLAIN
+from depthdial.models.families.smollm3 import SMOLLM3
 from depthdial.models.family import Family
 
-FAMILIES: dict[str, Family] = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)}
+ODD = (SMOLLM3, MINISTRAL3, OLMO2, OLMO3, EXAONE4, ERNIE4_5, HUNYUAN, GEMMA, GEMMA2, GEMMA3, GPT_OSS)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*PLAIN, *ODD)}
 
 
 OWN = "depthdial_"
 """Our own model types are a family's with this before it: the same layers, converted (`models.scratch`)."""
+
+
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model in one that sees, too (Gemma 3 from 4B on, Ministral 3), if its family is
+    known; any other as it is."""
+    text = config.get_text_config()
+    if config.model_type in FAMILIES or text.model_type not in FAMILIES:
+        return config
+    text.tie_word_embeddings = config.tie_word_embeddings  # the head belongs to the whole
+    return text
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from depthdial.models.own import TYPES
+from depthdial.models.own import own_types
+from depthdial.serve.vllm.shape import KINDS
 
 MODEL = "depthdial.serve.vllm.model:RoutedForCausalLM"
 
@@ -13,5 +14,5 @@ def register() -> None:
     """Register one vLLM model for all our types, by name only: nothing of it is imported here. May be called again."""
     from vllm import ModelRegistry
 
-    for _, own in TYPES.values():
-        ModelRegistry.register_model(own.__name__, MODEL)
+    for kind in KINDS:
+        ModelRegistry.register_model(own_types(kind).model.__name__, MODEL)

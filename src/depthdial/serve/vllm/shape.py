@@ -16,16 +16,18 @@ from transformers import PretrainedConfig
 from depthdial.core.dial import prompt_budget
 from depthdial.core.method import Dims, Method
 from depthdial.core.program import Program
-from depthdial.models.dial import offset_of
+from depthdial.models.dial import offset_of, read_offset_of
 from depthdial.models.families import family_of
 from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
 BUDGET, PROMPT_BUDGET = "DEPTHDIAL_BUDGET", "DEPTHDIAL_PROMPT_BUDGET"
 """Environment variables that override the budget chosen at export, and how prompts are read."""
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers the vLLM model has."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a Llama-like layer, and what routes it."""
 
     hidden: int
@@ -53,18 +55,16 @@ class Shape:
     """The same for tokens of prompts."""
 
     @classmethod
-    def of(cls, config: PretrainedConfig, env: Mapping[str, str] | None = None) -> Shape:
+    def of(cls, config: PretrainedConfig, env: Mapping[str, str] | None = None) -> ModelShape:
         """Of a configuration of one of our types. env: where BUDGET is looked for; None: this process's environment.
 
         Raises ValueError, with the remedy, for a model that the vLLM model cannot run and a budget it cannot keep.
         """
         family, fields = family_of(config), config.to_dict()
+        kind = family.model_type
         env = os.environ if env is None else env
-        other = family.after_attn or family.after_mlp or family.plus_one or family.scales_embeddings
-        if other or family.rope_per_kind or fields.get(family.activation) not in ("silu", "swish"):
-            raise ValueError(
-                f"vLLM runs Llama-like layers with SiLU only, not {family.model_type}; use depthdial serve"
-            )
+        if kind not in KINDS or fields["hidden_act"] not in ("silu", "swish"):
+            raise ValueError(f"vLLM runs layers of {', '.join(KINDS)} with SiLU only, not {kind}; use depthdial serve")
         heads, depth, method = config.num_attention_heads, config.num_hidden_layers, method_from(config)
         bias = bool(fields.get("attention_bias"))
         return cls(
@@ -74,17 +74,17 @@ class Shape:
             kv_heads=fields.get("num_key_value_heads") or heads,
             head_dim=fields.get("head_dim") or config.hidden_size // heads,
             eps=config.rms_norm_eps,
-            qkv_bias=bias or family.qkv_bias,
+            qkv_bias=bias or kind == "qwen2",
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
-            head_norms=family.head_norms,
+            head_norms=kind == "qwen3",
             windows=tuple(family.window(config, index) for index in range(depth)),
             max_position=config.max_position_embeddings,
             rope=dict(config.rope_parameters),
             vocabulary=config.vocab_size,
             tied=config.tie_word_embeddings,
             method=method,
-            program=_checked(method, depth),
+            program=_vllm_program(method, depth),
             dims=family.dims(config),
             offset=_offset(config, env),
             prompt_offset=_prompt_offset(config, env),
@@ -99,13 +99,13 @@ class Shape:
             )
 
 
-def parts_of(shape: Shape, layer: int) -> nn.ModuleDict:
+def layer_parts(shape: ModelShape, layer: int) -> nn.ModuleDict:
     """Fresh parts of one layer, by the units with a decision, then by name."""
     steps = [step for step in shape.program.steps if step.block == layer and step.routed != "no"]
     return nn.ModuleDict({step.unit: nn.ModuleDict(shape.method.parts(step, shape.dims)) for step in steps})
 
 
-def _checked(method: Method, depth: int) -> Program:
+def _vllm_program(method: Method, depth: int) -> Program:
     """The method's program. ValueError where vLLM's cache, or its passes layer by layer, cannot carry it."""
     program, name = method.program(depth), type(method).__name__
     if program.gaps and program.skips:
@@ -144,4 +144,4 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         return _offset(config, env)
     if trained_with_routers(config):
         raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {budget}')
-    return offset_of(plugin, budget, "text")
+    return read_offset_of(plugin, budget)

@@ -12,11 +12,11 @@ struct Mat {
   int32_t rows, cols, kind;
 };
 
-// weight: fp32, with Gemma's 1 already added; null: absent.
+// weight: fp32, with Gemma's 1 already added; null: absent. once: only the product with it is rounded.
 struct NormSpec {
   const float* weight;
   float eps;
-  int32_t plus_one;
+  int32_t once;
 };
 
 // An operation on a router's code, fp32.
@@ -46,6 +46,9 @@ struct BranchSpec {
   int32_t by, then, otherwise;  // steps
 };
 
+enum : int32_t { ACT_SILU, ACT_GELU, ACT_RELU2 };
+
+// up without data: the MLP is not gated.
 struct LayerSpec {
   NormSpec before_attn, before_mlp, after_attn, after_mlp, q_norm, k_norm;
   Mat q, k, v, o, gate, up, down;
@@ -54,8 +57,16 @@ struct LayerSpec {
   int32_t step, halves;          // its first step; it has a second one, of its MLP
   int32_t cache, nothing, base;  // row of the page tables; who does not run it leaves no K and V; the untouched base runs it
   int32_t whole;                 // weights are on the whole visit
-  int32_t heads, kv_heads, head_dim, rope, gelu, window;  // window 0: none
-  float scale;
+  int32_t heads, kv_heads, head_dim, rope, act, window;  // window 0: none
+  int32_t bare;        // units take the stream as it is; the norms before them are what routers and adapters see
+  int32_t wide;        // q and k are normed as they are, not head by head
+  int32_t late;        // after the rope
+  int32_t turned;      // pairs of a head that the rope turns, the first ones
+  int32_t neighbours;  // pairs are 2 i and 2 i + 1, not i and i + turned
+  float scale, softcap, residual;  // on q k; of scores, 0: none; on updates
+
+  // Is there anything that tiles do not do?
+  bool odd() const { return bare || wide || late || neighbours || softcap > 0 || !up.data || 2 * turned != head_dim; }
 };
 
 struct ModelSpec {
@@ -65,7 +76,8 @@ struct ModelSpec {
   const float* inv_freq;      // [ropes, head_dim / 2]
   const float* rope_scaling;  // [ropes]
   int32_t count, dim, ropes, bf16, max_tokens;
-  float embed_scale, softcap;  // softcap 0: none
+  int32_t exact_ropes, query_scales;        // heads are turned in fp32 and rounded once; passes scale queries
+  float embed_scale, logit_scale, softcap;  // softcap 0: none
 };
 
 struct PassSpec {
@@ -87,6 +99,8 @@ struct PassSpec {
   float* run;            // and what the caller says there, beside `keep`: [tokens]; null: 1
   float* skip;
   int32_t* at;           // [tokens]: the step that each waits for
+  const float* inv_freq;     // [tokens, ropes, head_dim / 2], where they depend on the length of a text; null: the model's
+  const float* query_scale;  // [tokens]: on queries, after the rope; null: 1
   const int32_t* asked;  // [asked_count]: tokens whose logits are wanted
   int64_t table_stride, cache_stride;  // of the page table, in elements
   int32_t tokens, resumed, table_rows, table_columns, pages;

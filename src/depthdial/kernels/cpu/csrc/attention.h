@@ -22,15 +22,20 @@ static inline void angles(const float* inv_freq, float scaling, int position, in
   }
 }
 
-// One head, [2 * half], normed where the model does and rotated in place: its two halves are paired.
-static inline void norm_and_rotate(float* x, const NormSpec& norm, const float* cos_sin, int half, bool bf16) {
-  if (norm.weight) rms_norm(x, 2 * half, norm, bf16, x);
-  const float *c = cos_sin, *s = cos_sin + half;
-  for (int i = 0; i < half; ++i) {
-    const float a = x[i], b = x[half + i];
-    x[i] = rounded(rounded(a * c[i], bf16) - rounded(b * s[i], bf16), bf16);
-    x[half + i] = rounded(rounded(b * c[i], bf16) + rounded(a * s[i], bf16), bf16);
+// One head, normed where the model does so head by head, and rotated in place. exact: rounded once, at the end.
+static inline void norm_and_rotate(float* x, const LayerSpec& l, const NormSpec& norm, const float* cos_sin, bool bf16,
+                                   bool exact) {
+  const bool norms = norm.weight && !l.wide, between = bf16 && !exact;
+  if (norms && !l.late) rms_norm(x, l.head_dim, norm, bf16, x);
+  const float *c = cos_sin, *s = cos_sin + l.head_dim / 2;
+  const int step = l.neighbours ? 2 : 1, other = l.neighbours ? 1 : l.turned;
+  for (int i = 0; i < l.turned; ++i) {
+    float *first = x + i * step, *second = first + other;
+    const float a = *first, b = *second;
+    *first = rounded(rounded(a * c[i], between) - rounded(b * s[i], between), bf16);
+    *second = rounded(rounded(b * c[i], between) + rounded(a * s[i], between), bf16);
   }
+  if (norms && l.late) rms_norm(x, l.head_dim, norm, bf16, x);
 }
 
 // One layer's cache.
@@ -174,6 +179,8 @@ static int attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t* 
     read += slots;
     const auto weights = [&](int h, float* scores) {
       float top = most[h];
+      if (layer.softcap > 0)
+        for (int s = 0; s < slots; ++s) scores[s] = tanh_of(scores[s] / layer.softcap) * layer.softcap;
       for (int s = 0; s < slots; ++s) top = scores[s] > top ? scores[s] : top;
       const float shrink = fast_exp(most[h] - top);
       float sum = 0;

@@ -71,15 +71,21 @@ static inline void rms_norm(const float* x, int n, const NormSpec& norm, bool bf
   const float inverse = 1.0f / std::sqrt(dot_f32(x, x, n) / n + norm.eps);
   if (!bf16)
     for (int i = 0; i < n; ++i) out[i] = x[i] * inverse * norm.weight[i];
-  else if (norm.plus_one)
+  else if (norm.once)
     for (int i = 0; i < n; ++i) out[i] = round_bf16(x[i] * inverse * norm.weight[i]);
   else
     for (int i = 0; i < n; ++i) out[i] = round_bf16(round_bf16(x[i] * inverse) * norm.weight[i]);
 }
 
-// a = act(gate) * up, in place of gate.
-static inline void gated(float* gate, const float* up, int n, bool gelu, bool bf16) {
-  if (gelu)
+// act(gate) * up, in place of gate; up null: act(gate).
+static inline void gated(float* gate, const float* up, int n, int act, bool bf16) {
+  if (act == ACT_RELU2 || !up)
+    for (int i = 0; i < n; ++i) {
+      const float x = gate[i], positive = x > 0 ? x : x * 0.0f;  // NaN stays
+      const float on = act == ACT_RELU2 ? positive * positive : act == ACT_GELU ? gelu_tanh(x) : x * sigmoid(x);
+      gate[i] = up ? rounded(rounded(on, bf16) * up[i], bf16) : rounded(on, bf16);
+    }
+  else if (act == ACT_GELU)
     for (int i = 0; i < n; ++i) gate[i] = rounded(rounded(gelu_tanh(gate[i]), bf16) * up[i], bf16);
   else if (bf16)
     for (int i = 0; i < n; ++i) gate[i] = round_bf16(round_bf16(gate[i] * sigmoid(gate[i])) * up[i]);
@@ -93,14 +99,20 @@ static inline float between(float a, float b, float weight, bool bf16) {
   return rounded(w < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w), bf16);
 }
 
-// x += weight * update, the weight and the product rounded.
+// x += weight * update, the product rounded.
 static inline void add(float* x, const float* update, int n, float weight, bool bf16) {
   if (!bf16)
     for (int i = 0; i < n; ++i) x[i] += weight * update[i];
   else if (weight == 1.0f)
     for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + update[i]);
-  else {
-    const float w = round_bf16(weight);
-    for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + round_bf16(w * update[i]));
-  }
+  else
+    for (int i = 0; i < n; ++i) x[i] = round_bf16(x[i] + round_bf16(weight * update[i]));
+}
+
+// A head's logits as the model has them.
+static inline void shape_logits(float* logits, int n, const ModelSpec& model) {
+  if (model.logit_scale != 1.0f)
+    for (int i = 0; i < n; ++i) logits[i] *= model.logit_scale;
+  if (model.softcap > 0)
+    for (int i = 0; i < n; ++i) logits[i] = tanh_of(logits[i] / model.softcap) * model.softcap;
 }

@@ -5,8 +5,7 @@
 
 // `count` logits of the asked token i from `row` on: written down, and the likeliest kept.
 static inline void settle(const Model& m, PassSpec& p, Own& own, int i, int row, int count, float* logits) {
-  if (m.spec.softcap > 0)
-    for (int j = 0; j < count; ++j) logits[j] = tanh_of(logits[j] / m.spec.softcap) * m.spec.softcap;
+  shape_logits(logits, count, m.spec);
   if (p.logits) memcpy(p.logits + (size_t)i * m.spec.head.rows + row, logits, sizeof(float) * count);
   if (!p.argmax) return;
   float broken = 0;  // 0, or NaN where a logit is not finite

@@ -125,3 +125,8 @@ struct Model : Visits {
 
   static int larger(int a, int b) { return a > b ? a : b; }
 };
+
+// Of token n, [half].
+static inline const float* frequencies(const Model& m, const PassSpec& p, int rope, int n) {
+  return p.inv_freq ? p.inv_freq + ((size_t)n * m.spec.ropes + rope) * m.half : m.inv_freq.data() + (size_t)rope * m.half;
+}

@@ -102,7 +102,7 @@ static inline void norm(const Panel& from, const Panel& to, int groups, int begi
     for (int c = begin; c < begin + cols; c += 2) {
       const __m512i pair = load(from.at(g, c));
       __m512 a = _mm512_mul_ps(low(pair), by_root), b = _mm512_mul_ps(high(pair), by_root);
-      if (!by.plus_one) {
+      if (!by.once) {
         a = rounded(a);
         b = rounded(b);
       }

@@ -100,7 +100,7 @@ class Prefill : PrefillBlocks {
   // resumed: the stream is the caller's.
   void begin(bool resumed) {
     const Mat& table = m.spec.embed;
-    const float scale = round_bf16(m.spec.embed_scale);
+    const float scale = m.spec.embed_scale;
     const Share mine = share(N, 1);
     if (t == 0 && !resumed) p.weight_bytes += N * row_bytes(table);
     for (int n = mine.begin; n < mine.end; ++n) {
@@ -108,7 +108,7 @@ class Prefill : PrefillBlocks {
       for (int i = 0; i < D; ++i)
         x[i] = to_bf16(resumed ? p.x[(size_t)n * D + i] : entry(table, p.ids[n], i, true) * scale);
       for (int rope = 0; rope < m.spec.ropes; ++rope)
-        angles(m.inv_freq.data() + rope * m.half, m.rope_scaling[rope], p.positions[n], m.half, true, angle(rope, n));
+        angles(frequencies(m, p, rope, n), m.rope_scaling[rope], p.positions[n], m.half, true, angle(rope, n));
     }
   }
 

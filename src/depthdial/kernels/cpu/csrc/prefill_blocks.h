@@ -96,13 +96,13 @@ class PrefillBlocks {
       amx::product(l.q, own.z, all, own.q, 0, own.scratch);
       turn(own.q, l, l.heads, l.q_norm, rows, count);
       attention(l, rows, count);
-      weights(feeds ? nullptr : st.run.data(), rows, count);
+      weights(l, feeds ? nullptr : st.run.data(), rows, count);
       add(l.o, own.attended, all, l.after_attn);
     }
     if (feeds) {
       amx::norm(own.x, own.z, all, 0, D, l.before_mlp);
-      amx::opened(l.gate, l.up, own.z, all, l.gelu, whole(l.gate.rows), own.scratch);
-      weights(l.whole ? nullptr : st.run.data(), rows, count);
+      amx::opened(l.gate, l.up, own.z, all, l.act == ACT_GELU, whole(l.gate.rows), own.scratch);
+      weights(l, l.whole ? nullptr : st.run.data(), rows, count);
       add(l.down, whole(l.gate.rows), all, l.after_mlp);
     }
     back(rows, count, l.whole);
@@ -115,7 +115,7 @@ class PrefillBlocks {
     amx::norm(own.x, own.z, all, 0, D, l.before_mlp);
     const Panel inner = whole(l.adapter_gate.rows);
     amx::opened(l.adapter_gate, l.adapter_up, own.z, all, false, inner, own.scratch);
-    weights(st.skip.data(), rows, count);
+    weights(l, st.skip.data(), rows, count);
     add(l.adapter_down, inner, all, {});
     back(rows, count);
   }
@@ -123,8 +123,9 @@ class PrefillBlocks {
   Panel whole(int cols) const { return {own.inner.data, cols}; }
 
   // Of the updates of a block, rounded; null: 1.
-  void weights(const float* of, const int* rows, int count) {
-    for (int i = 0; i < groups(count) * amx::LANES; ++i) own.weight[i] = of && i < count ? round_bf16(of[rows[i]]) : 1.0f;
+  void weights(const LayerSpec& l, const float* of, const int* rows, int count) {
+    for (int i = 0; i < groups(count) * amx::LANES; ++i)
+      own.weight[i] = (of && i < count ? round_bf16(of[rows[i]]) : 1.0f) * l.residual;
   }
 
   // x += weight * (w by), normed where the model does.
@@ -176,7 +177,8 @@ class PrefillBlocks {
   }
 
   __m512 logits(int row, const float* sums, int r) const {
-    const __m512 logit = amx::exact(m.spec.head, row, sums, r), cap = _mm512_set1_ps(m.spec.softcap);
+    const __m512 cap = _mm512_set1_ps(m.spec.softcap);
+    const __m512 logit = _mm512_mul_ps(amx::exact(m.spec.head, row, sums, r), _mm512_set1_ps(m.spec.logit_scale));
     return m.spec.softcap > 0 ? _mm512_mul_ps(amx::tanh_lanes(_mm512_div_ps(logit, cap)), cap) : logit;
   }
 

@@ -105,9 +105,10 @@ struct PrefillMemory {
 
   // Whether the large matrices are whole tiles of bf16 or int8.
   static bool takes(const Model& m) {
-    if (!m.spec.bf16 || m.spec.dim % amx::STEP || m.spec.head.rows < amx::TILE) return false;
+    if (!m.spec.bf16 || m.spec.exact_ropes || m.spec.query_scales) return false;
+    if (m.spec.dim % amx::STEP || m.spec.head.rows < amx::TILE) return false;
     for (const LayerSpec& l : m.layers) {
-      if (l.head_dim % amx::STEP || l.gate.rows % amx::STEP) return false;
+      if (l.head_dim % amx::STEP || l.gate.rows % amx::STEP || l.odd() || l.act == ACT_RELU2) return false;
       for (const Mat* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.adapter_gate, &l.adapter_up, &l.adapter_down})
         if (w->data && w->kind == FP32) return false;
       for (const BranchSpec* branch : {&l.branch, &l.mlp_branch})

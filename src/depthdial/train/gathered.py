@@ -1,16 +1,17 @@
 """Run a routed layer for the tokens that run it only, with gradients: training at the speed of the layers executed.
 
-Is the forward of a whole Llama layer, between the hooks of `Routed`, which decide before the layer runs. K and V are
-projected for every token; queries, attention rows, the output projection and the MLP are computed for kept tokens, and
-a skipped token comes out as it went in. Forward it equals the layer in `Routed`, whatever the decision. Backward it
-differs in one term: where a method's `run` has a gradient at skipped tokens (SkipLayer's straight-through estimator),
-it is <dy, F(x) - x>, and F(x) is what is not computed here; it is left out. Kept tokens and the method's own loss train
-the router then, as they do in mixtures of experts.
+Is the forward of a whole decoder layer, between the hooks of `Routed`, which decide before the layer runs. K and V are
+projected for every token; all else is computed for kept tokens (`engine.layer`), and a skipped token comes out as it
+went in. Forward it equals the layer in `Routed`, whatever the decision. Backward it differs in one term: where a
+method's `run` has a gradient at skipped tokens (SkipLayer's straight-through estimator), it is <dy, F(x) - x>, and F(x)
+is what is not computed here; it is left out. Kept tokens and the method's own loss train the router then, as they do in
+mixtures of experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaDecoderLayer,
-    eager_attention_forward,
-    rotate_half,
-)
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from depthdial.engine.layer import Angles, Forward
+from depthdial.kernels.tensors import LayerTensors, Linear
+from depthdial.models.block import layer_tensors
+from depthdial.models.convert import layers_of
 from depthdial.models.converted import Converted, converted_of
+from depthdial.models.families import family_of
+from depthdial.models.family import ATTN
+from depthdial.models.ropes import STILL
 
 SIZES = 32
 """How many numbers of rows there are; a 64th of all tokens, on average, is run for nothing."""
@@ -47,10 +50,11 @@ class _Taken(torch.autograd.Function):
 
 
 class GatheredLayer:
-    """A Llama layer's own modules, run for the tokens that step `s` is decided to run for."""
+    """A decoder layer, run for the tokens that step `s` is decided to run for. read: its tensors, which whoever shards
+    them puts in their places for each pass alone."""
 
-    def __init__(self, layer: LlamaDecoderLayer, s: int, converted: Converted):
-        self.layer, self.s, self.converted = layer, s, converted
+    def __init__(self, attn: nn.Module, s: int, converted: Converted, read: Callable[[], LayerTensors]):
+        self.attn, self.s, self.converted, self.read = attn, s, converted, read
         self.ran = 0
         """Tokens of the last pass that ran the layer."""
 
@@ -66,74 +70,75 @@ class GatheredLayer:
     ) -> Tensor:
         """hidden_states: [B, T, d] -> [B, T, d]; attention_mask: [B or 1, 1, T, K], bool or added to scores."""
         assert position_embeddings is not None
-        layer, x = self.layer, hidden_states
-        attn: LlamaAttention = layer.self_attn
+        x, layer = hidden_states, self.read()
         picked = _picked(self.converted.passing().trace.decisions[self.s].keep.view(x.shape[:2]))
         self.ran = int(picked.real.sum())
-        cos, sin = (e.expand(len(x), -1, -1) for e in position_embeddings)
-        z, k, v = self.keys(x, cos, sin)
+        cos, sin = (e.expand(len(x), -1, -1).flatten(0, 1)[:, None].chunk(2, -1)[0] for e in position_embeddings)
+        if layer.rope == STILL:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        z, k, v = self.keys(layer, x, (cos, sin))
         if past_key_values is not None:
-            k, v = past_key_values.update(k, v, attn.layer_idx)
+            k, v = past_key_values.update(k, v, self.attn.layer_idx)
         if attention_mask is not None:
             attention_mask = attention_mask[..., : k.shape[-2]].expand(len(x), -1, -1, -1)
-        return self.rest(x, z, k, v, cos, sin, attention_mask, picked, **kwargs)
+        return self.rest(layer, x, z, (k, v), (cos, sin), attention_mask, picked, **kwargs)
 
     # what is free of decisions, to be compiled piece by piece
     PIECES = ("keys", "rest")
 
-    def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [B, T, d]; cos, sin: [B, T, hd] -> normed x, and K and V of all tokens, [B, kv heads, T, hd]."""
-        layer = self.layer
-        attn, heads = layer.self_attn, (*x.shape[:2], -1, layer.self_attn.head_dim)
-        z = layer.input_layernorm(x)
-        k = _turned(attn.k_proj(z).view(heads), cos[:, :, None], sin[:, :, None]).transpose(1, 2)
-        return z, k, attn.v_proj(z).view(heads).transpose(1, 2)
+    def keys(self, layer: LayerTensors, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [B, T, d] -> normed x, [B * T, d], and K and V of all tokens, [B, kv heads, T, hd]."""
+        forward = Forward(layer, angles, _product)
+        z = forward.taken(x, "attn").flatten(0, 1)
+        k, v = (each.unflatten(0, x.shape[:2]).transpose(1, 2) for each in forward.keys(z, None))
+        return z, k, v
 
     def rest(
-        self, x: Tensor, z: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
-        picked: Picked, **kwargs: Any,
+        self, layer: LayerTensors, x: Tensor, z: Tensor, keys: tuple[Tensor, Tensor], angles: Angles,
+        mask: Tensor | None, picked: Picked, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """The layer's output, [B, T, d]: of kept tokens, and x of the others. mask: [B, 1, T, K]."""
-        layer, flat = self.layer, x.flatten(0, 1)
-        attn, (rows, real, slots, places) = layer.self_attn, picked
+        flat, (rows, real, slots, places) = x.flatten(0, 1), picked
         batch, columns = places.shape
-        q = attn.q_proj(_Taken.apply(z.flatten(0, 1), rows)).unflatten(-1, (-1, attn.head_dim))
-        q = _turned(q, cos.flatten(0, 1)[rows][:, None], sin.flatten(0, 1)[rows][:, None])  # [rows, heads, head size]
-        # queries of a sequence side by side; a last row, of no sequence, takes what only fills up
-        padded = q.new_zeros(batch * columns + 1, *q.shape[1:]).index_copy(0, slots, q)
-        queries = padded[:-1].unflatten(0, (batch, columns)).transpose(1, 2)
         run: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            str(attn.config._attn_implementation), eager_attention_forward
+            str(self.attn.config._attn_implementation), eager_attention_forward
         )
-        seen = run(attn, queries, k, v, _mask(mask, places, x.shape[1], k), scaling=attn.scaling, **kwargs)[0]
-        seen = _Taken.apply(F.pad(seen.reshape(batch * columns, -1), (0, 0, 0, 1)), slots)
+
+        def attend(q: Tensor) -> Tensor:
+            # queries of a sequence side by side; a last row, of no sequence, takes what only fills up
+            padded = q.new_zeros(batch * columns + 1, *q.shape[1:]).index_copy(0, slots, q)
+            queries = padded[:-1].unflatten(0, (batch, columns)).transpose(1, 2)
+            seen = run(
+                self.attn, queries, *keys, _mask(mask, places, x.shape[1], keys[0]), scaling=layer.scale, **kwargs
+            )
+            return _Taken.apply(F.pad(seen[0].reshape(batch * columns, -1), (0, 0, 0, 1)), slots)
+
         some = _Taken.apply(flat, rows)
-        h = some + attn.o_proj(seen)
-        y = h + layer.mlp(layer.post_attention_layernorm(h))
-        y = torch.where(real[:, None], y.to(x.dtype), some)
-        return flat.index_copy(0, rows, y).view_as(x)
+        y = Forward(layer, angles, _product).whole(some, _Taken.apply(z, rows), rows, attend)
+        return flat.index_copy(0, rows, torch.where(real[:, None], y.to(x.dtype), some)).view_as(x)
 
 
 def gather(model: PreTrainedModel) -> Callable[[], None]:
     """Let a routed model run each whole routed layer for its kept tokens only; call what is returned to undo it.
 
-    Raises ValueError for a method or a family that cannot be gathered.
+    Raises ValueError for a method, and for a family, that cannot be gathered.
     """
-    converted = converted_of(model)
+    converted, family = converted_of(model), family_of(model.config)
     if not converted.program.skips:
         raise ValueError("nothing is skipped in this model, so there is nothing to gather; leave --gather off")
-    layers: dict[int, LlamaDecoderLayer] = {}
-    for s, unit in converted.routed.items():
-        whole = unit.step.unit == "layer" and converted.program.plain
-        if not whole or not isinstance(unit.unit, LlamaDecoderLayer):
-            raise ValueError("only whole layers of Llama models, each in its turn, can be gathered in training; leave "
-                             "--gather off")  # fmt: skip
-        layers[s] = unit.unit
-    for s, layer in layers.items():
-        vars(layer)["forward"] = GatheredLayer(layer, s, converted).forward
+    whole = all(unit.step.unit == "layer" for unit in converted.routed.values())
+    if not whole or not converted.program.plain:
+        raise ValueError("only whole layers that are skipped, each in its turn, can be gathered; leave --gather off")
+    like = layer_tensors(layers_of(model)[0], 0, family, model.config)
+    if like.softcap is not None or like.sinks is not None or family.query_scale is not None:
+        raise ValueError(f"attention of {family.model_type} cannot be gathered in training; leave --gather off")
+    units = [unit.unit for unit in converted.routed.values()]
+    for (s, unit), layer in zip(converted.routed.items(), units, strict=True):
+        read = partial(layer_tensors, layer, unit.step.block, family, model.config)
+        vars(layer)["forward"] = GatheredLayer(layer.get_submodule(ATTN), s, converted, read).forward
 
     def undo() -> None:
-        for layer in layers.values():
+        for layer in units:
             del vars(layer)["forward"]
 
     return undo
@@ -178,8 +183,9 @@ def _rounded(count: int, most: int) -> int:
     return -(-count // step) * step
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return x * cos + rotate_half(x) * sin
+def _product(x: Tensor, of: Linear) -> Tensor:
+    assert isinstance(of.weight, Tensor)
+    return F.linear(x, of.weight, of.bias)
 
 
 def _mask(given: Tensor | None, places: Tensor, length: int, keys: Tensor) -> Tensor:

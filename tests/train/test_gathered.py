@@ -11,7 +11,8 @@ from torch import Tensor
 
 from depthdial.methods import Highway, MixtureOfDepths, Random, SkipLayer
 from depthdial.models.convert import convert
-from depthdial.models.gathered import GatheredLayer, gather, gathered
+from depthdial.models.families import FAMILIES
+from depthdial.train.gathered import GatheredLayer, gather, gathered
 
 METHODS = {
     "skiplayer": SkipLayer(density=0.5),
@@ -23,8 +24,8 @@ attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 @pytest.fixture
 def make(tiny_model: Callable) -> Callable[..., Any]:
-    def make(method: Any, attention: str = "sdpa") -> Any:
-        model = tiny_model("llama")
+    def make(method: Any, attention: str = "sdpa", family: str = "llama") -> Any:
+        model = tiny_model(family)
         model.set_attn_implementation(attention)
         torch.manual_seed(3)
         convert(model, method)
@@ -62,6 +63,21 @@ def test_it_equals_the_reference_and_runs_the_kept_tokens_only(make, method: Any
         assert any(0 < n < ids.numel() for n in ran.values())
         undo()
         assert not layers(model)
+
+
+REFUSED = ("gemma2", "gpt_oss", "ministral3")
+"""Families whose attention has more to it than scores and a mask."""
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("llama", *REFUSED)])
+@torch.no_grad()
+def test_every_family_can_be_gathered(make, family: str):
+    model, ids = make(SkipLayer(), family=family), torch.randint(3, 300, (2, 21))
+    expected = run(model, ids, True)
+    undo = gather(model)
+    torch.testing.assert_close(run(model, ids, True), expected, rtol=1e-5, atol=1e-5)
+    assert any(0 < layer.ran < ids.numel() for layer in layers(model))
+    undo()
 
 
 @every_method
@@ -126,12 +142,15 @@ def test_nobody_and_everybody(make, kept: float):
     undo()
 
 
-def test_what_cannot_be_gathered_is_refused(make, tiny_model: Callable):
+def test_what_cannot_be_gathered_is_refused(make):
     with pytest.raises(ValueError, match="nothing is skipped"):
         gather(make(Highway()))
-    with pytest.raises(ValueError, match="only whole layers of Llama"):
-        gather(make(SkipLayer(units=("attn", "mlp"))))
-    with pytest.raises(ValueError, match="only whole layers of Llama"):
-        gather(make(Random()))
-    with pytest.raises(ValueError, match="only whole layers of Llama"):
-        gather(convert(tiny_model("qwen3"), SkipLayer()))
+    for method in (SkipLayer(units=("attn", "mlp")), Random()):
+        with pytest.raises(ValueError, match="only whole layers that are skipped"):
+            gather(make(method))
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_attention_of_another_kind_is_refused(make, family: str):
+    with pytest.raises(ValueError, match=f"attention of {family} cannot be gathered"):
+        gather(make(SkipLayer(), family=family, attention="eager"))
