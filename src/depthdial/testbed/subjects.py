@@ -90,7 +90,8 @@ def made(
         method = method.calibrate(BaseProbe(model, probed(world, recipe, seed)))
         convert(model, method, frozen=subject.start == "frozen")
     if subject.trained:
-        fit(model, world, recipe, seed, recipe.steps, subject.held, report)
+        rate = recipe.method_lr if subject.start == "dense" else recipe.lr
+        fit(model, world, replace(recipe, lr=rate), seed, recipe.steps, subject.held, report)
     if subject.dial is not None:
         turn(model, world, recipe, seed, subject.dial)
     return model.eval()

@@ -43,14 +43,17 @@ class Recipe:
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
     steps: int = 600
     """Steps in which a method is trained on the deepest dense model."""
-    router_lr: float = 1.0
-    """Of routers, relative to `lr`."""
+    method_lr: float = 5e-4
+    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers leave
+    of them, before routers know what each token needs (docs/log.md)."""
+    router_lr: float = 2.0
+    """Of routers, relative to the rate of other weights."""
 
     def __post_init__(self):
         for name in ("rows", "patience", "settle", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.lr > 0 and self.router_lr > 0):
+        if not (self.lr > 0 and self.method_lr > 0 and self.router_lr > 0):
             raise ValueError("the learning rates must be positive")
 
     @property
