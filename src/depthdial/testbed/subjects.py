@@ -43,15 +43,21 @@ class Subject:
 def subjects(layers: int) -> dict[str, Subject]:
     """The subjects by the name that the table has, for a deepest dense model of so many layers."""
     first = {"first": 0}
-    flexi = {**first, **FlexiDepth.budgeted}
+    flexi = {**first, **FlexiDepth.budgeted, "alpha": 0}  # a budget that is held is the price
     half = {"density": 0.5}
-    drawn = {**half, "estimator": "sampled", "spread": 0}
+    drawn = {**half, "estimator": "sampled", "spread": 0, "alpha": 0}
     return {
         # all weights trained on, as the paper's pre-training is, but from the dense model
         "skiplayer 50%": Subject("skiplayer", half),
         "skiplayer 25%": Subject("skiplayer", {"density": 0.25}),
         "skiplayer 50% held": Subject("skiplayer", drawn, held=0.6),
+        "skiplayer 25% held": Subject("skiplayer", {**drawn, "density": 0.25}, held=0.45),
         "skiplayer 50% fixed input": Subject("skiplayer", {**drawn, "fixed_input": True}, held=0.6),
+        # which of its fields it takes
+        "skiplayer 50% held gumbel": Subject("skiplayer", {**drawn, "estimator": "gumbel"}, held=0.6),
+        "skiplayer 50% held reinforce": Subject("skiplayer", {**drawn, "estimator": "reinforce"}, held=0.6),
+        "skiplayer 50% held spread": Subject("skiplayer", {**drawn, "spread": 1.0}, held=0.6),
+        "skiplayer 50% sampled": Subject("skiplayer", {**drawn, "over": "all", "alpha": 10.0}),
         "random 50%": Subject("random", {"rate": 0.5, "adapter_ratio": 0, **first}),
         "static 50%": Subject("static", {"count": layers // 2, "adapter_ratio": 0}),
         "mixture_of_depths": Subject("mixture_of_depths"),

@@ -44,8 +44,8 @@ class Recipe:
     steps: int = 600
     """Steps in which a method is trained on the deepest dense model."""
     method_lr: float = 5e-4
-    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers leave
-    of them, before routers know what each token needs (docs/log.md)."""
+    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers
+    leave of them, before routers know what each token needs (docs/log.md)."""
     router_lr: float = 2.0
     """Of routers, relative to the rate of other weights."""
 
@@ -71,7 +71,7 @@ def fit(
     report: Callable[[int], None] = lambda _: None,
 ) -> None:  # fmt: skip
     """Train all that may be trained of a model, dense or converted, on answers and filler: with its method's own loss,
-    or, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
+    and, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
     """
     optimizer = optimizer_of(model, recipe)
     pupil = _Pupil(model, budget)
@@ -105,22 +105,22 @@ class _Pupil:
         if self.exits is not None:  # all exits at once
             labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
             return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
-        key = keys(ids, step)
-        if self.control is None or self.budget is None:
-            self.routed.set(training=True, key=key, progress=progress)
-            task, last = self._each(ids, there, batch), self.routed.route.last
-            # who predicts nothing is judged by the mean of its text
-            mean = (task.detach() * there).sum(-1) / there.sum(-1).clamp_min(1)
-            came = torch.where(there, task.detach(), mean[:, None]).flatten()
-            extra = self.routed.method.loss(replace(last.tokens, loss=came), last.trace)
-            whole = task.sum() / there.sum()
-            return whole if extra is None else whole + extra.mean()
-        # what runs is learned before much is left out
-        costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
-        self.routed.set(training=True, key=key, progress=progress, offset=self.control.offset(costs))
-        task, last = self._each(ids, there, batch).sum() / there.sum(), self.routed.route.last
-        cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
-        return task + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+        offset, costs = 0.0, None
+        if self.control is not None and self.budget is not None:  # what runs is learned before much is left out
+            costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
+            offset = self.control.offset(costs)
+        self.routed.set(training=True, key=keys(ids, step), progress=progress, offset=offset)
+        each, last = self._each(ids, there, batch), self.routed.route.last
+        loss = each.sum() / there.sum()
+        # who predicts nothing is judged by the mean of its text
+        mean = each.detach().sum(-1) / there.sum(-1).clamp_min(1)
+        came = torch.where(there, each.detach(), mean[:, None]).flatten()
+        if (extra := self.routed.method.loss(replace(last.tokens, loss=came), last.trace)) is not None:
+            loss = loss + extra.mean()
+        if self.control is not None and costs is not None:
+            cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
+            loss = loss + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+        return loss
 
     def _each(self, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each prediction, fp32 [B, T]; 0 where nothing is predicted."""
