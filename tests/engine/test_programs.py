@@ -16,7 +16,7 @@ from depthdial.engine.llm import LLM
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
-from depthdial.methods import FlexiDepth
+from depthdial.methods import FlexiDepth, method_named
 from depthdial.models.block import spine_of
 
 
@@ -121,7 +121,9 @@ def test_pages_behind_a_window_are_given_back(
     tiny_model, tiny_tokenizer, adapted, asked, agrees, family: str, torch_alone: bool
 ):
     """What was given back is poisoned: nobody reads it."""
-    model = adapted(tiny_model(family, max_position_embeddings=512), FlexiDepth(**FlexiDepth.example))
+    model = adapted(
+        tiny_model(family, max_position_embeddings=512), method_named("flexidepth", dict(FlexiDepth.example))
+    )
     llm = LLM.of(model, tiny_tokenizer, prompt_budget="same", prefix_cache=False, cache_tokens=512)
     if torch_alone and isinstance(llm.engine.runner, NativeRunner):
         llm.engine.runner = llm.engine.runner.plain

@@ -162,7 +162,8 @@ def test_a_model_with_its_own_routers_has_no_base_that_could_judge(options, tmp_
 
     sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
-    kind, model = own_types("llama")
+    own: Any = own_types("llama")
+    kind, model = own
     config = kind(**sizes, **heads, method={"name": "skiplayer"}, eos_token_id=2)
     model(config).save_pretrained(tmp_path / "own")
     tiny_tokenizer.save_pretrained(tmp_path / "own")
