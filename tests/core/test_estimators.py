@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.core.estimators import gumbel_sigmoid, straight_through
+from depthdial.core.estimators import gumbel_sigmoid, reinforced, straight_through
+from depthdial.core.tokens import Tokens
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
@@ -39,3 +40,14 @@ def test_it_runs_as_often_as_its_logit_says(logit: float, temperature: float):
     ran = (gumbel_sigmoid(torch.full(draws.shape, logit), draws, temperature) > 0.5).double().mean()
     rate = 1 / (1 + math.exp(-logit))
     assert abs(float(ran) - rate) < 5 * math.sqrt(rate * (1 - rate) / len(draws))
+
+
+def test_reinforced_says_more_of_what_came_out_better():
+    """The gradient on a chance's logit is (loss - mean) (kept - chance)."""
+    logit = torch.randn(3, 50, requires_grad=True)
+    keep = torch.rand(3, 50) < logit.sigmoid()
+    of = Tokens(torch.zeros(50), torch.arange(50), loss=torch.rand(50))
+    reinforced(keep, logit.sigmoid(), of).sum().backward()
+    assert logit.grad is not None and of.loss is not None
+    expected = (of.loss - of.loss.mean()) * (keep.float() - logit.detach().sigmoid())
+    torch.testing.assert_close(logit.grad, expected, rtol=1e-4, atol=1e-5)

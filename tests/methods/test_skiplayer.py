@@ -158,15 +158,16 @@ def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
 def test_sampled_draws_by_chance_and_learns_straight_through():
     method, x = SkipLayer(estimator="sampled", temperature=3.0), torch.zeros(1, 20_000, 8)
     parts = method.parts(method.program(6).steps[0], Dims(8, 16))
-    weight = parts["router"].head.weight
+    weight = parts["router"].get_parameter("head.weight")
     ran = ask(method, parts, x + torch.randn(8), offset=0.4, training=True)
+    assert ran.score is not None
     rate = float(ran.score.detach().mean())
     assert abs(float(ran.keep.float().mean()) - rate) < 5 * math.sqrt(rate * (1 - rate) / 20_000)
     (ours,) = torch.autograd.grad(ran.run.mean(), weight, retain_graph=True)
     (theirs,) = torch.autograd.grad(ran.score.mean(), weight)
     torch.testing.assert_close(ours, theirs)
     late = ask(method, parts, x + torch.randn(8), offset=0.4, training=True, progress=1.0)
-    assert torch.equal(late.keep, late.score > 0.5), "nothing is left to chance at the end"
+    assert late.score is not None and torch.equal(late.keep, late.score > 0.5), "nothing is left to chance at the end"
 
 
 def test_reinforce_by_hand():
@@ -175,10 +176,11 @@ def test_reinforce_by_hand():
     parts = method.parts(method.program(1).steps[0], Dims(8, 16))
     trace = Trace(method.program(1))
     ran = ask(method, parts, x, trace=trace, training=True)
-    assert not ran.run.requires_grad
+    assert not ran.run.requires_grad and ran.score is not None
     came = torch.rand(40)
     loss = method.loss(replace(tokens(1, 40, training=True), loss=came), trace)
-    (grad,) = torch.autograd.grad(loss.sum(), parts["router"].head.weight)
+    assert loss is not None
+    (grad,) = torch.autograd.grad(loss.sum(), parts["router"].get_parameter("head.weight"))
     push = (came - came.mean()) * (ran.keep.float() - ran.score.detach())[0]
     by_hand = torch.stack([push @ x[0], -push @ x[0]])
     torch.testing.assert_close(grad, by_hand, rtol=1e-4, atol=1e-5)
@@ -195,13 +197,12 @@ def test_a_share_over_all_layers_lets_some_run_more():
     torch.testing.assert_close(whole.mean(), torch.tensor(0.1 * 0.25**2))
 
 
-def test_a_router_with_a_bottleneck_starts_from_running_everything(make: Callable):
-    model = make(router_ratio=4, start=20.0)
-    model(IDS)
-    assert all(decision.keep.all() for decision in model.route.decisions.values())
-    with model.converted.using(offset=-40.0):
-        model(IDS)
-    assert not any(decision.keep.any() for decision in model.route.decisions.values())
+def test_routers_without_an_opinion_leave_all_to_the_dial():
+    method, x = SkipLayer(spread=0.0), torch.randn(2, 9, 8)
+    parts = method.parts(method.program(6).steps[0], Dims(8, 16))
+    assert ask(method, parts, x, offset=0.1).keep.all() and not ask(method, parts, x, offset=-0.1).keep.any()
+    other = SkipLayer().parts(method.program(6).steps[0], Dims(8, 16))
+    assert len(ask(method, other, x, offset=0.1).keep.unique()) == 2
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_a_router_with_a_bottleneck_starts_from_running_everything(make: Callabl
         ({"units": ["layer", "mlp"]}, "units must be layer, or attn and mlp"),
         ({"estimator": "exact"}, "estimator must be"),
         ({"over": "row"}, "over must be"),
-        ({"start": 1.0}, "start is of a router with a bias"),
+        ({"spread": -1.0}, "spread must not be below 0"),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str):

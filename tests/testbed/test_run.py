@@ -12,6 +12,12 @@ from depthdial.testbed.run import TestbedConfig, check_learned, result_of, run, 
 from depthdial.testbed.table import is_run, judged, tables
 
 
+def _result(*which):
+    found = result_of(*which)
+    assert found is not None
+    return found
+
+
 def _config(folder, **fields):
     sizes = {"size": RECIPE.size, "rows": 4, "patience": 2, "settle": 2, "steps": 2, "texts": 8}
     return TestbedConfig(
@@ -38,13 +44,13 @@ def test_a_run_keeps_what_every_judge_needs(folder):
     assert [seed["seed"] for seed in static["seeds"]] == [0, 1]
     assert static["cost"]["mean"] == pytest.approx(0.6, abs=0.25) and static["cost"]["half_width"] is not None
     for seed in static["seeds"]:
-        rung = result_of(folder, f"dense {seed['equal_dense']}", seed["seed"])
+        rung = _result(folder, f"dense {seed['equal_dense']}", seed["seed"])
         assert rung["cost"] >= seed["cost"] or seed["equal_dense"] == 4, "dense of equal cost is never the cheaper one"
         assert len(set(seed["depth_by_k"].values())) == 1 and seed["rank_levels"] == 0, "static has one depth"
 
 
 def test_counts_are_the_answers_themselves(folder):
-    result = result_of(folder, "static frozen", 0)
+    result = _result(folder, "static frozen", 0)
     own = unfolded(result["counts"])
     assert isinstance(own, Answers) and len(own.k) == sum(row[-1] for row in result["counts"]) > 50
     assert runs._figures(own, result["cost"]) == result
@@ -104,7 +110,7 @@ def test_folders_of_other_runs_are_refused(folder, tmp_path):
 
 
 def test_a_size_that_has_not_learned_says_so(folder, tmp_path):
-    own = unfolded(result_of(folder, "dense 1", 0)["counts"])
+    own = unfolded(_result(folder, "dense 1", 0)["counts"])
     blind = own._replace(right=own.right & (own.k == 0))
     with pytest.raises(ValueError, match=r"4x2@16 has not learned hop in 2 \+ 2 steps.*by chance 14%.*--patience"):
         check_learned(blind, _config(tmp_path))

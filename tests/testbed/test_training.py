@@ -52,11 +52,12 @@ def test_what_grows_keeps_its_weights_and_copies_its_last_layer(base):
 def test_a_fresh_head_looks_for_the_pair_that_an_entity_leads_by():
     """Under the role of what leads, keys are queries: the dot product of an entity and its pair is the highest."""
     first, model = WORLD.words.index, fresh_dense(Spec.parse("1x2@128"), WORLD, 0, 1)
-    words, attn = model.get_input_embeddings().weight, model.model.layers[0].self_attn
+    words, attn = model.get_parameter("model.embed_tokens.weight"), model.get_submodule("model.layers.0.self_attn")
+    look, lead = attn.get_parameter("q_proj.weight"), attn.get_parameter("k_proj.weight")
     for a in range(WORLD.entities):
         names = [f"e{i}>e{(i + 1) % 7}" for i in range(7)]
-        keys = torch.stack([words[first(name)] for name in names]) @ attn.k_proj.weight.T
-        scores = keys @ (attn.q_proj.weight @ words[first(f"e{a}")])
+        keys = torch.stack([words[first(name)] for name in names]) @ lead.T
+        scores = keys @ (look @ words[first(f"e{a}")])
         assert int(scores.argmax()) == a
 
 
@@ -91,7 +92,7 @@ def test_every_subject_is_trained_and_measured(name, base):
 
 def test_a_held_budget_is_near_after_training(base):
     model = copy.deepcopy(base)
-    convert(model, method_named("skiplayer", {"estimator": "sampled", "router_ratio": 4}), frozen=False)
+    convert(model, method_named("skiplayer", {"estimator": "sampled", "spread": 0}), frozen=False)
     fit(model, WORLD, RECIPE, 0, 60, budget=0.75)
     answers, cost = answered(model, WORLD, RECIPE, 0, 40)
     assert cost == pytest.approx(0.75, abs=0.06)

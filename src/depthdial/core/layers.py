@@ -140,20 +140,19 @@ class LinearRouter(Part):
     """A linear gate without bias: d -> 2 classes, "run" against "skip", or d -> 1 score; evaluated in fp32.
 
     Of two classes only the difference of their logits counts, so at inference both are one vector. fixed: as a
-    `Router`'s.
+    `Router`'s; spread: how far apart its first logits are, about, where the input is normed.
     """
 
     runs_for = "all"
 
-    def __init__(self, dim: int, classes: int = 2, fixed: bool = False):
+    def __init__(self, dim: int, classes: int = 2, fixed: bool = False, spread: float = 1.0):
         super().__init__()
-        self.fixed = fixed
+        self.fixed, self.spread = fixed, spread
         self.head = nn.Linear(dim, classes, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # logits about 1 apart where the input is normed
-        nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5)
+        nn.init.normal_(self.head.weight, std=self.spread * self.head.in_features**-0.5)
 
     def forward(self, x: Tensor, folded: Tensor | None = None) -> Tensor:
         """x: [..., d] -> logit, fp32 [...]. folded: `self.folded`, where weights stay as they are."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from depthdial.core.decision import Decision
 from depthdial.core.draws import drawn, fading
 from depthdial.core.estimators import gumbel_sigmoid, reinforced, straight_through
-from depthdial.core.layers import LinearRouter, Router
+from depthdial.core.layers import LinearRouter
 from depthdial.core.lowered import Lowered, lowered_router
 from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import off_density
@@ -60,10 +60,9 @@ class SkipLayer(Method):
     the mean of all ("reinforce", Williams, 1992). Both of ours draw less towards the end."""
     over: Literal["layer", "all"] = "layer"
     """Of what r is the share: of each layer (the paper), or (ours) of all together, so that some may run more."""
-    router_ratio: int = 0
-    """0 is the paper's linear router; otherwise (ours) FlexiDepth's, with a bottleneck of d / router_ratio."""
-    start: float = 0.0
-    """Initial bias of that one's logits (ours): positive starts from "runs everything"."""
+    spread: float = 1.0
+    """How far apart the logits of fresh routers are (ours). 0 begins without an opinion: where draws decide, no token
+    is left out by its router's first weights before what it loses by that is known."""
     noise: float = 1.0
     """How much of the Gumbel noise is added; 0 is a plain straight-through estimator (ours; docs/log.md)."""
     detach: bool = False
@@ -90,10 +89,8 @@ class SkipLayer(Method):
             raise ValueError(f"estimator must be 'gumbel', 'sampled' or 'reinforce', not {self.estimator!r}")
         if self.over not in ("layer", "all"):
             raise ValueError(f"over must be 'layer' or 'all', not {self.over!r}")
-        if self.router_ratio < 0 or (self.start and not self.router_ratio):
-            raise ValueError(
-                "router_ratio must be at least 0, and start is of a router with a bias: give a router_ratio"
-            )
+        if not self.spread >= 0:
+            raise ValueError(f"spread must not be below 0, and {self.spread} is")
         if not self.alpha >= 0:
             raise ValueError(f"alpha must not be below 0, and {self.alpha} is")
 
@@ -101,11 +98,7 @@ class SkipLayer(Method):
         return plain(depth, span(self.first, self.last, self.but, depth), self.units)
 
     def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
-        if self.router_ratio:
-            return {
-                "router": Router(dims.hidden, self.router_ratio, dims.eps, "norm_tanh", self.start, self.fixed_input)
-            }
-        return {"router": LinearRouter(dims.hidden, fixed=self.fixed_input)}
+        return {"router": LinearRouter(dims.hidden, fixed=self.fixed_input, spread=self.spread)}
 
     def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
         logit = tokens.shifted(parts["router"](seen.x.detach() if self.detach else seen.x))

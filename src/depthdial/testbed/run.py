@@ -50,6 +50,7 @@ class TestbedConfig:
     patience: int = Recipe.patience
     settle: int = Recipe.settle
     steps: int = Recipe.steps
+    method_lr: float = Recipe.method_lr
     router_lr: float = Recipe.router_lr
 
     def __post_init__(self):

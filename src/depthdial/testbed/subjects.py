@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from depthdial.methods import FlexiDepth, Readout, Recursive, method_named
 from depthdial.models.calibration import BaseProbe
-from depthdial.models.convert import convert
+from depthdial.models.convert import convert, head_of
 from depthdial.models.converted import converted_of, is_converted
 from depthdial.testbed.judges import Answers
 from depthdial.testbed.ladder import looped, stages
@@ -43,15 +43,21 @@ class Subject:
 def subjects(layers: int) -> dict[str, Subject]:
     """The subjects by the name that the table has, for a deepest dense model of so many layers."""
     first = {"first": 0}
-    flexi = {**first, **FlexiDepth.budgeted}
+    flexi = {**first, **FlexiDepth.budgeted, "alpha": 0}  # a budget that is held is the price
     half = {"density": 0.5}
-    drawn = {**half, "estimator": "sampled", "router_ratio": 4, "start": 2.0}
+    drawn = {**half, "estimator": "sampled", "spread": 0, "alpha": 0}
     return {
         # all weights trained on, as the paper's pre-training is, but from the dense model
         "skiplayer 50%": Subject("skiplayer", half),
         "skiplayer 25%": Subject("skiplayer", {"density": 0.25}),
         "skiplayer 50% held": Subject("skiplayer", drawn, held=0.6),
+        "skiplayer 25% held": Subject("skiplayer", {**drawn, "density": 0.25}, held=0.45),
         "skiplayer 50% fixed input": Subject("skiplayer", {**drawn, "fixed_input": True}, held=0.6),
+        # which of its fields it takes
+        "skiplayer 50% held gumbel": Subject("skiplayer", {**drawn, "estimator": "gumbel"}, held=0.6),
+        "skiplayer 50% held reinforce": Subject("skiplayer", {**drawn, "estimator": "reinforce"}, held=0.6),
+        "skiplayer 50% held spread": Subject("skiplayer", {**drawn, "spread": 1.0}, held=0.6),
+        "skiplayer 50% sampled": Subject("skiplayer", {**drawn, "over": "all", "alpha": 10.0}),
         "random 50%": Subject("random", {"rate": 0.5, "adapter_ratio": 0, **first}),
         "static 50%": Subject("static", {"count": layers // 2, "adapter_ratio": 0}),
         "mixture_of_depths": Subject("mixture_of_depths"),
@@ -90,7 +96,8 @@ def made(
         method = method.calibrate(BaseProbe(model, probed(world, recipe, seed)))
         convert(model, method, frozen=subject.start == "frozen")
     if subject.trained:
-        fit(model, world, recipe, seed, recipe.steps, subject.held, report)
+        rate = recipe.method_lr if subject.start == "dense" else recipe.lr
+        fit(model, world, replace(recipe, lr=rate), seed, recipe.steps, subject.held, report)
     if subject.dial is not None:
         turn(model, world, recipe, seed, subject.dial)
     return model.eval()
@@ -142,7 +149,7 @@ def answered(
         batch = world.batch(recipe.rows, seed, HELDOUT, 0, i)
         ids, there = tensors(batch)
         hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
-        best = model.get_output_embeddings()(hidden).argmax(-1).numpy()
+        best = head_of(model)(hidden).argmax(-1).numpy()
         at = there.numpy()
         if routed is None:
             depth = np.full(len(best), model.config.num_hidden_layers, float)

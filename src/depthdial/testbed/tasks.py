@@ -136,7 +136,8 @@ class World:
         k = rng.choice(self.hops + 1, (rows, len(items)), p=share)
         k = np.where(items == COMPOSE, np.maximum(k, 1), k)
         plane = (rows, self.length)
-        out = Batch(*(np.zeros(plane, np.int64) for _ in range(4)), np.zeros((*plane, self.hops + 1), np.int64))
+        ids, labels, kinds, asked = (np.zeros(plane, np.int64) for _ in range(4))
+        out = Batch(ids, labels, kinds, asked, np.zeros((*plane, self.hops + 1), np.int64))
         out.labels[:] = out.trail[:] = IGNORED
         begin = 1
         names = targets = np.empty(0)

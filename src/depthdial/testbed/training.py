@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from depthdial.core.layers import Part
 from depthdial.models.branches import branches_of
+from depthdial.models.convert import head_of
 from depthdial.models.converted import converted_of, is_converted
 from depthdial.models.halves import Halves
 from depthdial.models.scratch import Spec
@@ -35,21 +36,24 @@ class Recipe:
     """LAYERSxHEADS@WIDTH of the deepest model, see `models.scratch.Spec`."""
     rows: int = 24
     """Texts in each step."""
-    lr: float = 3e-3
+    lr: float = 2e-3
     patience: int = 300
     """Steps that a hop may take to be learned before training goes on without it."""
-    settle: int = 400
+    settle: int = 200
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
     steps: int = 600
     """Steps in which a method is trained on the deepest dense model."""
-    router_lr: float = 1.0
-    """Of routers, relative to `lr`."""
+    method_lr: float = 5e-4
+    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers
+    leave of them, before routers know what each token needs (docs/log.md)."""
+    router_lr: float = 2.0
+    """Of routers, relative to the rate of other weights."""
 
     def __post_init__(self):
         for name in ("rows", "patience", "settle", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.lr > 0 and self.router_lr > 0):
+        if not (self.lr > 0 and self.method_lr > 0 and self.router_lr > 0):
             raise ValueError("the learning rates must be positive")
 
     @property
@@ -67,7 +71,7 @@ def fit(
     report: Callable[[int], None] = lambda _: None,
 ) -> None:  # fmt: skip
     """Train all that may be trained of a model, dense or converted, on answers and filler: with its method's own loss,
-    or, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
+    and, given a budget, held at that true cost by `train.budget`, which leaves the dial where it holds.
     """
     optimizer = optimizer_of(model, recipe)
     pupil = _Pupil(model, budget)
@@ -101,27 +105,27 @@ class _Pupil:
         if self.exits is not None:  # all exits at once
             labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
             return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
-        key = keys(ids, step)
-        if self.control is None or self.budget is None:
-            self.routed.set(training=True, key=key, progress=progress)
-            task, last = self._each(ids, there, batch), self.routed.route.last
-            # who predicts nothing is judged by the mean of its text
-            mean = (task.detach() * there).sum(-1) / there.sum(-1).clamp_min(1)
-            came = torch.where(there, task.detach(), mean[:, None]).flatten()
-            extra = self.routed.method.loss(replace(last.tokens, loss=came), last.trace)
-            whole = task.sum() / there.sum()
-            return whole if extra is None else whole + extra.mean()
-        # what runs is learned before much is left out
-        costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
-        self.routed.set(training=True, key=key, progress=progress, offset=self.control.offset(costs))
-        task, last = self._each(ids, there, batch).sum() / there.sum(), self.routed.route.last
-        cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
-        return task + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+        offset, costs = 0.0, None
+        if self.control is not None and self.budget is not None:  # what runs is learned before much is left out
+            costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
+            offset = self.control.offset(costs)
+        self.routed.set(training=True, key=keys(ids, step), progress=progress, offset=offset)
+        each, last = self._each(ids, there, batch), self.routed.route.last
+        loss = each.sum() / there.sum()
+        # who predicts nothing is judged by the mean of its text
+        mean = each.detach().sum(-1) / there.sum(-1).clamp_min(1)
+        came = torch.where(there, each.detach(), mean[:, None]).flatten()
+        if (extra := self.routed.method.loss(replace(last.tokens, loss=came), last.trace)) is not None:
+            loss = loss + extra.mean()
+        if self.control is not None and costs is not None:
+            cost, every = self.routed.route.token_cost().mean(-1), torch.ones(ids.shape)
+            loss = loss + self.control.charge(last.tokens, last.trace, costs, cost, every) / ids.numel()
+        return loss
 
     def _each(self, ids: Tensor, there: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each prediction, fp32 [B, T]; 0 where nothing is predicted."""
         hidden = self.model.get_decoder()(ids, use_cache=False).last_hidden_state[there]
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = head_of(self.model)(hidden).float()
         losses = F.cross_entropy(logits, torch.from_numpy(batch.labels)[there], reduction="none")
         return losses.new_zeros(there.shape).masked_scatter(there, losses)
 
