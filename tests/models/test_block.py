@@ -157,6 +157,7 @@ def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     ("family", "config", "says"),
     [
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
+        ("olmoe", {"clip_qkv": 8.0}, "sets clip_qkv"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
     ],
 )

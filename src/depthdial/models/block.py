@@ -24,6 +24,8 @@ from depthdial.models.ropes import STILL, check_ropes, ropes_of
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2",
 }  # fmt: skip
+_UNKNOWN = ("clip_qkv",)
+"""Fields that change what some types compute, where they are set."""
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -101,6 +103,8 @@ def check_config(config: PretrainedConfig, family: Family) -> None:
     """Raise ValueError, naming the feature, for a configuration that asks for what the engine does not know."""
     if declared(config, "use_bidirectional_attention"):
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
+    if other := next((name for name in _UNKNOWN if declared(config, name) is not None), None):
+        raise ValueError(f"this model sets {other}, which the engine does not know")
     check_ropes(config)
     if (name := _activation(config)) not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
