@@ -23,6 +23,7 @@ from depthdial.cli.export import export
 from depthdial.cli.generate import generate
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
+from depthdial.cli.models import models
 from depthdial.cli.pretrain import pretrain
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)
+app.command()(models)
 app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)

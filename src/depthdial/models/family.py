@@ -46,7 +46,7 @@ class Family:
     """Fields with which all that is odd about the family shows in a model of six layers: for tests."""
 
     @property
-    def example(self) -> type[PretrainedConfig]:
+    def example(self) -> Any:
         """The family's configuration class."""
         return CONFIG_MAPPING[self.model_type]
 
@@ -54,8 +54,9 @@ class Family:
         """A layer without weights, for who has a configuration alone."""
         shallow: Any = copy.deepcopy(config)
         shallow.num_hidden_layers = 1
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[self.example]
         with torch.device("meta"):
-            return MODEL_FOR_CAUSAL_LM_MAPPING[self.example](shallow).get_decoder().layers[0]
+            return kind(shallow).get_decoder().layers[0]
 
     def dims(self, config: PretrainedConfig, layer: nn.Module | None = None) -> Dims:
         """What parts may depend on. layer: one of the model's, not converted; None: made of the configuration."""
