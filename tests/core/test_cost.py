@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from depthdial.core.cost import LayerWork, Ledger, StepWork, attention_macs, exact_cost, kv_bytes_read, token_cost
+from depthdial.core.cost import LayerWork, Ledger, StepWork, exact_cost, token_cost
 from depthdial.core.decision import Decision
 from depthdial.core.program import END, OwnBlock, Program, Step, plain
 from depthdial.core.tokens import Tokens, Trace
@@ -46,6 +44,17 @@ def test_prices():
     assert LEDGER.layers == (SLIDING, PLAIN)
     bare = replace(LEDGER, steps=tuple(replace(work, absent=0, bypass=0) for work in LEDGER.steps))
     assert [work.saved for work in bare.steps] == [10, 50, 50]
+
+
+def test_the_untouched_base_pays_for_k_and_v_that_others_ask_it_for():
+    again = Program((Step(0), Step(0, routed="skip", base=False), Step(1)))
+    works = StepWork(PLAIN), StepWork(PLAIN, look=5, absent=20), StepWork(PLAIN)
+    ledger = Ledger(again, works, head=100)
+    assert ledger.dense == 300 and ledger.untouched == 320 / 300
+    assert cost(ledger, {1: keep(0, 0)}, 2, torch.tensor([0.0, math.inf])).tolist() == pytest.approx(
+        [325 / 300, 320 / 300]
+    )
+    assert LEDGER.untouched == 1.0
 
 
 def test_floor_skips_what_saves_something():
@@ -126,26 +135,3 @@ def test_a_loop_may_cost_more_than_the_base():
     ledger = Ledger(program, (StepWork(PLAIN),) * 3, head=100)
     assert ledger.dense == 300 and ledger.floor == 1.0
     assert cost(ledger, {2: keep(1, 0)}, 2).tolist() == pytest.approx([4 / 3, 1.0])
-
-
-@given(st.integers(0, 40), st.integers(1, 12))
-def test_attention_counts_the_keys_a_causal_mask_lets_through(position: int, window: int):
-    wide = LayerWork(0, 0, 0, attend=8, kv_width=6)
-    ledger = of_layers(wide, LayerWork(0, 0, 0, attend=4, kv_width=2, window=window))
-    every, near = position + 1, sum(1 for key in range(position + 1) if key > position - window)
-    at = torch.tensor([position])
-    both, none, second = (torch.tensor(k)[:, None].bool() for k in ([1, 1], [0, 0], [0, 1]))
-    assert attention_macs(ledger, both, at).item() == 8 * every + 4 * near
-    assert attention_macs(ledger, second, at).item() == 4 * near
-    assert attention_macs(ledger, none, at).item() == 0
-    assert kv_bytes_read(ledger, both, at, itemsize=2).item() == 2 * (6 * every + 2 * near)
-
-
-def test_attention_by_token():
-    kept = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]).bool()
-    positions = torch.tensor([0, 1, 2, 3])
-    macs = attention_macs(of_layers(SLIDING, PLAIN), kept, positions)
-    assert macs.tolist() == [4 * 1 + 8 * 1, 4 * 2, 4 * 3 + 8 * 3, 4 * 3 + 8 * 4]
-    assert macs.dtype == torch.int64
-    read = kv_bytes_read(of_layers(SLIDING, PLAIN), kept, positions, 4)
-    assert read.tolist() == [4 * (2 + 6), 4 * 4, 4 * (6 + 18), 4 * (6 + 24)]

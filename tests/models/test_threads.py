@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,19 @@ def _turns_change_often() -> Iterator[None]:
     ids=lambda each: type(each).__name__ if each in METHODS else str(each),
 )
 def test_forwards_in_threads_are_those_of_one(tiny_model: Callable, adapted: Callable, method: Any, many: int):
-    model: Any = adapted(tiny_model("llama"), method)
+    check_forwards(adapted(tiny_model("llama"), method), method, many)
+
+
+def test_blocks_in_fp32_run_in_threads_beside_a_base_in_bf16(tiny_model: Callable, adapted: Callable):
+    """Their weights are replaced by narrow ones while they run, for one thread at a time."""
+    model: Any = adapted(tiny_model("llama").bfloat16(), Exiting())
+    assert {weight.dtype for weight in model.converted.own.parameters()} == {torch.float32}
+    check_forwards(model, Exiting(), 60)
+    assert {weight.dtype for weight in model.converted.own.parameters()} == {torch.float32}
+    assert copy.deepcopy(model).converted.narrowing is not model.converted.narrowing
+
+
+def check_forwards(model: Any, method: Any, many: int) -> None:
     offsets = (0.0, -0.7, 0.5, torch.tensor([0.3, -0.3]))
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""What a pass costs: multiply-accumulates of linear weights by step, attention over the context, KV bytes.
+"""What a token costs: multiply-accumulates of linear weights by step.
 
 "Cost" and "budget" mean one thing everywhere (README, "What the budget means"): executed over dense
 multiply-accumulates of linear weights per token, with the LM head, K/V projections, folded routers, adapters and heads
 that a decision looks at counted. At batch 1 this is the share of weight bytes read, too. Attention over the context and
-KV bytes are reported beside it, never mixed in. This is the one place that prices; executors count.
+bytes of K and V are `core.work`'s, never mixed in. Prices are here and nowhere else; executors count.
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ class Ledger:
         return self.head + sum(work.unit.total for step, work in pairs if step.base)
 
     @property
+    def untouched(self) -> float:
+        """Cost of a token of the untouched base: 1, and beyond that the K and V which it leaves at visits that the base
+        does not make, for tokens that make them."""
+        pairs = zip(self.program.steps, self.steps, strict=True)
+        return (self.dense + sum(work.absent for step, work in pairs if not step.base)) / self.dense
+
+    @property
     def layers(self) -> tuple[LayerWork, ...]:
         """The layer of each visit."""
         parts = ([self.steps[s].unit for s in visit.steps] for visit in self.program.visits)
@@ -118,7 +125,7 @@ class Ledger:
 
 def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
     """True cost of each token relative to dense, float64 [N], as a held budget counts it (`core.hold`). Tokens at
-    offset `inf` run the base: exactly 1."""
+    offset `inf` run the base: `Ledger.untouched`, mostly 1."""
     device = next((d.keep.device for d in trace.decisions.values()), tokens.offset.device)
     work = torch.full((tokens.count,), float(ledger.head), device=device, dtype=torch.float64)
     for s, price in enumerate(ledger.steps):
@@ -131,35 +138,9 @@ def exact_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
                 work += (~ran if here is None else here & ~ran) * float(price.bypass)
         if price.look and s in trace.decisions:
             work += price.look if here is None else here * float(price.look)
-    return torch.where(tokens.full.to(device), 1.0, work / ledger.dense)
+    return torch.where(tokens.full.to(device), ledger.untouched, work / ledger.dense)
 
 
 def token_cost(ledger: Ledger, tokens: Tokens, trace: Trace) -> Tensor:
     """`exact_cost` in fp32, [N]."""
     return exact_cost(ledger, tokens, trace).float()
-
-
-def attention_macs(ledger: Ledger, keep: Tensor, positions: Tensor) -> Tensor:
-    """Multiply-accumulates of attention over the context, int64 [N]; an upper bound where tokens that do not run a step
-    leave no key.
-
-    keep: bool [visits, N], as `Trace.keep("attn")`; positions: int64 [N], 0 for the first token of its document.
-    """
-    return sum(
-        (keep[i] * _context(layer, positions) * layer.attend for i, layer in enumerate(ledger.layers)),
-        torch.zeros_like(positions),
-    )
-
-
-def kv_bytes_read(ledger: Ledger, keep: Tensor, positions: Tensor, itemsize: int) -> Tensor:
-    """KV-cache bytes a lone token reads when decoded, int64 [N]; `itemsize` is bytes per number of the cache. An upper
-    bound as `attention_macs`."""
-    return sum(
-        (keep[i] * _context(layer, positions) * layer.kv_width * itemsize for i, layer in enumerate(ledger.layers)),
-        torch.zeros_like(positions),
-    )
-
-
-def _context(layer: LayerWork, positions: Tensor) -> Tensor:
-    seen = positions + 1
-    return seen if layer.window is None else seen.clamp(max=layer.window)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard`, exactly, with the gradient of `soft` (Bengio et al., 2013, arXiv 1308.3432)."""
-    return hard.to(soft.dtype) + (soft - soft.detach())
+    value = hard.to(soft.dtype)
+    return value + (soft - soft.detach()) if soft.requires_grad else value
 
 
 def gumbel_sigmoid(logit: Tensor, draw: Tensor, temperature: float, noise: float = 1.0) -> Tensor:

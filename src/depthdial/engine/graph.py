@@ -144,7 +144,7 @@ class GraphRunner:
         for visit in self.plain.program.sparse:
             batch.cache.note(visit, batch.slots, batch.positions, keep[visit])
         self._count(batch, kept)
-        costs = [1.0] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
+        costs = [self._cost.untouched] * n if batch.untouched else self._cost(kept, batch.offsets.cpu().numpy())
         depths = kept.sum(0, dtype=np.int64).tolist()
         if not batch.last:
             return Passed(None, depths, costs, keep=kept)

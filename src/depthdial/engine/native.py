@@ -202,7 +202,7 @@ class NativeRunner:
         if batch.untouched:
             self._whole += n
             keep = None if self._base.all() else np.repeat(self._base[:, None], n, 1)
-            return Passed(logits, [int(self._base.sum())] * n, [1.0] * n, tokens, keep)
+            return Passed(logits, [int(self._base.sum())] * n, [self._cost.untouched] * n, tokens, keep)
         self._routed += n
         keep = self._visits(kept)
         if n == 1:  # what numpy takes to begin is not short

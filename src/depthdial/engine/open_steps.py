@@ -10,6 +10,7 @@ from depthdial.core.decision import Decision
 from depthdial.core.method import Seen
 from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.model_tensors import Native
+from depthdial.engine.ready_parts import ready
 from depthdial.engine.runner import TorchRunner
 from depthdial.kernels.passing import Decide, Decided, PassOutput, Waiting
 
@@ -33,6 +34,7 @@ class OpenSteps:
         self._plain, self._steps = plain, [row[0] for row in native.rows]
         self._row_of = {s: i for i, row in enumerate(native.rows) for s in row}
         self._dtype = native.tensors.norm.weight.dtype
+        self._parts = {s: ready(plain.parts[s], self._dtype) for s in native.open}
         lowered = {row[0]: plain.method.lowered(plain.parts[row[-1]], row[-1]) for row in native.rows if len(row) > 1
                    and row[0] in native.open}  # fmt: skip
         self._soft = {s for s, mlp in lowered.items() if mlp is not None and mlp.weights == "soft"}
@@ -65,7 +67,7 @@ class OpenSteps:
         z, logits = _taken(waiting.z, rows, self._dtype), None
         if "logits" in step.shows:
             logits = plain.maths.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
-        decision = plain.method.decide(plain.parts[s], Seen(z, logits), s, tokens, some)
+        decision = plain.method.decide(self._parts[s], Seen(z, logits), s, tokens, some)
         plain.count_parts(s, "all")
         return decision if rows is None else decision.spread(rows, len(waiting.here))
 
@@ -75,7 +77,7 @@ class OpenSteps:
         if not len(skipped):
             return
         plain = self._plain
-        update = plain.method.bypass(plain.parts[s], _taken(waiting.z, skipped, self._dtype), s)
+        update = plain.method.bypass(self._parts[s], _taken(waiting.z, skipped, self._dtype), s)
         assert update is not None
         plain.count_parts(s, "skipped")
         x = _taken(waiting.x, skipped, self._dtype) + update * decision.skip[skipped, None].to(self._dtype)

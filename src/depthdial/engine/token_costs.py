@@ -16,6 +16,7 @@ class Costs:
 
     def __init__(self, ledger: Ledger, rows: Sequence[Sequence[int]]):
         program, self._dense, self._head = ledger.program, ledger.dense, float(ledger.head)
+        self.untouched = ledger.untouched
         self.walks = program.jumps
         """Does a token's cost depend on the way that it takes?"""
         routed, steps = set(program.routed), ledger.steps
@@ -39,8 +40,8 @@ class Costs:
         """keep: uint8 [rows, N] -> N numbers."""
         if self.walks:
             full = (offsets == np.inf).tolist()
-            return [1.0 if full[i] else self.of_one(column) for i, column in enumerate(keep.T)]
-        return np.where(offsets == np.inf, 1.0, (self._least + self._work @ keep) / self._dense).tolist()
+            return [self.untouched if full[i] else self.of_one(column) for i, column in enumerate(keep.T)]
+        return np.where(offsets == np.inf, self.untouched, (self._least + self._work @ keep) / self._dense).tolist()
 
     def of_one(self, keep: np.ndarray) -> float:
         """keep: uint8 [rows], of a token that does not run the untouched base."""

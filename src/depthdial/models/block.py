@@ -120,14 +120,15 @@ def layer_tensors(
     map is none that can be read."""
     attn, names, size = layer.get_submodule(ATTN), norms_of(layer), head_dim(config)
     q, k, v, o = _linears(attn, _PROJECTIONS, (config.num_attention_heads * size, config.num_key_value_heads * size))
-    children, dtype = dict(attn.named_children()), dtype or o.weight.dtype
+    children, like = dict(attn.named_children()), attn.get_submodule("o_proj").get_parameter("weight")
+    dtype = dtype or like.dtype
     gate, up, down, experts = _mlp(layer, dtype)
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
         return None if name is None else _norm(of.get_submodule(name), config, family, dtype)
 
     def before(name: str | None) -> Norm:
-        ones = torch.ones(config.hidden_size, dtype=dtype, device=o.weight.device)
+        ones = torch.ones(config.hidden_size, dtype=dtype, device=like.device)
         return (
             Norm(ones, config.rms_norm_eps) if name is None else _norm(layer.get_submodule(name), config, family, dtype)
         )

@@ -79,7 +79,7 @@ class Branches:
         offset = torch.full_like(tokens.offset, self.offsets[exit])
         running, s = Pass(program, replace(tokens, offset=offset, training=True)), program.branches[exit]
         running.at = torch.full_like(tokens.position, s)
-        out = called(self.converted.own[-1 - program.steps[s].block], x, how, running)
+        out = called(self.converted, self.converted.own[-1 - program.steps[s].block], x, how, running)
         assert running.trace.decisions[s].keep.all(), "at its stop of the dial, each token takes the exit"
         return out
 

@@ -35,7 +35,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     fp32 on the device of the layer they serve. Afterwards `model.converted` says all that was added, and `model.route`
     what the last forward pass decided. Raises ValueError for an unknown family, for a model that is converted already,
     for an attention that cannot leave single keys out where the program needs that, and for a program that does not fit
-    it, or whose method reads what it does not name.
+    it, whose steps leave unlike K and V, or whose method reads what it does not name.
     """
     if is_converted(model):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
@@ -50,11 +50,12 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         )
     parts = {s: method.parts(program.steps[s], dims) for s in program.parted}
     check_reads(method, program, parts, dims, model.config.vocab_size)
+    ledger = _ledger(model, program, parts)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     held = method.frozen if frozen is None else frozen
     if held:
         model.requires_grad_(False)
-    converted = Converted(method, program, _ledger(model, program, parts), held)
+    converted = Converted(method, program, ledger, held)
     vars(model).update(converted=converted, route=converted.route)
     _hook(model, converted)
     modules = _modules(model, converted)
@@ -224,6 +225,9 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     for s, step in enumerate(program.steps):
         block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
+        if step.attends and works and work.kv_width != works[0].unit.kv_width:
+            raise ValueError(f"step {s} ({step.unit} of block {step.block}): leaves {work.kv_width} numbers of K and "
+                             f"V, and step 0 {works[0].unit.kv_width}; all steps must leave the same")  # fmt: skip
         look = bypass = 0
         for part in parts.get(s, {}).values():
             if isinstance(part, Part):

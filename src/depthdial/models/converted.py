@@ -42,6 +42,16 @@ class Threads(threading.local):
         return Threads, ()  # a copy of a model has run nothing yet
 
 
+class Turn:
+    """What one thread does at a time; a copy of a model has a turn of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
 class Converted:
     """All that is known of a converted model beside its weights."""
 
@@ -56,6 +66,8 @@ class Converted:
         self.own = nn.ModuleList()
         """The method's own blocks, in the order of `Program.own`."""
         self.threads = Threads()
+        self.narrowing = Turn()
+        """Of the method's own blocks, whose weights are replaced while they run in another dtype."""
         self.route = Route(self._last, self._prices)
         self._settings = Settings()
         self._additions: list[Removable] = []

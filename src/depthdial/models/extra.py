@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Extra:
             return x
         if self.twin_of is not None:
             self._follow(self.twin_of)
-        return called(self.module, x, inputs, running)
+        return called(self.converted, self.module, x, inputs, running)
 
     def _follow(self, layer: nn.Module) -> None:
         """A twin is none of the model's modules. ValueError where others stand in these' places, or nothing does."""
@@ -193,13 +194,15 @@ class _Taking:
         return args, kwargs
 
 
-def called(module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
+def called(converted: Converted, module: nn.Module, x: Tensor, inputs: dict[str, Any], running: Pass) -> Tensor:
     """A visit's output, [B, T, d], in a pass; its weights in x's dtype: a method's own blocks are trained in fp32.
     inputs: what a layer is called with beside x."""
     inputs = {**inputs, PASS: running}
-    if {weight.dtype for weight in module.parameters()} == {x.dtype}:
-        out = module(x, **inputs)
-    else:
-        narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
-        out = torch.func.functional_call(module, narrow, (x,), inputs)
+    own = any(module is block for block in converted.own)
+    with converted.narrowing.lock if own else nullcontext():  # other threads would see the replaced weights
+        if {weight.dtype for weight in module.parameters()} == {x.dtype}:
+            out = module(x, **inputs)
+        else:
+            narrow = {name: weight.to(x.dtype) for name, weight in module.named_parameters()}
+            out = torch.func.functional_call(module, narrow, (x,), inputs)
     return out[0] if isinstance(out, tuple) else out

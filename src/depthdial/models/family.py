@@ -72,7 +72,9 @@ class Family:
     def work(self, layer: nn.Module, config: PretrainedConfig, index: int) -> LayerWork:
         """The layer's price list. Of experts a token pays those that it runs, and all of what chooses them."""
         mixture, mlp = mixture_of(layer), layer.get_submodule(MLP)
-        heads, groups = (count * head_dim(config) for count in (config.num_attention_heads, config.num_key_value_heads))
+        maps: dict[str, Any] = dict(layer.get_submodule(ATTN).named_children())
+        heads, groups = maps["o_proj"].in_features, config.num_key_value_heads * head_dim(config)
+        groups = maps["k_proj"].out_features if "k_proj" in maps else groups
         return LayerWork(
             kv=2 * groups * config.hidden_size,
             attn=2 * heads * config.hidden_size,

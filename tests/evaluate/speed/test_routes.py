@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from depthdial.evaluate.speed.ideal import Path
+from depthdial.core.work import Path
 from depthdial.evaluate.speed.routes import decode_passes, paths, prefill_pass
 from depthdial.methods import Static
 from depthdial.models.convert import convert

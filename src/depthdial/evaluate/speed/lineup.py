@@ -9,11 +9,11 @@ from typing import Any, Unpack
 import torch
 
 from depthdial.core.dial import PromptBudget
+from depthdial.core.work import Sizes
 from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.speed.controls import matched, random_like
 from depthdial.evaluate.speed.huggingface import HuggingFace
-from depthdial.evaluate.speed.ideal import Sizes
 from depthdial.evaluate.speed.options import Options
 from depthdial.evaluate.speed.peers import start
 from depthdial.evaluate.speed.prompts import mixed, prompts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from depthdial.core.program import Program
 from depthdial.core.tokens import Trace
-from depthdial.evaluate.speed.ideal import Path
+from depthdial.core.work import Path
 from depthdial.models.converted import converted_of
 
 

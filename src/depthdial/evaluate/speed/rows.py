@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthdial.core.cost import Ledger
-from depthdial.evaluate.speed.ideal import Path, Sizes, ideal_speedup, seconds, work
+from depthdial.core.work import Path, Sizes, work
+from depthdial.evaluate.speed.ideal import bound, ideal_speedup, seconds
 from depthdial.evaluate.speed.limits import Limits
 from depthdial.evaluate.speed.measure import Measured, spread
 from depthdial.evaluate.speed.routes import decode_passes, paths, prefill_pass
@@ -109,7 +110,7 @@ def _ideal(
     return {
         "limit_tokens_per_second": limit,
         "of_limit": figures["tokens_per_second"]["median"] / limit,
-        "bound": one.bound(limits),
+        "bound": bound(one, limits),
         "ideal_speedup": ideal,
         "of_ideal": figures["speedup"] / ideal,
         "layers": sum(p.visits(ledger.program) for p in passes) / sum(p.positions.numel() for p in passes),

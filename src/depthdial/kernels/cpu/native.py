@@ -19,7 +19,7 @@ from depthdial.kernels.cpu.abi import PassSpec, Pointers, load
 from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, library, supported, to_stderr
 from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
-from depthdial.kernels.passing import Decide, PagedCache, PassOutput, PassTokens, Waiting
+from depthdial.kernels.passing import Decide, Decided, PagedCache, PassOutput, PassTokens, Waiting
 from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
 
 _OUT_OF_RANGE = {
@@ -176,18 +176,22 @@ class NativeModel:
         if decide is None:
             raise ValueError("this model has steps that the caller decides; give `decide`")
         # in numpy, where there is so little to do: a step that waits costs as much as a layer soon
-        n, keep = call.tokens, out.keep.numpy()
+        n, keep, team = call.tokens, out.keep.numpy(), self._team()
         x, z = torch.empty(2, n, self._width).unbind()
         at, free = np.zeros(n, dtype=np.int32), tokens.offsets.numpy() != np.inf
         call.x, call.z, call.at = x.data_ptr(), z.data_ptr(), at.ctypes.data
-        stood = 0
-        while (stood := self._check(steps(self._team(), call, stood, END))) != END:
-            decided = decide(Waiting(stood, torch.from_numpy((at == stood) & free), x, z))
-            keep[stood] = decided.keep.numpy()
-            weights = [weight if weight is None else weight.float().contiguous() for weight in decided[1:]]
-            call.run, call.skip = (None if weight is None else weight.data_ptr() for weight in weights)
+        stood, alone = 0, torch.ones(1, dtype=torch.bool) if n == 1 else None  # who is alone waits, or it went on
+        while (stood := self._check(steps(team, call, stood, END))) != END:
+            here = torch.from_numpy((at == stood) & free) if alone is None else alone
+            keep[stood], *weights = self._decided(decide(Waiting(stood, here, x, z)))
+            call.run, call.skip = (None if weight is None else weight.ctypes.data for weight in weights)
             call.resumed = True
         return _counted(call)
+
+    @staticmethod
+    def _decided(decided: Decided) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        run, skip = (None if each is None else np.ascontiguousarray(each.numpy(), np.float32) for each in decided[1:])
+        return decided.keep.numpy(), run, skip
 
     @staticmethod
     def _check(stood: int) -> int:
