@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -91,7 +92,8 @@ def floor_of(name: str) -> Floor:
     """Of a model in SIZES."""
     kind, fields = SIZES[name]
     config: Any = FAMILIES[kind].example(**fields, **_TOKENS)
-    ledger = converted_of(convert(skeleton(config), FlexiDepth())).ledger
+    with torch.device("meta"):
+        ledger = converted_of(convert(skeleton(config), FlexiDepth())).ledger
     return Floor(name, kind, float(ledger.dense), ledger.floor)
 
 

@@ -5,7 +5,7 @@ the usual names, and from the fields that the configuration's type declares; a `
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,8 +18,6 @@ from depthdial.core.method import Dims
 
 ATTN, MLP = "self_attn", "mlp"
 """A layer's attention and MLP, in all families."""
-PER_LAYER = ("layer_types", "no_rope_layers")
-"""Fields of configurations that say something of each layer."""
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linear maps that some families keep as one, their rows one after the other."""
 
@@ -167,6 +165,19 @@ def mixture_of(layer: nn.Module) -> Mixture | None:
     experts: Any = parts["experts"]
     width = experts.down_proj[0].numel() // router.weight.shape[1]
     return Mixture(router, experts, int(router.top_k), width)
+
+
+def for_layers(fields: dict[str, Any], blocks: Sequence[int]) -> dict[str, Any]:
+    """A configuration's fields for a model whose layers are these of that one's, in this order."""
+    new = {**fields, "num_hidden_layers": len(blocks)}
+    for name in ("layer_types", "no_rope_layers"):
+        if kinds := fields.get(name):
+            new[name] = [kinds[block] for block in blocks]
+    if fields.get("mlp_only_layers") is not None:
+        every, dense = fields["decoder_sparse_step"], fields["mlp_only_layers"]
+        new["mlp_only_layers"] = [i for i, block in enumerate(blocks) if block in dense or (block + 1) % every]
+        new["decoder_sparse_step"] = 1
+    return new
 
 
 def head_dim(config: Any) -> int:
