@@ -53,7 +53,7 @@ ENDS = frozenset(range(2, 12))
 
 def slides(family: str, window: int) -> dict[str, Any]:
     """The fields that make layers of a family slide."""
-    if not FAMILIES[family].sliding:
+    if not hasattr(FAMILIES[family].example, "sliding_window"):
         return {}
     asked = {"sliding_window": window}
     return asked | ({"use_sliding_window": True, "max_window_layers": 2} if family.startswith("qwen") else {})
@@ -115,6 +115,8 @@ def drawn_case(seed: int) -> Case:
         (name, fields) for name in [*METHODS, *TOYS] for fields in variants(name).values()
     ])  # fmt: skip
     sizes = {**rng.choice(SHAPES), **slides(family, rng.choice(WINDOWS)), "max_position_embeddings": CONTEXT}
+    if family == "olmoe":  # its norms on q and k are as wide as the model
+        sizes["head_dim"] = sizes.get("hidden_size", 32) // sizes.get("num_attention_heads", 4)
     if rng.random() < 0.3:
         sizes["tie_word_embeddings"] = True
     narrow = rng.random() < 0.25
