@@ -36,7 +36,7 @@ def layers(spine: ModelTensors, holds: Callable[[LayerTensors], bool]) -> int:
 
 ODD: dict[str, Callable[[ModelTensors], bool]] = {
     "mistral": lambda m: layers(m, lambda a: a.window == 8) == 6,
-    "ministral": lambda m: layers(m, lambda a: a.window == 8) == 3,
+    "ministral": lambda m: layers(m, lambda a: a.window == 8) == 6,
     "qwen2": lambda m: m.layers[0].q.bias is not None and m.layers[0].o.bias is None,
     "qwen3": lambda m: m.layers[0].q_norm is not None,
     "granite": lambda m: m.embed_scale == 3.0 and m.layers[0].residual == 0.6 and m.logit_scale != 1.0,

@@ -19,7 +19,7 @@ GRANITE = {
 PLAIN = (
     Family("llama"),
     Family("mistral", tiny=SLIDING),
-    Family("ministral", tiny={**SLIDING, "layer_types": ["sliding_attention", "full_attention"] * 3}),
+    Family("ministral", tiny=SLIDING),
     Family("qwen2"),
     Family("qwen3"),
     Family("granite", tiny=GRANITE),
