@@ -25,7 +25,7 @@ from depthdial.core.whole import write_json
 from depthdial.engine.llm import LLM
 from depthdial.evaluate.harness.data import DataFolder
 from depthdial.evaluate.harness.lm import DepthLM
-from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.harness.tasks import load_suites
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.store import Store
@@ -57,7 +57,7 @@ def main() -> None:
     for _ in range(args.repeats):
         for suite in suites:
             for name, lm in {"depthdial": ours, **theirs}.items():
-                ours.begin(Setting.alike(Dial()), Store())  # nothing is remembered
+                ours.begin(Setting.alike(TaskDials()), Store())  # nothing is remembered
                 began = time.perf_counter()
                 told: Any = evaluate(
                     lm=lm,

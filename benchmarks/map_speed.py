@@ -21,8 +21,8 @@ from depthdial import LLM, SamplingParams, load
 from depthdial.core.whole import write_json
 from depthdial.evaluate.speed.machine import facts
 from depthdial.maps.record import Recorder
-from depthdial.maps.store import read
-from depthdial.maps.texts import Text
+from depthdial.maps.store import read_map
+from depthdial.maps.texts import MapText
 from depthdial.models.converted import converted_of
 
 MAP = Path(__file__).parent / "maps" / "smollm2-135m-instruct-flexidepth"
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.85)
     args = parser.parse_args()
     model, tokenizer = load("smollm2-135m-instruct", budget=args.budget)
-    rows = read(MAP).rows
+    rows = read_map(MAP).rows
     rows = rows[:: len(rows) // args.texts][: args.texts]
-    texts = [Text(row.token_ids.tolist(), row.generated.tolist(), row.id) for row in rows]
+    texts = [MapText(row.token_ids.tolist(), row.generated.tolist(), row.id) for row in rows]
     llm = LLM.of(model, tokenizer, args.budget, prefix_cache=False)
     offset = llm.offset_of(None)
     full, bare = (Recorder(model, tokenizer, offset, base=base, engine=llm.engine) for base in (True, False))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from depthdial.core.method import Method
 from depthdial.engine.weights import matrices
-from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.equal_cost import Knob, KnobMix
 from depthdial.kernels.pack import int8_pack
 from depthdial.methods import Dense, Random, Static, name_of
 from depthdial.models import load, load_base
@@ -114,7 +114,7 @@ class PeerRun:
         self.peer, self.batches = peer, batches
 
     def __call__(self, index: int, knob: Knob) -> Seen:
-        if isinstance(knob, Mix):
+        if isinstance(knob, KnobMix):
             low, high = self(index, knob.low), self(index, knob.high)
             rows = torch.arange(len(low.cost), device=low.cost.device) + index * len(self.batches[0]["input_ids"])
             at_high = knob.at_high(rows)[:, None]

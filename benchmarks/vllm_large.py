@@ -98,7 +98,7 @@ def main() -> None:
                 runs = [one.run(prompts(batch, repeat + WARM), NEW) for one in pair]
                 if repeat > 0:
                     seconds.append(tuple(run.rest for run in runs))
-            told[batch] = pair[1].answered
+            told[batch] = pair[1].answers
             speeds = [median(batch * (NEW - 1) / each[i] for each in seconds) for i in (0, 1)]
             row = {"batch": batch, "dense": speeds[0], "routed": speeds[1], "ratio": median(a / b for a, b in seconds)}
             rows.append({**row, "seconds": seconds})

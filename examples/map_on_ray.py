@@ -1,7 +1,8 @@
 """Map a large set of prompts on a Ray cluster, one model to a GPU (or to a core).
 
     pip install 'ray[data]'
-    python examples/map_on_ray.py prompts.jsonl OUTPUT [--model M] [--plugin P] [--budget 0.85] [--workers 8] [--gpus 1]
+    python examples/map_on_ray.py prompts.jsonl OUTPUT [--model M] [--plugin P] [--budget 0.85] [--prompt-budget same]
+        [--workers 8] [--gpus 1]
 
 Ray reads and writes on cores that no worker has: leave it one, or give each worker half a one (--cores 0.5).
 
@@ -23,23 +24,33 @@ from typing import Any
 import pyarrow as pa
 
 from depthdial import load
-from depthdial.maps.mapping import Mapper, Settings
+from depthdial.cli.options import prompt_budget_of
+from depthdial.core.dial import PromptBudget
+from depthdial.maps.mapping import Mapper, MapSettings
 from depthdial.maps.prompts import of_row
-from depthdial.maps.schema import DepthMap, table
+from depthdial.maps.schema import DepthMap, arrow_table
 
 
 class MapTexts:
     """Holds the model of one worker; called with one block of rows after the other."""
 
-    def __init__(self, model: str, plugin: str | None, budget: float | None, device: str = "auto", **settings: Any):
+    def __init__(
+        self,
+        model: str,
+        plugin: str | None,
+        budget: float | None,
+        prompt_budget: PromptBudget | None = None,
+        device: str = "auto",
+        **settings: Any,
+    ):
         loaded, tokenizer = load(model, plugin, budget, device=device)
-        self.mapper = Mapper(loaded, tokenizer, model, budget, Settings(**settings))
+        self.mapper = Mapper(loaded, tokenizer, model, budget, MapSettings(**settings), prompt_budget)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows with `prompt` or `messages` (and `id`, `task`, `group`, `answer`) to rows of a map."""
         # rows without an id are named by what they hold: their number in a block would come again in the next
         prompts = [of_row(row, f"row {i}", f"row-{_hash(row)}", "text") for i, row in enumerate(block.to_pylist())]
-        return table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
+        return arrow_table(DepthMap(self.mapper.recorder.facts, self.mapper.rows(prompts)))
 
 
 def _hash(row: dict[str, Any]) -> str:
@@ -54,7 +65,8 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--plugin", default="default")
-    parser.add_argument("--budget", type=float)
+    parser.add_argument("--budget", type=float, help="true cost of what is written")
+    parser.add_argument("--prompt-budget", type=prompt_budget_of, help="of what is read: a number, or same [1.0]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cores", type=float, default=1, help="of one worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of one worker")
@@ -62,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     ray.data.read_json(args.prompts, lines=True).map_batches(
         MapTexts,
-        fn_constructor_args=(args.model, args.plugin, args.budget),
+        fn_constructor_args=(args.model, args.plugin, args.budget, args.prompt_budget),
         batch_format="pyarrow",
         batch_size=args.batch,
         concurrency=args.workers,

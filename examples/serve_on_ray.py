@@ -14,11 +14,12 @@ import argparse
 from threading import Event
 from typing import Any
 
+from depthdial.cli.options import prompt_budget_of
 from depthdial.serve.app import make_app
-from depthdial.serve.settings import EngineSettings, Limits, Settings
+from depthdial.serve.settings import EngineSettings, RequestLimits, ServerSettings
 
 
-def application(settings: Settings, replicas: int, most: int, cpus: float = 1, gpus: float = 0) -> Any:
+def application(settings: ServerSettings, replicas: int, most: int, cpus: float = 1, gpus: float = 0) -> Any:
     """A Ray Serve application of `replicas` to `most` servers, each on `cpus` cores and `gpus` GPUs."""
     from ray import serve  # pyright: ignore[reportMissingImports] - asked for by this example alone
 
@@ -45,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--plugin", default="default")
-    parser.add_argument("--budget", type=float)
+    parser.add_argument("--budget", type=float, help="true cost of what is written")
+    parser.add_argument("--prompt-budget", type=prompt_budget_of, help="of what is read: a number, or same [1.0]")
     parser.add_argument("--replicas", type=int, default=2, help="at least")
     parser.add_argument("--most", type=int, default=8, help="replicas under load")
     parser.add_argument("--cpus", type=float, default=1, help="cores of one replica")
@@ -58,8 +60,10 @@ def main() -> None:
     import ray  # pyright: ignore[reportMissingImports]
     from ray import serve  # pyright: ignore[reportMissingImports]
 
-    engine = EngineSettings(args.model, args.plugin, args.budget, max_batch=args.max_batch)
-    settings = Settings(engine, Limits())
+    engine = EngineSettings(
+        args.model, args.plugin, args.budget, max_batch=args.max_batch, prompt_budget=args.prompt_budget
+    )
+    settings = ServerSettings(engine, RequestLimits())
     ray.init(ignore_reinit_error=True)
     serve.start(http_options={"host": args.host, "port": args.port})
     serve.run(application(settings, args.replicas, args.most, args.cpus, args.gpus))

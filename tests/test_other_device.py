@@ -22,7 +22,7 @@ from depthdial.engine.request import Request
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.score import Scorer, Text
-from depthdial.maps.passes import Job, passes_of
+from depthdial.maps.passes import TextJob, passes_of
 from depthdial.methods import METHODS, method_named
 from depthdial.models import base as base_module
 from depthdial.models.calibration import BaseProbe, Heldout
@@ -132,9 +132,9 @@ def test_scores_readings_and_calibration(tiny_model: Callable, tiny_tokenizer: A
         assert math.isfinite(score.logprob)
         dials = Dials(offset)
         slow, fast = (passes_of(model, tiny_tokenizer, dials, way, False, True, 2, 64) for way in (None, llm.engine))
-        jobs = [Job(IDS, len(IDS))]
+        jobs = [TextJob(IDS, len(IDS))]
         for wanted, found in zip(slow(jobs), fast(jobs), strict=True):
-            assert (wanted.ran == found.ran).all() and found.expected is not None
+            assert (wanted.ran == found.ran).all() and found.expectation is not None
     batch = {name: tensor.to(other) for name, tensor in packed().items()}
     cost, kl = Heldout(model, [batch]).measure(0.0)
     assert 0.5 < cost < 1 and kl > 0
@@ -147,7 +147,7 @@ def test_sums_of_training_are_on_one_device(tiny_model: Callable, adapted: Calla
     model = adapted(tiny_model("llama").to(other), method_named("flexidepth", dict(METHODS["flexidepth"].example)))
     lesson = Lesson(model, "distill", None)
     lesson(**{name: tensor.to(other) for name, tensor in packed().items()})["loss"].backward()
-    assert torch.cat([value.reshape(-1) for value in lesson.seen.values()]).device == other
+    assert torch.cat([value.reshape(-1) for value in lesson.totals.values()]).device == other
     assert processes.world() == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count, pairwise
 
-from depthdial.evaluate.equal_cost import Knob, between, out_of_reach
+from depthdial.evaluate.equal_cost import Knob, mix_between, out_of_reach
 
 
 class CostSearch:
@@ -34,7 +34,7 @@ class CostSearch:
                 continue
             low, high = around[0]
             if high - low <= self.resolution:
-                return between({low: self.known[low], high: self.known[high]}, cost)
+                return mix_between({low: self.known[low], high: self.known[high]}, cost)
             # every second step halves, so that a curve of any form is found in few
             share = 0.5 if step % 2 else (cost - self.known[low]) / (self.known[high] - self.known[low])
             steps = round((high - low) / self.resolution)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.equal_cost import Knob, KnobMix
 from depthdial.models.calibration import Batch, Heldout
 from depthdial.models.compare import HeadCompare
 from heldout.scores import Scores, Summary
@@ -49,7 +49,7 @@ class PluginRun:
         ids = self.heldout.batches[index]["input_ids"]
         rows = torch.arange(len(ids), device=ids.device) + self._first[index]
         with self.heldout.converted.using(key=rows + 1):
-            hidden, cost = self.heldout.run(index, knob.offsets(rows) if isinstance(knob, Mix) else knob)
+            hidden, cost = self.heldout.run(index, knob.offsets(rows) if isinstance(knob, KnobMix) else knob)
         return Seen(hidden, cost, self.route.layers_used)
 
 

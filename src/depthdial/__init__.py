@@ -14,18 +14,38 @@ if TYPE_CHECKING:
     from depthdial.models import load
     from depthdial.models.checkpoint import save
     from depthdial.models.convert import convert
+    from depthdial.models.dial import set_budget
+    from depthdial.models.hub import push
+    from depthdial.models.own_loop import calibrate, method_loss
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "METHODS", "SamplingParams", "__version__", "convert", "load", "register", "save"]
+__all__ = [
+    "LLM",
+    "METHODS",
+    "SamplingParams",
+    "__version__",
+    "calibrate",
+    "convert",
+    "load",
+    "method_loss",
+    "push",
+    "register",
+    "save",
+    "set_budget",
+]
 
 _HOME = {
     "LLM": "depthdial.engine.llm",
     "METHODS": "depthdial.methods",
     "SamplingParams": "depthdial.engine.sampling",
+    "calibrate": "depthdial.models.own_loop",
     "convert": "depthdial.models.convert",
     "load": "depthdial.models",
+    "method_loss": "depthdial.models.own_loop",
+    "push": "depthdial.models.hub",
     "register": "depthdial.methods",
     "save": "depthdial.models.checkpoint",
+    "set_budget": "depthdial.models.dial",
 }
 
 

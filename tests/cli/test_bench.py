@@ -24,9 +24,9 @@ def run(*args: str):
 
 def test_json_is_one_object_and_nothing_else(options):
     result = run(*options, "--json")
-    found = json.loads(result.stdout)
+    results = json.loads(result.stdout)
     assert result.exit_code == 0 and result.stdout.count("\n") == 1
-    assert found["what"] == "speed" and {row["regime"] for row in found["rows"]} == {"decode", "prefill"}
+    assert results["what"] == "speed" and {row["regime"] for row in results["rows"]} == {"decode", "prefill"}
 
 
 def test_the_table_goes_to_stdout_and_the_files_where_they_are_asked_for(options, tmp_path):
@@ -40,32 +40,32 @@ def test_the_table_goes_to_stdout_and_the_files_where_they_are_asked_for(options
 
 
 def test_quick_is_batch_1_and_one_prompt(options, monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: seen.append(o) or {"rows": []})
+    calls = []
+    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: calls.append(o) or {"rows": []})
     assert run("--quick", "--json").exit_code == 0
-    (quick,) = seen
+    (quick,) = calls
     assert (quick.batches, quick.prefill, quick.repeats, quick.compiled) == ((1,), (512,), 3, False)
 
 
 def test_quick_leaves_what_is_asked_for(monkeypatch):
-    seen = []
-    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: seen.append(o) or {"rows": []})
+    calls = []
+    monkeypatch.setattr("depthdial.evaluate.speed.bench.bench", lambda o, *_: calls.append(o) or {"rows": []})
     assert run("--quick", "--json", "--batches", "2", "--prefill", "", "--new-tokens", "9").exit_code == 0
-    assert (seen[0].batches, seen[0].prefill, seen[0].new_tokens) == ((2,), (), 9)
+    assert (calls[0].batches, calls[0].prefill, calls[0].new_tokens) == ((2,), (), 9)
 
 
 def test_quick_fits_into_a_short_context(options):
     """The tiny model's context of 128 has no room for the usual 512."""
     short = [*options[: options.index("--batches")], "--quick", "--json"]
-    found = json.loads(run(*short).stdout)
-    rows = {(row["regime"], row["prompt_tokens"]) for row in found["rows"]}
-    assert rows == {("decode", 32), ("prefill", 127)} and found["arguments"]["prefill"] == [127]
+    result = json.loads(run(*short).stdout)
+    rows = {(row["regime"], row["prompt_tokens"]) for row in result["rows"]}
+    assert rows == {("decode", 32), ("prefill", 127)} and result["arguments"]["prefill"] == [127]
 
 
 def test_a_text_of_ones_own_is_read(options, tmp_path):
     (tmp_path / "t.txt").write_text("the quick brown fox " * 9)
-    found = json.loads(run(*options, "--text", str(tmp_path / "t.txt"), "--json").stdout)
-    assert found["arguments"]["text"] == "given" and str(tmp_path) not in json.dumps(found)
+    result = json.loads(run(*options, "--text", str(tmp_path / "t.txt"), "--json").stdout)
+    assert result["arguments"]["text"] == "given" and str(tmp_path) not in json.dumps(result)
 
 
 @pytest.mark.parametrize(

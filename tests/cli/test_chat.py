@@ -45,17 +45,17 @@ def test_it_answers_remembers_and_forgets(options, llm):
 
 def test_the_dial_turns_for_the_next_answer(options, llm):
     low, base = text(llm, "the fox", budget=0.7), text(llm, "the fox", budget=1.0)
-    read = text(llm, "the fox", budget=0.7, prompt_budget="same")
-    for lines, wanted, cost in (
+    content = text(llm, "the fox", budget=0.7, prompt_budget="same")
+    for lines, expected, cost in (
         (["/budget 1.0"], base, "true cost 1.000"),
         (["/lossless"], base, "true cost"),
         (["/lossless", "/lossless"], text(llm, "the fox"), "true cost 0."),
         (["/budget 0.7"], low, "true cost 0."),
-        (["/budget 0.7", "/prompt-budget same"], read, "of the prompt 0."),
+        (["/budget 0.7", "/prompt-budget same"], content, "of the prompt 0."),
         (["/prompt-budget same", "/prompt-budget", "/budget 0.7"], low, "of the prompt 1.000"),
     ):
         out = said(options, *lines, "the fox")
-        assert wanted in out and cost in out
+        assert expected in out and cost in out
 
 
 def test_a_system_message_is_in_the_prompt(options, llm):

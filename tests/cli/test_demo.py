@@ -18,8 +18,8 @@ def test_the_demo_shows_text_depth_and_cost(tiny_folder, tiny_plugin):
     for prompt in PROMPTS:
         assert f"> {prompt}" in result.stdout
     assert "The question is read in full" in " ".join(result.stdout.split())
-    for said in ("layers used:", "MFLOPs per written token", "of 6; true cost 0.", "of the prompt 1.000"):
-        assert result.stdout.count(said) == (1 if said == "layers used:" else 3)
+    for message in ("layers used:", "MFLOPs per written token", "of 6; true cost 0.", "of the prompt 1.000"):
+        assert result.stdout.count(message) == (1 if message == "layers used:" else 3)
     assert result.stdout.count("budget 1.0, the untouched model:") == 3
     result = CliRunner().invoke(app, [*args, "--prompt-budget", "same"], catch_exceptions=False)
     assert result.stdout.count("of the prompt 0.") == 3 and "on the same dial" in " ".join(result.stdout.split())

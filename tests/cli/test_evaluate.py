@@ -28,9 +28,9 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, data):
-    told = {"model": tiny_folder, "plugin": tiny_plugin, "tasks": "piqa", "budgets": "0.8", "data-dir": data}
-    told |= {"dtype": "float32", "device": "cpu", "batch": 4}
-    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    facts = {"model": tiny_folder, "plugin": tiny_plugin, "tasks": "piqa", "budgets": "0.8", "data-dir": data}
+    facts |= {"dtype": "float32", "device": "cpu", "batch": 4}
+    return [word for name, value in facts.items() for word in (f"--{name}", str(value))]
 
 
 def run(*args: str):
@@ -39,9 +39,9 @@ def run(*args: str):
 
 def test_json_is_one_object_and_nothing_else(options):
     result = run(*options, "--json", "--no-early-exit")
-    found = json.loads(result.stdout)
+    results = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
-    assert [row["name"] for row in found["rows"]] == ["base", "flexidepth 0.8", "base int8"] and found["complete"]
+    assert [row["name"] for row in results["rows"]] == ["base", "flexidepth 0.8", "base int8"] and results["complete"]
 
 
 def test_a_share_of_the_items(options):
@@ -49,7 +49,7 @@ def test_a_share_of_the_items(options):
         json.loads(run(*options, "--json", "--no-early-exit", "--limit", limit).stdout)
         for limit in ("99", "0.5", "1.0")
     )
-    counts = [found["rows"][0]["tasks"]["piqa"]["items"] for found in (whole, half, one)]
+    counts = [result["rows"][0]["tasks"]["piqa"]["items"] for result in (whole, half, one)]
     assert counts[1] == -(-counts[0] // 2) > 1 == counts[2] and half["arguments"]["limit"] == 0.5
 
 

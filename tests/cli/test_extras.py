@@ -29,8 +29,8 @@ from depthdial.core.extras import need, there
 def test_a_missing_extra_is_said_before_work_starts(failed, monkeypatch, tmp_path, missing, args, says):
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr("depthdial.models.load_base", lambda *_: pytest.fail("work had started"))
-    said = failed(*(word.format(tmp=tmp_path) for word in args))
-    assert missing in said and says in said and "pip install" in said
+    message = failed(*(word.format(tmp=tmp_path) for word in args))
+    assert missing in message and says in message and "pip install" in message
     assert not list(tmp_path.iterdir())
 
 

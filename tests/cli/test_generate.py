@@ -87,11 +87,11 @@ def test_the_text_goes_to_stdout_and_the_facts_to_stderr(options, expected):
 def test_a_model_that_runs_in_pytorch_says_so_with_the_reason(options, expected):
     """Native kernels compute in bfloat16 or float32. A method whose decisions are plain Python keeps them."""
     llm, _ = expected
-    given = ["generate", "the quick", *options, "--max-new-tokens", "2"]
-    assert llm.stats.in_torch is None and "PyTorch" not in run(*given).stderr
-    given[given.index("float32")] = "float16"
+    inputs = ["generate", "the quick", *options, "--max-new-tokens", "2"]
+    assert llm.stats.in_torch is None and "PyTorch" not in run(*inputs).stderr
+    inputs[inputs.index("float32")] = "float16"
     for more in ([], ["--json"]):
-        result = run(*given, *more)
+        result = run(*inputs, *more)
         assert "in PyTorch, several times slower, without native kernels: " in result.stderr
         assert "PyTorch" not in result.stdout
 
@@ -111,14 +111,14 @@ def test_a_dial_with_stops_says_which_it_takes(options, tiny_model, tmp_path):
 
 def test_the_prompt_is_read_as_it_is_asked(options, tiny_folder, tiny_plugin):
     words = ["generate", "the quick fox jumps over", *options, "--max-new-tokens", "9", "--json", "--prompt-budget"]
-    said = {told: json.loads(run(*words, told).stdout) for told in ("1.0", "0.9", "same")}
-    for told, facts in said.items():
-        asked = told if told == "same" else float(told)
-        llm = LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu", prompt_budget=asked)
+    costs = {data: json.loads(run(*words, data).stdout) for data in ("1.0", "0.9", "same")}
+    for told, facts in costs.items():
+        request = told if told == "same" else float(told)
+        llm = LLM(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu", prompt_budget=request)
         (out,) = llm.generate("the quick fox jumps over", SamplingParams(max_tokens=9))
-        assert facts["prompt_budget"] == asked and facts["token_ids"] == out.token_ids
+        assert facts["prompt_budget"] == request and facts["token_ids"] == out.token_ids
         assert facts["prompt_cost"] == pytest.approx(out.prompt_cost) and facts["prompt_depths"] == out.prompt_depths
-    assert said["1.0"]["prompt_cost"] == 1.0 > said["0.9"]["prompt_cost"] > said["same"]["prompt_cost"]
+    assert costs["1.0"]["prompt_cost"] == 1.0 > costs["0.9"]["prompt_cost"] > costs["same"]["prompt_cost"]
 
 
 @pytest.mark.parametrize("verb", [["generate", "a"], ["chat"], ["serve", "--port", "0"], ["demo"], ["bench"]])
@@ -146,16 +146,16 @@ def test_colour_can_be_asked_for(options, expected):
 
 def test_sampling_options_reach_the_sampler(options, expected):
     llm, _ = expected
-    given = ["--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "4", "--max-new-tokens", "12"]
-    facts = json.loads(run("generate", "the quick", *options, *given, "--stop", "zz", "--stop", "~", "--json").stdout)
+    inputs = ["--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "4", "--max-new-tokens", "12"]
+    facts = json.loads(run("generate", "the quick", *options, *inputs, "--stop", "zz", "--stop", "~", "--json").stdout)
     params = SamplingParams(12, temperature=0.9, top_p=0.9, top_k=40, seed=4, stop=["zz", "~"])
     assert facts["token_ids"] == llm.generate("the quick", params)[0].token_ids
 
 
 def test_chat_and_system_use_the_template(options, expected):
     llm, _ = expected
-    given = ["--chat", "--system", "be brief", "--max-new-tokens", "5", "--json"]
-    facts = json.loads(run("generate", "the fox", *options, *given).stdout)
+    inputs = ["--chat", "--system", "be brief", "--max-new-tokens", "5", "--json"]
+    facts = json.loads(run("generate", "the fox", *options, *inputs).stdout)
     talk = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the fox"}]
     assert facts["token_ids"] == llm.chat(talk, SamplingParams(max_tokens=5))[0].token_ids
 
@@ -228,8 +228,8 @@ def test_version_and_methods():
      ("serve", "[default: what the plug-in recommends]"), ("demo", "[default: where the terminal can]")],
 )  # fmt: skip
 def test_help_says_what_is_done_unasked(verb, says):
-    told = run(verb, "--help", env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"}).stdout
-    assert says in " ".join(ANSI.sub("", told).replace("│", "").split())
+    facts = run(verb, "--help", env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"}).stdout
+    assert says in " ".join(ANSI.sub("", facts).replace("│", "").split())
 
 
 def test_help_imports_nothing_heavy():
@@ -260,8 +260,8 @@ def test_lossless_text_is_the_bases(options, expected):
     assert facts["token_ids"] == base.token_ids and facts["depths"] == [llm.layers] * 12
     assert facts["budget"] == 1.0 and facts["offset"] is None
     assert set(facts["drafted"]) == set(facts["accepted"]) == {"lookup", "model"}
-    told = CliRunner().invoke(app, [*words, *options])
-    assert told.stdout.strip() == base.text.strip() and "passes of the base for 11 tokens" in told.stderr
+    data = CliRunner().invoke(app, [*words, *options])
+    assert data.stdout.strip() == base.text.strip() and "passes of the base for 11 tokens" in data.stderr
 
 
 def test_what_is_not_asked_for_is_the_models_own(tiny_folder, tiny_plugin, tmp_path):

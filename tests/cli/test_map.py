@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from depthdial.cli.app import app
-from depthdial.maps.store import read
+from depthdial.maps.store import read_map
 
 TYING = """
 import os, signal, sys
@@ -46,8 +46,8 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mapped(options, prompts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps") / "map"
-    given = ["--max-new-tokens", "4", "--part-size", "2", "--scores", "--alternatives", "2"]
-    return folder, run("map", *options, *given, "--prompts", str(prompts), "--output", str(folder), "--json"), given
+    inputs = ["--max-new-tokens", "4", "--part-size", "2", "--scores", "--alternatives", "2"]
+    return folder, run("map", *options, *inputs, "--prompts", str(prompts), "--output", str(folder), "--json"), inputs
 
 
 def run(*args: str):
@@ -60,51 +60,51 @@ def files(folder):
 
 def test_a_map_is_made_and_told_of(mapped):
     folder, result, _ = mapped
-    facts, found = json.loads(result.stdout), read(folder)
-    assert facts["texts"] == len(found.rows) == 9 and facts["parts"] == facts["parts_in_all"] == 5
-    assert facts["prompt_cost"] == 1 == found.facts.prompt_budget and 0.5 < facts["cost"] < 0.99, "prompts are read"
-    assert all((row.cost[~row.generated] == 1).all() for row in found.rows if row.cost is not None)
-    assert facts["tokens"] == sum(len(row.pieces) for row in found.rows)
-    assert 2 < facts["layers"] < 6 and found.facts.budget == 0.8 and found.facts.plugin == "tiny"
-    assert [row.task for row in found.rows] == list("ababababa") and found.rows[4].forced
-    assert all(row.scores is not None and row.alternatives is not None for row in found.rows)
+    facts, results = json.loads(result.stdout), read_map(folder)
+    assert facts["texts"] == len(results.rows) == 9 and facts["parts"] == facts["parts_in_all"] == 5
+    assert facts["prompt_cost"] == 1 == results.facts.prompt_budget and 0.5 < facts["cost"] < 0.99, "prompts are read"
+    assert all((row.cost[~row.generated] == 1).all() for row in results.rows if row.cost is not None)
+    assert facts["tokens"] == sum(len(row.pieces) for row in results.rows)
+    assert 2 < facts["layers"] < 6 and results.facts.budget == 0.8 and results.facts.plugin == "tiny"
+    assert [row.task for row in results.rows] == list("ababababa") and results.rows[4].forced
+    assert all(row.scores is not None and row.alternatives is not None for row in results.rows)
     assert set(files(folder)) == {"README.md", "map.json", *(f"data/part-0000{i}.parquet" for i in range(5))}
 
 
 def test_prompts_may_skip_too(options, prompts, tmp_path):
-    for asked in ("same", "0.75"):
-        given = ["--prompts", str(prompts), "--max-new-tokens", "4", "--prompt-budget", asked]
-        result = run("map", *options, *given, "--output", str(tmp_path / asked))
-        facts = read(tmp_path / asked).facts
-        assert facts.prompt_budget == ("same" if asked == "same" else 0.75) and facts.prompt_offset != math.inf
+    for request in ("same", "0.75"):
+        inputs = ["--prompts", str(prompts), "--max-new-tokens", "4", "--prompt-budget", request]
+        result = run("map", *options, *inputs, "--output", str(tmp_path / request))
+        facts = read_map(tmp_path / request).facts
+        assert facts.prompt_budget == ("same" if request == "same" else 0.75) and facts.prompt_offset != math.inf
         assert "true cost of prompts 0." in result.stdout and "true cost of answers 0." in result.stdout
 
 
 def test_hugging_face_datasets_loads_the_folder(mapped, tmp_path):
     from datasets import load_dataset
 
-    found = load_dataset(str(mapped[0]), split="train", cache_dir=str(tmp_path))
-    assert len(found) == 9 and found[0]["text"].startswith("the fox 0")
+    result = load_dataset(str(mapped[0]), split="train", cache_dir=str(tmp_path))
+    assert len(result) == 9 and result[0]["text"].startswith("the fox 0")
 
 
 @pytest.mark.slow
 def test_a_killed_map_goes_on_as_if_nothing_had_been(mapped, options, prompts, tmp_path):
-    folder, _, given = mapped
-    words = ["map", *options, *given, "--prompts", str(prompts), "--output", str(tmp_path / "map")]
+    folder, _, inputs = mapped
+    words = ["map", *options, *inputs, "--prompts", str(prompts), "--output", str(tmp_path / "map")]
     killed = subprocess.run([sys.executable, "-c", TYING, *words], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     there, whole = set(files(tmp_path / "map")), {"map.json", "data/part-00000.parquet", "data/part-00001.parquet"}
     (half,) = there - whole
     assert whole < there and half.startswith("data/.part-00002-")
-    assert len(read(tmp_path / "map").rows) == 4, "half a file is not read"
+    assert len(read_map(tmp_path / "map").rows) == 4, "half a file is not read"
     result = run(*words, "--resume", "--json")
     assert json.loads(result.stdout)["parts"] == 3
     assert files(tmp_path / "map") == files(folder)
 
 
 def test_a_finished_map_is_not_made_again(mapped, options, prompts, failed):
-    folder, _, given = mapped
-    words = ["map", *options, *given, "--prompts", str(prompts), "--output", str(folder)]
+    folder, _, inputs = mapped
+    words = ["map", *options, *inputs, "--prompts", str(prompts), "--output", str(folder)]
     before = files(folder)
     assert "pass --resume" in failed(*words)
     assert json.loads(run(*words, "--resume", "--json").stdout)["parts"] == 0
@@ -118,7 +118,7 @@ def test_tasks_use_the_chat_template(options, tmp_path):
     result = run("map", *options, *words, "--output", str(tmp_path / "map"))
     assert result.exit_code == 0, result.output
     assert "next: depthdial map summary" in result.stdout
-    rows = read(tmp_path / "map").rows
+    rows = read_map(tmp_path / "map").rows
     assert rows[0].text.startswith("<|im_start|>user\nRepeat this list of numbers:") and rows[0].entropy is None
     assert rows[2].text.endswith("= " + str(sum(map(int, re.findall(r"\d+", rows[0].text.partition("assistant")[2])))))
 
@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(failed, options, tmp_path, mapped):
     assert "alternatives are the base's" in failed(
         "map", *options, *out, "--tasks", "add", "--no-base", "--alternatives", "1"
     )
-    assert "below" in (said := failed("map", *options, *out, "--tasks", "add", "--budget", "0.1")) or "0.7" in said
+    assert "below" in (text := failed("map", *options, *out, "--tasks", "add", "--budget", "0.1")) or "0.7" in text
     assert "is no number up to 1.0 and not same" in failed("map", *out, "--tasks", "add", "--prompt-budget", "all")
     assert "outside" in failed("map", *options, *out, "--tasks", "add", "--prompt-budget", "0.2")
     assert not (tmp_path / "x").exists()

@@ -71,9 +71,9 @@ def test_pretrain_then_report(options: list[str], data: Path, tmp_path: Path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_options_are_one_line_and_exit_code_2(failed, options: list[str], more: list[str], message: str, tmp_path):
-    made = Path(options[3]) / "index.json"
-    if not made.is_file():
-        make_shards([options[1]], made.parent, "train:280", 0.1)
+    output = Path(options[3]) / "index.json"
+    if not output.is_file():
+        make_shards([options[1]], output.parent, "train:280", 0.1)
     assert message in failed("pretrain", *options, *more)
     assert not (tmp_path / "out" / "results.json").exists()
 

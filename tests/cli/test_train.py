@@ -66,3 +66,12 @@ def test_bad_options_are_one_line_and_exit_code_2(failed, options, tmp_path):
     assert "weights must be" in failed("train", *options, *out, "--set", "weights=loose")
     assert "no field fixed_input" in failed("train", *options, *out, "--method", "static", "--fixed-input")
     assert "nothing to resume" in failed("train", *options, *out, "--resume")
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_strict_stops_at_a_row_that_does_not_fit(options, failed, tmp_path, verb):
+    data, out = tmp_path / "rows.csv", str(tmp_path / "out")
+    data.write_text("query,response\none,two\nthree,four, five\n" + "one,two\n" * 9)
+    words = [*options, "--output", out] if verb == "train" else ["--output", out, "--size", "2x2@32"]
+    said = failed(verb, *words, "--data", str(data), "--strict")
+    assert f"{data} line 3: it has more cells than the first line has names" in said

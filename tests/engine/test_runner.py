@@ -184,3 +184,22 @@ def test_depths_count_layers_that_run_in_part(bench, units: tuple[str, ...]):
         assert keep.all() if passed.keep is None else np.array_equal(passed.keep, keep)
         seen |= set(depths)
     assert min(seen) == least and max(seen) == 6
+
+
+@pytest.mark.parametrize("method", ["flexidepth", "skiplayer", "balcony"])
+def test_what_the_base_reads_is_not_asked_about(bench, monkeypatch, method: str):
+    on, asked = bench(method), []
+    real = type(on.runner.method).decide
+
+    def noted(self, parts, seen, s, tokens, trace):
+        asked.append((len(seen.x), tokens.count, bool(tokens.full.any())))
+        return real(self, parts, seen, s, tokens, trace)
+
+    read, written = on.row(20, math.inf), on.row(12, -1.0, seed=1)
+    alone = on.run((written, 0, 12))
+    monkeypatch.setattr(type(on.runner.method), "decide", noted)
+    both = on.run((read, 0, 20), (written, 0, 12))
+    assert asked and all(x == count <= 12 and not full for x, count, full in asked)
+    assert both.costs == [1.0] * 20 + alone.costs and both.depths[20:] == alone.depths
+    assert min(alone.depths) < 6 == min(both.depths[:20])
+    torch.testing.assert_close(both.logits[0], reference(on, read)[0][-1], rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthdial.evaluate.run_plot import _look, draw_runs
-from depthdial.evaluate.runs import compare, half_width, read_runs, student, table
+from depthdial.evaluate.runs import compare, half_width, read_runs, runs_table, student
 
 
 def run(folder: Path, loss: float, seed: int = 0, method: str = "dense", **more: object) -> Path:
@@ -61,7 +61,7 @@ def test_groups_are_means_and_differences_are_paired_by_seed(tmp_path: Path):
     assert skip["difference_half_width"] < skip["loss_half_width"], "pairs tell more than groups"
     assert skip["macs_per_token"] == 1e6
     assert groups["lone"]["difference"] == pytest.approx(1.0) and groups["lone"]["difference_half_width"] is None
-    text = table(list(groups.values()), "dense")
+    text = runs_table(list(groups.values()), "dense")
     assert "| skip | 4x2@32 | 3 | 4.0667 ±" in text and "-0.1333 ±" in text and "+1.0000 |" in text
     assert "2.00 of 4 | 0.500 (0.5) | 4.0 M | 1000 | 0.25 |" in text
 
@@ -103,9 +103,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 def test_pictures_are_written_whole(tmp_path: Path):
     run(tmp_path / "runs" / "dense-seed0", 4.0)
     run(tmp_path / "runs" / "skip-seed0", 3.9)
-    written = draw_runs(read_runs([tmp_path / "runs"]), tmp_path)
-    assert [p.name for p in written] == ["loss.png", "density.png"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written) and not list(tmp_path.glob(".*.part"))
+    text = draw_runs(read_runs([tmp_path / "runs"]), tmp_path)
+    assert [p.name for p in text] == ["loss.png", "density.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in text) and not list(tmp_path.glob(".*.part"))
 
 
 def test_no_two_of_21_groups_look_alike():

@@ -10,7 +10,7 @@ import pytest
 from depthdial.core.dial import Curve, Dials
 from depthdial.engine.score import Scorer, Text
 from depthdial.evaluate.harness.setting import Setting
-from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Row, Setup, identity
+from depthdial.evaluate.subjects import EARLY_EXIT, Lineup, Setup, TableRow, identity
 from depthdial.methods import method_named
 from depthdial.models import save
 from depthdial.models.checkpoint import Plugin
@@ -27,7 +27,7 @@ def setup(tiny_folder):
 @pytest.fixture
 def baselines(tiny_model, adapted, tmp_path):
     """name -> folder of a random and of a static plug-in with trained-looking adapters."""
-    told = {}
+    facts = {}
     for name, fields in {
         "random": {"first": 2, "adapter_ratio": 4, "rate": 0.5},
         "static": {"order": (3, 1, 4), "count": 2, "adapter_ratio": 4},
@@ -35,8 +35,8 @@ def baselines(tiny_model, adapted, tmp_path):
         model = adapted(tiny_model("llama"), method_named(name, fields))
         curve = Curve((-3.0, 0.0, 3.0), (0.7, 0.8, 0.95), (0.5, 0.2, 0.0))
         plugin = Plugin(name, converted_of(model).method, fingerprint(model), {"text": curve, "generated": curve})
-        told[name] = str(save(model, tmp_path / name, plugin))
-    return told
+        facts[name] = str(save(model, tmp_path / name, plugin))
+    return facts
 
 
 def subjects(setup, plugin, baselines, budgets, early_exit=True, **fields):
@@ -60,12 +60,12 @@ def cost_at(subject, row, wanted) -> float:
 
 
 def test_rows_and_dials(setup, tiny_plugin, baselines):
-    made = [make() for make in subjects(setup, str(tiny_plugin), baselines, [1.0, 0.9, 0.75], True)]
-    assert [subject.name for subject in made] == ["flexidepth", "random", "static", EARLY_EXIT]
-    names = [row.name for subject in made for row in subject.rows]
+    output = [make() for make in subjects(setup, str(tiny_plugin), baselines, [1.0, 0.9, 0.75], True)]
+    assert [subject.name for subject in output] == ["flexidepth", "random", "static", EARLY_EXIT]
+    names = [row.name for subject in output for row in subject.rows]
     assert names[:4] == ["base", "flexidepth 0.9", "flexidepth 0.75", "random 0.9"]
     assert names[-1] == "early exit 0.75" and len(set(names)) == len(names) == 9
-    adaptive, random, *fixed = made
+    adaptive, random, *fixed = output
     base, nine, _ = adaptive.rows
     assert dials_of(adaptive, base, 1.0) == [Dials(math.inf)]
     assert dials_of(adaptive, nine, 0.9) == [Dials(offset_for(adaptive.llm.model, 0.9))]
@@ -73,9 +73,9 @@ def test_rows_and_dials(setup, tiny_plugin, baselines):
     assert dials_of(random, random.rows[0], 0.01) == [Dials(-3.0)], "not below what it can do"
     for subject in fixed:
         row = subject.rows[0]
-        for wanted in (0.66, 0.7, 0.77, 0.83):
-            assert cost_at(subject, row, wanted) == pytest.approx(wanted, abs=1e-6), "texts take turns"
-            assert len(dials_of(subject, row, wanted)) == 2
+        for expected in (0.66, 0.7, 0.77, 0.83):
+            assert cost_at(subject, row, expected) == pytest.approx(expected, abs=1e-6), "texts take turns"
+            assert len(dials_of(subject, row, expected)) == 2
         assert cost_at(subject, row, 0.999) < 0.99, "one layer at least is dropped"
         assert cost_at(subject, row, 0.0) == min(cost_at(subject, row, c / 20) for c in range(20)), "as far as it goes"
 
@@ -93,8 +93,8 @@ def test_early_exit_runs_the_first_layers_alone(setup, tiny_plugin, tiny_model):
     model.model.layers = model.model.layers[:cut]
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, :-1].log_softmax(-1)
-    wanted = float(logits.gather(1, torch.tensor(tokens[1:])[:, None]).sum())
-    assert score.logprob == pytest.approx(wanted, abs=1e-4) and 0 < cut < 6
+    expected = float(logits.gather(1, torch.tensor(tokens[1:])[:, None]).sum())
+    assert score.logprob == pytest.approx(expected, abs=1e-4) and 0 < cut < 6
     assert score.context.layers == cut * score.context.tokens
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be(setup, tiny_plugin, tmp_path):
 
 def test_a_plug_in_is_known_by_its_contents(tiny_plugin, baselines):
     assert identity(tiny_plugin) == identity(tiny_plugin) != identity(baselines["random"])
-    assert Row("early exit 0.9", "baseline", EARLY_EXIT, 0.9).file == "early-exit-0.9"
+    assert TableRow("early exit 0.9", "baseline", EARLY_EXIT, 0.9).file == "early-exit-0.9"
 
 
 def test_rows_in_int8_and_of_parts(setup, tiny_plugin):

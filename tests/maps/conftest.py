@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from depthdial.maps.record import Recorder
-from depthdial.maps.schema import DepthMap, Facts, Row
-from depthdial.maps.texts import Text
+from depthdial.maps.schema import DepthMap, Facts, MapRow
+from depthdial.maps.texts import MapText
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +27,12 @@ def tiny_map(tiny_converted: Any, tiny_tokenizer: Any) -> DepthMap:
     for i, (prompt, answer) in enumerate([("the quick", " brown fox"), ("12 + 7", " = 19"), ("dogs", " über dogs")]):
         ids = [tiny_tokenizer.encode(part, add_special_tokens=False) for part in (prompt, answer)]
         marks = [False] * len(ids[0]) + [True] * len(ids[1])
-        texts.append(Text(ids[0] + ids[1], marks, f"text-{i}", "abc"[i], forced=True))
+        texts.append(MapText(ids[0] + ids[1], marks, f"text-{i}", "abc"[i], forced=True))
     return DepthMap(recorder.facts, recorder.rows(texts))
 
 
 @pytest.fixture(scope="session")
-def made_up() -> Callable[..., Row]:
+def made_up() -> Callable[..., MapRow]:
     """`made_up(depths, ...)`: a row whose depths are given, all of it an answer but the first token."""
 
     def make(
@@ -43,10 +43,10 @@ def made_up() -> Callable[..., Row]:
         group: str = "",
         layers: int = 6,
         **others: Any,
-    ) -> Row:
+    ) -> MapRow:
         count = len(depths)
         words = list(pieces) if pieces is not None else [f" w{i}" for i in range(count)]
-        given = {
+        options = {
             "forced": False,
             "token_ids": np.array([sum(map(ord, word)) for word in words], np.int32),
             "pieces": words,
@@ -55,7 +55,7 @@ def made_up() -> Callable[..., Row]:
             "layers_used": np.array(depths, np.int16),
             "ran": np.arange(layers) < np.array(depths)[:, None],
         }
-        return Row(id=id, task=task, group=group or id, **{**given, **others})
+        return MapRow(id=id, task=task, group=group or id, **{**options, **others})
 
     return make
 

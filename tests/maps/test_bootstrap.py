@@ -29,12 +29,12 @@ def test_groups_not_tokens_are_the_sample():
 
 
 def test_95_of_100_intervals_hold_the_truth():
-    held = 0
+    content = 0
     for seed in range(100):
         group, values = grouped(seed, groups=40, size=5)
-        found = Bootstrap(group, draws=400, seed=seed).means(values, np.zeros(len(values), np.int64), 1).interval(0)
-        held += found.low < 0 < found.high
-    assert 86 <= held <= 100
+        result = Bootstrap(group, draws=400, seed=seed).means(values, np.zeros(len(values), np.int64), 1).interval(0)
+        content += result.low < 0 < result.high
+    assert 86 <= content <= 100
 
 
 def test_differences_are_paired_by_group():
@@ -70,9 +70,9 @@ def test_many_groups_are_drawn_in_bundles():
     count = 3 * MOST
     values = np.random.default_rng(0).normal(0, 1, count)
     bootstrap = Bootstrap(np.arange(count), draws=200)
-    found = bootstrap.means(values, np.zeros(count, np.int64), 1).interval(0)
+    result = bootstrap.means(values, np.zeros(count, np.int64), 1).interval(0)
     assert bootstrap.count == MOST
-    assert found.high - found.low == pytest.approx(2 * 1.96 / math.sqrt(count), rel=0.25)
+    assert result.high - result.low == pytest.approx(2 * 1.96 / math.sqrt(count), rel=0.25)
 
 
 def test_rates_and_correlations():

@@ -31,25 +31,25 @@ def tokenizer(request, tiny_tokenizer, monkeypatch):
 @pytest.mark.parametrize("turns", [2, 4])
 def test_answers_are_the_targets_of_training(tokenizer, turns):
     encoded = encode(Record("test", TURNS[:turns]), tokenizer, targets="assistant")
-    written, answer = ChatMarks(tokenizer).find(encoded.input_ids.tolist())
+    text, answer = ChatMarks(tokenizer).find(encoded.input_ids.tolist())
     assert [place is not None for place in answer] == encoded.target.tolist()
     assert sum(place == 0 for place in answer) == turns // 2
-    assert not any(w and place is not None for w, place in zip(written, answer, strict=True))
+    assert not any(w and place is not None for w, place in zip(text, answer, strict=True))
 
 
 @pytest.mark.parametrize("turns", [2, 4])
 def test_what_the_template_did_not_write_are_the_contents(tokenizer, turns):
     ids = encode(Record("test", TURNS[:turns]), tokenizer).input_ids.tolist()
-    written, _ = ChatMarks(tokenizer).find(ids)
-    rest = tokenizer.decode([i for i, w in zip(ids, written, strict=True) if not w])
+    text, _ = ChatMarks(tokenizer).find(ids)
+    rest = tokenizer.decode([i for i, w in zip(ids, text, strict=True) if not w])
     assert rest == "".join(m["content"] + "<|im_end|>" * (m["role"] == "assistant") for m in TURNS[:turns])
 
 
 def test_a_piece_cut_from_a_conversation(tokenizer):
     ids = encode(Record("test", TURNS), tokenizer).input_ids.tolist()
     start = ids.index(tokenizer.eos_token_id, 3) + 1
-    written, answer = ChatMarks(tokenizer).find(ids[start:-4])  # begins inside the mark, ends inside an answer
-    assert answer[-1] is not None and written[-1] is False
+    text, answer = ChatMarks(tokenizer).find(ids[start:-4])  # begins inside the mark, ends inside an answer
+    assert answer[-1] is not None and text[-1] is False
 
 
 def test_plain_text_and_tokenizers_without_template(tiny_tokenizer, monkeypatch):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from depthdial.maps.costs import Costs
-from depthdial.maps.html import page
-from depthdial.maps.parse import facts_of
-from depthdial.maps.schema import KEY, DepthMap, columns, table
-from depthdial.maps.store import read, write
+from depthdial.maps.costs import MapCosts
+from depthdial.maps.html import map_page
+from depthdial.maps.parse import parse_facts
+from depthdial.maps.schema import KEY, DepthMap, arrow_table, columns
+from depthdial.maps.store import read_map, write_map
 from depthdial.maps.summary import summarise
 from depthdial.maps.table import tables
 
@@ -35,34 +35,34 @@ def rows(made_up):
 
 
 def test_they_are_means_over_tokens(facts, rows):
-    costs = Costs()
-    assert list(costs.watched([DepthMap(facts, rows)])) == [DepthMap(facts, rows)]
-    found = costs.intervals()
-    assert found["prompt_cost"].mean == 1 and found["cost"].mean == pytest.approx((2 * 0.5 + 5 * 0.8) / 7)
-    assert found["cost"].low < found["cost"].mean < found["cost"].high
+    costs = MapCosts()
+    assert list(costs.counting([DepthMap(facts, rows)])) == [DepthMap(facts, rows)]
+    result = costs.intervals()
+    assert result["prompt_cost"].mean == 1 and result["cost"].mean == pytest.approx((2 * 0.5 + 5 * 0.8) / 7)
+    assert result["cost"].low < result["cost"].mean < result["cost"].high
 
 
 def test_a_map_on_disk_has_them_and_its_tables_tell_them(facts, rows, tmp_path):
-    place = write(DepthMap(facts, rows), tmp_path / "map.parquet")
-    held = read(place)
-    assert held.facts == facts
-    for a, b in zip(held.rows, rows, strict=True):
+    place = write_map(DepthMap(facts, rows), tmp_path / "map.parquet")
+    content = read_map(place)
+    assert content.facts == facts
+    for a, b in zip(content.rows, rows, strict=True):
         assert a.cost is not None and b.cost is not None and np.array_equal(a.cost, b.cost, equal_nan=True)
     summary = summarise(place)
-    told = summary.to_json()
-    assert told["prompt_cost"]["mean"] == 1 and told["cost"]["mean"] == pytest.approx(5 / 7)
+    data = summary.to_json()
+    assert data["prompt_cost"]["mean"] == 1 and data["cost"]["mean"] == pytest.approx(5 / 7)
     console = Console(width=200, record=True)
     for part in tables(summary):
         console.print(part)
-    shown = console.export_text()
-    assert "budget 0.8, prompt budget 1:" in shown and "true cost relative to dense: prompts 1.000" in shown
-    assert "answers 0.714" in shown
+    text = console.export_text()
+    assert "budget 0.8, prompt budget 1:" in text and "true cost relative to dense: prompts 1.000" in text
+    assert "answers 0.714" in text
 
 
 def test_a_page_tells_them_of_each_text(facts, rows):
-    drawn = page([DepthMap(facts, rows)])
-    assert "true cost: prompt 1.000, answer 0.714" in drawn and "budget 0.8, prompt budget 1" in drawn
-    assert "true cost: prompt 1.000, answer 0.500" in drawn
+    picture = map_page([DepthMap(facts, rows)])
+    assert "true cost: prompt 1.000, answer 0.714" in picture and "budget 0.8, prompt budget 1" in picture
+    assert "true cost: prompt 1.000, answer 0.500" in picture
 
 
 def test_maps_of_before_there_were_two_dials_are_read(facts, rows, tmp_path):
@@ -71,13 +71,13 @@ def test_maps_of_before_there_were_two_dials_are_read(facts, rows, tmp_path):
     import pyarrow.parquet as parquet
 
     old = {k: v for k, v in facts.to_json().items() if not k.startswith("prompt_")}
-    found = table(DepthMap(facts, rows)).drop_columns(["cost"]).replace_schema_metadata({KEY: json.dumps(old)})
-    parquet.write_table(found, tmp_path / "old.parquet")
-    held = read(tmp_path / "old.parquet")
-    assert held.facts.prompt_budget == "same" and held.facts.reading == held.facts.offset
-    assert all(row.cost is None for row in held.rows) and "true cost" not in page([held])
+    result = arrow_table(DepthMap(facts, rows)).drop_columns(["cost"]).replace_schema_metadata({KEY: json.dumps(old)})
+    parquet.write_table(result, tmp_path / "old.parquet")
+    content = read_map(tmp_path / "old.parquet")
+    assert content.facts.prompt_budget == "same" and content.facts.reading == content.facts.offset
+    assert all(row.cost is None for row in content.rows) and "true cost" not in map_page([content])
     assert "prompt_cost" not in summarise(tmp_path / "old.parquet").to_json()
-    assert found.num_columns == len(columns()) - 1
+    assert result.num_columns == len(columns()) - 1
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_maps_of_before_there_were_two_dials_are_read(facts, rows, tmp_path):
 )
 def test_what_is_no_dial_is_refused(facts, name, value):
     with pytest.raises(ValueError, match=f"its `{name}` must be a number or null"):
-        facts_of({**facts.to_json(), name: value}, "file")
+        parse_facts({**facts.to_json(), name: value}, "file")

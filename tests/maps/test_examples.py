@@ -10,7 +10,7 @@ from types import ModuleType
 import pyarrow as pa
 import pytest
 
-from depthdial.maps.parse import rows_of
+from depthdial.maps.parse import parse_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,9 +28,9 @@ def test_a_ray_worker_maps_blocks(tiny_folder, tiny_plugin):
         str(tiny_folder), str(tiny_plugin), 0.9, device="cpu", max_new_tokens=3
     )
     block = pa.table({"prompt": ["the fox", "2 + 2"], "answer": [None, " = 4"], "id": ["a", "b"]})
-    found = rows_of(worker(block), "block")
-    assert [row.id for row in found.rows] == ["a", "b"] and found.facts.budget == 0.9
-    assert [row.forced for row in found.rows] == [False, True] and found.rows[0].generated.sum() <= 3
+    result = parse_table(worker(block), "block")
+    assert [row.id for row in result.rows] == ["a", "b"] and result.facts.budget == 0.9
+    assert [row.forced for row in result.rows] == [False, True] and result.rows[0].generated.sum() <= 3
     with pytest.raises(ValueError, match="row 0 has no `prompt`"):
         worker(pa.table({"text": ["a"]}))
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from depthdial.engine.sampling import SamplingParams
-from depthdial.maps.folder import Folder, told_of
-from depthdial.maps.mapping import Mapper, Settings, Shard, make
+from depthdial.maps.folder import MapFolder, map_identity
+from depthdial.maps.mapping import Mapper, MapSettings, MapShard, make
 from depthdial.maps.prompts import Prompt
-from depthdial.maps.store import read
+from depthdial.maps.store import read_map
 from depthdial.maps.tasks import Tasks
 
 TALK = ({"role": "user", "content": "the fox"}, {"role": "assistant", "content": "brown"})
@@ -19,7 +19,7 @@ TALK = ({"role": "user", "content": "the fox"}, {"role": "assistant", "content":
 
 @pytest.fixture(scope="module")
 def mapper(tiny_converted, tiny_tokenizer):
-    return Mapper(tiny_converted, tiny_tokenizer, "tiny", None, Settings(max_new_tokens=4, part_size=3))
+    return Mapper(tiny_converted, tiny_tokenizer, "tiny", None, MapSettings(max_new_tokens=4, part_size=3))
 
 
 def with_settings(mapper, **changes):
@@ -62,7 +62,7 @@ def test_rows_keep_the_order_and_names_of_prompts(mapper):
 
 
 def test_a_part_does_not_depend_on_the_parts_before_it(tiny_converted, tiny_tokenizer):
-    settings = Settings(max_new_tokens=6)
+    settings = MapSettings(max_new_tokens=6)
     prompts = [Prompt(str(i), f"the quick brown fox {i}") for i in range(6)]
     after = Mapper(tiny_converted, tiny_tokenizer, "tiny", None, settings)
     after.rows(prompts[:3])
@@ -93,7 +93,9 @@ def test_a_given_answer_is_never_written_anew(mapper, monkeypatch):
 
 def test_what_failed_is_not_kept(mapper, monkeypatch, tmp_path):
     tasks = Tasks(["continue"], count=2, text="A b c. " * 12)
-    folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told))
+    folder = MapFolder(
+        tmp_path / "map", map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
+    )
     generate = mapper.llm.generate
 
     def failing(*args):
@@ -103,7 +105,7 @@ def test_what_failed_is_not_kept(mapper, monkeypatch, tmp_path):
 
     monkeypatch.setattr(mapper.llm, "generate", failing)
     with pytest.raises(ValueError, match=r"generating failed \(out of memory\); go on with --resume"):
-        make(tasks, mapper, folder, show=False)
+        make(tasks, mapper, folder)
     assert not folder.parts
 
 
@@ -134,35 +136,37 @@ def test_empty_answers_are_refused(mapper):
 
 def test_shards_make_the_same_parts(mapper, tmp_path):
     tasks = Tasks(["repeat", "add"], count=5)
-    told = told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told)
-    whole = Folder(tmp_path / "whole", told)
-    done = make(tasks, mapper, whole, show=False)
+    facts = map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
+    whole = MapFolder(tmp_path / "whole", facts)
+    done = make(tasks, mapper, whole)
     assert (done.texts, done.parts, len(whole.parts)) == (10, 4, 4) and (whole.path / "README.md").is_file()
     for number in (1, 2):
-        shard = Shard(number, 2)
-        shared = Folder(tmp_path / "shared", told, mine=shard.parts(4))
-        assert make(tasks, mapper, shared, shard, show=False).parts == 2
+        shard = MapShard(number, 2)
+        shared = MapFolder(tmp_path / "shared", facts, mine=shard.parts(4))
+        assert make(tasks, mapper, shared, shard).parts == 2
         assert (shared.path / "README.md").is_file() == (number == 2)
     assert [p.read_bytes() for p in shared.parts] == [p.read_bytes() for p in whole.parts]
 
 
 def test_a_card_tells_what_is_there(mapper, tmp_path):
     tasks = Tasks(["repeat", "continue"], count=2, text="A b c. " * 12)
-    folder = Folder(tmp_path / "map", told_of(mapper.recorder.facts, "b4", tasks.told, mapper.settings.told))
-    done = make(tasks, mapper, folder, licence="apache-2.0", show=False)
-    card, found = (folder.path / "README.md").read_text(), read(folder.path)
+    folder = MapFolder(
+        tmp_path / "map", map_identity(mapper.recorder.facts, "b4", tasks.identity, mapper.settings.identity)
+    )
+    done = make(tasks, mapper, folder, licence="apache-2.0")
+    card, result = (folder.path / "README.md").read_text(), read_map(folder.path)
     assert card.startswith("---\nlicense: apache-2.0\n") and "data_files: data/*.parquet" in card
     assert f"4 texts, {done.tokens:,} tokens" in card and "| given |" in card and "| drawn |" in card
-    assert f"Mean layers used: {np.concatenate([row.layers_used for row in found.rows]).mean():.2f}" in card
+    assert f"Mean layers used: {np.concatenate([row.layers_used for row in result.rows]).mean():.2f}" in card
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
 def test_bad_shards_are_refused(text):
     with pytest.raises(ValueError, match="must be i/n"):
-        Shard.parse(text)
+        MapShard.parse(text)
 
 
 def test_bad_settings_are_refused():
-    assert Shard.parse("2/4").parts(10) == range(1, 10, 4)
+    assert MapShard.parse("2/4").parts(10) == range(1, 10, 4)
     with pytest.raises(ValueError, match="part_size must be at least 1, not 0"):
-        Settings(part_size=0)
+        MapSettings(part_size=0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from depthdial.maps.html import page
+from depthdial.maps.html import map_page
 from depthdial.maps.schema import DepthMap
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def opened(browser, tmp_path):
 
     def open_(maps, **options):
         file = tmp_path / "page.html"
-        file.write_text(page(maps, **options), "utf-8")
+        file.write_text(map_page(maps, **options), "utf-8")
         browser.get(f"file://{file}")
         return browser
 
@@ -70,8 +70,8 @@ def test_keys_move_between_tokens_and_show_what_is_known(opened, tiny_map):
     assert row.pieces[0] in card(driver) and f"{row.layers_used[0]} of 6 layers" in card(driver)
     assert "surprisal" not in card(driver)  # nothing stands before the first token
     press(driver, "ARROW_RIGHT")
-    said = card(driver)
-    assert "surprisal" in said and "entropy in its place" in said and "%" in said
+    message = card(driver)
+    assert "surprisal" in message and "entropy in its place" in message and "%" in message
     assert len(driver.find_elements("css selector", "#card .mask i")) == 6
     assert len(driver.find_elements("css selector", "#card tr")) == 2
     press(driver, "END")
@@ -83,7 +83,7 @@ def test_keys_move_between_tokens_and_show_what_is_known(opened, tiny_map):
 
 
 def test_the_card_tells_which_layers_ran(opened, tiny_map):
-    from depthdial.maps.html import shown
+    from depthdial.maps.html import colour_passes
 
     driver = opened([tiny_map])
     row = tiny_map.rows[1]
@@ -92,7 +92,7 @@ def test_the_card_tells_which_layers_ran(opened, tiny_map):
         ran = driver.execute_script(
             "return [...document.querySelectorAll('#card .mask i')].map(i => i.matches('.ran'))"
         )
-        assert ran == row.ran[shown(row)[t]].tolist()
+        assert ran == row.ran[colour_passes(row)[t]].tolist()
 
 
 def test_the_pointer_shows_the_card_and_the_strip_leads_to_tokens(opened, tiny_map):

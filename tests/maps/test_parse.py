@@ -17,12 +17,12 @@ from rich.console import Console
 
 from depthdial.cli import main
 from depthdial.core.names import public_name
-from depthdial.maps.folder import Folder, told_of
-from depthdial.maps.html import page
-from depthdial.maps.parse import from_text, rows_of
+from depthdial.maps.folder import MapFolder, map_identity
+from depthdial.maps.html import map_page
+from depthdial.maps.parse import from_text, parse_table
 from depthdial.maps.plot import draw
-from depthdial.maps.schema import KEY, DepthMap, table
-from depthdial.maps.store import part_file, read, read_run, write
+from depthdial.maps.schema import KEY, DepthMap, arrow_table
+from depthdial.maps.store import part_file, read_map, read_run, write_map
 from depthdial.maps.summary import summarise
 from depthdial.maps.table import tables
 
@@ -35,7 +35,7 @@ ODD: list[Any] = [
 
 @pytest.fixture(scope="module")
 def sound(tiny_map) -> pa.Table:
-    return table(tiny_map)
+    return arrow_table(tiny_map)
 
 
 def with_facts(found: pa.Table, facts: Any) -> pa.Table:
@@ -77,13 +77,13 @@ def replaced(found: pa.Table, name: str, values: Any) -> pa.Table:
 )
 def test_facts_of_a_wrong_kind_are_named(sound, name, value, says):
     with pytest.raises(ValueError, match=f"^it.*{says}"):
-        rows_of(with_facts(sound, {**facts_in(sound), name: value}), "it")
+        parse_table(with_facts(sound, {**facts_in(sound), name: value}), "it")
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[" * 200_000, b"1" * 5000, b"[]", b"\xff", b"null"])
 def test_facts_that_are_no_json_are_no_map(sound, raw):
     with pytest.raises(ValueError, match="it is not a depth map"):
-        rows_of(with_facts(sound, raw), "it")
+        parse_table(with_facts(sound, raw), "it")
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_facts_that_are_no_json_are_no_map(sound, raw):
     ],
 )  # fmt: skip
 def test_columns_of_a_wrong_kind_are_named(sound, name, change, says):
-    found = replaced(sound, name, pa.array(change(sound.column(name).to_pylist())))
+    result = replaced(sound, name, pa.array(change(sound.column(name).to_pylist())))
     with pytest.raises(ValueError, match=f"it.*{says}"):
-        rows_of(found, "it")
+        parse_table(result, "it")
 
 
 def test_other_types_that_hold_the_same_are_read(sound, tiny_map):
     """What pandas and datasets make of the columns when they write them again."""
-    found = replaced(sound, "task", sound.column("task").cast(pa.large_string()))
-    found = replaced(found, "token_ids", sound.column("token_ids").cast(pa.large_list(pa.int64())))
-    found = replaced(found, "entropy", sound.column("entropy").cast(pa.list_(pa.float64())))
-    found = replaced(found, "group", pa.chunked_array([sound.column("group").combine_chunks().dictionary_encode()]))
-    back = rows_of(found, "it")
+    result = replaced(sound, "task", sound.column("task").cast(pa.large_string()))
+    result = replaced(result, "token_ids", sound.column("token_ids").cast(pa.large_list(pa.int64())))
+    result = replaced(result, "entropy", sound.column("entropy").cast(pa.list_(pa.float64())))
+    result = replaced(result, "group", pa.chunked_array([sound.column("group").combine_chunks().dictionary_encode()]))
+    back = parse_table(result, "it")
     assert [row.text for row in back.rows] == [row.text for row in tiny_map.rows]
     assert [row.token_ids.tolist() for row in back.rows] == [row.token_ids.tolist() for row in tiny_map.rows]
 
 
 def test_a_column_twice_and_json_without_end(sound):
     with pytest.raises(ValueError, match="has the column `task` twice"):
-        rows_of(sound.append_column("task", sound.column("task")), "it")
+        parse_table(sound.append_column("task", sound.column("task")), "it")
     with pytest.raises(ValueError, match="nested too deeply"):
         from_text("[" * 200_000)
 
@@ -147,20 +147,20 @@ def test_a_strange_map_json_is_one_line(tmp_path, tiny_map, text):
 
 
 def test_files_of_others_in_the_folder_are_left_alone(tmp_path, tiny_map):
-    told = told_of(tiny_map.facts, "b4", {}, {})
-    made = Folder(tmp_path / "map", told)
-    write(tiny_map, part_file(made.path, 0))
-    (made.path / "data" / "part-final.parquet").write_bytes(b"x")
-    (made.path / "data" / "part-00001.parquet").mkdir()
-    again = Folder(made.path, told, resume=True)
-    assert part_file(made.path, 0) in again.parts and len(again.parts) == 2
+    facts = map_identity(tiny_map.facts, "b4", {}, {})
+    output = MapFolder(tmp_path / "map", facts)
+    write_map(tiny_map, part_file(output.path, 0))
+    (output.path / "data" / "part-final.parquet").write_bytes(b"x")
+    (output.path / "data" / "part-00001.parquet").mkdir()
+    again = MapFolder(output.path, facts, resume=True)
+    assert part_file(output.path, 0) in again.parts and len(again.parts) == 2
 
 
 def test_names_of_others_are_shown_and_not_obeyed(tmp_path, tiny_map, sound, capsys):
-    told = {**facts_in(sound), "model": "m\x1b[2J\x07[bold]$x_{", "plugin": "p\x9b31m"}
-    found = replaced(with_facts(sound, told), "task", pa.array(["\x1b]0;t\x07", "b\r\n\u202ec", "$\\q"]))
+    facts = {**facts_in(sound), "model": "m\x1b[2J\x07[bold]$x_{", "plugin": "p\x9b31m"}
+    result = replaced(with_facts(sound, facts), "task", pa.array(["\x1b]0;t\x07", "b\r\n\u202ec", "$\\q"]))
     file = tmp_path / "map.parquet"
-    parquet.write_table(found, file)
+    parquet.write_table(result, file)
     with pytest.raises(SystemExit) as caught:
         main(["map", "summary", str(file), "--output", str(tmp_path / "out")])
     out, err = capsys.readouterr()
@@ -211,22 +211,22 @@ def mutant(found: pa.Table, draw_: random.Random) -> pa.Table:
 def test_no_map_of_others_ends_in_anything_but_one_line(sound, tmp_path):
     """Seeded: whatever is wrong with a folder, reading, summarising and drawing it work or say one line."""
     console = Console(file=io.StringIO(), width=100)
-    draw_, said = random.Random(19), {}
+    draw_, message = random.Random(19), {}
     for case in range(CASES):
         file = tmp_path / "map.parquet"
-        found = mutant(sound, draw_)
-        if not found.schema.metadata:  # an operation took it away
+        result = mutant(sound, draw_)
+        if not result.schema.metadata:  # an operation took it away
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyarrow's own
-            parquet.write_table(found, file)
+            parquet.write_table(result, file)
         if draw_.random() < 0.2:
-            held = bytearray(file.read_bytes())
+            content = bytearray(file.read_bytes())
             for _ in range(draw_.randint(1, 4)):
-                held[draw_.randrange(len(held))] = draw_.randrange(256)
-            file.write_bytes(held[: draw_.randrange(len(held))] if draw_.random() < 0.5 else held)
+                content[draw_.randrange(len(content))] = draw_.randrange(256)
+            file.write_bytes(content[: draw_.randrange(len(content))] if draw_.random() < 0.5 else content)
         try:
-            page([read(file)])
+            map_page([read_map(file)])
             summary = summarise(file, scope="all")
             for part in tables(summary):
                 console.print(part)
@@ -234,10 +234,10 @@ def test_no_map_of_others_ends_in_anything_but_one_line(sound, tmp_path):
             if case % 20 == 0:
                 draw(summary, tmp_path / "summary.png")
         except ValueError as error:
-            said[case] = error
-    assert CASES / 3 < len(said) < CASES
-    assert not [error for error in said.values() if isinstance(error, UnicodeError) or "\n" in str(error)]
-    assert all(str(error).startswith(str(tmp_path)) for error in said.values()), "each names the file"
+            message[case] = error
+    assert CASES / 3 < len(message) < CASES
+    assert not [error for error in message.values() if isinstance(error, UnicodeError) or "\n" in str(error)]
+    assert all(str(error).startswith(str(tmp_path)) for error in message.values()), "each names the file"
 
 
 def test_a_place_of_this_machine_is_not_kept(tmp_path, monkeypatch):
@@ -260,5 +260,5 @@ def test_map_json_and_parts_hold_no_path(tmp_path, tiny_folder, tiny_plugin):
     for file in (tmp_path / "map").rglob("*"):
         if file.is_file():
             assert str(tiny_folder.parent).encode() not in file.read_bytes(), file
-    found: DepthMap = read(tmp_path / "map")
-    assert found.facts.model == tiny_folder.name
+    result: DepthMap = read_map(tmp_path / "map")
+    assert result.facts.model == tiny_folder.name

@@ -18,8 +18,8 @@ def pieces(tiny_tokenizer):
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=30))
 def test_joined_they_are_the_text(pieces, tiny_tokenizer, text):
     ids = tiny_tokenizer.encode(text, add_special_tokens=False)
-    found = pieces(ids)
-    assert len(found) == len(ids) and "".join(found) == text
+    result = pieces(ids)
+    assert len(result) == len(ids) and "".join(result) == text
 
 
 def test_the_last_token_of_a_character_has_it(pieces, tiny_tokenizer):

@@ -43,8 +43,8 @@ def test_lines_are_counted_as_they_are_read(tmp_path):
     """A lone carriage return ends no line, and a line of other white space is none: the last prompt was lost once."""
     path = tmp_path / "odd.txt"
     path.write_bytes("the\rfox\r\n\u00a0\nthe dog\n".encode())
-    found = PromptFile(path)
-    assert [p.prompt for p in found] == ["the\rfox", "the dog"] and found.total == 2
+    result = PromptFile(path)
+    assert [p.prompt for p in result] == ["the\rfox", "the dog"] and result.total == 2
 
 
 def test_ids_are_different(tmp_path):
@@ -57,8 +57,8 @@ def test_a_source_is_known_by_its_content(tmp_path):
     same = (tmp_path / "x").joinpath("a.txt")
     same.parent.mkdir()
     same.write_text("a\n")
-    assert PromptFile(first).told == PromptFile(same).told != PromptFile(second).told
-    assert str(tmp_path) not in json.dumps(PromptFile(first).told)
+    assert PromptFile(first).identity == PromptFile(same).identity != PromptFile(second).identity
+    assert str(tmp_path) not in json.dumps(PromptFile(first).identity)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from depthdial.core.dial import Dials
 from depthdial.engine.llm import LLM
 from depthdial.engine.sampling import SamplingParams
 from depthdial.maps.base_reading import BaseReading
-from depthdial.maps.record import Recorder, row_of_output
-from depthdial.maps.texts import Text, conversation
+from depthdial.maps.record import Recorder
+from depthdial.maps.texts import MapText, conversation_text
 from depthdial.methods import Dense
 from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of
@@ -23,7 +23,7 @@ from depthdial.models.head import Shaping
 WORDS = ("the quick brown fox", "the lazy dog jumps over the other lazy dog", "fox", "12 dogs")
 
 
-def rows_of(recorder: Recorder, texts: list[Text]) -> list[Any]:
+def rows_of(recorder: Recorder, texts: list[MapText]) -> list[Any]:
     """The rows, with every column taken as recorded."""
     return list(recorder.rows(texts))
 
@@ -31,7 +31,7 @@ def rows_of(recorder: Recorder, texts: list[Text]) -> list[Any]:
 @pytest.fixture(scope="module")
 def texts(tiny_tokenizer):
     ids = [tiny_tokenizer.encode(words, add_special_tokens=False) for words in WORDS]
-    return [Text(tokens, [t > 1 for t in range(len(tokens))], str(i), "t") for i, tokens in enumerate(ids)]
+    return [MapText(tokens, [t > 1 for t in range(len(tokens))], str(i), "t") for i, tokens in enumerate(ids)]
 
 
 def test_rows_are_those_of_the_reference(tiny_converted, tiny_tokenizer, texts):
@@ -106,7 +106,7 @@ def test_the_model_is_left_as_it_was(tiny_converted, tiny_tokenizer, texts):
 
 def test_conversations_mark_their_answers(tiny_tokenizer):
     talk = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "brown dogs"}]
-    text = conversation(tiny_tokenizer, talk, "chat")
+    text = conversation_text(tiny_tokenizer, talk, "chat")
     answer = tiny_tokenizer.decode([i for i, mark in zip(text.ids, text.generated, strict=True) if mark])
     assert answer == "brown dogs<|im_end|>" and text.forced
 
@@ -117,7 +117,7 @@ def test_each_answer_is_written_after_all_before_it_was_read(tiny_converted, tin
     marks = [8 <= t < 16 or 20 <= t < 32 for t in range(40)]
     dials = Dials(-0.5, math.inf)
     (row,) = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0, scores=True).rows(
-        [Text(ids, marks, "a")]
+        [MapText(ids, marks, "a")]
     )
     converted = converted_of(tiny_converted)
     route = converted.route
@@ -138,18 +138,17 @@ def test_each_answer_is_written_after_all_before_it_was_read(tiny_converted, tin
     assert row.ran[read].all() and (row.cost[read] == 1).all() and not row.ran[~read].all()
     whole = Recorder(tiny_converted, tiny_tokenizer, dials, prompt_budget=1.0)
     assert whole.facts.prompt_offset == math.inf and whole.facts.offset == -0.5
-    (again,) = whole.rows([Text(ids, marks, "a")])
+    (again,) = whole.rows([MapText(ids, marks, "a")])
     assert again.entropy is not None and row.entropy is not None and np.allclose(again.entropy, row.entropy, atol=1e-5)
 
 
-def test_rows_from_an_engine_have_its_depths(tiny_converted, tiny_tokenizer):
+def test_depths_are_those_that_an_engine_tells(tiny_converted, tiny_tokenizer):
     llm = LLM.of(tiny_converted, tiny_tokenizer)
     (output,) = llm.generate("the quick brown", SamplingParams(6, ignore_eos=True, prompt_budget="same"))
-    row = row_of_output(output, tiny_tokenizer, "one")
-    text = Text(row.token_ids.tolist(), row.generated.tolist(), "one")
-    (full,) = Recorder(tiny_converted, tiny_tokenizer, llm.dials(None, "same")).rows([text])
-    assert np.array_equal(row.layers_used[:-1], full.layers_used[:-1]) and row.layers_used[-1] == 0
-    assert row.ran is None and row.text == full.text
+    ids = [*output.prompt_token_ids, *output.token_ids]
+    text = MapText(ids, [place >= len(output.prompt_token_ids) for place in range(len(ids))], "one")
+    (row,) = Recorder(tiny_converted, tiny_tokenizer, llm.dials(None, "same")).rows([text])
+    assert row.layers_used[:-1].tolist() == [*output.prompt_depths, *output.depths[1:]]
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -172,6 +171,6 @@ def test_what_does_not_fit_is_refused(tiny_converted, tiny_tokenizer, tiny_model
     with pytest.raises(ValueError, match="alternatives are the base's"):
         Recorder(tiny_converted, tiny_tokenizer, base=False, alternatives=2)
     with pytest.raises(ValueError, match="has no tokens"):
-        Text([], [], "x")
+        MapText([], [], "x")
     with pytest.raises(ValueError, match="2 tokens but 1 marks"):
-        Text([1, 2], [True], "x")
+        MapText([1, 2], [True], "x")

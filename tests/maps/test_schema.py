@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthdial.core.dial import Dials
-from depthdial.maps.parse import facts_of, rows_of
-from depthdial.maps.schema import KEY, DepthMap, Facts, Row, columns, pack, table, unpack
+from depthdial.maps.parse import parse_facts, parse_table
+from depthdial.maps.schema import KEY, DepthMap, Facts, MapRow, arrow_table, columns, pack_mask, unpack_mask
 from depthdial.methods import Dense
 from depthdial.models.convert import convert
 
 
-def same(a: Row, b: Row) -> bool:
-    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Row)]
+def same(a: MapRow, b: MapRow) -> bool:
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(MapRow)]
     return all(
         np.array_equal(x, y, equal_nan=x.dtype.kind == "f") if isinstance(x, np.ndarray) else x == y for x, y in pairs
     )
@@ -30,19 +30,19 @@ def same(a: Row, b: Row) -> bool:
 def test_masks_are_packed_and_unpacked(tokens, layers, random):
     ran = np.array([[random.random() < 0.5 for _ in range(layers)] for _ in range(tokens)], bool)
     ran = ran.reshape(tokens, layers)
-    packed = pack(ran)
-    assert len(packed) == tokens * -(-layers // 8)
-    assert np.array_equal(unpack(packed, layers), ran)
+    rows = pack_mask(ran)
+    assert len(rows) == tokens * -(-layers // 8)
+    assert np.array_equal(unpack_mask(rows, layers), ran)
 
 
 def test_bit_i_is_layer_i():
     ran = np.zeros((1, 10), bool)
     ran[0, [0, 9]] = True
-    assert pack(ran) == bytes([0b00000001, 0b00000010])
+    assert pack_mask(ran) == bytes([0b00000001, 0b00000010])
 
 
 def test_a_map_comes_back_from_its_table(tiny_map):
-    back = rows_of(table(tiny_map), "it")
+    back = parse_table(arrow_table(tiny_map), "it")
     assert back.facts == tiny_map.facts
     assert all(
         same(dataclasses.replace(a, alternatives=None), dataclasses.replace(b, alternatives=None))
@@ -55,11 +55,11 @@ def test_a_map_comes_back_from_its_table(tiny_map):
 
 
 def test_what_was_not_recorded_is_null(made_up, six_layers):
-    found = table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
-    assert {name for name in found.column_names if found[name].null_count} == {
+    result = arrow_table(DepthMap(six_layers, [made_up([6, 3, 4], ran=None)]))
+    assert {name for name in result.column_names if result[name].null_count} == {
         "cost", "run_mask", "scores", "entropy", "surprisal", "alternatives", "alternative_probs",
     }  # fmt: skip
-    (row,) = rows_of(found, "it").rows
+    (row,) = parse_table(result, "it").rows
     assert row.ran is None and row.scores is None and row.alternatives is None
 
 
@@ -72,7 +72,7 @@ def test_starts_are_where_the_pieces_are(tiny_map):
 def test_facts_are_those_of_the_model(tiny_converted):
     facts = Facts.of(tiny_converted, "tiny", 1.0, Dials(math.inf))
     assert (facts.layers, facts.routed, facts.always_on, facts.method) == (6, (2, 3, 4, 5), 2, "FlexiDepth")
-    assert facts.to_json()["offset"] is None and facts_of(facts.to_json(), "it") == facts
+    assert facts.to_json()["offset"] is None and parse_facts(facts.to_json(), "it") == facts
 
 
 def test_another_plug_in_has_other_facts(tiny_model, adaptive):
@@ -91,34 +91,34 @@ def test_a_model_without_routers_has_facts(tiny_model):
 def test_another_version_is_refused_by_name(tiny_map):
     newer = dataclasses.replace(tiny_map, facts=dataclasses.replace(tiny_map.facts, format_version=99))
     with pytest.raises(ValueError, match=r"here\.parquet is a map of format version 99; this depthdial reads 1"):
-        rows_of(table(newer), "here.parquet")
+        parse_table(arrow_table(newer), "here.parquet")
 
 
 @pytest.mark.parametrize("metadata", [None, {KEY: b"{"}, {KEY: b"[]"}, {b"other": b"1"}])
 def test_other_tables_are_no_maps(metadata):
-    found = pa.table({"a": [1]}).replace_schema_metadata(metadata)
+    result = pa.table({"a": [1]}).replace_schema_metadata(metadata)
     with pytest.raises(ValueError, match="it is not a depth map"):
-        rows_of(found, "it")
+        parse_table(result, "it")
 
 
 def test_missing_columns_and_facts_are_named(tiny_map):
     with pytest.raises(ValueError, match="it lacks the columns entropy"):
-        rows_of(table(tiny_map).drop_columns(["entropy"]), "it")
+        parse_table(arrow_table(tiny_map).drop_columns(["entropy"]), "it")
     with pytest.raises(ValueError, match="its facts lack 'layers'"):
-        facts_of({k: v for k, v in tiny_map.facts.to_json().items() if k != "layers"}, "it")
+        parse_facts({k: v for k, v in tiny_map.facts.to_json().items() if k != "layers"}, "it")
 
 
 def test_hugging_face_datasets_reads_the_columns(tiny_map, tmp_path):
     from datasets import load_dataset
 
-    from depthdial.maps.store import write
+    from depthdial.maps.store import write_map
 
-    write(tiny_map, tmp_path / "map.parquet")
-    found = load_dataset(
+    write_map(tiny_map, tmp_path / "map.parquet")
+    result = load_dataset(
         "parquet", data_files=str(tmp_path / "*.parquet"), split="train", cache_dir=str(tmp_path / "c")
     )
-    assert found.column_names == columns().names
-    row = found.with_format("numpy")[1]
+    assert result.column_names == columns().names
+    row = result.with_format("numpy")[1]
     assert np.array_equal(row["layers_used"], tiny_map.rows[1].layers_used)
     assert np.allclose(row["scores"].reshape(-1, 4), tiny_map.rows[1].scores)
-    assert np.array_equal(unpack(row["run_mask"], 6), tiny_map.rows[1].ran)
+    assert np.array_equal(unpack_mask(row["run_mask"], 6), tiny_map.rows[1].ran)

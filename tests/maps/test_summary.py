@@ -11,16 +11,16 @@ import pytest
 from rich.console import Console
 
 from depthdial.maps.schema import DepthMap
-from depthdial.maps.store import write
+from depthdial.maps.store import write_map
 from depthdial.maps.summary import Summary, summarise
 from depthdial.maps.table import tables
-from depthdial.maps.tokens import tokens_of
+from depthdial.maps.tokens import token_table
 
 
 @pytest.fixture
 def summed(made_up, six_layers, tmp_path):
     def run(rows, **options) -> Summary:
-        return summarise(write(DepthMap(six_layers, rows), tmp_path / "map.parquet"), **options)
+        return summarise(write_map(DepthMap(six_layers, rows), tmp_path / "map.parquet"), **options)
 
     return run
 
@@ -31,9 +31,9 @@ def cells(summary: Summary, table: str) -> dict[str, tuple[int, float]]:
 
 def test_a_token_has_the_layers_of_the_pass_that_wrote_it(made_up, summed):
     rows = [made_up([2, 3, 4, 6], id="a"), made_up([2, 5, 5], id="b")]
-    wrote, read = summed(rows), summed(rows, view="read")
+    wrote, content = summed(rows), summed(rows, view="read")
     assert wrote.layers.mean == np.mean([2, 3, 4, 2, 5]) and wrote.tokens == 5
-    assert read.layers.mean == np.mean([3, 4, 6, 5, 5])
+    assert content.layers.mean == np.mean([3, 4, 6, 5, 5])
     assert cells(wrote, "position") == {"0": (2, 2), "1": (2, 4), "2-3": (1, 4)}
 
 
@@ -65,29 +65,29 @@ def test_sides_of_the_equals_sign(made_up, summed):
     pieces = ["Q", "1", " +", " 2", " =", " ", "3", "<end>"]
     kinds = ["number"] * 7 + ["end mark"]
     rows = [made_up([2, 3, 2, 3, 5, 6, 6, 2], pieces, id=name, token_class=kinds) for name in "ab"]
-    found = summed(rows)
-    assert cells(found, "side of =") == {
+    result = summed(rows)
+    assert cells(result, "side of =") == {
         "left of =": (6, pytest.approx(7 / 3)), "right of =": (4, 5.5),
         "left of =, digits": (4, 2), "right of =, digits": (2, 6),
     }  # fmt: skip
-    assert {o.claim: o.verdict for o in found.orderings}["left of = < right of ="] == "confirmed"
+    assert {o.claim: o.verdict for o in result.orderings}["left of = < right of ="] == "confirmed"
 
 
 def test_repeats_are_told_from_first_occurrences(made_up, summed):
     pieces = ["x", "a", "b", "c", "a", "b", "c", "b"]
     rows = [made_up([6, 6, 6, 6, 3, 2, 5, 1], pieces, id=name) for name in "ab"]
-    found = summed(rows)
+    result = summed(rows)
     # a and the last b come again, after another token than before; a b and b c are pairs seen before
-    assert cells(found, "repetition") == {"new token": (6, 6), "repeated token": (4, 5.5), "repeated pair": (4, 2.5)}
-    assert {o.claim: o.verdict for o in found.orderings}["repeated pair < new token"] == "confirmed"
+    assert cells(result, "repetition") == {"new token": (6, 6), "repeated token": (4, 5.5), "repeated pair": (4, 2.5)}
+    assert {o.claim: o.verdict for o in result.orderings}["repeated pair < new token"] == "confirmed"
 
 
 def test_repetition_within_tasks_takes_the_tasks_out(made_up, summed):
     # the deep task repeats, the shallow one does not: within each, nothing depends on repetition
     deep = [made_up([6] * 8, list("xabababc"), id=f"d{i}", task="d") for i in range(4)]
     flat = [made_up([2] * 4, list("xabc"), id=f"f{i}", task="f") for i in range(4)]
-    found = summed(deep + flat)
-    verdicts = {o.claim: o.verdict for o in found.orderings}
+    result = summed(deep + flat)
+    verdicts = {o.claim: o.verdict for o in result.orderings}
     assert verdicts["repeated pair < new token"] == "refuted"
     assert verdicts["repeated pair < new token, within tasks"] == "undecided"
 
@@ -96,14 +96,14 @@ def test_repetition_within_tasks_is_the_mean_of_differences_inside_them(made_up,
     """Shares of cells that differ from task to task must not shrink what is the same in each."""
     rows = []
     for task, depth, pieces in (("a", (5, 6), "xyababababab"), ("b", (1, 2), "xyzuvwabcdefab")):
-        seen: set[str] = set()
+        calls: set[str] = set()
         layers = []
         for here, then in zip(pieces, [*pieces[1:], ""], strict=True):
-            layers.append(depth[here + then not in seen])  # of the pass that writes the next token
-            seen.add(here + then)
+            layers.append(depth[here + then not in calls])  # of the pass that writes the next token
+            calls.add(here + then)
         rows += [made_up(layers, list(pieces), id=f"{task}{i}", task=task) for i in range(4)]
-    found = summed(rows)
-    steps = {o.claim: o.steps[0][1] for o in found.orderings}
+    result = summed(rows)
+    steps = {o.claim: o.steps[0][1] for o in result.orderings}
     assert steps["repeated pair < new token, within tasks"].mean == pytest.approx(1)
 
 
@@ -137,10 +137,10 @@ def test_orderings_of_tasks_are_judged_by_their_intervals(made_up, summed):
             for i in range(30)
         ]
 
-    (found,) = summed(rows({"copy": 1, "summarise": 3, "continue": 5})).orderings[:1]
-    assert (found.claim, found.verdict) == ("copy < summarise < continue", "confirmed")
-    assert [name for name, _ in found.steps] == ["summarise - copy", "continue - summarise"]
-    assert found.steps[0][1].mean == pytest.approx(2, abs=0.3)
+    (result,) = summed(rows({"copy": 1, "summarise": 3, "continue": 5})).orderings[:1]
+    assert (result.claim, result.verdict) == ("copy < summarise < continue", "confirmed")
+    assert [name for name, _ in result.steps] == ["summarise - copy", "continue - summarise"]
+    assert result.steps[0][1].mean == pytest.approx(2, abs=0.3)
     assert summed(rows({"copy": 1, "summarise": 5, "continue": 3})).orderings[0].verdict == "refuted"
     assert summed(rows({"copy": 1, "summarise": 3, "continue": 3})).orderings[0].verdict == "undecided"
     assert not any("copy" in o.claim for o in summed(rows({"copy": 1, "continue": 3})).orderings)
@@ -152,12 +152,12 @@ def test_layers_and_entropy(made_up, summed):
         made_up([2, 4, 3, 6, 3], id=f"{i}", entropy=entropy, surprisal=np.array([np.nan, 1, 2, 3, 4], np.float32))
         for i in range(4)
     ]
-    found = summed(rows)
-    assert [rate.mean for rate in found.run_rate] == [1, 1, 0.75, 0.5, 0.25, 0.25]
-    assert found.run_rate_by_task == {"text": [1, 1, 0.75, 0.5, 0.25, 0.25]}
-    assert found.entropy["all (Spearman)"].mean == pytest.approx(1) and found.entropy["text"].mean > 0.9
-    assert sum(cell.tokens for cell in found.tables["surprisal"]) == 16
-    assert next(iter(cells(found, "surprisal").values())) == (4, 2)
+    result = summed(rows)
+    assert [rate.mean for rate in result.run_rate] == [1, 1, 0.75, 0.5, 0.25, 0.25]
+    assert result.run_rate_by_task == {"text": [1, 1, 0.75, 0.5, 0.25, 0.25]}
+    assert result.entropy["all (Spearman)"].mean == pytest.approx(1) and result.entropy["text"].mean > 0.9
+    assert sum(cell.tokens for cell in result.tables["surprisal"]) == 16
+    assert next(iter(cells(result, "surprisal").values())) == (4, 2)
 
 
 def test_json_has_no_nan(made_up, summed):
@@ -166,8 +166,8 @@ def test_json_has_no_nan(made_up, summed):
 
 
 def test_maps_without_masks_can_be_summarised(made_up, summed):
-    found = summed([made_up([2, 3, 4], ran=None), made_up([2, 3, 4], id="b")])
-    assert found.run_rate == [] and found.layers.mean == 2.5
+    result = summed([made_up([2, 3, 4], ran=None), made_up([2, 3, 4], id="b")])
+    assert result.run_rate == [] and result.layers.mean == 2.5
 
 
 def test_bad_words_are_refused(made_up, summed):
@@ -180,9 +180,9 @@ def test_bad_words_are_refused(made_up, summed):
 
 
 def test_real_maps_agree_with_their_rows(tiny_map, tmp_path):
-    facts, tokens, texts = tokens_of([tiny_map], "read")
+    facts, tokens, texts = token_table([tiny_map], "read")
     assert facts == tiny_map.facts and texts == 3
     assert tokens.depth.sum() == sum(int(row.layers_used.sum()) for row in tiny_map.rows)
     assert tokens.ran.sum(1).tolist() == tokens.depth.tolist()
-    wrote = tokens_of([tiny_map], "wrote")[1]
+    wrote = token_table([tiny_map], "wrote")[1]
     assert len(wrote) == len(tokens) - texts and math.isfinite(wrote.surprisal.sum())

@@ -45,9 +45,9 @@ def test_text_tasks_leave_the_answer_open_and_use_a_passage_once():
 
 
 def test_passages_are_whole_sentences_of_one_paragraph():
-    found = Tasks().passages
-    assert len(found) > 100 and len({paragraph for paragraph, _ in found}) > 40
-    for _, passage in found:
+    result = Tasks().passages
+    assert len(result) > 100 and len({paragraph for paragraph, _ in result}) > 40
+    for _, passage in result:
         assert LEAST <= len(passage.split()) <= MOST and passage[0].isupper() and passage[-1] in ".!?"
 
 

@@ -93,8 +93,8 @@ def test_the_legend_has_the_colours_of_the_text(colours, ramp):
     def written(print_) -> dict[str, set[str]]:
         file = io.StringIO()
         print_(Console(file=file, force_terminal=True, color_system=colours, width=200))
-        found = re.findall(r"\x1b\[([0-9;]+)m ?([^\x1b]*?) ?\x1b\[0m", file.getvalue())
-        return {code: {text for other, text in found if other == code} for code, _ in found}
+        result = re.findall(r"\x1b\[([0-9;]+)m ?([^\x1b]*?) ?\x1b\[0m", file.getvalue())
+        return {code: {text for other, text in result if other == code} for code, _ in result}
 
     depths = range(ramp.least, ramp.most + 1)
     text = written(lambda console: show(console, [f"{depth}" for depth in depths], list(depths), ramp))
@@ -102,7 +102,7 @@ def test_the_legend_has_the_colours_of_the_text(colours, ramp):
     for code, marks in legend.items():
         for mark in marks:
             first, _, last = mark.partition("-")
-            shown = {f"{depth}" for depth in range(int(first), int(last or first) + 1)}
-            assert shown <= text[code], "what the legend says of a colour holds"
+            view = {f"{depth}" for depth in range(int(first), int(last or first) + 1)}
+            assert view <= text[code], "what the legend says of a colour holds"
     if colours == "standard":
         assert set(legend) == set(text), "and it says it of all"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,6 +155,55 @@ def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
     assert all(method.lowered(unit.parts, s).like is None for s, unit in units.items()), "each half by itself"
 
 
+def test_sampled_draws_by_chance_and_learns_straight_through():
+    method, x = SkipLayer(estimator="sampled", temperature=3.0), torch.zeros(1, 20_000, 8)
+    parts = method.parts(method.program(6).steps[0], Dims(8, 16))
+    weight = parts["router"].head.weight
+    ran = ask(method, parts, x + torch.randn(8), offset=0.4, training=True)
+    rate = float(ran.score.detach().mean())
+    assert abs(float(ran.keep.float().mean()) - rate) < 5 * math.sqrt(rate * (1 - rate) / 20_000)
+    (ours,) = torch.autograd.grad(ran.run.mean(), weight, retain_graph=True)
+    (theirs,) = torch.autograd.grad(ran.score.mean(), weight)
+    torch.testing.assert_close(ours, theirs)
+    late = ask(method, parts, x + torch.randn(8), offset=0.4, training=True, progress=1.0)
+    assert torch.equal(late.keep, late.score > 0.5), "nothing is left to chance at the end"
+
+
+def test_reinforce_by_hand():
+    """d loss / d logit = (loss of the token - mean) (kept - chance); weights have no gradient."""
+    method, x = SkipLayer(estimator="reinforce", alpha=0.0), torch.randn(1, 40, 8)
+    parts = method.parts(method.program(1).steps[0], Dims(8, 16))
+    trace = Trace(method.program(1))
+    ran = ask(method, parts, x, trace=trace, training=True)
+    assert not ran.run.requires_grad
+    came = torch.rand(40)
+    loss = method.loss(replace(tokens(1, 40, training=True), loss=came), trace)
+    (grad,) = torch.autograd.grad(loss.sum(), parts["router"].head.weight)
+    push = (came - came.mean()) * (ran.keep.float() - ran.score.detach())[0]
+    by_hand = torch.stack([push @ x[0], -push @ x[0]])
+    torch.testing.assert_close(grad, by_hand, rtol=1e-4, atol=1e-5)
+    assert 0.1 < ran.keep.float().mean() < 0.9
+    with pytest.raises(ValueError, match="needs what came of each token"):
+        method.loss(tokens(1, 40), trace)
+
+
+def test_a_share_over_all_layers_lets_some_run_more():
+    run = torch.tensor([[[1.0, 1, 1, 1]], [[0, 0, 0, 0]]])
+    assert (loss_of(SkipLayer(density=0.5, over="all"), run) == 0).all()
+    assert (loss_of(SkipLayer(density=0.5), run) > 0.04).all()
+    whole = loss_of(SkipLayer(density=0.25, over="all"), run, density={0: torch.tensor(1.0), 1: torch.tensor(0.0)})
+    torch.testing.assert_close(whole.mean(), torch.tensor(0.1 * 0.25**2))
+
+
+def test_a_router_with_a_bottleneck_starts_from_running_everything(make: Callable):
+    model = make(router_ratio=4, start=20.0)
+    model(IDS)
+    assert all(decision.keep.all() for decision in model.route.decisions.values())
+    with model.converted.using(offset=-40.0):
+        model(IDS)
+    assert not any(decision.keep.any() for decision in model.route.decisions.values())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -164,6 +214,9 @@ def test_modules_decide_by_themselves(tiny_model: Callable, adapted: Callable):
         ({"noise": 1.5}, "noise is a share"),
         ({"alpha": -1}, "alpha must not be below 0"),
         ({"units": ["layer", "mlp"]}, "units must be layer, or attn and mlp"),
+        ({"estimator": "exact"}, "estimator must be"),
+        ({"over": "row"}, "over must be"),
+        ({"start": 1.0}, "start is of a router with a bias"),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str):

@@ -12,10 +12,13 @@ import pytest
 import torch
 from tests.laws.examples import WITH_PARTS, example
 
+import depthdial
 from depthdial.core.layers import Adapter, Router
 from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.models.checkpoint import attach, parts_of, read
 from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
+from depthdial.models.fingerprint import fingerprint
 
 peft = pytest.importorskip("peft")
 
@@ -128,3 +131,57 @@ def test_the_engine_refuses_or_calls_what_it_cannot_read(tiny_model: Callable, t
     adapted = lora(copy.deepcopy(model), target_modules=["q_proj"]).base_model.model
     with pytest.raises(ValueError, match=r"q_proj is a Linear that the engine cannot read.*merge_and_unload"):
         LLM.of(adapted, tiny_tokenizer)
+
+
+def step(model: Any) -> None:
+    """One of an optimizer, on what is not frozen."""
+    optimizer = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.5)
+    (model(IDS, labels=IDS).loss + depthdial.method_loss(model)).backward()
+    optimizer.step()
+    model.zero_grad()
+
+
+def test_a_plugin_is_trained_over_a_lora_that_the_base_has(tiny_model: Callable, tmp_path: Path):
+    """The base is tuned first. The plug-in is of the base, and with the LoRA it is what it was in training."""
+    lora(tiny_model("llama"), target_modules=["q_proj", "down_proj"]).save_pretrained(tmp_path / "lora")
+    model = peft.PeftModel.from_pretrained(made(tiny_model("llama"), "flexidepth"), tmp_path / "lora")
+    frozen = {name: weight.clone() for name, weight in model.named_parameters() if ".parts." not in name}
+    before = {name: tensor.clone() for name, tensor in parts_of(model.get_base_model()).items()}
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(".parts." in name)
+    step(model)
+    curve = depthdial.calibrate(model, [IDS])
+    folder = depthdial.save(model, tmp_path / "plugin")
+    assert all(torch.equal(weight, frozen[name]) for name, weight in model.named_parameters() if name in frozen)
+    assert any(not torch.equal(t, before[name]) for name, t in parts_of(model.get_base_model()).items())
+    assert read(folder).base == fingerprint(tiny_model("llama")) and read(folder).curves["text"] == curve
+    again = attach(tiny_model("llama"), folder).eval()
+    alone = logits(again)
+    again = peft.PeftModel.from_pretrained(again, tmp_path / "lora").eval()
+    assert torch.equal(logits(again), logits(model.eval())) and not torch.allclose(logits(again), alone, atol=1e-3)
+    depthdial.set_budget(again, curve.floor)
+    assert logits(again) is not None and again.route.cost() < curve.costs[-1]
+
+
+def test_a_lora_is_trained_over_a_plugin(tiny_model: Callable, tiny_folder: Path, tiny_plugin: Path, tmp_path: Path):
+    """The plug-in stays as it is, and is found again under the LoRA."""
+    plugged: Any = depthdial.load(str(tiny_folder), str(tiny_plugin), None, "float32", "cpu")[0]
+    before = {name: tensor.clone() for name, tensor in parts_of(plugged).items()}
+    model = peft.get_peft_model(plugged, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for _ in range(2):
+        step(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts_of(plugged).items())
+    model.save_pretrained(tmp_path / "lora")
+    depthdial.save(model, tmp_path / "plugin")
+    assert read(tmp_path / "plugin") == read(tiny_plugin)
+    again: Any = depthdial.load(str(tiny_folder), str(tmp_path / "plugin"), None, "float32", "cpu")[0]
+    alone = logits(again)
+    again = peft.PeftModel.from_pretrained(again, tmp_path / "lora").eval()
+    assert torch.equal(logits(again), logits(model.eval())) and not torch.equal(logits(again), alone)
+
+
+def test_parts_under_a_lora_are_merged_before_they_are_saved(tiny_model: Callable, tmp_path: Path):
+    model = lora(made(tiny_model("llama"), "flexidepth"), target_modules="all-linear")
+    with pytest.raises(ValueError, match=r"a LoRA is on the plug-in's own parts: merge it into them first"):
+        depthdial.save(model, tmp_path / "plugin")
+    assert not (tmp_path / "plugin").exists()

@@ -104,7 +104,7 @@ def test_round_trip(base: Any, tiny_model: Callable, adaptive: Callable, tmp_pat
     assert (
         attached is base and attached.converted.plugin == given and attached.converted.method == model.converted.method
     )
-    assert attached.converted.plugin.curve == curve
+    assert attached.converted.plugin.curves["text"] == curve
     assert torch.equal(logits(attached), logits(model))
     assert all(torch.equal(t, parts_of(model)[n]) for n, t in parts_of(attached).items())
 
@@ -120,7 +120,7 @@ def test_names_on_disk(tiny_plugin: Path):
 
 def test_metadata_by_default(adaptive: Callable, base: Any, plugin: Path, tmp_path: Path, tiny_model: Callable):
     fresh = read(save(adaptive(base), tmp_path / "fresh"))
-    assert fresh.name == "fresh" and fresh.curves == {} and fresh.recommended is None and fresh.curve is None
+    assert fresh.name == "fresh" and fresh.curves == {} and fresh.recommended is None
     again = save(attach(tiny_model("llama"), plugin), tmp_path / "again")
     assert read(again) == read(plugin), "a loaded plug-in keeps its curve"
 

@@ -18,8 +18,8 @@ import uvicorn
 from depthdial.serve.app import make_app
 from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.run import bound, config
-from depthdial.serve.settings import EngineSettings, Limits, Settings
+from depthdial.serve.run import bind, config
+from depthdial.serve.settings import EngineSettings, RequestLimits, ServerSettings
 
 KEY = "opensesame"
 
@@ -85,14 +85,14 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def settings(tiny_folder, tiny_plugin) -> Settings:
+def settings(tiny_folder, tiny_plugin) -> ServerSettings:
     engine = EngineSettings(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu", max_batch=4)
-    return Settings(engine, Limits(max_queue=8, max_body=20_000, max_tokens=100, timeout=60))
+    return ServerSettings(engine, RequestLimits(max_queue=8, max_body=20_000, max_tokens=100, timeout=60))
 
 
 @pytest.fixture(scope="session")
-def served(settings: Settings) -> Iterator[Served]:
-    started: Future[Served] = Future()
+def served(settings: ServerSettings) -> Iterator[Served]:
+    process: Future[Served] = Future()
     servers: list[uvicorn.Server] = []
 
     async def serve() -> None:
@@ -101,13 +101,13 @@ def served(settings: Settings) -> Iterator[Served]:
         limits = replace(settings.limits, timeout=0.4, body_timeout=0.4, header_timeout=0.4)
         strict = replace(settings, limits=limits, api_key=KEY, cors_origins=("https://example.org",))
         narrow = replace(settings, limits=replace(settings.limits, max_connections=8))
-        listeners = [bound("127.0.0.1", 0) for _ in range(3)]
+        listeners = [bind("127.0.0.1", 0) for _ in range(3)]
         for listener in listeners:
             listener.listen()
         urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
         for of in (settings, strict, narrow):
             servers.append(uvicorn.Server(config(make_app(of, engine), of)))
-        started.set_result(Served(engine, clock, asyncio.get_running_loop(), *urls))
+        process.set_result(Served(engine, clock, asyncio.get_running_loop(), *urls))
         await asyncio.gather(*(s.serve(sockets=[at]) for s, at in zip(servers, listeners, strict=True)))
         await engine.stop()
 
@@ -115,13 +115,13 @@ def served(settings: Settings) -> Iterator[Served]:
         try:
             asyncio.run(serve())
         except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
+            if not process.done():
+                process.set_exception(error)
             raise
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    yield started.result(timeout=300)
+    yield process.result(timeout=300)
     for server in servers:
         server.should_exit = True
     thread.join(60)

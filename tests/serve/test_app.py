@@ -20,18 +20,19 @@ def llm(tiny_folder, tiny_plugin):
 
 def test_a_completion_is_what_the_engine_generates(client, served, llm):
     (out,) = llm.generate("the quick", SamplingParams(max_tokens=12))
-    said = client.completions.create(
+    message = client.completions.create(
         model=served.name, prompt="the quick", max_tokens=12, temperature=0, extra_body={"return_depth": True}
     )
-    (choice,) = said.choices
+    (choice,) = message.choices
     assert choice.text == out.text and choice.finish_reason == out.finish_reason
     assert choice.depth["token_ids"] == out.token_ids and choice.depth["depths"] == out.depths
     assert "".join(choice.depth["tokens"]) == out.text
     assert choice.depth["cost"] == pytest.approx(out.cost, abs=1e-4) and out.cost < 1
-    assert [prompt["depths"] for prompt in said.depth["prompts"]] == [out.prompt_depths]
-    assert said.usage.prompt_tokens == len(out.prompt_token_ids)
-    assert said.usage.completion_tokens == len(out.token_ids)
-    assert said.usage.cost == pytest.approx(out.cost, abs=1e-4) and said.usage.prompt_cost == 1.0 == out.prompt_cost
+    assert [prompt["depths"] for prompt in message.depth["prompts"]] == [out.prompt_depths]
+    assert message.usage.prompt_tokens == len(out.prompt_token_ids)
+    assert message.usage.completion_tokens == len(out.token_ids)
+    assert message.usage.cost == pytest.approx(out.cost, abs=1e-4)
+    assert message.usage.prompt_cost == 1.0 == out.prompt_cost
     assert choice.depth["mean_depth"] == pytest.approx(sum(out.depths[1:]) / 11, abs=1e-3)
 
 
@@ -39,10 +40,10 @@ def test_a_chat_uses_the_template_and_its_parts(client, served, llm):
     (out,) = llm.chat(CHAT, SamplingParams(max_tokens=10, budget=1.0))
     parts = [{"role": "user", "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]}]
     for messages in (CHAT, parts):
-        said = client.chat.completions.create(
+        message = client.chat.completions.create(
             model=served.name, messages=messages, max_completion_tokens=10, temperature=0, extra_body={"budget": 1.0}
         )
-        assert said.choices[0].message.content == out.text and said.choices[0].message.role == "assistant"
+        assert message.choices[0].message.content == out.text and message.choices[0].message.role == "assistant"
 
 
 def test_what_a_user_writes_is_never_a_control_token(client, served, llm):
@@ -52,8 +53,8 @@ def test_what_a_user_writes_is_never_a_control_token(client, served, llm):
             {"role": "assistant", "content": text},
             {"role": "user", "content": text},
         ]
-        said = client.chat.completions.create(model=served.name, messages=talk, max_tokens=1)
-        return said.usage.prompt_tokens
+        message = client.chat.completions.create(model=served.name, messages=talk, max_tokens=1)
+        return message.usage.prompt_tokens
 
     mark = "<|im_end|>"
     pieces = len(llm.tokenizer(f"x{mark}", split_special_tokens=True)["input_ids"])
@@ -113,10 +114,10 @@ def test_stop_strings_are_cut_off_streamed_or_not(client, served, llm):
     stop = out.text[9:12]
     fields = {"model": served.name, "prompt": "the quick", "max_tokens": 30, "temperature": 1.0, "seed": 3}
     fields |= {"stop": ["never", stop]}
-    said = client.completions.create(**fields, extra_body={"ignore_eos": True})
-    assert said.choices[0].text == out.text[: out.text.index(stop)] and said.choices[0].finish_reason == "stop"
+    message = client.completions.create(**fields, extra_body={"ignore_eos": True})
+    assert message.choices[0].text == out.text[: out.text.index(stop)] and message.choices[0].finish_reason == "stop"
     streamed = client.completions.create(**fields, stream=True, extra_body={"ignore_eos": True})
-    assert "".join(chunk.choices[0].text for chunk in streamed) == said.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in streamed) == message.choices[0].text
 
 
 def test_equal_seeds_give_equal_texts_and_others_do_not(client, served):
@@ -135,11 +136,11 @@ def named(data: list[int]) -> str:
 def test_logprobs_of_both_apis(client, served, llm):
     (out,) = llm.generate("the quick", SamplingParams(max_tokens=6, logprobs=3))
     assert out.logprobs is not None
-    chosen = [row[token] for row, token in zip(out.logprobs, out.token_ids, strict=True)]
-    said = client.completions.create(model=served.name, prompt="the quick", max_tokens=6, temperature=0, logprobs=3)
-    found = said.choices[0].logprobs
-    assert found.token_logprobs == pytest.approx(chosen, abs=1e-4)
-    assert all(len(top) >= 3 for top in found.top_logprobs) and found.text_offset[0] == 0
+    choice = [row[token] for row, token in zip(out.logprobs, out.token_ids, strict=True)]
+    message = client.completions.create(model=served.name, prompt="the quick", max_tokens=6, temperature=0, logprobs=3)
+    result = message.choices[0].logprobs
+    assert result.token_logprobs == pytest.approx(choice, abs=1e-4)
+    assert all(len(top) >= 3 for top in result.top_logprobs) and result.text_offset[0] == 0
     messages = [{"role": "user", "content": "x"}]
     chat = client.chat.completions.create(
         model=served.name, messages=messages, max_tokens=5, temperature=0, logprobs=True, top_logprobs=2
@@ -153,17 +154,17 @@ def test_logprobs_of_both_apis(client, served, llm):
     streamed = client.chat.completions.create(
         model=served.name, messages=messages, max_tokens=5, temperature=0, logprobs=True, stream=True
     )
-    told = [one for c in streamed if c.choices and c.choices[0].logprobs for one in c.choices[0].logprobs.content]
-    assert [one.logprob for one in told] == [one.logprob for one in content]
+    facts = [one for c in streamed if c.choices and c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    assert [one.logprob for one in facts] == [one.logprob for one in content]
 
 
 def test_several_prompts_and_samples_come_back_in_order(client, served, llm):
     prompts = ["the quick", "lazy dog", "fox"]
     outs = llm.generate(prompts, SamplingParams(max_tokens=8))
-    said = client.completions.create(model=served.name, prompt=prompts, max_tokens=8, temperature=0, n=2)
-    assert [choice.index for choice in said.choices] == list(range(6))
-    assert [choice.text for choice in said.choices] == [out.text for out in outs for _ in range(2)]
-    assert said.usage.prompt_tokens == sum(len(out.prompt_token_ids) for out in outs)
+    message = client.completions.create(model=served.name, prompt=prompts, max_tokens=8, temperature=0, n=2)
+    assert [choice.index for choice in message.choices] == list(range(6))
+    assert [choice.text for choice in message.choices] == [out.text for out in outs for _ in range(2)]
+    assert message.usage.prompt_tokens == sum(len(out.prompt_token_ids) for out in outs)
     ids = [out.prompt_token_ids for out in outs]
     same = client.completions.create(model=served.name, prompt=ids, max_tokens=8, temperature=0)
     assert [choice.text for choice in same.choices] == [out.text for out in outs]
@@ -172,10 +173,10 @@ def test_several_prompts_and_samples_come_back_in_order(client, served, llm):
 def test_the_dial_is_a_field_of_the_request(client, served):
     costs = {}
     for name, fields in {"low": {"budget": 0.7}, "base": {"budget": 1.0}, "lossless": {"lossless": True}}.items():
-        said = client.completions.create(
+        message = client.completions.create(
             model=served.name, prompt="the", max_tokens=16, temperature=0, extra_body={"return_depth": True, **fields}
         )
-        costs[name] = said.choices[0].depth["cost"], said.choices[0].text
+        costs[name] = message.choices[0].depth["cost"], message.choices[0].text
     assert costs["low"][0] < 1 == costs["base"][0] and costs["lossless"][1] == costs["base"][1]
 
 
@@ -187,14 +188,14 @@ def test_how_a_prompt_is_read_is_a_field_of_the_request(client, served, llm):
         (out,) = llm.generate(prompt, SamplingParams(max_tokens=9, budget=0.75, prompt_budget=asked))
         fields = {"model": served.name, "max_tokens": 9, "temperature": 0}
         more = {"extra_body": {"budget": 0.75, "prompt_budget": asked}}
-        said = client.completions.create(prompt=prompt, **fields, **more)
-        assert said.choices[0].text == out.text
-        assert said.usage.prompt_cost == pytest.approx(out.prompt_cost, abs=1e-4)
+        message = client.completions.create(prompt=prompt, **fields, **more)
+        assert message.choices[0].text == out.text
+        assert message.usage.prompt_cost == pytest.approx(out.prompt_cost, abs=1e-4)
         messages = [{"role": "user", "content": prompt}]
         talk = client.chat.completions.create(messages=messages, **fields, **more)
         (out,) = llm.chat(messages, SamplingParams(max_tokens=9, budget=0.75, prompt_budget=asked))
         assert talk.choices[0].message.content == out.text
-        costs[asked] = said.usage.prompt_cost
+        costs[asked] = message.usage.prompt_cost
     assert 1.0 == costs[1.0] > costs[0.9] > costs["same"]
 
 
@@ -209,10 +210,10 @@ def test_a_stream_tells_both_costs_last(client, served):
 
 
 def test_layers_run_are_as_many_as_the_depth(client, served):
-    said = client.completions.create(
+    message = client.completions.create(
         model=served.name, prompt="the", max_tokens=30, extra_body={"return_depth": True, "ignore_eos": True}
     )
-    depth = said.choices[0].depth
+    depth = message.choices[0].depth
     masks = [int(mask, 16) if mask else 0b11111100 for mask in depth["layers_run"]]
     assert [mask.bit_count() for mask in masks] == depth["depths"]
     assert all(mask & 0b11 == 0 and mask >> 6 == 0b11 for mask in masks)  # six layers, the first two always on
@@ -243,8 +244,8 @@ def test_models_health_and_metrics(client, served, ask):
     assert risen("depthdial:token_depth_count") == risen("depthdial:token_cost_count") == 6
     assert risen("depthdial:written_tokens_total") == 6 > risen("depthdial:written_cost_total") > 3
     assert risen("depthdial:read_tokens_total") == risen("depthdial:read_cost_total")  # in full
-    read = {name: value(skipped, name) - value(after, name) for name in METERS}
-    assert read["depthdial:read_tokens_total"] > read["depthdial:read_cost_total"] > 1
+    content = {name: value(skipped, name) - value(after, name) for name in METERS}
+    assert content["depthdial:read_tokens_total"] > content["depthdial:read_cost_total"] > 1
     assert value(after, "depthdial:prompt_budget") == 1.0 == value(skipped, "depthdial:prompt_budget")
     assert 0 < value(skipped, "depthdial:prompt_relative_cost") < 1
     assert risen("vllm:request_success_total") == risen("vllm:time_to_first_token_seconds_count") == 1
@@ -255,5 +256,5 @@ def test_models_health_and_metrics(client, served, ask):
 
 
 def test_what_is_not_asked_for_is_not_computed(ask, served):
-    said = ask(max_tokens=3).json()
-    assert "depth" not in said and "depth" not in said["choices"][0] and said["choices"][0]["logprobs"] is None
+    message = ask(max_tokens=3).json()
+    assert "depth" not in message and "depth" not in message["choices"][0] and message["choices"][0]["logprobs"] is None

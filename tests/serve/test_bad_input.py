@@ -179,11 +179,11 @@ def schema(served):
 
 def test_requests_made_from_the_schema_keep_to_it(served, schema):
     """Every operation, valid and invalid requests; answers must be those that the schema names."""
-    chosen = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-    seen = set()
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        seen.add(operation.path)
+    choice = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    calls = set()
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        calls.add(operation.path)
 
         @given(case=operation.as_strategy())
         @settings(max_examples=8, derandomize=True, suppress_health_check=SLOW)
@@ -191,9 +191,9 @@ def test_requests_made_from_the_schema_keep_to_it(served, schema):
             if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                 case.body["model"] = served.name  # or it would be 404 and nothing else
             response = case.call(timeout=60)
-            case.validate_response(response, checks=chosen)
+            case.validate_response(response, checks=choice)
             if "json" in str(response.headers.get("content-type")):  # others are a page and a Parquet file
                 assert not LEAK.search(response.text)
 
         run()
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/depth/map", "/health"} <= seen
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/depth/map", "/health"} <= calls

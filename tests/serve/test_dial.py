@@ -33,8 +33,8 @@ def test_a_model_runs_as_it_was_trained_unless_the_dial_is_moved(facts, moved, b
         const facts = {json.dumps(facts)}, budget = chosen(facts, {json.dumps(moved)}, {json.dumps(budget)});
         console.log(JSON.stringify([budget, named(budget, facts)]));"""
     command = [NODE, "--input-type=module", "--no-warnings", "-e", code]
-    told, name = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert told == budget and name["title"] == title
+    data, name = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert data == budget and name["title"] == title
     assert ("untouched base" in name["says"][1]) == (title == "Dense")
 
 
@@ -54,8 +54,8 @@ def test_the_ways_to_read_a_prompt_begin_with_the_servers_own(facts, ways):
     code = f"""import {{readings}} from {json.dumps((FOLDER / "dial.js").as_uri())};
         console.log(JSON.stringify(readings({json.dumps(facts)})));"""
     command = [NODE, "--input-type=module", "--no-warnings", "-e", code]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert [way["says"] for way in found] == ways and found[0]["value"] == facts["prompt_budget"]
+    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [way["says"] for way in result] == ways and result[0]["value"] == facts["prompt_budget"]
 
 
 def test_the_page_asks_no_budget_of_its_own():

@@ -18,7 +18,7 @@ from tests.serve.test_engine_process import begun, frozen
 
 from depthdial.serve.door import Doors
 from depthdial.serve.log_lines import MOST, SECONDS, Sparing
-from depthdial.serve.settings import Limits
+from depthdial.serve.settings import RequestLimits
 
 
 def connected(url: str) -> socket.socket:
@@ -28,10 +28,10 @@ def connected(url: str) -> socket.socket:
 
 def rest(line: socket.socket) -> bytes:
     """All that comes until the other end closes."""
-    told = b""
+    facts = b""
     while part := line.recv(65536):
-        told += part
-    return told
+        facts += part
+    return facts
 
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
@@ -93,8 +93,8 @@ def test_who_sends_no_more_gets_its_answer(served, headers, stream):
     with connected(served.url) as line:
         line.sendall(request(served, *headers, stream=stream))
         line.shutdown(socket.SHUT_WR)
-        told = rest(line)
-    assert told.startswith(b"HTTP/1.1 200 OK") and (b"[DONE]" in told if stream else b'"finish_reason"' in told)
+        facts = rest(line)
+    assert facts.startswith(b"HTTP/1.1 200 OK") and (b"[DONE]" in facts if stream else b'"finish_reason"' in facts)
 
 
 def test_who_sends_no_more_gets_an_answer_that_takes_longer(served):
@@ -128,7 +128,7 @@ def test_who_is_gone_is_noticed_before_the_answer(served):
     ("files", "most", "backlog"), [(256, 96, 32), (1024, 576, 128), (65536, 1024, 2048), (16, 1, 2)]
 )
 def test_there_are_fewer_connections_than_descriptors(files, most, backlog):
-    doors = Doors(Limits(), files)
+    doors = Doors(RequestLimits(), files)
     assert (doors.most, doors.backlog) == (most, backlog)
 
 
@@ -142,8 +142,8 @@ def test_a_log_takes_a_few_lines_of_each_place_and_more_later():
 
     assert len(passed(1)) == len(passed(2)) == MOST and passed(1) == []
     now[0] = SECONDS
-    told = passed(1)
-    assert len(told) == MOST and "left out" in told[-1] and told[0] == "line 0"
+    facts = passed(1)
+    assert len(facts) == MOST and "left out" in facts[-1] and facts[0] == "line 0"
 
 
 @pytest.mark.slow
@@ -162,13 +162,13 @@ def test_four_hundred_that_never_end_their_headers_with_256_descriptors(tiny_fol
     lines: list[socket.socket] = []
     try:
         assert server.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
-        assert found is not None
+        result = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+        assert result is not None
         for _ in range(400):
-            lines.append(connected(found[0]))
+            lines.append(connected(result[0]))
             lines[-1].sendall(b"GET /health HTTP/1.1\r\nHost:")
         for _ in range(20):
-            assert httpx.get(f"{found[0]}/health", timeout=60).status_code == 200
+            assert httpx.get(f"{result[0]}/health", timeout=60).status_code == 200
         assert os.path.getsize(log) < 100_000
     finally:
         for line in lines:

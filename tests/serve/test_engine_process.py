@@ -90,9 +90,9 @@ def test_what_takes_too_long_is_504_and_frees_the_slot(served):
 def test_a_client_that_reads_slowly_gets_all_of_it(served):
     line = begun(served, n=4, max_tokens=100, return_depth=True)
     assert served.becomes(lambda: served.texts() == 0)  # the engine does not wait for it
-    told = b""
-    while b"[DONE]" not in told:
-        told += line.recv(512)
+    facts = b""
+    while b"[DONE]" not in facts:
+        facts += line.recv(512)
     line.close()
 
 
@@ -113,13 +113,13 @@ def test_a_killed_engine_is_503_and_comes_back(served, ask):
     line = begun(served, n=4, max_tokens=100)
     line.recv(15)
     os.kill(served.engine.facts["pid"], signal.SIGKILL)
-    told = b""
+    facts = b""
     while part := line.recv(65536):
-        told += part
-        if told.endswith(b"0\r\n\r\n"):
+        facts += part
+        if facts.endswith(b"0\r\n\r\n"):
             break
     # the clock is set ahead for the request's own limit, too: whichever looks first ends the text
-    assert any(end in told for end in (b"engine_unavailable", b'"code":"timeout"', b"[DONE]"))
+    assert any(end in facts for end in (b"engine_unavailable", b'"code":"timeout"', b"[DONE]"))
     assert served.becomes(lambda: served.engine.facts is None or ask(max_tokens=1).status_code == 503)
     down = ask(max_tokens=1)
     if down.status_code != 200:  # unless it was quicker than we
@@ -149,11 +149,11 @@ def test_a_hung_engine_is_503_and_then_replaced(served, ask):
     assert b"200" in line.recv(15)
     os.kill(pid, signal.SIGSTOP)
     served.clock.ahead += limit * 1.1
-    told = b""
-    while not told.endswith(b"0\r\n\r\n"):
-        told += line.recv(65536)
+    facts = b""
+    while not facts.endswith(b"0\r\n\r\n"):
+        facts += line.recv(65536)
     # the clock is set ahead for the request's own limit, too: whichever looks first ends the text
-    assert any(end in told for end in (b"engine_unavailable", b'"code":"timeout"', b"[DONE]"))
+    assert any(end in facts for end in (b"engine_unavailable", b'"code":"timeout"', b"[DONE]"))
     assert served.becomes(lambda: (served.engine.facts or {}).get("pid", pid) != pid and healthy(), seconds=240)
     assert ask(max_tokens=2).status_code == 200
 

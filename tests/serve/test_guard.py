@@ -73,8 +73,8 @@ def test_what_is_no_http_gets_no_500(served, junk):
 def test_other_origins_may_ask_only_where_they_are_named(served):
     ask = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in httpx.options(f"{served.url}/v1/models", headers=ask).headers
-    told = httpx.options(f"{served.strict}/v1/models", headers=ask)
-    assert told.headers["access-control-allow-origin"] == "https://example.org"
+    facts = httpx.options(f"{served.strict}/v1/models", headers=ask)
+    assert facts.headers["access-control-allow-origin"] == "https://example.org"
     other = httpx.options(f"{served.strict}/v1/models", headers={**ask, "Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 

@@ -32,12 +32,12 @@ def test_a_map_as_parquet_has_the_depths_of_the_budget(served):
 
 def test_the_map_of_an_answer_has_its_prompt_read_as_asked(served):
     depths = {}
-    for read in (None, 1.0, "same"):
-        fields = {"format": "parquet", "budget": 0.7} | ({} if read is None else {"prompt_budget": read})
+    for content in (None, 1.0, "same"):
+        fields = {"format": "parquet", "budget": 0.7} | ({} if content is None else {"prompt_budget": content})
         table = pyarrow.parquet.read_table(io.BytesIO(kept(served, **fields).content))
-        (ran,), (written,) = (table.column(name).to_pylist() for name in ("layers_used", "generated"))
-        depths[read] = [depth for depth, own in zip(ran, written, strict=True) if not own]
-        assert min(depth for depth, own in zip(ran, written, strict=True) if own) < 6
+        (ran,), (text,) = (table.column(name).to_pylist() for name in ("layers_used", "generated"))
+        depths[content] = [depth for depth, own in zip(ran, text, strict=True) if not own]
+        assert min(depth for depth, own in zip(ran, text, strict=True) if own) < 6
     assert depths[None] == depths[1.0] and set(depths[1.0]) == {6} != set(depths["same"])
 
 

@@ -116,14 +116,14 @@ def test_the_second_dial_says_how_the_prompt_is_read(page):
 @pytest.mark.slow
 def test_the_keyboard_reaches_every_token_and_all_controls(page):
     ask(page, "the fox")
-    seen = [token for token in page.find_elements(By.CSS_SELECTOR, ".t") if token.is_displayed()]
-    page.execute_script("arguments[0].focus()", seen[0])
+    calls = [token for token in page.find_elements(By.CSS_SELECTOR, ".t") if token.is_displayed()]
+    page.execute_script("arguments[0].focus()", calls[0])
     assert "of 6 layers" in one(page, "#card").text
     assert "of 6 layers" in str(one(page, "#says").get_property("textContent"))
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
-    assert page.switch_to.active_element == seen[1]
+    assert page.switch_to.active_element == calls[1]
     page.switch_to.active_element.send_keys(Keys.END)
-    assert page.switch_to.active_element == seen[-1]
+    assert page.switch_to.active_element == calls[-1]
     reached = []
     for _ in range(7):
         page.switch_to.active_element.send_keys(Keys.TAB)

@@ -41,10 +41,10 @@ def test_a_length_that_is_left_out_is_what_the_server_and_the_context_leave(serv
 
 
 def test_a_length_of_zero_gives_an_empty_text_and_says_length(served):
-    said = post(served, "/v1/completions", prompt=["hi", "the fox"], max_tokens=0, n=2, logprobs=1, return_depth=True)
-    assert [choice["text"] for choice in said["choices"]] == [""] * 4
-    assert {choice["finish_reason"] for choice in said["choices"]} == {"length"}
-    assert said["usage"]["completion_tokens"] == 0 and said["usage"]["prompt_tokens"] > 1
+    body = post(served, "/v1/completions", prompt=["hi", "the fox"], max_tokens=0, n=2, logprobs=1, return_depth=True)
+    assert [choice["text"] for choice in body["choices"]] == [""] * 4
+    assert {choice["finish_reason"] for choice in body["choices"]} == {"length"}
+    assert body["usage"]["completion_tokens"] == 0 and body["usage"]["prompt_tokens"] > 1
     assert served.becomes(lambda: served.counts() == (0, 0))
 
 
@@ -56,10 +56,10 @@ def test_a_top_p_of_zero_is_the_likeliest_token(served):
 
 def test_a_text_without_a_prompt_starts_with_the_models_own_token(served):
     fields = {"max_tokens": 8, "temperature": 0}
-    said = [
+    message = [
         post(served, "/v1/completions", **fields, **more)["choices"] for more in ({}, {"prompt": None}, {"prompt": [0]})
     ]
-    assert said[0] == said[1] == said[2]  # 0 begins the tiny model's texts
+    assert message[0] == message[1] == message[2]  # 0 begins the tiny model's texts
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -158,8 +158,8 @@ def test_the_official_client_knows_its_errors(client, served):
 def test_a_conversation_goes_on_with_the_message_that_was_answered(client, served):
     first = client.chat.completions.create(model=served.name, **CHAT).choices[0].message
     again = [*CHAT["messages"], first.model_dump(), {"role": "user", "content": "go on"}]
-    said = client.chat.completions.create(model=served.name, messages=again, max_tokens=2)
-    assert said.choices[0].finish_reason in ("stop", "length")
+    message = client.chat.completions.create(model=served.name, messages=again, max_tokens=2)
+    assert message.choices[0].finish_reason in ("stop", "length")
 
 
 def test_the_model_says_its_limits_and_how_it_draws(served):

@@ -15,21 +15,21 @@ import httpx
 import pytest
 
 from depthdial.serve.engine_process import EngineProcess
-from depthdial.serve.run import bound, run
+from depthdial.serve.run import bind, run
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so():
-    with bound("127.0.0.1", 0) as taken:
-        taken.listen()
-        port = taken.getsockname()[1]
+    with bind("127.0.0.1", 0) as names:
+        names.listen()
+        port = names.getsockname()[1]
         with pytest.raises(OSError, match="--port") as caught:
-            bound("127.0.0.1", port)
+            bind("127.0.0.1", port)
         assert caught.value.filename == f"127.0.0.1:{port}"
 
 
 def test_tokens_do_not_wait_for_receipts():
     """asyncio sets TCP_NODELAY only on sockets that name their protocol."""
-    with bound("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
@@ -41,29 +41,29 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
     server, engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), None
     try:
         assert server.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
-        assert found is not None
-        port = int(found[1])
+        result = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
+        assert result is not None
+        port = int(result[1])
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True)
         (engine,) = (int(pid) for pid in children.stdout.split())
         body = {"model": tiny_folder.name, "prompt": "x", "max_tokens": 50, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=120) as response:
             lines = response.iter_lines()
-            told = [next(lines)]
+            facts = [next(lines)]
             os.kill(engine, signal.SIGSTOP)
             server.send_signal(signal.SIGTERM)
-            refused = False
-            while not refused:  # the port closes as soon as the signal has come
+            errors = False
+            while not errors:  # the port closes as soon as the signal has come
                 try:
                     socket.create_connection(("127.0.0.1", port), timeout=60).close()
                 except ConnectionRefusedError:
-                    refused = True
+                    errors = True
                 except ConnectionResetError:  # it closed just then
                     continue
             os.kill(engine, signal.SIGCONT)
-            told += lines
-        texts = [json.loads(line[6:]) for line in told if line.startswith("data: {")]
-        assert told[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in told[-2:]
+            facts += lines
+        texts = [json.loads(line[6:]) for line in facts if line.startswith("data: {")]
+        assert facts[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in facts[-2:]
         ends = [choice["finish_reason"] for chunk in texts for choice in chunk["choices"] if choice["finish_reason"]]
         assert ends == ["length"] and "error" not in texts[-1]
         assert server.wait(120) == 0
@@ -79,15 +79,15 @@ def test_sigterm_finishes_what_is_begun_and_takes_nothing_new(tiny_folder, tiny_
 
 def test_who_reads_where_it_serves_may_connect_and_stop_it_at_once(settings, monkeypatch):
     """Before uvicorn has done anything: the engine is there, and then the line is said."""
-    seen = []
+    calls = []
 
     async def nothing(self) -> None:
         pass
 
     def say(line: str) -> None:
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        assert found is not None
-        seen.append(socket.create_connection(("127.0.0.1", int(found[1])), timeout=60))
+        result = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert result is not None
+        calls.append(socket.create_connection(("127.0.0.1", int(result[1])), timeout=60))
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(EngineProcess, "start", nothing)
@@ -97,4 +97,4 @@ def test_who_reads_where_it_serves_may_connect_and_stop_it_at_once(settings, mon
     finally:
         for stop, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(stop, handler)
-    seen[0].close()
+    calls[0].close()

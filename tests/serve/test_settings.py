@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthdial.serve.settings import EngineSettings, Limits, Settings
+from depthdial.serve.settings import EngineSettings, RequestLimits, ServerSettings
 
 
 @pytest.mark.parametrize(
@@ -14,13 +14,13 @@ from depthdial.serve.settings import EngineSettings, Limits, Settings
 )  # fmt: skip
 def test_limits_nobody_could_meet_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
-        Limits(**{field: value})
+        RequestLimits(**{field: value})
 
 
 @pytest.mark.parametrize("key", ["", " ", "a ", "ä"])
 def test_a_key_that_protects_nothing_is_refused(key):
     with pytest.raises(ValueError, match="API key"):
-        Settings(api_key=key)
+        ServerSettings(api_key=key)
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_a_key_that_protects_nothing_is_refused(key):
      ("./models/a.gguf", "a.gguf"), ("models/a.gguf", "a.gguf"), ("~/x/y", "y")],
 )  # fmt: skip
 def test_a_name_tells_no_path(model, name):
-    assert Settings(EngineSettings(model)).name == name
+    assert ServerSettings(EngineSettings(model)).name == name

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.serve.wire import AsyncWire, Wire, packed
+from depthdial.serve.wire import AsyncWire, Wire, encode_message
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -42,7 +42,7 @@ def test_a_message_cut_off_is_none():
         ours, theirs = socket.socketpair()
         near = await AsyncWire.over(ours)
         with theirs:
-            theirs.sendall(packed({"a": 1})[:-1])
+            theirs.sendall(encode_message({"a": 1})[:-1])
         assert await near.receive() is None
         near.send({"to": "nobody"})  # is dropped
         near.close()
@@ -53,4 +53,4 @@ def test_a_message_cut_off_is_none():
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_json_cannot_say_is_refused(number):
     with pytest.raises(ValueError, match="JSON"):
-        packed({"x": number})
+        encode_message({"x": number})

@@ -11,16 +11,17 @@ from threading import Thread
 import pyarrow.parquet
 import pytest
 
+from depthdial.engine.device import DeviceLost
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.maps.record import Recorder
 from depthdial.methods import SkipLayer
 from depthdial.models.scratch import Spec, fresh
 from depthdial.serve.facts import facts_of
 from depthdial.serve.in_turns import Pause, in_turns
-from depthdial.serve.map_export import checked, export
+from depthdial.serve.map_export import export_map, map_order
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.wire import Message, Wire
-from depthdial.serve.worker import DeviceLost, Worker
+from depthdial.serve.worker import Worker
 
 PARAMS = {"max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0, "stop": None, "ignore_eos": True}
 PARAMS |= {"n": 1, "logprobs": None, "budget": None, "prompt_budget": None, "lossless": False}
@@ -39,7 +40,7 @@ def wires() -> Iterator[tuple[Wire, Wire]]:
 
 
 def taken(worker: Worker, order: Message) -> None:
-    assert worker.prepared(order)
+    assert worker.prepare(order)
     worker.take(order)
 
 
@@ -56,8 +57,8 @@ def map_of(id: int) -> Message:
 def test_a_text_does_not_wait_for_all_maps(llm):
     """Ten maps before it, of a stage for each layer; a stage and a step take turns, where no time passes."""
     ours, theirs = socket.socketpair()
-    front, said = Wire(ours), []
-    hearing = Thread(target=lambda: said.extend(iter(front.receive, None)))
+    front, error_text = Wire(ours), []
+    hearing = Thread(target=lambda: error_text.extend(iter(front.receive, None)))
     hearing.start()
     worker = Worker(llm, Wire(theirs), "tiny", None, clock=lambda: 0.0)
     for order in (*map(map_of, range(1, 11)), text(11)):
@@ -66,9 +67,9 @@ def test_a_text_does_not_wait_for_all_maps(llm):
         worker.turn()
     theirs.shutdown(socket.SHUT_WR)
     hearing.join(60)
-    ended = [message.get("map", "text") for message in said if "map" in message or "ended" in message]
-    assert sorted(map(str, ended)) == sorted(map(str, [*range(1, 11), "text"]))
-    assert ended[0] == "text"  # its dozen steps come between the layers of the first map
+    end = [message.get("map", "text") for message in error_text if "map" in message or "ended" in message]
+    assert sorted(map(str, end)) == sorted(map(str, [*range(1, 11), "text"]))
+    assert end[0] == "text"  # its dozen steps come between the layers of the first map
 
 
 def stages(log: list[str], name: str, count: int, fails: bool = False) -> Generator[None, None, str]:
@@ -108,9 +109,9 @@ def test_a_map_that_is_cancelled_does_not_run_and_one_that_fails_stops_no_other(
     assert queue.run() is None
     for id in (0, 1, 9):  # one that was begun, one that was not, one that is not there
         queue.cancel(id)
-    ended = [result for _ in range(6) if (result := queue.run()) is not None]
+    end = [result for _ in range(6) if (result := queue.run()) is not None]
     assert log == ["a", "c", "c", "d", "d"] and len(queue) == 0
-    (first, error), last = ended
+    (first, error), last = end
     assert first == 2 and isinstance(error, ValueError) and last == (3, "d")
 
 
@@ -121,7 +122,8 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
     def fail(*_) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    worker = Worker(llm, back, "tiny", None, probe=fail if stays else None)
+    worker = Worker(llm, back, "tiny", None)
+    monkeypatch.setattr("depthdial.engine.step.alive", lambda _: not stays)
     real = llm.engine.runner.run
     monkeypatch.setattr(llm.engine.runner, "run", fail)
     taken(worker, text(1))
@@ -141,18 +143,18 @@ def test_a_device_error_that_stays_ends_the_process_and_another_does_not(llm, wi
 
 
 def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
-    order = checked(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
+    order = map_order(llm, False, None, {**map_of(1), "messages": [{"role": "user", "content": "the fox " * 20}]})
     recorder = Recorder(llm.model, llm.tokenizer, llm.dials(llm.budget), scores=True, alternatives=3)
-    (wanted,) = recorder.rows([order.text])
+    (expected,) = recorder.rows([order.text])
 
     def hooks() -> int:
         return sum(len(module._forward_pre_hooks) for module in llm.model.modules())
 
     before = hooks()
-    pauses, made = 0, export(llm, "tiny", order)
+    pauses, output = 0, export_map(llm, "tiny", order)
     while True:
         try:
-            next(made)
+            next(output)
             pauses += 1
             # somebody else's turn
             llm.generate("the quick", SamplingParams(max_tokens=1))
@@ -160,37 +162,37 @@ def test_a_map_in_turns_is_the_map_and_leaves_nothing_behind(llm):
             table = pyarrow.parquet.read_table(io.BytesIO(base64.b64decode(done.value)))
             break
     assert pauses >= 2 * llm.layers - llm.always_on + 2  # both passes, the head, and the file
-    assert table.column("layers_used").to_pylist() == [wanted.layers_used.tolist()]
-    begun = export(llm, "tiny", order)
+    assert table.column("layers_used").to_pylist() == [expected.layers_used.tolist()]
+    start = export_map(llm, "tiny", order)
     for _ in range(5):
-        next(begun)
+        next(start)
     assert hooks() > before
-    begun.close()
+    start.close()
     assert hooks() == before
     (again,) = recorder.rows([order.text])
-    assert again.layers_used.tolist() == wanted.layers_used.tolist()
+    assert again.layers_used.tolist() == expected.layers_used.tolist()
 
 
 def test_work_in_turns_raises_what_it_raises_and_ends_where_it_is_closed():
-    seen: list[str] = []
+    calls: list[str] = []
 
     def work(pause: Pause) -> str:
         try:
             for name in "ab":
-                seen.append(name)
+                calls.append(name)
                 pause()
         finally:
-            seen.append("end")
+            calls.append("end")
         raise ValueError("wrong")
 
     turns = in_turns(work)
-    assert next(turns) is None and seen == ["a"]
+    assert next(turns) is None and calls == ["a"]
     turns.close()
-    assert seen == ["a", "end"]
+    assert calls == ["a", "end"]
     in_turns(work).close()  # never begun
     with pytest.raises(ValueError, match="wrong"):
         list(in_turns(work))
-    assert seen == ["a", "end", "a", "b", "end"]
+    assert calls == ["a", "end", "a", "b", "end"]
 
 
 def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
@@ -204,8 +206,8 @@ def test_a_model_of_its_own_runs_as_it_was_trained(tiny_tokenizer):
         assert (facts["floor"], facts["budget"], facts["own"]) == (None, None, True) and facts["always_on"] < 4
         assert (facts["prompt_floor"], facts["prompt_budget"]) == (None, "same")
         worker.take({**text(3), "ids": [[3, 4]], "params": {**PARAMS, "prompt_budget": 1.0}})
-        refused = front.receive()
-        assert refused is not None and refused["param"] == "prompt_budget" and '"same"' in refused["why"]
+        errors = front.receive()
+        assert errors is not None and errors["param"] == "prompt_budget" and '"same"' in errors["why"]
         for id, budget in ((1, None), (2, 1.0)):
             taken(worker, {**text(id), "params": {**PARAMS, "budget": budget}})
             depths: list[int] = []

@@ -25,15 +25,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
+    output = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<|endoftext|>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
     )
-    made.chat_template = CHATML
-    return made
+    output.chat_template = CHATML
+    return output
 
 
 @pytest.fixture

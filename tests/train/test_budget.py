@@ -115,9 +115,9 @@ def test_the_state_resumes_exactly():
     whole, part = (BudgetControl(0.7, 0.95, FLOOR) for _ in range(2))
     train(whole, gates, 12)
     train(part, gates, 5)
-    saved = state(part)
+    copy = state(part)
     resumed = BudgetControl(0.7, 0.95, FLOOR, start=3.0, spread=9.0)  # what it begins with is overwritten
-    resumed.load_state_dict(saved)
+    resumed.load_state_dict(copy)
     train(resumed, gates, 7, first=5)
     assert all(torch.equal(tensor, state(resumed)[name]) for name, tensor in state(whole).items())
     assert not list(whole.parameters()), "nothing for an optimizer to move"

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from depthdial.train.callbacks import Interrupted, Report, StopCleanly
+from depthdial.train.callbacks import InterruptedRun, Report, StopCleanly
 
 STATE = SimpleNamespace(global_step=4, max_steps=9)
 
 
 def seen(**more: float) -> Any:
     sums = {"loss": 30.0, "tokens": 10.0, **more}
-    return SimpleNamespace(seen={**{k: torch.tensor(v) for k, v in sums.items()}, "kept": torch.tensor([10.0, 5.0])})
+    return SimpleNamespace(totals={**{k: torch.tensor(v) for k, v in sums.items()}, "kept": torch.tensor([10.0, 5.0])})
 
 
 def test_a_line_per_step_with_means_and_what_else_is_asked_for(tmp_path: Path):
@@ -29,7 +29,7 @@ def test_a_line_per_step_with_means_and_what_else_is_asked_for(tmp_path: Path):
     report.on_step_end(None, SimpleNamespace(global_step=5), None)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 5, "tokens": 10, "loss": 3.0, "cost": 0.5, "kept": [1.0, 0.5], "double": 6.0}
-    assert lesson.seen == {}
+    assert lesson.totals == {}
 
 
 def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path: Path):
@@ -64,9 +64,9 @@ def test_only_a_stop_before_the_end_is_an_interruption(tmp_path: Path):
     stop.on_step_end(SimpleNamespace(device="cpu"), STATE, control)
     stop.check(4, 9, tmp_path)
     assert not control.should_save
-    stop.asked = True
+    stop.stopping = True
     stop.on_step_end(SimpleNamespace(device="cpu"), STATE, control)
     assert control.should_save and control.should_training_stop
     stop.check(9, 9, tmp_path)
-    with pytest.raises(Interrupted, match=r"step 4 of 9.*--resume"):
+    with pytest.raises(InterruptedRun, match=r"step 4 of 9.*--resume"):
         stop.check(4, 9, tmp_path)

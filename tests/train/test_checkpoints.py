@@ -24,7 +24,7 @@ from depthdial.train.checkpoints import (
     sweep,
     to_resume,
 )
-from depthdial.train.settings import check_output, claimed, told, write_settings
+from depthdial.train.settings import check_output, claim, config_json, write_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ def test_a_run_is_continued_as_it_was_told_and_never_overwritten(tmp_path: Path)
     with pytest.raises(ValueError, match="nothing to resume"):
         check_output(config, True, "told.json", ())
     assert check_output(config, False, "told.json", ()) == tmp_path
-    write_settings(tmp_path, told(config), "told.json")
-    assert json.loads((tmp_path / "told.json").read_text()) == told(config)
+    write_settings(tmp_path, config_json(config), "told.json")
+    assert json.loads((tmp_path / "told.json").read_text()) == config_json(config)
     written(tmp_path / "checkpoints", 3, None)
     check_output(config, False, "told.json", ())  # what a killed run left half-written is no run
     written(tmp_path / "checkpoints", 2)
@@ -151,7 +151,7 @@ def test_what_no_run_wrote_is_not_written_over(tmp_path: Path):
     check_output(Told(str(tmp_path)), False, "told.json", (), begins=("rows",))
     (tmp_path / "told.json").write_text('{"name": "of another program"}')
     assert "holds told.json" in refused() and "of another program" in refused(resume=True)
-    write_settings(tmp_path, told(Told(str(tmp_path))), "told.json")
+    write_settings(tmp_path, config_json(Told(str(tmp_path))), "told.json")
     (tmp_path / "metrics.jsonl").write_text("")
     check_output(Told(str(tmp_path)), False, "told.json", (), begins=("rows",))
     (tmp_path / "config.json").write_text("{}")
@@ -160,19 +160,19 @@ def test_what_no_run_wrote_is_not_written_over(tmp_path: Path):
 
 def test_one_run_at_a_time_and_a_full_disk_says_whether_it_can_be_resumed(tmp_path: Path):
     config = Told(str(tmp_path))
-    with claimed(config, False, "told.json", ()), pytest.raises(ValueError, match="in use"):  # noqa: SIM117
-        with claimed(config, False, "told.json", ()):
+    with claim(config, False, "told.json", ()), pytest.raises(ValueError, match="in use"):  # noqa: SIM117
+        with claim(config, False, "told.json", ()):
             pass
-    with pytest.raises(OSError, match=r"No space left.*start again"), claimed(config, False, "told.json", ()):
+    with pytest.raises(OSError, match=r"No space left.*start again"), claim(config, False, "told.json", ()):
         raise OSError(errno.ENOSPC, "No space left on device")
-    write_settings(tmp_path, told(config), "told.json")
+    write_settings(tmp_path, config_json(config), "told.json")
     sealed(tmp_path / "checkpoints", 3)
     for raised in (
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         Exception("No space left on device (os error 28)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
     ):
-        with pytest.raises(OSError, match=r"--resume: checkpoint-3 is good"), claimed(config, True, "told.json", ()):
+        with pytest.raises(OSError, match=r"--resume: checkpoint-3 is good"), claim(config, True, "told.json", ()):
             raise raised
-    with pytest.raises(RuntimeError, match="of another kind"), claimed(config, True, "told.json", ()):
+    with pytest.raises(RuntimeError, match="of another kind"), claim(config, True, "told.json", ()):
         raise RuntimeError("of another kind")

@@ -74,6 +74,6 @@ def test_budgets_and_layers_that_cannot_be(folder: Path, tmp_path: Path, change:
 
 
 def test_a_run_that_can_end_well_goes_on_to_its_files(folder: Path, tmp_path: Path) -> None:
-    said = _refusal(folder, LlamaConfig(**SIZES), tmp_path, budget=0.9)
-    assert "tokenizer" in said or "data" in said
+    message = _refusal(folder, LlamaConfig(**SIZES), tmp_path, budget=0.9)
+    assert "tokenizer" in message or "data" in message
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"

@@ -43,9 +43,9 @@ def test_a_prompt_is_the_first_question_after_what_stands_before_it(tiny_model, 
         Record("c", text="the quick fox"),
         Record("d", tuple(turn("the fox <|im_end|>", "x"))),
     ]
-    asked = [[SYSTEM, *turn("the fox", "")[:1]], turn("the fox <|im_end|>", "")[:1]]
+    request = [[SYSTEM, *turn("the fox", "")[:1]], turn("the fox <|im_end|>", "")[:1]]
     one, two, three = _prompts(llm, records, 4)
-    assert [one, three] == [llm.chat_tokens(messages) for messages in asked]
+    assert [one, three] == [llm.chat_tokens(messages) for messages in request]
     assert two == tiny_tokenizer("the quick fox")["input_ids"]
     with pytest.raises(ValueError, match="short enough"):
         _prompts(llm, records[1:2], 4)

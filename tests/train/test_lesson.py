@@ -69,11 +69,11 @@ def test_the_gradient_of_a_batch_is_the_sum_of_its_rows(make: Callable, packed: 
         loss.backward()
         total += loss.detach()
     torch.testing.assert_close(total, whole.detach())
-    found = gradients(big)
-    assert set(found) == {name for name, _ in big.named_parameters()} and all(g.any() for g in found.values())
-    torch.testing.assert_close(gradients(small), found, rtol=1e-3, atol=1e-5)
-    for name in big.seen:
-        torch.testing.assert_close(small.seen[name], big.seen[name], rtol=1e-4, atol=1e-4)
+    result = gradients(big)
+    assert set(result) == {name for name, _ in big.named_parameters()} and all(g.any() for g in result.values())
+    torch.testing.assert_close(gradients(small), result, rtol=1e-3, atol=1e-5)
+    for name in big.totals:
+        torch.testing.assert_close(small.totals[name], big.totals[name], rtol=1e-4, atol=1e-4)
     if held:
         for name, buffer in big.control.named_buffers():
             torch.testing.assert_close(dict(small.control.named_buffers())[name], buffer, rtol=1e-3, atol=1e-4)
@@ -89,7 +89,7 @@ def test_baselines_train_under_their_own_route(make: Callable, packed: Callable,
     lesson = make("distill", False, method)
     lesson(**packed())["loss"].backward()
     assert any(g.any() for g in gradients(lesson).values())
-    assert lesson.seen["cost"] / lesson.seen["tokens"] < 1
+    assert lesson.totals["cost"] / lesson.totals["tokens"] < 1
 
 
 @objectives
@@ -109,11 +109,11 @@ def test_the_loss_by_hand(make: Callable, packed: Callable, tiny_model: Callable
         kl = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
         task = kl.sum(-1)[:, :-1][real[:, 1:]].sum()  # where a target is predicted
     torch.testing.assert_close(loss, (task + skip[real].sum()) / real.sum(), rtol=1e-4, atol=1e-5)
-    seen = {name: float(value) for name, value in lesson.seen.items()}
-    assert seen["tokens"] == int(real.sum())
-    assert seen["loss"] == pytest.approx(float(task.detach()), rel=1e-4)
-    assert seen["layers"] == int(model.route.layers_used[real].sum())
-    assert seen["cost"] == pytest.approx(float(model.route.token_cost()[real].sum()), rel=1e-5)
+    calls = {name: float(value) for name, value in lesson.totals.items()}
+    assert calls["tokens"] == int(real.sum())
+    assert calls["loss"] == pytest.approx(float(task.detach()), rel=1e-4)
+    assert calls["layers"] == int(model.route.layers_used[real].sum())
+    assert calls["cost"] == pytest.approx(float(model.route.token_cost()[real].sum()), rel=1e-5)
 
 
 def test_first_tokens_are_no_targets_even_if_labelled(make: Callable, packed: Callable):
@@ -121,17 +121,17 @@ def test_first_tokens_are_no_targets_even_if_labelled(make: Callable, packed: Ca
     batch = packed(2, 16)
     plain = make("lm", False, FlexiDepth(**{**FIELDS, "alpha": 0.0}))(**batch, num_items_in_batch=1)["loss"]
     labels = batch["labels"].where(batch["position_ids"] > 0, batch["input_ids"])
-    given = {**batch, "labels": labels}
-    again = make("lm", False, FlexiDepth(**{**FIELDS, "alpha": 0.0}))(**given, num_items_in_batch=1)["loss"]
+    options = {**batch, "labels": labels}
+    again = make("lm", False, FlexiDepth(**{**FIELDS, "alpha": 0.0}))(**options, num_items_in_batch=1)["loss"]
     torch.testing.assert_close(again, plain)
 
 
 def test_padding_is_not_learned_from(make: Callable, packed: Callable):
     """Rows end in a document of padding, without targets: what stands there changes nothing."""
     batch, other = packed(2, 16), packed(2, 16)
-    for given in (batch, other):
-        given["labels"][:, 12:] = -100
-        given["position_ids"][:, 12:] = torch.arange(4)
+    for options in (batch, other):
+        options["labels"][:, 12:] = -100
+        options["position_ids"][:, 12:] = torch.arange(4)
     other["input_ids"][:, 12:] = 5
     # a row's key sees all of its tokens, so with a control the budget would be another
     a, b = (make("distill", False)(**given)["loss"] for given in (batch, other))
@@ -152,16 +152,16 @@ def test_a_row_without_targets_is_harmless(make: Callable, packed: Callable):
 
 def test_rows_are_trained_at_the_budgets_drawn_for_them(make: Callable, packed: Callable):
     lesson, batch = make("distill", True), packed(4, 16)
-    seen = []
+    calls = []
     converted = lesson._base[0].converted
 
     def watched(*_: Any) -> None:
-        seen.append((converted.settings.offset, converted.settings.training))
+        calls.append((converted.settings.offset, converted.settings.training))
 
     model_of(lesson).register_forward_pre_hook(watched)
     lesson(**batch)
     budgets = lesson.control.draw(row_keys(batch["input_ids"]), 1.0)
-    (_, first), (teacher, _), (student, training) = seen
+    (_, first), (teacher, _), (student, training) = calls
     assert not first and teacher == math.inf and training
     assert torch.equal(student, lesson.control.offset(budgets))
     assert not converted.settings.training and converted.settings.key is None
@@ -172,15 +172,15 @@ def test_rows_read_in_full_are_written_at_several_budgets(make: Callable, packed
     lesson, batch = make("distill", True), packed(2, 16)
     lesson.copies = 3
     batch["labels"][:, :5] = -100
-    written = batch["labels"] != -100
-    follows = F.pad(written[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
+    text = batch["labels"] != -100
+    follows = F.pad(text[:, 1:] & (batch["position_ids"][:, 1:] != 0), (0, 1))
     lesson(**batch, read_in_full=torch.tensor(True))["loss"].backward()
-    assert lesson.seen["tokens"] == 3 * (written & follows).sum() > 0
+    assert lesson.totals["tokens"] == 3 * (text & follows).sum() > 0
     keep = lesson._base[0].converted.route.keep()[2:]  # [layers, rows * copies, tokens]
     assert keep.shape[1] == 6 and 0 < keep.float().mean() < 1
     tokens = lesson._base[0].converted.route.last.tokens
     assert len(set(tokens.rows(tokens.offset)[:, 0].tolist())) == 6, "each copy of a row has a budget of its own"
-    assert lesson.seen["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
+    assert lesson.totals["loss"] > 0 and all(g.isfinite().all() for g in gradients(lesson).values())
 
 
 def test_keys_tell_rows_apart_and_follow_them(packed: Callable):
@@ -227,7 +227,7 @@ class MicroBatches(Dataset[dict[str, Tensor]]):
 def test_four_rows_at_once_train_like_one_four_times(
     make: Callable, packed: Callable, tmp_path: Path, objective: Any, held: bool
 ):
-    trained = []
+    run = []
     for batch, accumulate in ((4, 1), (1, 4)):
         lesson, output = make(objective, held), tmp_path / f"{batch}x{accumulate}"
         output.mkdir()
@@ -239,8 +239,8 @@ def test_four_rows_at_once_train_like_one_four_times(
         run_trainer(lesson, MicroBatches(packed(12, 16), batch), config, resume=False)
         after = {name: tensor.clone() for name, tensor in lesson.state_dict().items()}
         assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if name[:5] == "parts")
-        trained.append(after)
-    torch.testing.assert_close(trained[1], trained[0], rtol=1e-3, atol=2e-5)
+        run.append(after)
+    torch.testing.assert_close(run[1], run[0], rtol=1e-3, atol=2e-5)
 
 
 def test_trained_parts_are_the_models(make: Callable):
@@ -288,5 +288,5 @@ def test_every_exit_learns_from_every_row(tiny_model: Callable, packed: Callable
     torch.testing.assert_close(learned, gradients(lesson), rtol=1e-4, atol=1e-6)
     layer, head = base.converted.ledger.layers[0].total, base.converted.ledger.head
     cost = sum((n * layer + head) / (4 * layer + head) for n in (2, 3)) / 2
-    assert float(lesson.seen["cost"] / lesson.seen["tokens"]) == pytest.approx(cost)
-    assert float(lesson.seen["layers"] / lesson.seen["tokens"]) == pytest.approx(2.5)
+    assert float(lesson.totals["cost"] / lesson.totals["tokens"]) == pytest.approx(cost)
+    assert float(lesson.totals["layers"] / lesson.totals["tokens"]) == pytest.approx(2.5)

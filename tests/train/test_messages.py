@@ -2,7 +2,7 @@
 
 import pytest
 
-from depthdial.train.messages import ROLES, TOOLS, LeftOut, Talk, conversation, shown, tidy, turn
+from depthdial.train.messages import CALLS, REPLIES, ROLES, Talk, conversation, shown, tidy, turn
 
 
 def message(role: object = "user", content: object = "Hi", **more: object) -> dict:
@@ -16,18 +16,46 @@ def test_roles_in_any_spelling(role: str, spell):
     assert conversation([{"from": spell(role), "value": "Hi"}], "messages").messages == [message(ROLES[role])]
 
 
+CALL = {"function": {"name": "add", "arguments": '{"a": 2}'}}
+CALLED = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("role", sorted(CALLS | REPLIES))
+@pytest.mark.parametrize("spell", [str, str.upper, " {}: ".format])
+def test_turns_of_tools_are_text_that_any_template_can_write(role: str, spell):
+    user = role in REPLIES
+    mark = "tool_response" if user else "tool_call"
+    expected = message("user" if user else "assistant", f"<{mark}>\nx\n</{mark}>")
+    assert conversation([message(), message(spell(role), " x ")], "messages").messages[-1] == expected
+
+
 @pytest.mark.parametrize(
-    "found",
+    ("fields", "content"),
     [
-        *(message(role) for role in sorted(TOOLS)),
-        message("Tool"),
-        message("assistant", "", tool_calls=[{"function": {}}]),
-        message("assistant", None, function_call={"name": "f"}),
+        ({"content": "", "tool_calls": [CALL]}, CALLED),
+        ({"content": None, "tool_calls": [CALL]}, CALLED),
+        ({"content": "Let me add.", "tool_calls": [CALL, CALL]}, f"Let me add.\n{CALLED}\n{CALLED}"),
+        ({"content": None, "function_call": CALL["function"]}, CALLED),
+        ({"content": "", "tool_calls": [{"name": "f"}]}, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
+        (
+            {"content": "", "tool_calls": [{"name": "f", "arguments": "not json"}]},
+            '<tool_call>\n{"name": "f", "arguments": "not json"}\n</tool_call>',
+        ),
     ],
 )
-def test_tool_turns_are_left_out(found: dict):
-    with pytest.raises(LeftOut, match="tool turns, which are not known"):
-        conversation([message(), found], "messages")
+def test_calls_beside_a_content_follow_it(fields: dict, content: str):
+    talk = conversation([message(), {"role": "assistant", **fields}], "messages")
+    assert talk.messages[-1] == message("assistant", content)
+    assert not talk.unused
+
+
+def test_replies_of_several_tools_are_one_turn_and_speakers_alternate():
+    replies = [message("tool", "4", tool_call_id="1"), message("tool", "5", tool_call_id="2")]
+    rows = [message(), message("assistant", "", tool_calls=[CALL, CALL]), *replies, message("assistant", "4 and 5")]
+    talk = conversation([*rows, message("user", "a"), message("user", "b")], "messages")
+    assert [m["role"] for m in talk.messages] == ["user", "assistant", "user", "assistant", "user", "user"]
+    assert talk.messages[2]["content"] == "<tool_response>\n4\n</tool_response>\n<tool_response>\n5\n</tool_response>"
+    assert not talk.unused
 
 
 @pytest.mark.parametrize(
@@ -35,6 +63,7 @@ def test_tool_turns_are_left_out(found: dict):
     [
         (message("narrator"), r"messages\[1\].role is 'narrator', which is not known; give one of user, human"),
         ({"from": "\x1b[31mx", "value": "y"}, r"messages\[1\].from is '\\x1b\[31mx'"),
+        (message("assistant", tool_calls=[5]), r"messages\[1\].tool_calls is no call of a tool; give"),
         (message(5), r"messages\[1\].role is a number"),
         (message(content=None), r"messages\[1\] has no content"),
         (message(content=5), r"messages\[1\].content is a number; give text"),

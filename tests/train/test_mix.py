@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.mix import Kind, Mix
 from depthdial.train.pack import PackedDataset, pack
 
@@ -17,7 +17,7 @@ def rows(count: int, first: int, length: int = 8) -> PackedDataset:
     for i in range(count):
         target = np.zeros(length, bool)
         target[-(1 + i % 5) :] = True
-        documents.append(Encoded(np.array([first + i, *range(3, 2 + length)], np.int32), target))
+        documents.append(Document(np.array([first + i, *range(3, 2 + length)], np.int32), target))
     return pack(documents, length)
 
 
@@ -40,8 +40,8 @@ def test_a_micro_batch_is_of_one_kind_and_kinds_keep_their_shares(mix: Mix):
 
 
 def test_each_kind_sees_each_row_once_an_epoch(mix: Mix):
-    seen = [row for i in range(len(mix)) if not mix[i]["read_in_full"] for row in firsts(mix[i])]
-    epochs = [tuple(seen[i : i + 6]) for i in range(0, len(seen) - 5, 6)]
+    calls = [row for i in range(len(mix)) if not mix[i]["read_in_full"] for row in firsts(mix[i])]
+    epochs = [tuple(calls[i : i + 6]) for i in range(0, len(calls) - 5, 6)]
     assert len(epochs) > 5 and all(sorted(epoch) == list(range(200, 206)) for epoch in epochs)
     assert len(set(epochs)) > 1, "the order changes from epoch to epoch"
 

@@ -12,7 +12,7 @@ from transformers import TrainerState
 from depthdial.methods import Dense, MixtureOfDepths, SkipLayer
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
-from depthdial.train.heldout import measure
+from depthdial.train.heldout import measure_heldout
 from depthdial.train.next_token import NextToken, Steps, sums, token_losses
 from depthdial.train.throughput import matmul_rate, needed_macs, utilisation
 
@@ -34,10 +34,10 @@ def test_the_loss_by_hand():
     torch.testing.assert_close(loss, task + 0.3 * (shares - 0.4).square().sum(), rtol=1e-5, atol=1e-6)
     loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
-    seen, tokens = lesson.seen, 4 * 11
-    assert seen["tokens"] == tokens and float(seen["loss"]) == pytest.approx(float(task.detach()) * tokens, rel=1e-5)
-    assert float(seen["layers"]) == float(seen["kept"].sum())
-    assert torch.equal(seen["kept"], shares * tokens)
+    calls, tokens = lesson.totals, 4 * 11
+    assert calls["tokens"] == tokens and float(calls["loss"]) == pytest.approx(float(task.detach()) * tokens, rel=1e-5)
+    assert float(calls["layers"]) == float(calls["kept"].sum())
+    assert torch.equal(calls["kept"], shares * tokens)
     lesson.close()
     assert not model.converted.settings.training and model.converted.settings.key is None
 
@@ -94,15 +94,15 @@ def test_held_out_figures_are_those_of_every_row_once(method: Any):
             return {"input_ids": IDS[index]}
 
     model: Any = fresh(SPEC, method)
-    found = [measure(model, Held(), batch, 1000, bf16=False) for batch in (1, 3, 4)]  # pyright: ignore[reportArgumentType]
-    for figures in found[1:]:
-        assert figures["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
-        assert figures["density_per_layer"] == pytest.approx(found[0]["density_per_layer"], abs=1e-4)
+    result = [measure_heldout(model, Held(), batch, 1000, bf16=False) for batch in (1, 3, 4)]  # pyright: ignore[reportArgumentType]
+    for figures in result[1:]:
+        assert figures["loss"] == pytest.approx(result[0]["loss"], rel=1e-5)
+        assert figures["density_per_layer"] == pytest.approx(result[0]["density_per_layer"], abs=1e-4)
     model.eval()
     with torch.no_grad():
         logits = model(input_ids=IDS, use_cache=False).logits
-    assert found[0]["loss"] == pytest.approx(float(token_losses(logits, IDS).mean()), rel=1e-5)
-    assert found[0]["layers"] == pytest.approx(float(model.route.layers_used[:, :-1].float().mean()), abs=1e-4)
+    assert result[0]["loss"] == pytest.approx(float(token_losses(logits, IDS).mean()), rel=1e-5)
+    assert result[0]["layers"] == pytest.approx(float(model.route.layers_used[:, :-1].float().mean()), abs=1e-4)
     weighed = sums(model.route, 11, torch.tensor([1.0, 0.0, 0.0, 1.0]))
     assert weighed["tokens"] == 22
     assert float(weighed["layers"]) == pytest.approx(float(model.route.layers_used[[0, 3], :-1].sum()))

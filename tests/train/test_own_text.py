@@ -16,7 +16,7 @@ from depthdial.models.checkpoint import PARTS_FILE
 from depthdial.train import callbacks, own_text
 from depthdial.train.config import TrainConfig
 from depthdial.train.own_text import OwnText, bare, before_loop
-from depthdial.train.pack import PackedDataset, Stats
+from depthdial.train.pack import PackedDataset, PackStats
 from depthdial.train.run import train
 
 
@@ -67,7 +67,7 @@ def test_a_run_with_its_own_text_resumes_to_the_same_plugin(config: TrainConfig,
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", stopping)
-        with pytest.raises(callbacks.Interrupted, match=r"step 5 of 7.*--resume"):
+        with pytest.raises(callbacks.InterruptedRun, match=r"step 5 of 7.*--resume"):
             train(torn)
     (tmp_path / "torn" / "checkpoints" / "checkpoint-5").rename(tmp_path / "gone")  # it goes on from step 3
     assert (tmp_path / "torn" / "own" / "0002.npz").exists(), "written at step 4, which is done again"
@@ -78,12 +78,12 @@ def test_a_run_with_its_own_text_resumes_to_the_same_plugin(config: TrainConfig,
 
 
 def test_a_pool_is_written_by_the_model_as_it_is(config: TrainConfig, tmp_path, monkeypatch):
-    seen = []
+    calls = []
     write = OwnText.write
 
     def watched(self: OwnText, number: int) -> PackedDataset:
         rows = write(self, number)
-        seen.append((rows, self.count, [o.cost for o in outputs]))
+        calls.append((rows, self.count, [o.cost for o in outputs]))
         outputs.clear()
         return rows
 
@@ -91,16 +91,16 @@ def test_a_pool_is_written_by_the_model_as_it_is(config: TrainConfig, tmp_path, 
     generate = own_text.LLM.generate
 
     def kept(self, prompts, params, **more):
-        made = generate(self, prompts, params, **more)
-        outputs.extend(made)
+        output = generate(self, prompts, params, **more)
+        outputs.extend(output)
         assert {p.temperature for p in params} <= {0.0, 0.7} and all(0.5 < p.budget <= 0.9 for p in params)
-        return made
+        return output
 
     monkeypatch.setattr(OwnText, "write", watched)
     monkeypatch.setattr(own_text.LLM, "generate", kept)
     train(dataclasses.replace(config, output=str(tmp_path / "run"), steps=3))
-    assert len(seen) == 2
-    for rows, count, costs in seen:
+    assert len(calls) == 2
+    for rows, count, costs in calls:
         assert len(rows) >= count
         share = rows.target.sum() / np.prod(rows.target.shape)
         assert 0.1 < share < 0.8, "answers are targets, questions are not"
@@ -111,7 +111,7 @@ def test_a_pool_that_is_lost_is_written_again_and_said(tmp_path, caplog, monkeyp
     own = object.__new__(OwnText)
     own.every, own.folder = 10, tmp_path
     ids = np.zeros((1, 8), np.uint16)
-    rows = PackedDataset(ids, ids == 1, ids, Stats(1, 0, 1, 8, 0, 1.0))
+    rows = PackedDataset(ids, ids == 1, ids, PackStats(1, 0, 1, 8, 0, 1.0))
     monkeypatch.setattr(OwnText, "write", lambda self, number: rows)
     own.begin(0)
     assert [file.name for file in tmp_path.iterdir()] == ["0000.npz"] and not caplog.records
@@ -123,22 +123,22 @@ def test_a_pool_that_is_lost_is_written_again_and_said(tmp_path, caplog, monkeyp
 def test_micro_batches_take_the_pool_of_the_period_before(tmp_path):
     own = object.__new__(OwnText)
     own.every, own.micro_batches, own._pool, own.folder = 10, 2, None, tmp_path
-    taken: list[int] = []
+    names: list[int] = []
 
     def load(path):
-        taken.append(int(path.stem))
+        names.append(int(path.stem))
         return path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_text.PackedDataset, "load", staticmethod(load))
         for index in (0, 19, 20, 39, 40, 41, 60):
             own.rows(index)
-    assert taken == [0, 1, 2]
+    assert names == [0, 1, 2]
 
 
 def test_a_model_without_chat_template_answers_as_its_rows_are_written():
-    asked = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
-    assert bare(asked) == "System: Be short.\n\nUser: Why?\n\nAssistant:"
+    request = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+    assert bare(request) == "System: Be short.\n\nUser: Why?\n\nAssistant:"
 
 
 @pytest.mark.parametrize(

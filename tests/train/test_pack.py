@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthdial.train.data import Record
-from depthdial.train.encode import Encoded, encode
+from depthdial.train.encode import Document, encode
 from depthdial.train.pack import PackedDataset, pack, prepare
 from depthdial.train.shapes import turn
 
 PAD = 99
 
 
-def document(size: int, start: int = 100, prompt: int = 0) -> Encoded:
+def document(size: int, start: int = 100, prompt: int = 0) -> Document:
     """Tokens start, start + 1, ...; the first `prompt` of them no targets."""
-    return Encoded(np.arange(start, start + size, dtype=np.int32), np.arange(size) >= prompt)
+    return Document(np.arange(start, start + size, dtype=np.int32), np.arange(size) >= prompt)
 
 
 def pieces(rows: PackedDataset) -> list[tuple[list[int], list[int]]]:
     """(tokens, labels) of every document of every row, by where positions restart."""
-    found = []
+    result = []
     for row in rows:
         starts = [*(row["position_ids"] == 0).nonzero().flatten().tolist(), len(row["position_ids"])]
         for a, b in pairwise(starts):
             assert row["position_ids"][a:b].tolist() == list(range(b - a))
-            found.append((row["input_ids"][a:b].tolist(), row["labels"][a:b].tolist()))
-    return found
+            result.append((row["input_ids"][a:b].tolist(), row["labels"][a:b].tolist()))
+    return result
 
 
 sizes = st.lists(st.integers(2, 40), min_size=1, max_size=60)
@@ -109,12 +109,12 @@ def test_packed_logits_equal_separate_logits(attention: str, sizes: list[int], s
     )
     model = LlamaForCausalLM(config).eval()
     model.set_attn_implementation(attention)
-    documents = [Encoded(torch.randint(1, 128, (n,)).numpy().astype(np.int32), np.ones(n, bool)) for n in sizes]
+    documents = [Document(torch.randint(1, 128, (n,)).numpy().astype(np.int32), np.ones(n, bool)) for n in sizes]
     rows = pack(documents, 24, seed)
     batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "position_ids")}
     with torch.no_grad():
-        packed = model(**batch, attention_mask=None, use_cache=False).logits
-        for positions, ids, logits in zip(batch["position_ids"], batch["input_ids"], packed, strict=True):
+        dataset = model(**batch, attention_mask=None, use_cache=False).logits
+        for positions, ids, logits in zip(batch["position_ids"], batch["input_ids"], dataset, strict=True):
             starts = [*(positions == 0).nonzero().flatten().tolist(), 24]
             for a, b in pairwise(starts):
                 alone = model(ids[None, a:b], use_cache=False).logits[0]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthdial.methods import METHODS, method_named
 from depthdial.train import callbacks, next_token
-from depthdial.train.pretrain import _held_out, pretrain
+from depthdial.train.pretrain import _heldout_rows, pretrain
 from depthdial.train.pretrain_config import DENSITY_FIELDS, PretrainConfig
 from depthdial.train.rows import Rows
 from depthdial.train.shards import Index, read_index
@@ -29,7 +29,7 @@ def density_of(method: str) -> float | None:
 
 def from_scratch(method: str) -> bool:
     try:
-        PretrainConfig(data=("a",), output="", size="", method=method).asked_method()
+        PretrainConfig(data=("a",), output="", size="", method=method).chosen_method()
     except ValueError:
         return False
     return True
@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(config, gather: Any, optimizer: 
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", interrupt)
-        with pytest.raises(callbacks.Interrupted, match=r"step 4 of 6.*--resume"):
+        with pytest.raises(callbacks.InterruptedRun, match=r"step 4 of 6.*--resume"):
             pretrain(torn)
     assert not (tmp_path / "torn" / "results.json").exists()
     with pytest.raises(ValueError, match="add --resume"):
@@ -158,19 +158,19 @@ def test_a_finished_run_can_be_measured_and_saved_again(config, tmp_path: Path):
 
 def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_a_good_checkpoint(config, tmp_path: Path, monkeypatch):
     losses = next_token.token_losses
-    seen = []
+    calls = []
 
     def bad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append(1)
-        found = losses(logits, labels)
-        return found * torch.nan if len(seen) == 5 else found
+        calls.append(1)
+        result = losses(logits, labels)
+        return result * torch.nan if len(calls) == 5 else result
 
     monkeypatch.setattr(next_token, "token_losses", bad)
     with pytest.raises(ValueError, match=r"the loss is nan at step 5; the last checkpoint is good"):
         pretrain(told(config, tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
-    saved = load_file(tmp_path / "checkpoints" / "checkpoint-3" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in saved.values())
+    state = load_file(tmp_path / "checkpoints" / "checkpoint-3" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
     pretrain(told(config, tmp_path), resume=True)
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
 
@@ -178,8 +178,8 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_a_good_checkpoint
 def test_seeds_differ_and_share_what_is_held_out(config, tmp_path: Path):
     first, second = (pretrain(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert first["loss"] != second["loss"]
-    held = [held_out(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
-    assert held[0] == held[1] and len(held[0]) > 4
+    content = [held_out(told(config, tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    assert content[0] == content[1] and len(content[0]) > 4
 
 
 def opened(config: PretrainConfig) -> tuple[Path, Index]:
@@ -194,22 +194,22 @@ def ids(rows: Rows) -> list[list[int]]:
 
 def held_out(config: PretrainConfig) -> list[list[int]]:
     places, index = opened(config)
-    return ids(_held_out(places, index, config, Rows(places, index, "train", config.length, seed=config.seed)))
+    return ids(_heldout_rows(places, index, config, Rows(places, index, "train", config.length, seed=config.seed)))
 
 
 def test_held_out_rows_are_mixed(config, tmp_path: Path):
     """Of several files, a part of the rows speaks for all; each row is there once."""
     pretrain(told(config, tmp_path))
-    found, straight = held_out(config), ids(Rows(*opened(config), "heldout", config.length))
-    assert found != straight and sorted(found) == sorted(straight)
+    result, straight = held_out(config), ids(Rows(*opened(config), "heldout", config.length))
+    assert result != straight and sorted(result) == sorted(straight)
 
 
 def test_a_run_goes_on_with_its_own_tokens_and_precision(config, tmp_path: Path):
     pretrain(told(config, tmp_path, dtype="float32"))
     file = tmp_path / "pretrain.json"
-    begun = json.loads(file.read_text())
+    start = json.loads(file.read_text())
     for change, message in (({"tokenizer_sha": "other"}, "another tokenizer"), ({"bf16": True}, "another precision")):
-        file.write_text(json.dumps({**begun, **change}))
+        file.write_text(json.dumps({**start, **change}))
         with pytest.raises(ValueError, match=message):
             pretrain(told(config, tmp_path, dtype="float32"), resume=True)
 

@@ -45,8 +45,8 @@ def runs(tiny_folder: Path, tmp_path_factory) -> Path:
     )  # fmt: skip
 
     def job(kind: str, config: Any, name: str, **more: Any) -> dict[str, Any]:
-        told = dataclasses.replace(config, output=str(folder / name))
-        return {"kind": kind, "config": dataclasses.asdict(told), **more}
+        facts = dataclasses.replace(config, output=str(folder / name))
+        return {"kind": kind, "config": dataclasses.asdict(facts), **more}
 
     def alone(name: str, **changes: Any) -> None:
         pretrain(dataclasses.replace(pre, output=str(folder / name), **changes))
@@ -82,7 +82,7 @@ def _stopped(run: Any, step: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks.Report, "on_step_end", interrupt)
-        with pytest.raises(callbacks.Interrupted):
+        with pytest.raises(callbacks.InterruptedRun):
             run()
 
 
@@ -91,17 +91,17 @@ def _together(jobs: list[dict[str, Any]], folder: Path, world: int = 2) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    started = []
+    facts = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    server = []
     for rank in range(world):
-        environment = {**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = {**os.environ, **facts, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, str(WORKER), str(folder / "jobs.json")]
         log = (folder / f"rank{rank}.log").open("w")
-        started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        server.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout=300) for process in started]
+        codes = [process.wait(timeout=300) for process in server]
     finally:
-        for process in started:
+        for process in server:
             process.kill()
     assert codes == [0] * world, (folder / "rank0.log").read_text()[-3000:] + (folder / "rank1.log").read_text()[-3000:]
 
@@ -142,8 +142,8 @@ def test_training_a_plugin_on_two_is_training_it_on_one(runs: Path):
     torch.testing.assert_close(
         torch.tensor(curve(runs / "train")), torch.tensor(curve(runs / "one-train")), rtol=1e-4, atol=1e-4
     )
-    kept = [runs / name / "checkpoints" / "checkpoint-4" for name in ("train", "one-train")]
-    two, one = (weights(folder) for folder in kept)
+    rest = [runs / name / "checkpoints" / "checkpoint-4" for name in ("train", "one-train")]
+    two, one = (weights(folder) for folder in rest)
     torch.testing.assert_close(two, one, rtol=2e-3, atol=1e-4)
     assert any(not torch.equal(one[name], torch.zeros_like(one[name])) for name in one if "control.price" in name)
 
@@ -166,4 +166,4 @@ def test_alone_nothing_is_reduced():
     processes.start(on_cpu=True)
     processes.wait()
     assert value.tolist() == [1.0, 2.0] and processes.world() == 1 and processes.is_main()
-    assert processes.agreed(True) and not processes.agreed(False)
+    assert processes.any_process(True) and not processes.any_process(False)

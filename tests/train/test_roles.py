@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.roles import LONGEST, SHORTEST, read_in_full
 
 
-def document(length: int, targets: slice, first: int = 5) -> Encoded:
+def document(length: int, targets: slice, first: int = 5) -> Document:
     target = np.zeros(length, bool)
     target[targets] = True
-    return Encoded(np.arange(first, first + length, dtype=np.int32), target)
+    return Document(np.arange(first, first + length, dtype=np.int32), target)
 
 
 def test_answers_are_written_as_they_stand():
     talk = document(40, slice(20, 38))
-    (found,) = read_in_full([talk])
-    assert (found.target == talk.target).all()
+    (result,) = read_in_full([talk])
+    assert (result.target == talk.target).all()
 
 
 def test_a_plain_text_is_read_up_to_a_place_of_its_own():
     texts = [document(100, slice(0, 100), first) for first in range(5, 205)]
-    found = list(read_in_full(texts))
-    splits = [int(np.argmax(d.target)) for d in found]
-    assert all(d.target[s:].all() and not d.target[:s].any() for d, s in zip(found, splits, strict=True))
+    result = list(read_in_full(texts))
+    splits = [int(np.argmax(d.target)) for d in result]
+    assert all(d.target[s:].all() and not d.target[:s].any() for d, s in zip(result, splits, strict=True))
     assert min(splits) >= 100 * SHORTEST - 1 and max(splits) <= 100 * LONGEST + 1 and len(set(splits)) > 20
     # a key of its own, not a place in the order; another seed, another split
     assert [int(np.argmax(d.target)) for d in read_in_full(texts[::-1])] == splits[::-1]

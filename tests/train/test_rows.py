@@ -36,9 +36,9 @@ def test_an_epoch_is_the_stream_once(tmp_path_factory, counts: list[int], length
         return
     rows = Rows(folder, index, "train", length, seed=seed, samples=2 * fit)
     for epoch in range(2):
-        seen = [rows[epoch * fit + i]["input_ids"].tolist() for i in range(fit)]
-        assert sorted(token for row in seen for token in row) == list(range(fit * length))
-        assert all(row == list(range(row[0], row[0] + length)) for row in seen)
+        calls = [rows[epoch * fit + i]["input_ids"].tolist() for i in range(fit)]
+        assert sorted(token for row in calls for token in row) == list(range(fit * length))
+        assert all(row == list(range(row[0], row[0] + length)) for row in calls)
     with pytest.raises(IndexError):
         rows[2 * fit]
 
@@ -54,8 +54,8 @@ def test_the_order_is_of_seed_and_epoch_alone(tmp_path: Path):
     assert firsts(3, range(120, 200)) == whole[120:], "a resumed run sees what the first would have seen"
     assert firsts(3, range(199, -1, -1)) == whole[::-1], "whatever was asked for before"
     assert whole[:100] != whole[100:] and firsts(4, range(100)) != whole[:100]
-    held = Rows(folder, index, "heldout", 5)
-    assert [int(held[i]["input_ids"][0]) for i in range(3)] == [0, 5, 10]
+    content = Rows(folder, index, "heldout", 5)
+    assert [int(content[i]["input_ids"][0]) for i in range(3)] == [0, 5, 10]
 
 
 def test_both_sizes_of_number_are_read(tmp_path: Path):

@@ -120,10 +120,10 @@ def test_float16_is_refused_before_anything_is_read(config):
 
 @pytest.mark.parametrize("objective", ["lm", "distill"])
 def test_alpha_trains_without_a_budget(config, objective, tmp_path):
-    told = dataclasses.replace(
+    facts = dataclasses.replace(
         config, budget=None, objective=objective, fields={"alpha": 0.1, "start": 0.5}, output=str(tmp_path / "alpha")
     )
-    plugin = read(train(told))
+    plugin = read(train(facts))
     assert plugin.recommended is not None and 0.5 < plugin.recommended <= 1.01
 
 
@@ -138,7 +138,7 @@ def tear(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Report, "on_step_end", interrupt)
-        with pytest.raises(loop.Interrupted, match=r"step 4 of 6.*--resume"):
+        with pytest.raises(loop.InterruptedRun, match=r"step 4 of 6.*--resume"):
             train(config)
 
 
@@ -189,9 +189,9 @@ def test_a_dial_with_stops_takes_the_lower_one(recursive, tmp_path):
             model(TOKENS)
         assert converted_of(model).route.layers_used.unique().tolist() == [layers]
     folder = export(model, AutoTokenizer.from_pretrained(recursive.model), tmp_path / "exported")
-    opened, _ = load(str(folder), budget=0.7, dtype="float32", device="cpu")
+    handle, _ = load(str(folder), budget=0.7, dtype="float32", device="cpu")
     with torch.no_grad():
-        assert torch.equal(opened(TOKENS).logits, model(TOKENS).logits), "the folder knows the curve"
+        assert torch.equal(handle(TOKENS).logits, model(TOKENS).logits), "the folder knows the curve"
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ def test_a_plugin_of_another_base_is_refused_by_a_recursive_model(recursive, tin
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"])
 def test_a_run_goes_on_from_the_older_checkpoint_where_the_newest_is_damaged(config, name, tmp_path, caplog):
-    told = dataclasses.replace(config, output=str(tmp_path / "run"), generated_tokens=0)
-    before = load_file(train(told) / PARTS_FILE)
+    facts = dataclasses.replace(config, output=str(tmp_path / "run"), generated_tokens=0)
+    before = load_file(train(facts) / PARTS_FILE)
     file = tmp_path / "run" / "checkpoints" / "checkpoint-6" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    after = load_file(train(told, resume=True) / PARTS_FILE)
+    after = load_file(train(facts, resume=True) / PARTS_FILE)
     assert f"checkpoint-6 is damaged ({name} has" in caplog.text
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     assert damage(file.parent) is None, "and is there again"
@@ -250,16 +250,16 @@ def test_a_run_whose_rows_changed_is_not_resumed(config, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(80)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = dataclasses.replace(config, data=(str(file),), output=str(tmp_path / "run"))
-    train(told)
+    facts = dataclasses.replace(config, data=(str(file),), output=str(tmp_path / "run"))
+    train(facts)
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     for changed in (rows[:-1], rows[::-1], [*rows[:-1], {**rows[-1], "completion": "It is not."}]):
         file.write_text("".join(json.dumps(row) + "\n" for row in changed))
         with pytest.raises(ValueError, match=r"run was begun on other data: rows of .*rows\.jsonl changed"):
-            train(told, resume=True)
+            train(facts, resume=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     file.write_text("".join(json.dumps({**row, "unused": 1}) + "\n" for row in rows))
-    train(told, resume=True)
+    train(facts, resume=True)
 
 
 def test_a_token_outside_the_embedding_is_named_before_training(config, tiny_folder, tmp_path):
@@ -269,34 +269,34 @@ def test_a_token_outside_the_embedding_is_named_before_training(config, tiny_fol
     tokenizer.add_tokens([f"<more{i}>" for i in range(VOCABULARY)])
     tokenizer.save_pretrained(folder)
     file.write_text("".join(json.dumps({"text": f"A {'<more299>' if i == 60 else ''} {i}"}) + "\n" for i in range(80)))
-    told = dataclasses.replace(config, model=str(folder), data=(str(file),), output=str(tmp_path / "run"))
-    said = (
+    facts = dataclasses.replace(config, model=str(folder), data=(str(file),), output=str(tmp_path / "run"))
+    message = (
         rf"rows\.jsonl line 61: the token '<more299>' has id \d+, but the model's embedding holds {VOCABULARY} tokens"
     )
-    with pytest.raises(ValueError, match=said):
-        train(told)
+    with pytest.raises(ValueError, match=message):
+        train(facts)
     assert not (tmp_path / "run" / "train.json").exists()
 
 
 def test_a_run_may_start_from_a_plugin(config, tmp_path):
     first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
-    told = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1, lr=1e-9)
-    second = train(told)
+    facts = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1, lr=1e-9)
+    second = train(facts)
     assert f"from the plug-in {first.name}" in (second / "README.md").read_text()
     a, b = (load(config.model, str(f), dtype="float32", device="cpu")[0] for f in (first, second))
     after = parts(b)
     same = [torch.allclose(t, after[name], atol=1e-6) for name, t in parts(a).items() if "adapter" in name]
     assert all(same)
     with pytest.raises(ValueError, match=r"has no .*adapter.* of that shape .* cannot be the starting point"):
-        train(dataclasses.replace(told, fields={"adapter_ratio": 64}, output=str(tmp_path / "fourth")))
-    reading = read(train(dataclasses.replace(told, fields={"detach": True}, output=str(tmp_path / "fifth")))).method
+        train(dataclasses.replace(facts, fields={"adapter_ratio": 64}, output=str(tmp_path / "fourth")))
+    reading = read(train(dataclasses.replace(facts, fields={"detach": True}, output=str(tmp_path / "fifth")))).method
     assert vars(reading)["detach"] is True
 
 
 def test_a_baseline_may_start_from_the_adapters_of_a_plugin(config, tmp_path):
     first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
-    told = dataclasses.replace(config, start_from=str(first), steps=1, lr=1e-9, method="random", fields={"rate": 0.5})
-    second = train(dataclasses.replace(told, output=str(tmp_path / "second")))
+    facts = dataclasses.replace(config, start_from=str(first), steps=1, lr=1e-9, method="random", fields={"rate": 0.5})
+    second = train(dataclasses.replace(facts, output=str(tmp_path / "second")))
     a, b = (parts(load(config.model, str(f), dtype="float32", device="cpu")[0]) for f in (first, second))
     assert b and all("adapter" in name and torch.allclose(tensor, a[name], atol=1e-6) for name, tensor in b.items())
     back = dataclasses.replace(config, start_from=str(second), output=str(tmp_path / "third"))
@@ -306,22 +306,22 @@ def test_a_baseline_may_start_from_the_adapters_of_a_plugin(config, tmp_path):
 
 def test_a_start_is_not_measured_again(config, tmp_path, monkeypatch):
     first = train(dataclasses.replace(config, output=str(tmp_path / "first")))
-    told = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1)
-    measured: list[int] = []
+    facts = dataclasses.replace(config, start_from=str(first), output=str(tmp_path / "second"), steps=1)
+    figures: list[int] = []
     curve_of = run.curve_of
-    monkeypatch.setattr(run, "curve_of", lambda *args: measured.append(1) or curve_of(*args))
-    train(told)
-    assert len(measured) == 1, "only the dial of the new plug-in"
+    monkeypatch.setattr(run, "curve_of", lambda *args: figures.append(1) or curve_of(*args))
+    train(facts)
+    assert len(figures) == 1, "only the dial of the new plug-in"
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(config, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    told = dataclasses.replace(config, output=str(tmp_path / "full"))
+    facts = dataclasses.replace(config, output=str(tmp_path / "full"))
     monkeypatch.setattr("transformers.trainer.Trainer._save_optimizer_and_scheduler", full)
     with pytest.raises(OSError, match="No space left"):
-        train(told)
+        train(facts)
     assert not list((tmp_path / "full" / "checkpoints").glob("checkpoint-*"))
 
 

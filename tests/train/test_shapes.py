@@ -2,8 +2,8 @@
 
 import pytest
 
-from depthdial.train.messages import LeftOut, Talk
-from depthdial.train.shapes import SHAPES, Fields, fit, turn
+from depthdial.train.messages import Exclusion, Talk
+from depthdial.train.shapes import ANSWERS, QUESTIONS, SHAPES, Fields, fit, misfit, turn
 
 # One row a shape, in the order of SHAPES, with what it must become.
 EXAMPLES = [
@@ -13,16 +13,12 @@ EXAMPLES = [
         turn("Is ice cold?", "Ice is frozen water. The answer is yes."),
     ),
     ({"instruction": "Add.", "input": "2 and 3", "output": "5"}, turn("Add.\n\n2 and 3", "5")),
-    ({"prompt": "2 + 3 =", "completion": "5"}, turn("2 + 3 =", "5")),
-    (
-        {"question": "How many?", "answer": "48/2 = <<48/2=24>>24 clips.\n24+48 = <<24+48=72>>72.\n#### 72"},
-        turn("How many?", "48/2 = 24 clips.\n24+48 = 72.\nThe answer is 72."),
-    ),
     (
         {"command": "ls", "description": "List files.", "examples": [{"task": "All", "command": "ls -a"}]},
         turn("How do I use the `ls` command?", "List files.\n\n- All:\n  `ls -a`"),
     ),
     ({"text": "Add two numbers.", "code": "a + b", "task_id": 1}, turn("Add two numbers.", "a + b")),
+    ({"chosen": turn("Hi", "Hello")}, turn("Hi", "Hello")),
     ({"text": "Once upon a time.", "source": "tales"}, "Once upon a time."),
 ]
 
@@ -64,6 +60,11 @@ def test_each_shape_adapts_its_row_and_no_earlier_shape_takes_it(number: int):
         ({"instruction": "Mend.", "input": "    x = 1\n  y", "output": "5"}, "Mend.\n\n    x = 1\n  y"),
         ({"prompt": "Say?", "context": "five", "completion": "5"}, "five\n\nSay?"),
         ({"prompt": "Say five", "completion": turn("", "5")[1:]}, "Say five"),
+        ({"query": "Say five", "response": "5"}, "Say five"),
+        ({"problem": "Say five", "solution": "5"}, "Say five"),
+        ({"input": "Say five", "output": "5"}, "Say five"),
+        ({"inputs": "Say five", "targets": "5"}, "Say five"),
+        ({"prompt": "Say five", "chosen": "5"}, "Say five"),
     ],
 )
 def test_other_field_names_of_the_same_shape(row: dict, expected: str):
@@ -102,6 +103,10 @@ def test_the_answer_of_a_question_stays_as_it_is(answer: str):
 @pytest.mark.parametrize(
     ("answer", "spoken"),
     [
+        (
+            "48/2 = <<48/2=24>>24 clips.\n24+48 = <<24+48=72>>72.\n#### 72",
+            "48/2 = 24 clips.\n24+48 = 72.\nThe answer is 72.",
+        ),
         ("80 000 + 20 000 = 100 000.\n#### 100,000", "80 000 + 20 000 = 100 000.\nThe answer is 100,000."),
         ("It is <<3*-1.5=-4.5>>-4.5\n#### -4.5", "It is -4.5\nThe answer is -4.5."),
         ("It is <<5*.01=0.05>>$0.05\n#### $0.05 ", "It is $0.05\nThe answer is $0.05."),
@@ -111,20 +116,61 @@ def test_gsm8k_is_known_by_its_last_line(answer: str, spoken: str):
     assert fitted({"question": "?", "answer": answer}) == turn("?", spoken)
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_any_name_of_a_question_goes_with_any_name_of_an_answer(question: str, answer: str):
+    assert fitted({question: "Say five", answer: "5", "meta": 1}) == turn("Say five", "5")
+    assert unused({question: "Say five", answer: "5", "meta": 1}) == {"meta"}
+
+
+FULL = turn("Hi", "Hello")
+
+
 @pytest.mark.parametrize(
-    "row",
+    ("row", "context"),
     [
-        {},
-        {"prompt": "alone"},
-        {"question": "Which?", "answer": 2},
-        {"instruction": "Add.", "output": 5},
-        {"text": 5},
-        {"messages": "a text"},
-        {"prompt": "Which?", "chosen": "a", "rejected": "b"},
+        ({"prompt": FULL[:1], "completion": FULL[1:]}, {0}),
+        ({"prompt": FULL[:1], "chosen": FULL[1:], "rejected": turn("", "Go away")[1:]}, {0}),
+        ({"prompt": FULL[:1], "completion": FULL[1:], "label": True}, {0}),
+        ({"chosen": FULL, "rejected": turn("Hi", "Go away")}, set()),
+        ({"prompt": "Hi", "chosen": FULL, "rejected": turn("Hi", "Go away")}, set()),
+        ({"messages": FULL}, set()),
     ],
 )
-def test_rows_of_no_known_shape_fit_nothing(row: dict):
+def test_the_conversations_of_trl(row: dict, context: set[int]):
+    form = fit(row)
+    assert form is not None and isinstance(form.content, Talk)
+    assert form.content.messages == FULL and form.content.context == context
+    assert form.unused == {"rejected"} & set(row)
+
+
+def test_what_was_chosen_of_two_texts_is_text():
+    assert fitted({"chosen": "The sky is blue.", "rejected": "It is green."}) == "The sky is blue."
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "there are no fields; accepted: messages"),
+        ({"prompt": "alone"}, "prompt stands without answer; give it as one of completion, response"),
+        ({"solution": "x"}, "solution stands without question; give it as one of instruction, prompt"),
+        ({"question": "Which?", "answer": 2}, "answer is a number; give text"),
+        ({"question": "Which?", "answer": ["a"]}, "answer is a list; give text"),
+        ({"instruction": "Add.", "output": 5}, "output is a number; give text"),
+        ({"text": 5}, "text is a number; give text"),
+        ({"messages": "a text"}, "messages is a text; give a list of {role, content}"),
+        ({"prompt": True, "completion": "x"}, "prompt is true or false; give text"),
+        ({"title": "a", "\x1bx": 1}, r"no field is known (title, '\x1bx'); accepted: messages"),
+    ],
+)
+def test_rows_of_no_known_shape_fit_nothing_and_it_is_said_why(row: dict, words: str):
     assert fit(row) is None
+    assert misfit(row).startswith(words)
+
+
+@pytest.mark.parametrize(("row", "kind"), [(5, "a number"), ("x", "a text"), (None, "null"), ([], "a list")])
+def test_what_is_no_object_is_no_row(row: object, kind: str):
+    assert misfit(row) == f"the row is {kind}; give an object with fields"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +180,7 @@ def test_rows_of_no_known_shape_fit_nothing(row: dict):
         ({"text": "A tale.", "title": "", "meta": None, "tags": []}, set()),
         ({"question": "?", "choices": ["a", "b"], "answer": "a"}, {"choices"}),
         ({"instruction": "Add.", "input": 3, "output": "5"}, {"input"}),
+        ({"problem": "?", "solution": "long", "answer": "42"}, {"answer"}),
         ({"prompt": "?", "completion": "!", "label": 2, "score": 0.5, "source": "a", "split": "b"}, {"label", "score"}),
         (
             {"messages": turn("Hi", "Hello"), "prompt": "Hi", "context": "c", "source": 7},
@@ -151,7 +198,7 @@ def test_fields_that_nothing_is_made_of_are_named(row: dict, names: set[str]):
 
 
 @pytest.mark.parametrize("field", ["system", "system_prompt", "system_message"])
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5])
 def test_a_system_message_comes_first(field: str, number: int):
     row, expected = EXAMPLES[number]
     assert fitted({**row, field: "Be brief."}) == [{"role": "system", "content": "Be brief."}, *expected]
@@ -165,11 +212,11 @@ def test_earlier_turns_come_before_the_question(earlier: list):
     assert fitted(row) == expected
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 5])
 def test_an_answer_labelled_false_is_not_learnt(number: int):
     row, expected = EXAMPLES[number]
     assert fitted({**row, "label": True}) == expected
-    with pytest.raises(LeftOut, match="labelled false"):
+    with pytest.raises(Exclusion, match="labelled false"):
         fit({**row, "label": False})
 
 
@@ -188,7 +235,7 @@ def test_the_messages_of_a_prompt_are_context():
         ({"prompt": "?", "completion": "half \ud83d"}, r"completion holds '\\ud83d', half a character"),
         ({"prompt": "?", "completion": "!", "system": "\udc00"}, "system holds"),
         ({"text": "fine", "source": "\ud83d"}, "source holds"),
-        ({"prompt": "?", "completion": ["!"]}, r"completion\[0\] is a text; each message is"),
+        ({"prompt": "?", "completion": [{"text": "!"}]}, r"completion\[0\] has no role"),
     ],
 )
 def test_what_breaks_a_row_is_named_with_its_field(row: dict, message: str):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from depthdial.train import shards
 from depthdial.train.data import holdout, read
+from depthdial.train.files import File
 from depthdial.train.shards import make_shards, read_index, shard_path
 from depthdial.train.tokenizer import END
 
@@ -67,10 +69,10 @@ def test_an_interrupted_run_goes_on_with_the_next_file(files: list[Path], tmp_pa
     expected, _ = make_shards(files, whole, "train:300")
     write: Callable[..., Any] = shards._write
 
-    def fail_at_second(path: Path, *rest: Any) -> Any:
-        if path == files[1]:
+    def fail_at_second(source: File, *rest: Any) -> Any:
+        if source.path == files[1]:
             raise OSError(28, "No space left on device")
-        return write(path, *rest)
+        return write(source, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_write", fail_at_second)
@@ -80,9 +82,9 @@ def test_an_interrupted_run_goes_on_with_the_next_file(files: list[Path], tmp_pa
     assert done is not None and len(done.shards) == 1
     written: list[Path] = []
 
-    def watched(path: Path, *rest: Any) -> Any:
-        written.append(path)
-        return write(path, *rest)
+    def watched(source: File, *rest: Any) -> Any:
+        written.append(source.path)
+        return write(source, *rest)
 
     monkeypatch.setattr(shards, "_write", watched)
     assert make_shards(files, torn, "train:300")[0] == expected and written == files[1:]
@@ -125,3 +127,22 @@ def test_counts_are_those_of_the_files_on_disk(files, tmp_path_factory, size: in
     assert index.tokens("train") == len(stream(folder, "train"))
     assert index.tokens("heldout") == len(stream(folder, "heldout"))
     assert (index.tokens("heldout") == 0) == (share == 0.0)
+
+
+def test_rows_that_do_not_fit_stop_where_strictness_is_asked_for(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "Some words."}\n{"prompt": "alone"}\n' + '{"text": "Other words."}\n' * 9
+    )
+    index, _ = make_shards([tmp_path / "a.jsonl"], tmp_path / "one", "train:300")
+    assert index.shards[0].documents == 10
+    with pytest.raises(ValueError, match="line 2: prompt stands without answer"):
+        make_shards([tmp_path / "a.jsonl"], tmp_path / "two", "train:300", strict=True)
+
+
+def test_a_data_set_is_a_shard_and_goes_on(tmp_path: Path):
+    datasets.Dataset.from_list([{"text": f"Words, {i} of them."} for i in range(30)]).save_to_disk(
+        str(tmp_path / "words")
+    )
+    index, _ = make_shards([tmp_path / "words"], tmp_path / "shards", "train:300")
+    assert [(shard.name, shard.documents) for shard in index.shards] == [("words", 30)]
+    assert make_shards([tmp_path / "words"], tmp_path / "shards")[0] == index

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthdial.train.data import Record
-from depthdial.train.tokenizer import END, fingerprint, open_tokenizer, save_tokenizer, size_asked, train_tokenizer
+from depthdial.train.tokenizer import (
+    END,
+    open_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
 
 RECORDS = [
     Record("a", text="the quick brown fox jumps over the lazy dog " * 20),
@@ -19,10 +25,10 @@ def test_it_has_the_size_asked_for_and_ends_documents(tmp_path):
     tokenizer = train_tokenizer(RECORDS, 280)
     assert len(tokenizer) == 280 and tokenizer.eos_token == END
     assert len(tokenizer("1234")["input_ids"]) == 4, "digits stand alone"
-    assert fingerprint(train_tokenizer(RECORDS, 280)) == fingerprint(tokenizer)
-    assert fingerprint(train_tokenizer(RECORDS, 281)) != fingerprint(tokenizer)
-    save_tokenizer(tokenizer, tmp_path)
-    assert fingerprint(open_tokenizer(str(tmp_path))) == fingerprint(tokenizer)
+    assert tokenizer_fingerprint(train_tokenizer(RECORDS, 280)) == tokenizer_fingerprint(tokenizer)
+    assert tokenizer_fingerprint(train_tokenizer(RECORDS, 281)) != tokenizer_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(open_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
 
 
 @settings(max_examples=50, deadline=None)
@@ -33,9 +39,9 @@ def test_every_text_comes_back(text: str):
 
 
 def test_what_can_be_asked_for():
-    assert size_asked("train:4096") == 4096 and size_asked("some/folder") is None
+    assert vocabulary_size("train:4096") == 4096 and vocabulary_size("some/folder") is None
     for name in ("train:", "train:many", "train:100", "train:-5"):
         with pytest.raises(ValueError, match="train:SIZE"):
-            size_asked(name)
+            vocabulary_size(name)
     with pytest.raises(ValueError, match="no such file or folder"):
         open_tokenizer("/nowhere/at/all")

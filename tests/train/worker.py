@@ -35,7 +35,7 @@ def main() -> None:
                 pretrain(PretrainConfig(**job["config"]), job.get("resume", False))
             else:
                 train(TrainConfig(**job["config"]), job.get("resume", False))
-        except callbacks.Interrupted:
+        except callbacks.InterruptedRun:
             assert where is not None
         processes.wait()
     torch.distributed.destroy_process_group()

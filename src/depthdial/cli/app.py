@@ -21,13 +21,16 @@ from depthdial.cli.demo import demo
 from depthdial.cli.evaluate import evaluate
 from depthdial.cli.export import export
 from depthdial.cli.generate import generate
+from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
 from depthdial.cli.models import models
 from depthdial.cli.pretrain import pretrain
+from depthdial.cli.push import push
 from depthdial.cli.report import report
 from depthdial.cli.retrofit import retrofit
 from depthdial.cli.serve import serve
+from depthdial.cli.testbed import judge
 from depthdial.cli.train import train
 from depthdial.core.printable import printable
 
@@ -41,20 +44,23 @@ app.command()(generate)
 app.command()(demo)
 app.command()(methods)
 app.command()(models)
+app.command()(headroom)
 app.command()(train)
 app.command()(pretrain)
 app.command()(retrofit)
 app.command()(report)
+app.command("testbed")(judge)
 app.command()(bench)
 app.command()(evaluate)
 app.command()(serve)
 app.command()(export)
+app.command()(push)
 app.command()(chat)
 app.add_typer(map_app, name="map")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"depthdial {__version__}")
         raise typer.Exit()
 

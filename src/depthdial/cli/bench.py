@@ -14,54 +14,54 @@ from depthdial.core.printable import printable_lines
 if TYPE_CHECKING:
     from depthdial.core.dial import PromptBudget
 
-Given = typer.Option
-PeerPython = Annotated[list[str], Given(help="Where a peer is installed, as NAME=PATH of its Python; repeatable.")]
+Option = typer.Option
+PeerPython = Annotated[list[str], Option(help="Where a peer is installed, as NAME=PATH of its Python; repeatable.")]
 
 
 def bench(
     model: options.Model = options.MODEL,
     plugin: options.Plugin = "default",
-    budgets: Annotated[str, Given(help="True costs of what adaptive rows write.")] = "0.85,0.75",
+    budgets: Annotated[str, Option(help="True costs of what adaptive rows write.")] = "0.85,0.75",
     prompt_budget: Annotated[
         str | None,
-        Given(
+        Option(
             help="How prompts are read, with commas: at a true cost, or same (as --budgets). Rows of prefill have "
             "each, texts that decode the first. [default: 1.0,same]"
         ),
     ] = None,
-    batches: Annotated[str | None, Given(help="Texts that decode together. [default: 1,4,16,64]")] = None,
+    batches: Annotated[str | None, Option(help="Texts that decode together. [default: 1,4,16,64]")] = None,
     prefill: Annotated[
         str | None,
-        Given(
+        Option(
             help="Lengths of prompts whose time to the first token is measured, tokens; empty: none. "
             "[default: 512,2048,8000, or what the context holds]"
         ),
     ] = None,
-    prompt_tokens: Annotated[int | None, Given(help="Of the texts that decode. [default: 32]")] = None,
-    new_tokens: Annotated[int | None, Given(help="Tokens that each of them gets. [default: 64]")] = None,
-    repeats: Annotated[int | None, Given(help="Interleaved; the table has their median. [default: 5]")] = None,
-    lossless: Annotated[bool, Given("--lossless", help="Also measure lossless decoding.")] = False,
+    prompt_tokens: Annotated[int | None, Option(help="Of the texts that decode. [default: 32]")] = None,
+    new_tokens: Annotated[int | None, Option(help="Tokens that each of them gets. [default: 64]")] = None,
+    repeats: Annotated[int | None, Option(help="Interleaved; the table has their median. [default: 5]")] = None,
+    lossless: Annotated[bool, Option("--lossless", help="Also measure lossless decoding.")] = False,
     int8: Annotated[
-        bool, Given("--int8", help="Also measure adaptive rows with int8 weights; dense int8 is there anyway.")
+        bool, Option("--int8", help="Also measure adaptive rows with int8 weights; dense int8 is there anyway.")
     ] = False,
-    random: Annotated[str | None, Given(help="Plug-in of random skipping. [default: one made on the spot]")] = None,
-    static: Annotated[str | None, Given(help="Plug-in of static layers, measured at the same cost.")] = None,
-    peers: Annotated[str, Given(help="Other engines: llama-cpp, vllm, economize, tide.")] = "",
+    random: Annotated[str | None, Option(help="Plug-in of random skipping. [default: one made on the spot]")] = None,
+    static: Annotated[str | None, Option(help="Plug-in of static layers, measured at the same cost.")] = None,
+    peers: Annotated[str, Option(help="Other engines: llama-cpp, vllm, economize, tide.")] = "",
     peer_python: PeerPython = [],  # noqa: B006 - typer reads it, nobody writes it
-    text: Annotated[Path | None, Given(help="File that the prompts are taken from. [default: built in]")] = None,
+    text: Annotated[Path | None, Option(help="File that the prompts are taken from. [default: built in]")] = None,
     compiled: Annotated[
-        bool, Given("--compiled/--no-compiled", help="Hugging Face compiled with a static cache, too: takes minutes.")
+        bool, Option("--compiled/--no-compiled", help="Hugging Face compiled with a static cache, too: takes minutes.")
     ] = True,
-    explain: Annotated[bool, Given("--explain", help="Show from where on skipping pays here.")] = False,
+    explain: Annotated[bool, Option("--explain", help="Show from where on skipping pays here.")] = False,
     quick: Annotated[
-        bool, Given("--quick", help="By default batch 1, prefill 512, 3 repeats of 32 tokens; nothing compiled.")
+        bool, Option("--quick", help="By default batch 1, prefill 512, 3 repeats of 32 tokens; nothing compiled.")
     ] = False,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = "auto",
     allow_other_weights: options.OtherWeights = False,
-    seed: Annotated[int, Given(help="Of the random rows.")] = 0,
+    seed: Annotated[int, Option(help="Of the random rows.")] = 0,
     json_: options.Json = False,
-    output: Annotated[Path | None, Given(help="Keep the JSON here, and a picture beside it.")] = None,
+    output: Annotated[Path | None, Option(help="Keep the JSON here, and a picture beside it.")] = None,
 ) -> None:
     """Measure speed: one table of all engines, with true costs and the ideal, from interleaved repeats."""
     values = locals()
@@ -71,7 +71,7 @@ def bench(
 
     from depthdial.core.lock import check_replaceable
     from depthdial.evaluate.speed.bench import bench as measure
-    from depthdial.evaluate.speed.options import Options
+    from depthdial.evaluate.speed.options import SpeedOptions
     from depthdial.evaluate.speed.table import break_even_lines, machine_lines, speed_table
     from depthdial.maps.tasks import read_text
 
@@ -81,11 +81,11 @@ def bench(
         check_replaceable(output, '"what": "speed"', output.with_suffix(".png"))
     usual = {"batches": "1,4,16,64", "prefill": "512,2048,8000", "prompt_tokens": 32, "new_tokens": 64, "repeats": 5}
     usual |= {"batches": "1", "prefill": "512", "new_tokens": 32, "repeats": 3} if quick else {}
-    chosen = {name: value if values[name] is None else values[name] for name, value in usual.items()}
+    defaults = {name: value if values[name] is None else values[name] for name, value in usual.items()}
     benchmark = options.settings(
-        Options,
+        SpeedOptions,
         values,
-        **chosen | {name: options.numbers(f"--{name}", chosen[name], int) for name in ("batches", "prefill")},
+        **defaults | {name: options.numbers(f"--{name}", defaults[name], int) for name in ("batches", "prefill")},
         plugin=options.plugin_of(plugin),
         budgets=options.numbers("--budgets", budgets, float),
         prompt_budgets=None if prompt_budget is None else tuple(prompt_budgets(prompt_budget)),

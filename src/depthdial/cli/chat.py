@@ -60,7 +60,7 @@ def chat(
     llm = LLM(model, options.plugin_of(plugin), None, dtype, device, allow_other_weights, prompt_budget=reading)
     llm.dials(budget)
     llm.chat_tokens([{"role": "user", "content": "x"}])  # refuses a model without a chat template
-    talk = Talk(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
+    talk = Conversation(llm, out, Ramp(llm.always_on, llm.layers).on(out), params, system)
     out.print(talk.ramp.legend())
     out.print("/help lists the commands; Ctrl-D ends", style="dim")
     while not talk.over:
@@ -73,7 +73,7 @@ def chat(
 
 
 @dataclass
-class Talk:
+class Conversation:
     """A conversation and its settings."""
 
     llm: LLM
@@ -132,20 +132,20 @@ class Talk:
         from depthdial.cli.generate import summary
         from depthdial.maps.terminal import DepthPrinter
 
-        asked = [*self.turns, {"role": "user", "content": question}]
+        messages = [*self.turns, {"role": "user", "content": question}]
         start = [] if self.system is None else [{"role": "system", "content": self.system}]
-        printer, begun = DepthPrinter(self.out, self.ramp), time.perf_counter()
-        request = self.llm.submit(self.llm.chat_tokens([*start, *asked]), self.params)
+        printer, clock = DepthPrinter(self.out, self.ramp), time.perf_counter()
+        request = self.llm.submit(self.llm.chat_tokens([*start, *messages]), self.params)
         stream = self.llm.follow(request)
         try:
             for piece in stream:
                 printer.write(piece.text, piece.depth)
         except KeyboardInterrupt:  # an answer can be stopped; what was said stays
             stream.close()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - clock
         self.out.file.write("\n")
         if (out := request.output()).token_ids:
-            self.turns = [*asked, {"role": "assistant", "content": out.text}]
+            self.turns = [*messages, {"role": "assistant", "content": out.text}]
             self._say(summary(out, self.llm.layers, seconds))
 
     def _say(self, text: str) -> None:

@@ -45,12 +45,12 @@ def demo(
     llm = LLM(model, options.plugin_of(plugin), prompt_budget=reading)
     ramp = Ramp(llm.always_on, llm.layers).on(out)
     dial = "where it was trained" if llm.budget is None else f"at budget {llm.budget:.2f}"
-    read = {1.0: "read in full, by the untouched model", "same": "read on the same dial as the answer"}
+    how = {1.0: "read in full, by the untouched model", "same": "read on the same dial as the answer"}
     intro = (
         f"{model} has {llm.layers} layers. With the plug-in, each token of an answer runs the {llm.always_on} that are "
         f"always on and as many of the other {llm.layers - llm.always_on} as its routers ask for. The dial stands "
         f"{dial}; a budget is the mean true cost of what is written, as a share of the untouched model's. The question "
-        f"is {read.get(llm.prompt_budget, f'read at {llm.prompt_budget}')}."
+        f"is {how.get(llm.prompt_budget, f'read at {llm.prompt_budget}')}."
     )
     print(textwrap.fill(intro, 100), end="\n\n")
     out.print(ramp.legend())
@@ -65,8 +65,9 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     import time
 
     from depthdial.cli.generate import summary
+    from depthdial.core.printable import CONTROLS
     from depthdial.engine.llm import SamplingParams
-    from depthdial.maps.terminal import CONTROLS, DepthPrinter
+    from depthdial.maps.terminal import DepthPrinter
     from depthdial.models.converted import converted_of
 
     print(f"\n> {prompt}\n", flush=True)
@@ -81,8 +82,8 @@ def _answer(llm: LLM, prompt: str, max_tokens: int, out: Console, ramp: Ramp) ->
     print(f"  {summary(answer, llm.layers, seconds)}")
     flops = f"{answer.cost * dense:.0f} of {dense:.0f} MFLOPs per written token ({answer.cost:.1%})"
     print(f"  {flops}; LM head, K and V, routers and adapters are counted")
-    untouched = SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0, prompt_budget="same")
-    (base,) = llm.generate([tokens], untouched)
+    base_params = SamplingParams(max_tokens=max_tokens, temperature=0.0, budget=1.0, prompt_budget="same")
+    (base,) = llm.generate([tokens], base_params)
     same = base.token_ids == answer.token_ids
     theirs = "the same text" if same else base.text.strip().translate(CONTROLS)
     print(f"  budget 1.0, the untouched model: {theirs}", flush=True)

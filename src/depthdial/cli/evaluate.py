@@ -17,12 +17,12 @@ from depthdial.core.printable import printable_lines
 if TYPE_CHECKING:
     from depthdial.evaluate.subjects import Int8
 
-Given = typer.Option
+Option = typer.Option
 Draw = Callable[[dict[str, Any], Path], None]
 TASKS = "arc_easy,arc_challenge,boolq,hellaswag,lambada_openai,openbookqa,piqa,winogrande"
 Plugins = Annotated[
     list[str],
-    Given(
+    Option(
         help="default (the one shipped for the model), none, or a folder. NAME=DIR adds a baseline, such as random or "
         "static with trained adapters: it runs each task at the true cost that the plug-in had on it. Repeatable."
     ),
@@ -34,56 +34,56 @@ def evaluate(
     plugin: Plugins = ["default"],  # noqa: B006 - typer reads it, nobody writes it
     written: Annotated[
         str | None,
-        Given(
+        Option(
             metavar="default|FILE",
             help="Instead of tasks: answers to prompts, judged by the untouched base. default: the 400 short ones that "
             "come along; or a .jsonl (`prompt` or `messages`, `task`) or .txt file, one prompt a line.",
         ),
     ] = None,
-    max_tokens: Annotated[int, Given(help="With --written: most tokens of an answer.")] = 120,
-    tasks: Annotated[str, Given(help="Tasks and groups of the harness, with commas between them.")] = TASKS,
-    budgets: Annotated[str, Given(help="True costs relative to dense; the base (1.0) always runs.")] = "1.0,0.85,0.75",
+    max_tokens: Annotated[int, Option(help="With --written: most tokens of an answer.")] = 120,
+    tasks: Annotated[str, Option(help="Tasks and groups of the harness, with commas between them.")] = TASKS,
+    budgets: Annotated[str, Option(help="True costs relative to dense; the base (1.0) always runs.")] = "1.0,0.85,0.75",
     limit: Annotated[
         str | None,
-        Given(
+        Option(
             help="Items of each task, the first ones (a group's are spread over its tasks), or below 1 their share; "
             "with --written prompts, of each kind alike. [default: all]"
         ),
     ] = None,
-    fewshot: Annotated[int | None, Given(help="Examples before each item. [default: the task's own number]")] = None,
+    fewshot: Annotated[int | None, Option(help="Examples before each item. [default: the task's own number]")] = None,
     data_dir: Annotated[
-        Path | None, Given(help="Folder with files such as hellaswag_val.jsonl.gz. [default: the Hugging Face hub]")
+        Path | None, Option(help="Folder with files such as hellaswag_val.jsonl.gz. [default: the Hugging Face hub]")
     ] = None,
     output: Annotated[
         Path | None,
-        Given(
+        Option(
             help="Folder: results.json, .md, .png (with --written .html, too: all texts side by side), and what a "
             "resumed run needs."
         ),
     ] = None,
     resume: Annotated[
-        bool, Given("--resume", help="Go on with the run in --output; tasks, budgets and baselines can be added.")
+        bool, Option("--resume", help="Go on with the run in --output; tasks, budgets and baselines can be added.")
     ] = False,
     early_exit: Annotated[
-        bool, Given("--early-exit/--no-early-exit", help="Also measure the last layers dropped for all tokens.")
+        bool, Option("--early-exit/--no-early-exit", help="Also measure the last layers dropped for all tokens.")
     ] = True,
     prompt_budget: options.PromptBudget = None,
     where: Annotated[
         bool,
-        Given("--where", help="Also tell where skipping hurts: in the prompt alone, in the answer alone, in both."),
+        Option("--where", help="Also tell where skipping hurts: in the prompt alone, in the answer alone, in both."),
     ] = False,
     int8: Annotated[
-        str, Given(metavar="dense|all|none", help="With weights in int8: the base, or the plug-in's budgets, too.")
+        str, Option(metavar="dense|all|none", help="With weights in int8: the base, or the plug-in's budgets, too.")
     ] = "dense",
     allow_code_execution: Annotated[
         bool,
-        Given(
+        Option(
             "--allow-code-execution",
             help="Run programs that the model wrote (HumanEval), each in a process that can neither write files nor "
             "use the network nor start others, for at most 5 seconds and 1 GiB. Linux only.",
         ),
     ] = False,
-    batch: Annotated[int, Given(help="Texts that run together.")] = 64,
+    batch: Annotated[int, Option(help="Texts that run together.")] = 64,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = "auto",
     allow_other_weights: options.OtherWeights = False,
@@ -129,7 +129,7 @@ def _tasks(**run: Any) -> tuple[dict[str, Any], str, str | None, Draw]:
     from depthdial.evaluate.harness.picture import draw
     from depthdial.evaluate.harness.table import tables
 
-    evaluation = harness.Options(**run)
+    evaluation = harness.TaskOptions(**run)
     with options.bar() as report:
         results = harness.run(evaluation, report)
     return results, tables(results), None, draw
@@ -141,30 +141,30 @@ def _written(**run: Any) -> tuple[dict[str, Any], str, str | None, Draw]:
 
     need("sacrebleu", "evaluate", "chrF")
     from depthdial.evaluate.written import run as prose
-    from depthdial.evaluate.written.page import page
+    from depthdial.evaluate.written.page import texts_page
     from depthdial.evaluate.written.picture import draw
     from depthdial.evaluate.written.table import tables
 
-    evaluation = prose.Options(**run)
+    evaluation = prose.WrittenOptions(**run)
     with options.bar() as report:
         results, texts = prose.run(evaluation, report)
-    return results, tables(results), page(results, texts), draw
+    return results, tables(results), texts_page(results, texts), draw
 
 
 def items(limit: str) -> float:
     """A number of items, or below 1 a share of them. ValueError for what is no number."""
     try:
-        told = float(limit)
-        return int(told) if told.is_integer() else told
+        number = float(limit)
+        return int(number) if number.is_integer() else number
     except (ValueError, OverflowError):
         raise ValueError(f"--limit {limit!r} is no number of items and no share of them, such as 0.5") from None
 
 
-def _plugins(given: list[str]) -> tuple[str | None, dict[str, str]]:
+def _plugins(values: list[str]) -> tuple[str | None, dict[str, str]]:
     """The plug-in, and the baselines by name."""
     baselines: dict[str, str] = {}
-    own = [item for item in given if "=" not in item]
-    for item in given:
+    own = [item for item in values if "=" not in item]
+    for item in values:
         name, equals, path = item.partition("=")
         if equals and not (name and path):
             raise ValueError(f"--plugin {item!r} is not NAME=DIR")

@@ -183,8 +183,8 @@ def summary(out: RequestOutput, layers: int, seconds: float) -> str:
 
 def stop_note(llm: LLM, budget: float | None) -> str | None:
     """Which stop of the dial is taken for a budget (None: the model's), in one line; None where it has no stops."""
-    stop, asked = llm.stop_of(budget), llm.budget if budget is None else budget
-    return None if stop in (None, 1.0) else f"the dial has stops: the one taken for budget {asked:g} costs {stop:.3f}"
+    stop, cost = llm.stop_of(budget), llm.budget if budget is None else budget
+    return None if stop in (None, 1.0) else f"the dial has stops: the one taken for budget {cost:g} costs {stop:.3f}"
 
 
 def slow(llm: LLM) -> str | None:
@@ -193,12 +193,12 @@ def slow(llm: LLM) -> str | None:
     return None if reason is None else f"in PyTorch, several times slower, {printable(' '.join(reason.split()))}"
 
 
-def drafts(made: Speculation) -> str:
+def drafts(speculation: Speculation) -> str:
     """What lossless mode drafted, in one line."""
-    right = {source: f"{made.accepted[source]} of {count}" for source, count in made.drafted.items()}
+    right = {source: f"{speculation.accepted[source]} of {count}" for source, count in speculation.drafted.items()}
     return (
         f"lossless: {right['lookup']} drafts from the text and {right['model']} of the plug-in were right; "
-        f"{made.rounds} passes of the base for {made.tokens} tokens"
+        f"{speculation.rounds} passes of the base for {speculation.tokens} tokens"
     )
 
 

@@ -81,16 +81,16 @@ def make(
         raise ValueError("give --prompts FILE or --tasks NAMES, one of the two")
 
     read = options.prompt_budget_of(prompt_budget)
-    from depthdial.maps.folder import Folder, told_of
-    from depthdial.maps.mapping import Mapper, Settings, Shard
+    from depthdial.maps.folder import MapFolder, map_identity
+    from depthdial.maps.mapping import Mapper, MapSettings, MapShard
     from depthdial.maps.mapping import make as run
     from depthdial.maps.prompts import PromptFile
     from depthdial.maps.tasks import TASKS, Tasks, read_text
     from depthdial.models import load
     from depthdial.models.fingerprint import fingerprint
 
-    turn = Shard.parse(shard)
-    settings = Settings(
+    turn = MapShard.parse(shard)
+    settings = MapSettings(
         max_new_tokens, tasks is not None if chat is None else chat, truncate, scores, base, alternatives,
         batch_tokens, part_size,
     )  # fmt: skip
@@ -100,22 +100,25 @@ def make(
         names = TASKS if tasks == "all" else options.items_of(tasks or "")
         source = Tasks(names, count, seed, None if text is None else read_text(text))
     with contextlib.redirect_stdout(sys.stderr):
-        loaded, tokenizer = load(model, options.plugin_of(plugin), budget, dtype, device, allow_other_weights)
+        loaded_model, tokenizer = load(model, options.plugin_of(plugin), budget, dtype, device, allow_other_weights)
         if tasks is not None and chat is None and not tokenizer.chat_template:
             settings = settings.raw()
-        mapper = Mapper(loaded, tokenizer, model, budget, settings, read)
-        told = told_of(mapper.recorder.facts, fingerprint(loaded).weights, source.told, settings.told)
+        mapper = Mapper(loaded_model, tokenizer, model, budget, settings, read)
+        identity = map_identity(
+            mapper.recorder.facts, fingerprint(loaded_model).weights, source.identity, settings.identity
+        )
         parts = -(-source.total // part_size)
-        folder = Folder(output, told, resume, turn.parts(parts))
-        done = run(source, mapper, folder, turn, licence)
-    facts = {"output": str(output), **done.to_json(), "parts_there": len(folder.parts), "parts_in_all": parts}
+        folder = MapFolder(output, identity, resume, turn.parts(parts))
+        with options.bar() as report:
+            totals = run(source, mapper, folder, turn, licence, report)
+    facts = {"output": str(output), **totals.to_json(), "parts_there": len(folder.parts), "parts_in_all": parts}
     if json:
         print(json_.dumps(facts))
         return
     mean = "" if facts["layers"] is None else f", {facts['layers']:.2f} of {mapper.llm.layers} layers a token"
     for name, what in (("prompt_cost", "prompts"), ("cost", "answers")):
         mean += "" if facts[name] is None else f", true cost of {what} {facts[name]:.3f}"
-    print(f"{done.texts} texts, {done.tokens} tokens{mean} in {done.seconds:.0f} s: {output}")
+    print(f"{totals.texts} texts, {totals.tokens} tokens{mean} in {totals.seconds:.0f} s: {output}")
     if len(folder.parts) < parts:
         print(f"{len(folder.parts)} of {parts} parts are there; other shards have the rest")
     else:
@@ -146,11 +149,11 @@ def summary(
         need_matplotlib("leave --output out")
     if output is not None:
         check_replaceable(output / "summary.json", '"run_rate_by_task"', output / "summary.png")
-    found = summarise(map_, view, scope)  # pyright: ignore[reportArgumentType] - it refuses other words
-    text = json_.dumps(found.to_json(), indent=1)
+    result = summarise(map_, view, scope)  # pyright: ignore[reportArgumentType] - it refuses other words
+    text = json_.dumps(result.to_json(), indent=1)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        draw(found, output / "summary.png")
+        draw(result, output / "summary.png")
         write_text(output / "summary.json", text + "\n")
     if json:
         print(text)
@@ -158,7 +161,7 @@ def summary(
     from rich.console import Console
 
     console = Console(highlight=False)
-    for part in tables(found):
+    for part in tables(result):
         console.print(part)
 
 
@@ -173,13 +176,13 @@ def html(
     """Draw one self-contained page: tokens coloured by layers used, or two maps of the same prompts side by side."""
     from depthdial.core.lock import check_replaceable
     from depthdial.core.whole import write_text
-    from depthdial.maps.html import MARK, page
-    from depthdial.maps.store import read
+    from depthdial.maps.html import MARK, map_page
+    from depthdial.maps.store import read_map
 
     if output.is_dir() or not output.parent.is_dir():
         raise ValueError(f"{output} cannot be a page: name a file in a folder that is there")
     check_replaceable(output, MARK)
-    maps = [read(path) for path in (map_, other) if path is not None]
-    drawn = page(maps, title, limit)
-    write_text(output, drawn)
-    print(f"{output}: {drawn.count('<article ')} texts, {output.stat().st_size / 1e6:.1f} MB")
+    maps = [read_map(path) for path in (map_, other) if path is not None]
+    text = map_page(maps, title, limit)
+    write_text(output, text)
+    print(f"{output}: {text.count('<article ')} texts, {output.stat().st_size / 1e6:.1f} MB")

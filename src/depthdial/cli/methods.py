@@ -14,5 +14,5 @@ def methods() -> None:
         lines = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").strip().splitlines()
         print(f"{name}: {lines[0] if lines else ''}")
         for field in dataclasses.fields(method):  # pyright: ignore[reportArgumentType]
-            needed = field.default is dataclasses.MISSING
-            print(f"    {field.name}" + (", which must be given" if needed else f" = {field.default!r}"))
+            required = field.default is dataclasses.MISSING
+            print(f"    {field.name}" + (", which must be given" if required else f" = {field.default!r}"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typer
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="Short name, Hugging Face hub id, folder or GGUF file.")]
 MODEL = "smollm2-135m-instruct"
-Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, or a folder.")]
+Plugin = Annotated[str, typer.Option(help="default (the one shipped for the model), none, a folder, or a hub id.")]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +53,28 @@ Color = Annotated[bool | None, typer.Option("--color/--no-color", help="[default
 Report = Callable[[str, int, int], None]
 """What runs now, how much of it is done, and how much there will be; 0 where that is not known."""
 Kind = TypeVar("Kind")
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def of(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb, which takes them as **values, an option for each field of dataclasses whose annotation has a text:
+    by its name and default, with the text as its help. What the verb names itself is left to it."""
+
+    def add(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb, eval_str=True).parameters
+        params = [param for param in own.values() if param.kind is not param.VAR_KEYWORD]
+        for kind in kinds:
+            hints = get_type_hints(kind, include_extras=True)
+            for field in fields(kind):
+                if field.name not in own and get_origin(hint := hints[field.name]) is Annotated:
+                    # words are checked where they are used, which says more of them than typer can
+                    base = str if get_origin(hint.__origin__) is Literal else hint.__origin__
+                    option = Annotated[base, typer.Option(help=hint.__metadata__[0] or None)]
+                    params.append(inspect.Parameter(field.name, _KEYWORD, default=field.default, annotation=option))
+        vars(verb)["__signature__"] = inspect.Signature(params)
+        return verb
+
+    return add
 
 
 def settings(kind: Callable[..., Kind], options: Mapping[str, Any], **own: Any) -> Kind:

@@ -1,4 +1,4 @@
-"""`depthdial report`: run folders of `depthdial pretrain` to a table and plots."""
+"""`depthdial report`: run folders of `depthdial pretrain`, or one of `depthdial testbed`, to a table and plots."""
 
 from __future__ import annotations
 
@@ -29,25 +29,32 @@ def report(
     from depthdial.core.lock import check_replaceable
     from depthdial.core.whole import write_json, write_text
     from depthdial.evaluate.run_plot import draw_runs
-    from depthdial.evaluate.runs import compare, read_runs, table
+    from depthdial.evaluate.runs import compare, read_runs, runs_table
     from depthdial.evaluate.speed.machine import facts
+    from depthdial.testbed.report import write
+    from depthdial.testbed.table import is_run
 
+    if any(is_run(folder) for folder in runs):
+        if len(runs) > 1:
+            raise ValueError("a run of the testbed is reported alone; give its folder and no other")
+        print(printable_lines(write(runs[0], output, plots)[1]))
+        return
     what = "pre-training runs compared"
     own = [output / name for name in ("report.json", "report.md", "loss.png", "density.png")]
     check_replaceable(own[0], f'"what": "{what}"', *own[1:])
-    found = read_runs(runs)
-    groups = compare(found, baseline)
+    records = read_runs(runs)
+    groups = compare(records, baseline)
     output.mkdir(parents=True, exist_ok=True)
-    text = table(groups, baseline)
-    told = {
+    text = runs_table(groups, baseline)
+    data = {
         "what": what,
         **facts(torch.device("cpu")),  # of the report: runs may come from several machines
         "baseline": baseline,
         "groups": groups,
-        "runs": {run.name: run.results for run in found},
+        "runs": {run.name: run.results for run in records},
     }
-    write_json(output / "report.json", told)
-    pictures = draw_runs(found, output) if plots else []
+    write_json(output / "report.json", data)
+    pictures = draw_runs(records, output) if plots else []
     links = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
     write_text(output / "report.md", f"{text}\n{links}")
     print(printable_lines(text))

@@ -46,18 +46,18 @@ def retrofit(
         check(config, loops, init, lora)
     with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints while loading
         base, tokenizer = load_base(model, dtype, "cpu")
-        made = make(base, loops, init, lora)
-        folder = export(made.model, tokenizer, output)
+        new = make(base, loops, init, lora)
+        folder = export(new.model, tokenizer, output)
     facts = {
         "folder": str(folder),
-        "model_type": made.model.config.model_type,
-        "blocks": made.model.config.num_hidden_layers,
+        "model_type": new.model.config.model_type,
+        "blocks": new.model.config.num_hidden_layers,
         "visits": base.config.num_hidden_layers,
         "rank": lora,
-        "covered": round(made.covered, 4),
-        "parameters": sum(weight.numel() for weight in made.model.parameters()),
+        "covered": round(new.covered, 4),
+        "parameters": sum(weight.numel() for weight in new.model.parameters()),
         "parameters_of_base": sum(weight.numel() for weight in base.parameters()),
-        "weights": fingerprint(made.model).weights,
+        "weights": fingerprint(new.model).weights,
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
     }
     if json:
@@ -65,6 +65,6 @@ def retrofit(
         return
     print(f"{folder}: {facts['blocks']} blocks for {facts['visits']} layers, {facts['bytes'] / 1e6:.0f} MB")
     print(
-        f"its changes of rank {lora} make up for {made.covered:.1%} of what layers differ from their blocks (squared); "
+        f"its changes of rank {lora} make up for {new.covered:.1%} of what layers differ from their blocks (squared); "
         f"train them: depthdial train --model {folder} --method recursive --objective lm ..."
     )

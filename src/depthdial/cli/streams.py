@@ -105,9 +105,9 @@ def finish(code: int) -> int:
 def reader_gone(code: int) -> int:
     """The exit code where standard output (0 then: `| head` has enough) or error (2: the work was broken off) has no
     reader any more. Nothing is written to them from here on."""
-    watched = select.poll()
-    watched.register(2, 0)  # what has no reader is reported unasked
-    broken = any(event & select.POLLERR for _, event in watched.poll(0))
+    poll = select.poll()
+    poll.register(2, 0)  # what has no reader is reported unasked
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
     _silence()
     return code or (2 if broken else 0)
 

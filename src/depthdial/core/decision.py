@@ -44,6 +44,13 @@ class Decision:
         fields = (None if each is None else each.new_zeros(count).index_copy(0, rows, each) for each in self._fields)
         return Decision(*fields)  # pyright: ignore[reportArgumentType]
 
+    def running(self, full: Tensor) -> Decision:
+        """The same, but that the tokens `full`, bool [N], run as in the base."""
+        one, zero = torch.ones_like(self.run), torch.zeros_like(self.skip)
+        return Decision(
+            self.keep | full, torch.where(full, one, self.run), torch.where(full, zero, self.skip), self.score
+        )
+
     def __getitem__(self, index: Tensor) -> Decision:
         """Of some tokens. index: int64 [n] or bool [N]."""
         return Decision(*(None if field is None else field[index] for field in self._fields))  # pyright: ignore

@@ -47,7 +47,7 @@ class Dials(NamedTuple):
         return self.hold is None and self.read in (None, self.written)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """Measured points (offset, cost, KL in nats per token) of one kind of token, sorted by rising cost."""
 
@@ -65,6 +65,9 @@ class Curve:
             raise ValueError("the offsets of a budget curve must rise")
         if any(b < a for a, b in zip(self.costs, self.costs[1:], strict=False)):
             raise ValueError("the costs of a budget curve must not fall as the offset rises")
+
+    def __repr__(self) -> str:
+        return f"Curve({len(self.costs)} points, costs {self.floor:.3f} to {self.costs[-1]:.3f})"
 
     @classmethod
     def fit(cls, points: Sequence[tuple[float, float, float]], step: float = 0.0) -> Curve:

@@ -20,6 +20,14 @@ class Route:
     def __init__(self, last: Callable[[], Pass | None], ledger: Callable[[], Ledger]):
         self._last, self._ledger = last, ledger
 
+    def __repr__(self) -> str:
+        try:
+            rows, length = self.shape
+        except ValueError:
+            return "Route(no pass yet)"
+        layers = self.layers_used.float().mean()
+        return f"Route({rows} x {length} tokens, {layers:.1f} of {len(self.last.trace.program.visits)} layers)"
+
     @property
     def last(self) -> Pass:
         """The pass itself, its tokens and its trace. ValueError where there is none."""

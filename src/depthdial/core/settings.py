@@ -29,11 +29,12 @@ class Settings:
     prompt: Tensor | None = None
     """int64 [B]: the position at which each row's answer begins, where the passes to come see a part of the row; None:
     as `read` says."""
-    training: bool = False
+    training: bool | None = None
+    """None: as the module that runs them says, `train()` or `eval()`."""
     progress: float = 0.0
     """How far training is, 0 to 1."""
     key: Tensor | None = None
-    """int64 [B]: of each row's random choices; only in training."""
+    """int64 [B]: of each row's random choices; only in training. None: drawn for each pass by torch's generator."""
     density: Mapping[int, Tensor] | None = None
     """See `Tokens.density`."""
 
@@ -58,7 +59,7 @@ class Settings:
             real=flat(real),
             key=flat(key),
             shape=shape,
-            training=self.training,
+            training=bool(self.training),
             progress=self.progress,
             density=self.density,
         )

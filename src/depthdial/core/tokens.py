@@ -41,6 +41,8 @@ class Tokens:
     density: Mapping[int, Tensor] | None = None
     """fp32 scalars: the share of tokens that ran each step over a pass on all processes, from whoever trains on
     several; None where a loss is to look at this pass alone."""
+    loss: Tensor | None = None
+    """fp32 [N], without a graph: what came of each token, from whoever trains; None where nobody says."""
 
     @property
     def count(self) -> int:

@@ -44,7 +44,8 @@ def fit_cache(model: Any, asked: int | None, most: int) -> int:
 def shape_of(spine: ModelTensors, program: Program) -> Shape:
     """What a token leaves in the cache, the same at all visits (`models.convert`)."""
     ((kv_heads, head_dim),) = {(layer.kv_heads, layer.head_dim) for layer in spine.layers}
-    return Shape(len(spine.layers), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse)
+    windows = tuple(layer.window or 0 for layer in spine.layers)
+    return Shape(len(spine.layers), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse, windows)
 
 
 def assemble(

@@ -21,6 +21,7 @@ from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.budgets import Budgets
 from depthdial.engine.config import Budget, EngineConfig, EngineOptions
+from depthdial.engine.notebook import llm_in_words
 from depthdial.engine.output import Piece, RequestOutput, Sample
 from depthdial.engine.own_sampling import OwnSampling
 from depthdial.engine.prefix import first_key
@@ -43,7 +44,7 @@ class LLM:
     """A base model with a depth plug-in, ready to generate.
 
     model: short name, hub id, folder or GGUF file. plugin: "default" (the one shipped for this model), None (the bare
-    base) or a folder. budget: true cost of what is written, relative to dense; None is the plug-in's recommended one,
+    base), a folder or a hub id. budget: true cost of what is written, relative to dense; None: the plug-in's own,
     "auto" moves it with the load or towards `target_tokens_per_second`, so that a text is not reproducible, with a seed
     either. prompt_budget: that of what is read, 1.0 (the untouched base), a number or "same" as `budget`; None is 1.0,
     or "same" for a model with routers of its own, which has no untouched base.
@@ -119,6 +120,9 @@ class LLM:
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
         self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
         self.engine.dial = None if auto is None else Dial(auto, self.offset_of)
+
+    def __repr__(self) -> str:
+        return llm_in_words(self)
 
     @property
     def budget(self) -> float | None:
@@ -206,10 +210,8 @@ class LLM:
         return self.generate(tokens, params, progress=progress)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Piece, None, RequestOutput]:
-        """Continue one prompt and give each token as soon as its text is final. Joined, the texts are `text`.
-
-        The generator's return value is the `RequestOutput`. Raises ValueError like `generate`, and for n > 1.
-        """
+        """Continue one prompt and give each token as soon as its text is final; joined, the texts are `text`. The
+        generator's return value is the `RequestOutput`. Raises ValueError like `generate`, and for n > 1."""
         (request,) = self._requests([one(prompt)], params)
         if request.params.n != 1:
             raise ValueError(f"a stream has one sample, not n={request.params.n}; use generate")
@@ -252,10 +254,8 @@ class LLM:
         self.engine.cancel(request)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt for the answer to a conversation; what its messages say is never a control token.
-
-        ValueError where the tokenizer has no chat template, or one that refuses the conversation.
-        """
+        """The prompt for the answer to a conversation; what its messages say is never a control token. ValueError where
+        the tokenizer has no chat template, or one that refuses the conversation."""
         if not self.tokenizer.chat_template:
             raise ValueError("this model has no chat template; give the prompt as it is (generate, --raw)")
         return self._template.ids(conversation(messages), prompt=True)

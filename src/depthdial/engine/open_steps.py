@@ -59,9 +59,13 @@ class OpenSteps:
 
     def _decision(self, waiting: Waiting, s: int, tokens: Tokens, trace: Trace) -> Decision:
         plain, step = self._plain, self._plain.program.steps[s]
-        some, rows = trace, None  # somebody waits: a token alone is all of them
-        if tokens.count > 1 and not waiting.here.all():
-            rows = waiting.here.nonzero()[:, 0]
+        full, some, rows = tokens.full, trace, None  # somebody waits: a token alone is all of them
+        base = waiting.here & full
+        asked = waiting.here & ~full
+        if not asked.any():
+            return Decision.hard(base if step.base else torch.zeros_like(base)).within(waiting.here)
+        if tokens.count > 1 and not asked.all():
+            rows = asked.nonzero()[:, 0]
         if rows is not None:
             tokens, some = tokens[rows], _of(trace, rows)
         z, logits = _taken(waiting.z, rows, self._dtype), None
@@ -69,7 +73,8 @@ class OpenSteps:
             logits = plain.maths.logits(_taken(waiting.x, rows, self._dtype), step.head_rows).float()
         decision = plain.method.decide(self._parts[s], Seen(z, logits), s, tokens, some)
         plain.count_parts(s, "all")
-        return decision if rows is None else decision.spread(rows, len(waiting.here))
+        decision = decision if rows is None else decision.spread(rows, len(waiting.here))
+        return decision.running(base) if step.base else decision
 
     def _bypass(self, waiting: Waiting, s: int, decision: Decision) -> None:
         """Into the stream: attention has been, and the MLP does not run for these tokens."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from depthdial.engine.notebook import html
+
 Finish = Literal["stop", "length", "cancelled", "error"]
 """How a text ended. "stop": an end token (it is the last of `token_ids`) or a stop string; "length": `max_tokens` or
 the context; "cancelled": by the caller; "error": its pass failed."""
@@ -26,7 +28,7 @@ class Piece(NamedTuple):
     """Which layers ran in that pass, a bit for each, the first layer's the highest; empty: all of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
     """One continuation of a prompt."""
 
@@ -63,8 +65,12 @@ class Sample:
         written = self.pieces[1:] or self.pieces
         return sum(piece.cost for piece in written) / len(written) if written else math.nan
 
+    def __repr__(self) -> str:
+        text = shortened(self.text)
+        return f"Sample({text}, {len(self.pieces)} tokens, cost {self.cost:.3f}, {self.finish_reason})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RequestOutput:
     """What one prompt gave. `text`, `token_ids`, `depths`, ... are those of the first sample."""
 
@@ -77,6 +83,13 @@ class RequestOutput:
     """Mean true cost of the prompt's tokens relative to dense, as they ran when they ran; nan if none did."""
     samples: list[Sample]
     """All `n` samples."""
+
+    def __repr__(self) -> str:
+        return f"RequestOutput({', '.join(map(repr, self.samples))})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the text, coloured by depth."""
+        return html(self)
 
     @property
     def text(self) -> str:
@@ -105,3 +118,9 @@ class RequestOutput:
     @property
     def logprobs(self) -> list[dict[int, float]] | None:
         return self.samples[0].logprobs
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The text as Python writes it, cut in the middle where it is long."""
+    half = most // 2
+    return repr(text if len(text) <= most else f"{text[:half]} ... {text[-half:]}")

@@ -194,18 +194,19 @@ class TorchRunner:
         if step.routed == "no" or (running.untouched and step.base):
             running.move(s, None)
             return None
-        if running.untouched:
-            decision = Decision.hard(tokens.full).within(~tokens.full)
-        else:
-            logits = self.maths.logits(_some(x, rows), step.head_rows).float() if "logits" in step.shows else None
-            some = (tokens, trace) if rows is None else (tokens[rows], trace[rows])
-            decision = self.method.decide(self.parts[s], Seen(self._forward(s).shown(z, step.unit), logits), s, *some)
+        full, some = tokens.full, rows  # those that run the base are not asked about
+        base = full if rows is None else torch.zeros_like(full).index_copy(0, rows, full[rows])
+        if base.any():
+            asked = ~full if rows is None else ~full[rows]
+            some, z = asked.nonzero()[:, 0] if rows is None else rows[asked], z[asked]
+        decision = Decision.hard(torch.zeros_like(base)).within(torch.zeros_like(base))
+        if some is None or len(some):
+            logits = self.maths.logits(_some(x, some), step.head_rows).float() if "logits" in step.shows else None
+            of = (tokens, trace) if some is None else (tokens[some], trace[some])
+            decision = self.method.decide(self.parts[s], Seen(self._forward(s).shown(z, step.unit), logits), s, *of)
             self.count_parts(s, "all")
-            if rows is not None:
-                decision = decision.spread(rows, tokens.count)
-            if not step.base:
-                decision = decision.within(~tokens.full)
-        trace.decisions[s] = decision
+            decision = decision if some is None else decision.spread(some, tokens.count)
+        trace.decisions[s] = decision = decision.running(base) if step.base else decision
         running.move(s, decision.keep)
         return decision
 

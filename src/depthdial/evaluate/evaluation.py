@@ -12,10 +12,10 @@ from typing import Any
 
 from depthdial.core.lock import locked
 from depthdial.core.whole import disk_errors, plain, write_json
-from depthdial.evaluate.folder import FORMAT, RESULTS, Folder, check
+from depthdial.evaluate.folder import FORMAT, RESULTS, RunFolder, check_folder
 from depthdial.evaluate.speed.machine import facts
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.subjects import INT8, Lineup, Row, Setup, Subject, identity
+from depthdial.evaluate.subjects import INT8, Lineup, Setup, Subject, TableRow, identity
 from depthdial.models.fingerprint import fingerprint
 
 Report = Callable[[str, int, int], None]
@@ -23,8 +23,8 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What both kinds of evaluation are asked."""
+class EvaluationOptions:
+    """What both kinds of evaluation are asked. ValueError for what does not fit together."""
 
     model: str
     lineup: Lineup
@@ -34,12 +34,10 @@ class Options:
     output: Path | None = None
     resume: bool = False
 
-
-def check_options(options: Options) -> None:
-    """ValueError for what does not fit together."""
-    if options.resume and options.output is None:
-        raise ValueError("--resume needs --output: the folder of the run that is to go on")
-    options.lineup.check(options.setup)
+    def __post_init__(self):
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output: the folder of the run that is to go on")
+        self.lineup.check(self.setup)
 
 
 class Evaluation(ABC):
@@ -50,7 +48,7 @@ class Evaluation(ABC):
 
     def __init__(self, options: Any, report: Report):
         self.options, self.report = options, report
-        self.rows: list[Row] = []
+        self.rows: list[TableRow] = []
         self.records: dict[str, dict[str, Any]] = {}
         """By row's name, then by task."""
 
@@ -63,11 +61,11 @@ class Evaluation(ABC):
         """Once the plug-in is loaded: what else tells this run from another, its arguments, versions of libraries."""
 
     @abstractmethod
-    def measured(self, subject: Subject, row: Row, task: str, store: Store) -> Any:
+    def measure(self, subject: Subject, row: TableRow, task: str, store: Store) -> Any:
         """One task at one setting. store: its chunks."""
 
     @abstractmethod
-    def record(self, kept: dict[str, Any]) -> Any:
+    def record(self, data: dict[str, Any]) -> Any:
         """One that was kept."""
 
     @abstractmethod
@@ -79,7 +77,7 @@ class Evaluation(ABC):
         options = self.options
         if options.output is None:
             return self._run()
-        check(options.output, options.resume)
+        check_folder(options.output, options.resume)
         with locked(options.output), disk_errors(lambda: "free some space and repeat the command with --resume"):
             return self._run()
 
@@ -87,19 +85,19 @@ class Evaluation(ABC):
         options, lineup = self.options, self.options.lineup
         baselines = {name: identity(path) for name, path in lineup.baselines.items()}
         tasks, subjects = self.tasks(), lineup.subjects(options.setup)
-        first = self._loaded("", next(subjects))
+        first = self._load("", next(subjects))
         if first.name in lineup.baselines:
             raise ValueError(f"--plugin {first.name}=...: the plug-in itself has this name; choose another")
-        fixed, arguments, versions = self.ready(first)
-        fixed |= {
+        constants, arguments, versions = self.ready(first)
+        constants |= {
             "model": fingerprint(first.llm.model).weights,
             "plugin": lineup.identity(first.llm, options.model),
             "prompt_budget": options.setup.read_by(first.llm),
             "dtype": options.setup.dtype,
             "limit": options.limit,
         }
-        own = {"format": FORMAT, "fixed": fixed, "tasks": dict(tasks), "baselines": baselines}
-        folder, here = Folder(options.output, own, options.resume), facts(first.llm.model.device)
+        own = {"format": FORMAT, "fixed": constants, "tasks": dict(tasks), "baselines": baselines}
+        folder, here = RunFolder(options.output, own, options.resume), facts(first.llm.model.device)
         results: dict[str, Any] = {
             "what": self.what,
             "complete": False,
@@ -120,45 +118,45 @@ class Evaluation(ABC):
         self._subject(first, list(tasks), folder, results)
         del first
         for (name, rows), make in zip(lineup.others.items(), subjects, strict=True):
-            if not self._known(rows, list(tasks), folder):
+            if not self._take_stored(rows, list(tasks), folder):
                 try:
-                    self._subject(self._loaded(name, make), list(tasks), folder, results)
+                    self._subject(self._load(name, make), list(tasks), folder, results)
                 except ValueError as error:
                     if name != INT8:
                         raise
                     results["missing"] = {"base int8": str(error)}  # a device, or a model, without such kernels
         return self._write(results, folder, complete=True)
 
-    def _loaded(self, name: str, make: Callable[[], Subject]) -> Subject:
+    def _load(self, name: str, make: Callable[[], Subject]) -> Subject:
         self.report(f"loading {name}".strip(), 0, 0)
         with redirect_stdout(sys.stderr):
             return make()
 
-    def _known(self, rows: Sequence[Row], tasks: Sequence[str], folder: Folder) -> bool:
+    def _take_stored(self, rows: Sequence[TableRow], tasks: Sequence[str], folder: RunFolder) -> bool:
         """Take the records of a subject's rows if all are there, so that it need not be loaded."""
-        found = {(row.name, task): folder.get(row, task) for row in rows for task in tasks}
-        if not rows or any(kept is None for kept in found.values()):
+        stored = {(row.name, task): folder.get(row, task) for row in rows for task in tasks}
+        if not rows or any(data is None for data in stored.values()):
             return False
         self.rows += rows
-        for (row, task), kept in found.items():
-            self.records.setdefault(row, {})[task] = self.record(kept or {})
+        for (row, task), data in stored.items():
+            self.records.setdefault(row, {})[task] = self.record(data or {})
         return True
 
-    def _subject(self, subject: Subject, tasks: Sequence[str], folder: Folder, results: dict[str, Any]) -> None:
+    def _subject(self, subject: Subject, tasks: Sequence[str], folder: RunFolder, results: dict[str, Any]) -> None:
         results["subjects"][subject.name] = subject.about
         for row in subject.rows:
             self.rows.append(row)
             for task in tasks:
-                kept = folder.get(row, task)
+                data = folder.get(row, task)
                 with redirect_stdout(sys.stderr):
-                    done = None if kept is None else self.record(kept)
-                    record = done or self.measured(subject, row, task, folder.store(row, task))
-                if done is None:
+                    stored = None if data is None else self.record(data)
+                    record = stored or self.measure(subject, row, task, folder.store(row, task))
+                if stored is None:
                     folder.put(row, task, record.to_json())
                 self.records.setdefault(row.name, {})[task] = record
             self._write(results, folder, complete=False)
 
-    def _write(self, results: dict[str, Any], folder: Folder, complete: bool) -> dict[str, Any]:
+    def _write(self, results: dict[str, Any], folder: RunFolder, complete: bool) -> dict[str, Any]:
         results |= {"rows": self.summary(), "complete": complete}
         if folder.path is not None:
             write_json(folder.path / RESULTS, results)

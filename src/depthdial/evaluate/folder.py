@@ -13,13 +13,13 @@ from typing import Any
 from depthdial.core.lock import foreign
 from depthdial.core.whole import write_json
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.subjects import Row
+from depthdial.evaluate.subjects import TableRow
 
 RUN, RESULTS = "run.json", "results.json"
 FORMAT = 2
 
 
-class Folder:
+class RunFolder:
     """path: None keeps nothing. identity: plain values that say which run it is, `fixed` ones and the growing tables
     `tasks` and `baselines` (name -> hash).
 
@@ -32,34 +32,34 @@ class Folder:
         """What the results that were there tell of each subject."""
         if path is None:
             return
-        check(path, resume)
+        check_folder(path, resume)
         file = path / RUN
         if file.is_file():
-            identity = _grown(_read(file), identity, path)
-        held = path / RESULTS
-        self.subjects = _read(held)["subjects"] if held.is_file() else {}
+            identity = _extend(_read(file), identity, path)
+        results = path / RESULTS
+        self.subjects = _read(results).get("subjects", {}) if results.is_file() else {}
         path.mkdir(parents=True, exist_ok=True)
         write_json(file, identity)
 
-    def store(self, row: Row, task: str) -> Store:
+    def store(self, row: TableRow, task: str) -> Store:
         """The chunks of a task at a setting."""
         return Store(None if self.path is None else self.path / "chunks" / f"{row.file}--{task}.jsonl")
 
-    def get(self, row: Row, task: str) -> dict[str, Any] | None:
+    def get(self, row: TableRow, task: str) -> dict[str, Any] | None:
         """A finished task; None if it is not there."""
         file = self._record(row, task)
         return None if file is None or not file.is_file() else _read(file)
 
-    def put(self, row: Row, task: str, record: dict[str, Any]) -> None:
+    def put(self, row: TableRow, task: str, record: dict[str, Any]) -> None:
         file = self._record(row, task)
         if file is not None:
             write_json(file, record)
 
-    def _record(self, row: Row, task: str) -> Path | None:
+    def _record(self, row: TableRow, task: str) -> Path | None:
         return None if self.path is None else self.path / "records" / f"{row.file}--{task}.json"
 
 
-def check(path: Path, resume: bool) -> None:
+def check_folder(path: Path, resume: bool) -> None:
     """ValueError where no run may begin in the folder `path`, or go on if `resume`, as far as can be seen from it."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output {path} is a file; give a folder")
@@ -77,18 +77,18 @@ def _read(file: Path) -> Any:
         raise ValueError(f"{file} is not valid JSON ({error}); remove it and go on with --resume") from error
 
 
-def _grown(held: dict[str, Any], asked: dict[str, Any], path: Path) -> dict[str, Any]:
+def _extend(before: dict[str, Any], now: dict[str, Any], path: Path) -> dict[str, Any]:
     """The identity of a run that goes on. ValueError where it is another one."""
-    if held.get("format") != asked["format"]:
+    if before.get("format") != now["format"]:
         raise ValueError(f"{path} was written by another version of depthdial; choose another --output")
-    for name, value in asked["fixed"].items():
-        if held["fixed"].get(name) != value:
+    for name, value in now["fixed"].items():
+        if before["fixed"].get(name) != value:
             raise ValueError(
-                f"{path} holds another run: its {name} is {held['fixed'].get(name)!r}, not {value!r}; "
+                f"{path} holds another run: its {name} is {before['fixed'].get(name)!r}, not {value!r}; "
                 "choose another --output"
             )
     for table in ("tasks", "baselines"):
-        for name, digest in asked[table].items():
-            if held[table].get(name, digest) != digest:
+        for name, digest in now[table].items():
+            if before[table].get(name, digest) != digest:
                 raise ValueError(f"{path} holds another run: other contents of {name!r}; choose another --output")
-    return {**asked, **{table: {**held[table], **asked[table]} for table in ("tasks", "baselines")}}
+    return {**now, **{table: {**before[table], **now[table]} for table in ("tasks", "baselines")}}

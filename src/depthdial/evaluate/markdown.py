@@ -21,6 +21,6 @@ def number(value: float | None, digits: int, factor: float = 1) -> str:
 
 def what_skips(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """The base, and for each budget the answer alone, the prompt alone, and both: what skips, and the row."""
-    shown = [row for row in rows if row["kind"] in ("base", "adaptive", "where")]
-    shown.sort(key=lambda row: (-row["budget"], list(_PARTS).index(row["part"])))
-    return [("nothing" if r["kind"] == "base" else f"{_PARTS[r['part']]} {r['budget']:g}", r) for r in shown]
+    kinds = [row for row in rows if row["kind"] in ("base", "adaptive", "where")]
+    kinds.sort(key=lambda row: (-row["budget"], list(_PARTS).index(row["part"])))
+    return [("nothing" if r["kind"] == "base" else f"{_PARTS[r['part']]} {r['budget']:g}", r) for r in kinds]

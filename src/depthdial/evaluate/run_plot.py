@@ -20,11 +20,11 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
 
     groups = list(dict.fromkeys(run.group for run in runs))
     look = {group: _look(i) for i, group in enumerate(groups)}
-    seen: set[str] = set()
+    labels: set[str] = set()
 
     def style(run: Run) -> dict[str, Any]:
-        label = None if run.group in seen else run.group
-        seen.add(run.group)
+        label = None if run.group in labels else run.group
+        labels.add(run.group)
         return {**look[run.group], "label": label, "linewidth": 1.2}
 
     loss = Figure(figsize=(11, 4.6), layout="constrained")
@@ -32,7 +32,7 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
     for run in runs:
         steps, values = _series(run, "loss")
         per_step = run.results["tokens"] / run.results.get("steps", max(steps, default=1))
-        left.plot([s * per_step / 1e6 for s in steps], _smoothed(values), **{**style(run), "alpha": 0.8})
+        left.plot([s * per_step / 1e6 for s in steps], _smooth(values), **{**style(run), "alpha": 0.8})
         steps, values = _series(run, "heldout_loss")
         ends = [*steps, run.results.get("steps", max(steps, default=1))]
         right.plot([s * per_step / 1e6 for s in ends], [*values, run.results["loss"]], **look[run.group], marker=".")
@@ -43,11 +43,11 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
 
     density = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = density.subplots(1, 2)
-    seen.clear()
+    labels.clear()
     for run in runs:
         steps, layers = _series(run, "layers")
         depth = len(run.results["density_per_layer"])
-        left.plot(steps, [value / depth for value in _smoothed(layers)], **style(run))
+        left.plot(steps, [value / depth for value in _smooth(layers)], **style(run))
         right.plot(range(depth), run.results["density_per_layer"], **look[run.group], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="share of layers executed", title="over training", ylim=(0, 1.05))
     right.set(xlabel="layer", ylabel="share of tokens that run it", title="held-out text", ylim=(-0.05, 1.05))
@@ -67,7 +67,7 @@ def _series(run: Run, name: str) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _smoothed(values: Sequence[float]) -> list[float]:
+def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(values[max(0, i - SMOOTH + 1) : i + 1]) / min(i + 1, SMOOTH) for i in range(len(values))]
 
 

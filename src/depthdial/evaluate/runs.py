@@ -14,7 +14,7 @@ from typing import Any
 from depthdial.evaluate.markdown import markdown
 
 RESULTS, METRICS = "results.json", "metrics.jsonl"
-NEEDED = (
+FIELDS = (
     "loss",
     "density",
     "density_per_layer",
@@ -68,12 +68,12 @@ def compare(runs: Sequence[Run], baseline: str) -> list[dict[str, Any]]:
             if len({run.results[same] for run in of}) > 1:
                 raise ValueError(f"runs called {name} differ in {same}; compare like runs only: name the folders")
     base = {run.results["seed"]: run.results["loss"] for run in groups[baseline]}
-    found = []
+    entries = []
     for name, members in groups.items():
         results = [run.results for run in members]
         mean = {key: fmean(r[key] for r in results) for key in ("loss", "density", "layers", "tokens_per_second")}
         pairs = [r["loss"] - base[r["seed"]] for r in results if r["seed"] in base] if name != baseline else []
-        found.append(
+        entries.append(
             {
                 "group": name,
                 "runs": [run.name for run in members],
@@ -92,7 +92,7 @@ def compare(runs: Sequence[Run], baseline: str) -> list[dict[str, Any]]:
                 "mfu": fmean(r["mfu"] for r in results) if all("mfu" in r for r in results) else None,
             }
         )
-    return found
+    return entries
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -126,7 +126,7 @@ def student(freedom: int, share: float = 0.95) -> float:
     return (low + high) / 2
 
 
-def table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:
+def runs_table(groups: Sequence[Mapping[str, Any]], baseline: str) -> str:
     """Markdown: one line per group."""
     head = ["run", "size", "seeds", "held-out loss", f"less {baseline}", f"true MACs/token (x {baseline})",
             "layers executed", "density (target)", "tokens", "tokens/s", "MFU"]  # fmt: skip
@@ -155,15 +155,15 @@ def _run(folder: Path) -> Run:
         results = json.loads((folder / RESULTS).read_text())
         lines = (folder / METRICS).read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
-        missing = [name for name in NEEDED if name not in results]
+        missing = [name for name in FIELDS if name not in results]
     except (OSError, ValueError, TypeError):
         raise ValueError(f"{folder}: {RESULTS} or {METRICS} cannot be read; run depthdial pretrain again") from None
     if missing:
         raise ValueError(f"{folder}: {RESULTS} lacks {', '.join(missing)}; it is not of a pre-training run")
     name = folder.resolve().name
     group, _, last = name.rpartition("-")
-    seeded = group and last in (f"seed{results['seed']}", f"s{results['seed']}")
-    return Run(name, group if seeded else name, results, metrics)
+    has_seed = group and last in (f"seed{results['seed']}", f"s{results['seed']}")
+    return Run(name, group if has_seed else name, results, metrics)
 
 
 def _layers(results: Sequence[Mapping[str, Any]]) -> list[list[float]]:

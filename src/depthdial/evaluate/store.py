@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,20 @@ class Store:
 
     def __init__(self, path: Path | None = None):
         self._path = path
-        self._known: dict[str, tuple[Results, Seconds]] = {}
+        self._chunks: dict[str, tuple[Results, Seconds]] = {}
         if path is not None and path.is_file():
             self._read(path)
 
-    def get(self, key: str, make: Callable[[], tuple[Results, Seconds]]) -> tuple[Results, Seconds]:
+    def get(self, key: str, make: Callable[[], Results]) -> tuple[Results, Seconds]:
         """The results of a chunk and the seconds they took; made and kept if they are not there."""
-        if key not in self._known:
-            results, seconds = make()
+        if key not in self._chunks:
+            start = time.perf_counter(), time.process_time()
+            results = make()
+            seconds = [time.perf_counter() - start[0], time.process_time() - start[1]]
             line = json.dumps({"key": key, "seconds": seconds, "results": results})
-            self._known[key] = json.loads(line)["results"], seconds  # what a resumed run would read
+            self._chunks[key] = json.loads(line)["results"], seconds  # what a resumed run would read
             self._keep(line)
-        return self._known[key]
+        return self._chunks[key]
 
     def _keep(self, line: str) -> None:
         if self._path is None:
@@ -51,11 +54,11 @@ class Store:
             os.fsync(file.fileno())
 
     def _read(self, path: Path) -> None:
-        kept = path.read_bytes()
-        whole = kept[: kept.rfind(b"\n") + 1]
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
         for line in whole.splitlines():
-            told = json.loads(line)
-            self._known[told["key"]] = told["results"], told["seconds"]
-        if len(whole) < len(kept):
+            entry = json.loads(line)
+            self._chunks[entry["key"]] = entry["results"], entry["seconds"]
+        if len(whole) < len(data):
             with path.open("r+b") as file:  # the next line must begin a line
                 file.truncate(len(whole))

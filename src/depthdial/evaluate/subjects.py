@@ -19,7 +19,7 @@ from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Seen
 from depthdial.core.tokens import Tokens, Trace
 from depthdial.engine.llm import LLM
-from depthdial.evaluate.equal_cost import Knob, between
+from depthdial.evaluate.equal_cost import Knob, mix_between
 from depthdial.methods import Static, name_of
 from depthdial.models import load, load_base
 from depthdial.models.checkpoint import METHOD_FILE, Plugin, parts_file, plugin_of, read
@@ -27,6 +27,7 @@ from depthdial.models.convert import convert
 from depthdial.models.converted import converted_of
 from depthdial.models.dial import offset_for
 from depthdial.models.fingerprint import fingerprint
+from depthdial.models.hub import plugin_folder
 from depthdial.models.shipped import shipped_for
 
 Kind = Literal["base", "adaptive", "baseline", "int8", "where"]
@@ -39,7 +40,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table. budget: of the adaptive row; a baseline stands beside that of the same budget."""
 
     name: str
@@ -68,7 +69,7 @@ class Setup:
     """Of all rows but the base's and those of `Lineup.where`; None is the engine's default."""
     prefix_cache: bool = True
 
-    def loaded(self, plugin: str | None) -> tuple[Any, Any]:
+    def load(self, plugin: str | None) -> tuple[Any, Any]:
         """A model and its tokenizer."""
         return load(self.model, plugin, None, self.dtype, self.device, self.allow_other_weights)
 
@@ -82,7 +83,7 @@ class Setup:
             prefix_cache=self.prefix_cache,
         )
 
-    def prompt_budget_of(self, row: Row) -> PromptBudget | None:
+    def prompt_budget_of(self, row: TableRow) -> PromptBudget | None:
         """What the row asks of what is read: the base is the untouched one in all it does."""
         return "same" if row.budget == 1.0 else self.prompt_budget
 
@@ -98,8 +99,8 @@ class Subject:
 
     name: str
     llm: LLM
-    rows: list[Row]
-    knob: Callable[[Row, float | None], Knob]
+    rows: list[TableRow]
+    knob: Callable[[TableRow, float | None], Knob]
     about: dict[str, Any]
 
     def read_at(self, cost: float) -> float:
@@ -107,17 +108,17 @@ class Subject:
         curves = {} if self.llm.plugin is None else self.llm.plugin.curves
         return min(max(cost, *(curve.floor for curve in curves.values()), 0.0), 1 - 1e-9)
 
-    def reading(self, written: float, read: PromptBudget | None) -> PromptBudget | None:
-        """What is asked of a prompt before an answer at `written`: no less than the dial can do. Where skipped tokens
+    def reading(self, budget: float, prompt_budget: PromptBudget | None) -> PromptBudget | None:
+        """What is asked of a prompt before an answer at `budget`: no less than the dial can do. Where skipped tokens
         leave no K and V, a prompt that is to cost less than its answer is read as this is written: no layer may come
         back."""
-        if not isinstance(read, float) or read == 1.0:
-            return read
-        return "same" if read < written and self.llm.budgets.steady else self.read_at(read)
+        if not isinstance(prompt_budget, float) or prompt_budget == 1.0:
+            return prompt_budget
+        return "same" if prompt_budget < budget and self.llm.budgets.steady else self.read_at(prompt_budget)
 
 
-def rows_of(name: str, budgets: Sequence[float], kind: Kind) -> list[Row]:
-    return [Row(f"{name} {budget:g}", kind, name, budget) for budget in budgets]
+def budget_rows(name: str, budgets: Sequence[float], kind: Kind) -> list[TableRow]:
+    return [TableRow(f"{name} {budget:g}", kind, name, budget) for budget in budgets]
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ class Lineup:
     def __post_init__(self):
         if bad := [budget for budget in self.budgets if not 0 < budget <= 1]:
             raise ValueError(f"a budget lies above 0 and up to 1.0 (the untouched base), not at {bad[0]:g}")
-        taken = ("base", EARLY_EXIT, INT8)
-        if used := set(taken) & set(self.baselines):
-            raise ValueError(f"--plugin {used.pop()}=...: this name is taken; choose another")
+        reserved = ("base", EARLY_EXIT, INT8)
+        if clash := set(reserved) & set(self.baselines):
+            raise ValueError(f"--plugin {clash.pop()}=...: this name is taken; choose another")
         files: dict[str, str] = {}
-        for name in (*taken, *self.baselines):
-            if other := files.get(file := Row(name, "baseline", name, 1.0).file):
+        for name in (*reserved, *self.baselines):
+            if other := files.get(file := TableRow(name, "baseline", name, 1.0).file):
                 raise ValueError(f"--plugin {name}=...: its files would be those of {other!r}; choose another name")
             files[file] = name
 
@@ -154,19 +155,19 @@ class Lineup:
         return [budget for budget in dict.fromkeys(self.budgets) if budget != 1.0]
 
     @property
-    def others(self) -> dict[str, list[Row]]:
+    def others(self) -> dict[str, list[TableRow]]:
         """The rows of all subjects but the first, by its name."""
         rows = {INT8: self._int8} if self.int8 != "none" else {}
         if self.below:
-            rows |= {name: rows_of(name, self.below, "baseline") for name in self.baselines}
+            rows |= {name: budget_rows(name, self.below, "baseline") for name in self.baselines}
         if self.below and self.early_exit:
-            rows[EARLY_EXIT] = rows_of(EARLY_EXIT, self.below, "baseline")
+            rows[EARLY_EXIT] = budget_rows(EARLY_EXIT, self.below, "baseline")
         return rows
 
     @property
-    def _int8(self) -> list[Row]:
-        skipping = rows_of("plug-in int8", self.below, "int8") if self.int8 == "all" else []
-        return [Row("base int8", "int8", INT8, 1.0), *skipping]
+    def _int8(self) -> list[TableRow]:
+        skipping = budget_rows("plug-in int8", self.below, "int8") if self.int8 == "all" else []
+        return [TableRow("base int8", "int8", INT8, 1.0), *skipping]
 
     def identity(self, llm: LLM, model: str) -> str | None:
         """A hash of the plug-in that `llm` has; None without one."""
@@ -191,34 +192,34 @@ class Lineup:
             raise ValueError(
                 f"budget {budgets[0]:g} needs a plug-in; give --plugin, or --budgets 1.0 for the base alone"
             )
-        llm = setup.llm(*setup.loaded(plugin))
+        llm = setup.llm(*setup.load(plugin))
         name = name_of(converted_of(llm.model).method)
         for budget in budgets:  # said before anything runs
             offset_for(llm.model, budget, "text")
             llm.dials(budget, setup.prompt_budget)
-        rows = [Row("base", "base", name, 1.0), *rows_of(name, budgets, "adaptive")]
+        rows = [TableRow("base", "base", name, 1.0), *budget_rows(name, budgets, "adaptive")]
         if self.where and llm.budgets.steady:
             raise ValueError(
                 f"--where writes in layers that the prompt skipped, and {name} leaves no K and V there: leave it out"
             )
         if self.where:
-            rows += [Row(f"prompt only {b:g}", "where", name, b, "prompt") for b in budgets]
-            rows += [Row(f"prompt and answer {b:g}", "where", name, b, "both") for b in budgets]
+            rows += [TableRow(f"prompt only {b:g}", "where", name, b, "prompt") for b in budgets]
+            rows += [TableRow(f"prompt and answer {b:g}", "where", name, b, "both") for b in budgets]
         training = None if llm.plugin is None else llm.plugin.training
         return Subject(name, llm, rows, lambda row, _: row.budget, _about(llm.model, training))
 
-    def _with_int8(self, setup: Setup, rows: list[Row]) -> Subject:
+    def _with_int8(self, setup: Setup, rows: list[TableRow]) -> Subject:
         skips = any(row.budget != 1.0 for row in rows)
-        llm = setup.llm(*setup.loaded(self.plugin if skips else None), "int8")
+        llm = setup.llm(*setup.load(self.plugin if skips else None), "int8")
         training = None if llm.plugin is None else llm.plugin.training
         return Subject(INT8, llm, rows, lambda row, _: row.budget, _about(llm.model, training) | {"weights": "int8"})
 
 
-def _baseline(setup: Setup, name: str, path: str, rows: list[Row]) -> Subject:
-    model, tokenizer = setup.loaded(path)
+def _baseline(setup: Setup, name: str, path: str, rows: list[TableRow]) -> Subject:
+    model, tokenizer = setup.load(path)
     plugin = plugin_of(model)
     assert plugin is not None
-    if curves := _counted(model):
+    if curves := _exact_curves(model):
         converted_of(model).plugin = plugin = replace(plugin, curves=curves)
     curve = plugin.curves.get("generated") or next(iter(plugin.curves.values()), None)
     if curve is None:
@@ -226,19 +227,19 @@ def _baseline(setup: Setup, name: str, path: str, rows: list[Row]) -> Subject:
     return Subject(name, setup.llm(model, tokenizer), rows, _to_meet(curve), _about(model, plugin.training))
 
 
-def _early_exit(setup: Setup, rows: list[Row]) -> Subject:
+def _early_exit(setup: Setup, rows: list[TableRow]) -> Subject:
     """The last layers dropped for every token: what leaving early at a fixed layer gives, with the base's own head."""
     base, tokenizer = load_base(setup.model, setup.dtype, setup.device)
     depth = base.config.get_text_config().num_hidden_layers
     order = tuple(range(depth - 1, 0, -1))
     model = convert(base, Static(order=order, count=1, length=len(order), adapter_ratio=0)).eval()
-    curves = _counted(model)
+    curves = _exact_curves(model)
     converted_of(model).plugin = Plugin(EARLY_EXIT, converted_of(model).method, fingerprint(model), curves)
     about = {"method": {"name": EARLY_EXIT}, "training": None}
     return Subject(EARLY_EXIT, setup.llm(model, tokenizer), rows, _to_meet(curves["generated"]), about)
 
 
-def _counted(model: Any) -> dict[str, Curve]:
+def _exact_curves(model: Any) -> dict[str, Curve]:
     """The curves of a dial with stops at which every token does the same, counted and not measured; none for others."""
     converted = converted_of(model)
     method, program = converted.method, converted.program
@@ -255,29 +256,30 @@ def _counted(model: Any) -> dict[str, Curve]:
     return {"text": curve, "generated": curve}
 
 
-def _to_meet(curve: Curve) -> Callable[[Row, float | None], Knob]:
+def _to_meet(curve: Curve) -> Callable[[TableRow, float | None], Knob]:
     """Budgets by the cost that is to be met, as near as the curve comes to it; in steps at least one is taken."""
     steps = {cost: cost for cost in curve.costs if cost < 1} if curve.step else {}
 
-    def knob(_: Row, cost: float | None) -> Knob:
+    def knob(_: TableRow, cost: float | None) -> Knob:
         assert cost is not None
-        wanted = min(max(cost, curve.floor), max(steps, default=1 - 1e-9))
-        return between(steps, wanted) if steps else wanted
+        target = min(max(cost, curve.floor), max(steps, default=1 - 1e-9))
+        return mix_between(steps, target) if steps else target
 
     return knob
 
 
 def _about(model: Any, training: dict[str, Any] | None) -> dict[str, Any]:
-    method, trained = converted_of(model).method, training or {}
+    method, source = converted_of(model).method, training or {}
     fields = {
         name: value for name, value in vars(method).items() if not isinstance(value, float) or math.isfinite(value)
     }
-    kept = {name: trained[name] for name in ("steps", "tokens", "objective", "seed") if name in trained}
-    return {"method": {"name": name_of(method), **fields}, "training": kept}
+    facts = {name: source[name] for name in ("steps", "tokens", "objective", "seed") if name in source}
+    return {"method": {"name": name_of(method), **fields}, "training": facts}
 
 
 def identity(path: str | Path) -> str:
-    """A hash of a plug-in's folder. ValueError where it is none."""
+    """A hash of a plug-in's folder, or of one of the hub. ValueError where it is none."""
+    path = plugin_folder(path)
     read(path)
     digest = hashlib.sha256()
     for file in (Path(path) / METHOD_FILE, parts_file(path)):

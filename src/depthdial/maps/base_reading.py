@@ -13,7 +13,7 @@ CHUNK = 64
 """Tokens whose logits are held at once: for a vocabulary of 50,000 they stay in a processor's cache."""
 
 
-class Expected(NamedTuple):
+class Expectation(NamedTuple):
     """Of N positions, on the CPU."""
 
     entropy: Tensor
@@ -35,27 +35,27 @@ class BaseReading:
         self.head, self.shape, self.most = head, shape, most
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor, target: Tensor) -> Expected:
+    def __call__(self, hidden: Tensor, target: Tensor) -> Expectation:
         """hidden: [N, d] after the last norm; target: int64 [N], the token that came next."""
         chunks = [self._chunk(h, t) for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)]
-        return _joined(chunks)
+        return _join(chunks)
 
     @torch.no_grad()
-    def of_logits(self, logits: Tensor, target: Tensor) -> Expected:
+    def of_logits(self, logits: Tensor, target: Tensor) -> Expectation:
         """logits: [N, V], of any float dtype, as the model gives them; target: int64 [N]."""
-        return _joined(
-            [self._expected(part, t) for part, t in zip(logits.split(CHUNK), target.split(CHUNK), strict=True)]
+        return _join(
+            [self._expectation(part, t) for part, t in zip(logits.split(CHUNK), target.split(CHUNK), strict=True)]
         )
 
-    def _chunk(self, hidden: Tensor, target: Tensor) -> Expected:
-        return self._expected(self.shape(self.head(hidden)), target)
+    def _chunk(self, hidden: Tensor, target: Tensor) -> Expectation:
+        return self._expectation(self.shape(self.head(hidden)), target)
 
-    def _expected(self, logits: Tensor, target: Tensor) -> Expected:
+    def _expectation(self, logits: Tensor, target: Tensor) -> Expectation:
         ids = logits.topk(self.most, -1).indices if self.most else target.new_empty(len(target), 0)
         log_p = logits.log_softmax(-1, dtype=torch.float32)
         entropy = -torch.linalg.vecdot(log_p.exp(), log_p)
-        return Expected(entropy, -log_p.gather(-1, target[:, None])[:, 0], ids, log_p.gather(-1, ids).exp())
+        return Expectation(entropy, -log_p.gather(-1, target[:, None])[:, 0], ids, log_p.gather(-1, ids).exp())
 
 
-def _joined(chunks: list[Expected]) -> Expected:
-    return Expected(*(torch.cat(column).cpu() for column in zip(*chunks, strict=True)))
+def _join(chunks: list[Expectation]) -> Expectation:
+    return Expectation(*(torch.cat(column).cpu() for column in zip(*chunks, strict=True)))

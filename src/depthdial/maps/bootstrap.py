@@ -47,11 +47,11 @@ class Estimate(NamedTuple):
 
 def interval(mean: float, draws: np.ndarray) -> Interval:
     """The middle 95 % of the draws that have a value; of fewer than two groups nothing is known."""
-    found = draws[np.isfinite(draws)]
+    values = draws[np.isfinite(draws)]
     # the only group of a cell is missing from every third draw, one of two from every seventh
-    if len(found) < 0.8 * len(draws):
+    if len(values) < 0.8 * len(draws):
         return Interval(mean, math.nan, math.nan)
-    low, high = np.quantile(found, (0.025, 0.975))
+    low, high = np.quantile(values, (0.025, 0.975))
     return Interval(mean, float(low), float(high))
 
 
@@ -65,8 +65,8 @@ class Bootstrap:
             bundle = generator.permutation(count) % MOST
             groups, count = bundle[groups], MOST
         self.groups, self.count = groups, count
-        picked = generator.multinomial(count, np.full(count, 1 / max(1, count)), size=draws)
-        self._picked: Any = picked.astype(np.float64) if count > 1 else np.zeros((draws, count))
+        counts = generator.multinomial(count, np.full(count, 1 / max(1, count)), size=draws)
+        self._counts: Any = counts.astype(np.float64) if count > 1 else np.zeros((draws, count))
         """How often each draw has each group, [draws, groups]."""
 
     def means(self, values: np.ndarray, cells: np.ndarray, count: int) -> Estimate:
@@ -75,20 +75,19 @@ class Bootstrap:
         place = self.groups[where] * count + cells[where]
         sizes = np.bincount(place, minlength=self.count * count).reshape(self.count, count)
         sums = np.bincount(place, values[where], self.count * count).reshape(self.count, count)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws = (self._picked @ sums) / (self._picked @ sizes)
-            mean = sums.sum(0) / sizes.sum(0)
-        return Estimate(sizes.sum(0), mean, draws)
+        return self._estimate(sums, sizes)
 
     def ratios(self, values: np.ndarray, weights: np.ndarray) -> Estimate:
         """Sum of `values` over sum of `weights` in each of K cells; both [N, K]."""
         sums, sizes = np.zeros((self.count, values.shape[1])), np.zeros((self.count, values.shape[1]))
         np.add.at(sums, self.groups, values)
         np.add.at(sizes, self.groups, weights)
+        return self._estimate(sums, sizes)
+
+    def _estimate(self, sums: np.ndarray, sizes: np.ndarray) -> Estimate:
         with np.errstate(invalid="ignore", divide="ignore"):
-            draws = (self._picked @ sums) / (self._picked @ sizes)
-            mean = sums.sum(0) / sizes.sum(0)
-        return Estimate(sizes.sum(0).astype(np.int64), mean, draws)
+            draws = (self._counts @ sums) / (self._counts @ sizes)
+            return Estimate(sizes.sum(0).astype(np.int64), sums.sum(0) / sizes.sum(0), draws)
 
     def rates(self, ran: np.ndarray, where: np.ndarray) -> Estimate:
         """Share of the tokens `where` (bool [N]) that ran each layer; ran: bool [N, L]."""
@@ -103,7 +102,7 @@ class Bootstrap:
         x, y, group = x[where] - x[where].mean(), y[where] - y[where].mean(), self.groups[where]
         moments = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
         sums = np.stack([np.bincount(group, column, self.count) for column in moments.T], 1)
-        return interval(float(_pearson(sums.sum(0))), _pearson(self._picked @ sums))
+        return interval(float(_pearson(sums.sum(0))), _pearson(self._counts @ sums))
 
 
 def _pearson(sums: np.ndarray) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from depthdial.maps.costs import Costs
-from depthdial.maps.folder import Folder
+from depthdial.maps.costs import MapCosts
+from depthdial.maps.folder import MapFolder
 from depthdial.maps.schema import FORMAT_VERSION, LEXICAL, Facts
-from depthdial.maps.store import read_parts
+from depthdial.maps.store import read_map_parts
 
 CARD = """---
 {licence}pretty_name: "Layers per token: {name}"
@@ -73,17 +73,17 @@ written by depthdial (`depthdial map`); `map.json` holds the exact settings.
 """
 
 
-def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
+def map_card(folder: MapFolder, facts: Facts, licence: str | None = None) -> str:
     """README.md for a folder whose parts are all there."""
     counts: dict[str, list[float]] = {}
     forced: dict[str, set[bool]] = {}
-    costs = Costs()
-    for part in costs.watched(read_parts(folder.path)):
+    costs = MapCosts()
+    for part in costs.counting(read_map_parts(folder.path)):
         for row in part.rows:
-            read = int((row.layers_used > 0).sum())
-            figures = (1, len(row.token_ids), int(row.generated.sum()), read, int(row.layers_used.sum()))
-            known = counts.setdefault(row.task, [0] * len(figures))
-            counts[row.task] = [a + b for a, b in zip(known, figures, strict=True)]
+            tokens = int((row.layers_used > 0).sum())
+            figures = (1, len(row.token_ids), int(row.generated.sum()), tokens, int(row.layers_used.sum()))
+            sums = counts.setdefault(row.task, [0] * len(figures))
+            counts[row.task] = [a + b for a, b in zip(sums, figures, strict=True)]
             if row.generated.any():
                 forced.setdefault(row.task, set()).add(row.forced)
     kinds = {(True,): "given", (False,): "drawn", (False, True): "some given", (): "none"}
@@ -117,7 +117,7 @@ def card(folder: Folder, facts: Facts, licence: str | None = None) -> str:
     )
 
 
-def _cost(costs: Costs) -> str:
+def _cost(costs: MapCosts) -> str:
     words = {"prompt_cost": "of prompts", "cost": "of answers"}
-    told = ", ".join(f"{found.mean:.3f} {words[name]}" for name, found in costs.intervals().items())
-    return f"True cost relative to dense: {told}.\n" if told else ""
+    text = ", ".join(f"{interval.mean:.3f} {words[name]}" for name, interval in costs.intervals().items())
+    return f"True cost relative to dense: {text}.\n" if text else ""

@@ -23,7 +23,7 @@ class ChatMarks:
         The end mark of an answer is the answer's last token. A system message other than the template's own counts as
         part of the first question, its role mark included.
         """
-        written = [False] * len(ids)
+        marks = [False] * len(ids)
         answer: list[int | None] = [None] * len(ids)
         t, place = 0, None
         while t < len(ids) and self.to_answer:
@@ -32,11 +32,11 @@ class ChatMarks:
                 answer[t] = place
                 place = None if ends or place is None else place + 1
             for k in range(1 if ends else 0, mark):
-                written[t + k] = True
+                marks[t + k] = True
             if _at(ids, t, self.to_answer):
                 place = 0
             t += max(1, mark)
-        return written, answer
+        return marks, answer
 
     def _mark(self, ids: Sequence[int], t: int, answering: bool) -> tuple[int, bool]:
         """Tokens of the template's mark that begins at t (0: none), and does its first token end an answer?"""
@@ -58,8 +58,8 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], li
     turns = [{"role": role, "content": hole} for role, hole in zip(roles, holes, strict=True)]
     rest, frame = str(tokenizer.apply_chat_template(turns, tokenize=False)), []
     for hole in holes:
-        before, found, rest = rest.partition(hole)
-        if not found:
+        before, separator, rest = rest.partition(hole)
+        if not separator:
             return None
         frame.append(before)
     opening, to_answer, to_user, closing = (
@@ -68,5 +68,5 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], li
     return opening, to_answer, to_user, closing
 
 
-def _at(ids: Sequence[int], t: int, wanted: Sequence[int]) -> bool:
-    return bool(wanted) and list(ids[t : t + len(wanted)]) == list(wanted)
+def _at(ids: Sequence[int], t: int, mark: Sequence[int]) -> bool:
+    return bool(mark) and list(ids[t : t + len(mark)]) == list(mark)

@@ -33,8 +33,8 @@ class TokenClasses:
 
     def lexical(self, ids: Sequence[int]) -> list[str]:
         """What each token of one document is: one of `LEXICAL`."""
-        written, pieces = self._chat.find(ids)[0], [self._pieces.alone(token) for token in ids]
-        return ["template" if written[t] else self._lexical(ids, pieces, t) for t in range(len(ids))]
+        template, pieces = self._chat.find(ids)[0], [self._pieces.alone(token) for token in ids]
+        return ["template" if template[t] else self._lexical(ids, pieces, t) for t in range(len(ids))]
 
     def _lexical(self, ids: Sequence[int], pieces: Sequence[str], t: int) -> str:
         if ids[t] in self._special:

@@ -13,14 +13,14 @@ NAMES = ("prompt_cost", "cost")
 """Of tokens that are read, and of those that are written: template marks count, too, since they run."""
 
 
-class Costs:
+class MapCosts:
     """Sums over the texts of a map, part by part."""
 
     def __init__(self) -> None:
         self._groups: dict[str, int] = {}
         self._rows: list[tuple[int, list[float], list[int]]] = []
 
-    def watched(self, parts: Iterable[DepthMap]) -> Iterator[DepthMap]:
+    def counting(self, parts: Iterable[DepthMap]) -> Iterator[DepthMap]:
         """The same parts, seen on their way."""
         for part in parts:
             for row in part.rows:
@@ -32,5 +32,5 @@ class Costs:
     def intervals(self, seed: int = 0) -> dict[str, Interval]:
         """By name, over groups; what no pass tells of is left out."""
         groups, sums, counts = (np.array(column) for column in zip(*self._rows, strict=True))
-        found = Bootstrap(groups, seed=seed).ratios(sums, counts)
-        return {name: found.interval(i) for i, name in enumerate(NAMES) if found.tokens[i]}
+        ratios = Bootstrap(groups, seed=seed).ratios(sums, counts)
+        return {name: ratios.interval(i) for i, name in enumerate(NAMES) if ratios.tokens[i]}

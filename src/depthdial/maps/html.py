@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from depthdial.maps.schema import DepthMap, Facts, Row, pack
-from depthdial.maps.terminal import CONTROLS, Ramp
+from depthdial.core.printable import CONTROLS
+from depthdial.maps.prompts import by_turns
+from depthdial.maps.schema import DepthMap, Facts, MapRow, pack_mask
+from depthdial.maps.terminal import Ramp
 
 MARK = 'aria-label="Colours: layers used by a token"'
 """By this a page is told from other files."""
@@ -26,7 +28,7 @@ LIMIT = 60
 """Texts of a page, where not told otherwise."""
 
 
-def page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None = LIMIT) -> str:
+def map_page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None = LIMIT) -> str:
     """HTML of one map, or of two that are compared text by text (of one id and one prompt).
 
     limit: at most this many texts, evenly over the tasks; None shows all. Raises ValueError for another number of maps,
@@ -35,28 +37,28 @@ def page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None =
     if len(maps) not in (1, 2):
         raise ValueError(f"a page shows one map or compares two, not {len(maps)}")
     pairs = _pairs(maps)
-    chosen = _chosen(pairs, limit)
-    facts = [found.facts for found in maps]
+    texts = _spread(pairs, limit)
+    facts = [map_.facts for map_ in maps]
     if facts[0].layers != facts[-1].layers:
         raise ValueError(f"models of {facts[0].layers} and {facts[-1].layers} layers cannot share one page")
-    ramp = Ramp(_least(chosen), facts[0].layers)
+    ramp = Ramp(_least(texts), facts[0].layers)
     folder = files("depthdial.maps").joinpath("page")
     style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    body = "\n".join(_article(number, rows, facts) for number, rows in enumerate(chosen))
+    body = "\n".join(_article(number, rows, facts) for number, rows in enumerate(texts))
     data = {
         "layers": facts[0].layers,
         "routed": [f.routed for f in facts],
         "names": _names(facts),
-        "asked": facts[0].asked,
-        "texts": [[_data(row, f) for row, f in zip(rows, facts, strict=True)] for rows in chosen],
+        "asked": facts[0].predictor,
+        "texts": [[_data(row, f) for row, f in zip(rows, facts, strict=True)] for rows in texts],
     }
     name = title or ("Layers per token" if len(maps) == 1 else "Layers per token, compared")
     return folder.joinpath("page.html").read_text("utf-8").format(
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         title=escape(name),
         style=style + _depth_styles(ramp),
-        told=_told(facts, chosen, len(pairs)),
+        told=_about(facts, texts, len(pairs)),
         legend=_legend(ramp),
         body=body,
         data=_json(data),
@@ -64,7 +66,7 @@ def page(maps: Sequence[DepthMap], title: str | None = None, limit: int | None =
     )  # fmt: skip
 
 
-def _pairs(maps: Sequence[DepthMap]) -> list[list[Row]]:
+def _pairs(maps: Sequence[DepthMap]) -> list[list[MapRow]]:
     if len(maps) == 1:
         return [[row] for row in maps[0].rows]
     second = {row.id: row for row in maps[1].rows}
@@ -75,28 +77,23 @@ def _pairs(maps: Sequence[DepthMap]) -> list[list[Row]]:
     return pairs
 
 
-def _chosen(pairs: list[list[Row]], limit: int | None) -> list[list[Row]]:
+def _spread(pairs: list[list[MapRow]], limit: int | None) -> list[list[MapRow]]:
     """The first of each task, in turns, in the order of the map."""
     if limit is None or len(pairs) <= limit:
         return pairs
     if limit < 1:
         raise ValueError(f"a page of {limit} texts is empty; ask for at least one")
-    place: dict[str, int] = {}
-    ranked = []
-    for i, (row, *_) in enumerate(pairs):
-        place[row.task] = place.get(row.task, -1) + 1
-        ranked.append((place[row.task], i))
-    return [pairs[i] for i in sorted(i for _, i in sorted(ranked)[:limit])]
+    return [pairs[i] for i in by_turns([row.task for row, *_ in pairs], limit)]
 
 
-def _least(chosen: Sequence[Sequence[Row]]) -> int:
+def _least(texts: Sequence[Sequence[MapRow]]) -> int:
     """Where the colours begin: hardly any token is below it."""
-    used = np.concatenate([row.layers_used for rows in chosen for row in rows])
-    used = used[used > 0]
-    return int(np.quantile(used, 0.01)) if len(used) else 0
+    depths = np.concatenate([row.layers_used for rows in texts for row in rows])
+    depths = depths[depths > 0]
+    return int(np.quantile(depths, 0.01)) if len(depths) else 0
 
 
-def shown(row: Row) -> np.ndarray:
+def colour_passes(row: MapRow) -> np.ndarray:
     """int64 [T]: the pass that colours each token; -1 where there is none."""
     t = np.arange(len(row.token_ids))
     passes = np.where(row.generated, t - 1, t)
@@ -104,7 +101,7 @@ def shown(row: Row) -> np.ndarray:
     return np.where(row.layers_used[passes] > 0, passes, -1)
 
 
-def _article(number: int, rows: Sequence[Row], facts: Sequence[Facts]) -> str:
+def _article(number: int, rows: Sequence[MapRow], facts: Sequence[Facts]) -> str:
     panes = "".join(_pane(row, f, i, len(rows) > 1) for i, (row, f) in enumerate(zip(rows, facts, strict=True)))
     head = rows[0]
     # an id usually begins with its task already
@@ -115,8 +112,8 @@ def _article(number: int, rows: Sequence[Row], facts: Sequence[Facts]) -> str:
     )
 
 
-def _pane(row: Row, facts: Facts, which: int, many: bool) -> str:
-    passes = shown(row)
+def _pane(row: MapRow, facts: Facts, which: int, many: bool) -> str:
+    passes = colour_passes(row)
     depths = np.where(passes >= 0, row.layers_used[passes], 0)
     tokens = "".join(_token(row, t, int(depths[t]), t == 0) for t in range(len(depths)))
     figures = []
@@ -134,7 +131,7 @@ def _pane(row: Row, facts: Facts, which: int, many: bool) -> str:
     )
 
 
-def _token(row: Row, t: int, depth: int, first: bool) -> str:
+def _token(row: MapRow, t: int, depth: int, first: bool) -> str:
     names = ["t", f"d{depth}", "g" if row.generated[t] else "p"]
     piece = row.pieces[t]
     if _template(row, t):
@@ -149,20 +146,20 @@ def _token(row: Row, t: int, depth: int, first: bool) -> str:
     return f'<span class="{" ".join(names)}" data-i="{t}" tabindex="{tab}">{_text(piece)}</span>'
 
 
-def _template(row: Row, t: int) -> bool:
+def _template(row: MapRow, t: int) -> bool:
     return row.token_class[t] == "template" or (not row.generated[t] and row.token_class[t] == "end mark")
 
 
-def _data(row: Row, facts: Facts) -> dict[str, Any]:
+def _data(row: MapRow, facts: Facts) -> dict[str, Any]:
     """What the script knows of a text, token by token; null where it is not recorded."""
-    passes = shown(row)
+    passes = colour_passes(row)
     depths = np.where(passes >= 0, row.layers_used[passes], 0)
 
     def before(values: np.ndarray | None) -> list[float | None] | None:
         """Of the place of the token: what the pass before it expected."""
         return None if values is None else [None, *(_number(v) for v in values[:-1])]
 
-    mask = None if row.ran is None else base64.b64encode(pack(row.ran[passes])).decode()
+    mask = None if row.ran is None else base64.b64encode(pack_mask(row.ran[passes])).decode()
     scores = None
     if row.scores is not None:
         scores = base64.b64encode((row.scores[passes].astype(float) * 255).round().astype(np.uint8).tobytes()).decode()
@@ -184,17 +181,17 @@ def _number(value: float) -> float | None:
     return round(float(value), 3) if math.isfinite(value) else None
 
 
-def _told(facts: Sequence[Facts], chosen: Sequence[Sequence[Row]], count: int) -> str:
+def _about(facts: Sequence[Facts], texts: Sequence[Sequence[MapRow]], count: int) -> str:
     lines = []
     for i, f in enumerate(facts):
-        used = np.concatenate([rows[i].layers_used for rows in chosen])
-        mean = used[used > 0].mean() if (used > 0).any() else 0
-        cost = _cost([rows[i] for rows in chosen])
+        depths = np.concatenate([rows[i].layers_used for rows in texts])
+        mean = depths[depths > 0].mean() if (depths > 0).any() else 0
+        cost = _cost([rows[i] for rows in texts])
         lines.append(
             f"<li>{escape(f.model)} · {escape(_short(f))} · {mean:.1f} of {f.layers} layers a token{cost}</li>"
         )
-    shown_ = f"{len(chosen)} of {count} texts" if len(chosen) < count else f"{count} text{'s' * (count > 1)}"
-    return f"<ul>{''.join(lines)}</ul><p>{shown_}</p>"
+    number = f"{len(texts)} of {count} texts" if len(texts) < count else f"{count} text{'s' * (count > 1)}"
+    return f"<ul>{''.join(lines)}</ul><p>{number}</p>"
 
 
 def _short(facts: Facts) -> str:
@@ -204,13 +201,13 @@ def _short(facts: Facts) -> str:
     return plugin if facts.budget is None else f"{plugin} at {facts.dial}"
 
 
-def _cost(rows: Sequence[Row]) -> str:
+def _cost(rows: Sequence[MapRow]) -> str:
     """True cost of prompts and of answers, where it is known."""
-    found = []
+    parts = []
     for name, generated in (("prompt", False), ("answer", True)):
         costs = np.concatenate([row.costs(generated) for row in rows])
-        found += [f"{name} {costs.mean():.3f}"] if len(costs) else []
-    return f" · true cost: {', '.join(found)}" if found else ""
+        parts += [f"{name} {costs.mean():.3f}"] if len(costs) else []
+    return f" · true cost: {', '.join(parts)}" if parts else ""
 
 
 def _names(facts: Sequence[Facts]) -> list[str]:

@@ -6,33 +6,30 @@ Shards are therefore parts by turns, and may share a folder.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
 from depthdial.engine.sampling import SamplingParams
-from depthdial.maps.card import card
-from depthdial.maps.folder import Folder
-from depthdial.maps.prompts import Prompt, Source
+from depthdial.maps.card import map_card
+from depthdial.maps.folder import MapFolder
+from depthdial.maps.prompts import Prompt, PromptSource
 from depthdial.maps.record import Recorder
-from depthdial.maps.schema import DepthMap, Row
-from depthdial.maps.store import part_file, write
-from depthdial.maps.texts import Text, conversation
+from depthdial.maps.schema import DepthMap, MapRow
+from depthdial.maps.store import part_file, write_map
+from depthdial.maps.texts import MapText, conversation_text
 from depthdial.models.chat import TemplateRefused
 
 
 @dataclass(frozen=True)
-class Settings:
+class MapSettings:
     """What a map is made with, beside the model and the prompts."""
 
     max_new_tokens: int = 64
@@ -53,25 +50,25 @@ class Settings:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
-    def raw(self) -> Settings:
+    def raw(self) -> MapSettings:
         """The same without the chat template."""
         return replace(self, chat=False)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What tells one map from another: `truncate` only decides whether there is a map."""
         return {name: value for name, value in vars(self).items() if name != "truncate"}
 
 
 @dataclass(frozen=True)
-class Shard:
+class MapShard:
     """Parts `number`, `number + count`, ... of a map; the whole of it is 1 of 1."""
 
     number: int = 1
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str) -> MapShard:
         """From "i/n". Raises ValueError for what is no shard."""
         number, slash, count = text.partition("/")
         if not slash or not number.isdecimal() or not count.isdecimal() or not 1 <= int(number) <= int(count):
@@ -83,11 +80,11 @@ class Shard:
         return range(self.number - 1, total, self.count)
 
 
-WHOLE = Shard()
+WHOLE = MapShard()
 
 
 @dataclass
-class Done:
+class MapTotals:
     """What one call mapped (what `resume` found there is not counted)."""
 
     texts: int = 0
@@ -99,7 +96,7 @@ class Done:
     seconds: float = 0.0
     parts: int = 0
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[MapRow]) -> None:
         self.parts += 1
         self.texts += len(rows)
         self.tokens += sum(len(row.token_ids) for row in rows)
@@ -110,11 +107,11 @@ class Done:
 
     def to_json(self) -> dict[str, Any]:
         """With means in place of sums: of layers over all tokens, of true costs over those read and those written."""
-        read = self.tokens - self.generated
+        prompt_tokens = self.tokens - self.generated
         return {
             **vars(self),
             "layers": self.layers / self.tokens if self.tokens else None,
-            "prompt_cost": self.prompt_cost / read if read else None,
+            "prompt_cost": self.prompt_cost / prompt_tokens if prompt_tokens else None,
             "cost": self.cost / self.generated if self.generated else None,
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
         }
@@ -133,7 +130,7 @@ class Mapper:
         tokenizer: Any,
         name: str,
         budget: float | None,
-        settings: Settings,
+        settings: MapSettings,
         prompt_budget: PromptBudget | None = None,
     ):
         vocabulary = model.config.get_text_config().vocab_size
@@ -147,13 +144,13 @@ class Mapper:
             settings.alternatives, settings.batch_tokens, self.llm.engine, self.llm.prompt_budget,
         )  # fmt: skip
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
+    def rows(self, prompts: Sequence[Prompt]) -> list[MapRow]:
         """One row per prompt. Raises ValueError for a prompt that is empty or longer than the context."""
         return self.recorder.rows(self.texts(prompts))
 
-    def texts(self, prompts: Sequence[Prompt]) -> list[Text]:
+    def texts(self, prompts: Sequence[Prompt]) -> list[MapText]:
         """The prompts as tokens, with their answers: those given, or generated now, or none."""
-        texts = [self._given(prompt) for prompt in prompts]
+        texts = [self._text(prompt) for prompt in prompts]
         limit = self.settings.max_new_tokens
         open_ = [i for i, prompt in enumerate(prompts) if limit and not prompt.closed]
         if not open_:
@@ -165,18 +162,18 @@ class Mapper:
                 raise ValueError(f"prompt {texts[i].id!r}: generating failed ({output.error}); go on with --resume")
             prompt, answer = output.prompt_token_ids, output.token_ids
             ids, marks = [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
-            texts[i] = Text(ids, marks, texts[i].id, texts[i].task, texts[i].group)
+            texts[i] = MapText(ids, marks, texts[i].id, texts[i].task, texts[i].group)
         return texts
 
-    def _given(self, prompt: Prompt) -> Text:
+    def _text(self, prompt: Prompt) -> MapText:
         if prompt.messages and prompt.closed:
             with _template(prompt):
-                whole = conversation(self.tokenizer, prompt.messages, prompt.id, prompt.task)
+                whole = conversation_text(self.tokenizer, prompt.messages, prompt.id, prompt.task)
             start, answer, marks = list(whole.ids), [], list(whole.generated)
         else:
             with _template(prompt):
                 start = self._prompt_tokens(prompt)
-            answer = [] if prompt.answer is None else encode(self.tokenizer, prompt.answer)
+            answer = [] if prompt.answer is None else token_ids(self.tokenizer, prompt.answer)
             if prompt.answer is not None and not answer:
                 raise ValueError(f"prompt {prompt.id!r} has an empty answer; leave it out to have one generated")
             marks = [False] * len(start)
@@ -196,13 +193,13 @@ class Mapper:
                 "in what the chat template writes; shorten it, or give `prompt` and `answer` instead of `messages`"
             )
         marks = marks + [True] * len(answer)
-        return Text([*start, *answer], marks, prompt.id, prompt.task, prompt.group, forced=any(marks))
+        return MapText([*start, *answer], marks, prompt.id, prompt.task, prompt.group, forced=any(marks))
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if prompt.messages or self.settings.chat:
             messages = prompt.messages or ({"role": "user", "content": prompt.prompt},)
             return self.llm.chat_tokens(messages)
-        return encode(self.tokenizer, prompt.prompt, special=True)
+        return token_ids(self.tokenizer, prompt.prompt, special=True)
 
 
 @contextmanager
@@ -216,7 +213,7 @@ def _template(prompt: Prompt) -> Iterator[None]:
         ) from error
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
     """Token ids; special: with what the tokenizer puts before a text."""
     ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     assert isinstance(ids, list)
@@ -224,41 +221,37 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False)
 
 
 def make(
-    source: Source, mapper: Mapper, folder: Folder, shard: Shard = WHOLE, licence: str | None = None, show: bool = True
-) -> Done:
+    source: PromptSource,
+    mapper: Mapper,
+    folder: MapFolder,
+    shard: MapShard = WHOLE,
+    licence: str | None = None,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> MapTotals:
     """Map all prompts of a shard into the folder, leaving out parts that are there; returns what was done now.
 
-    licence: of the texts, for the card, which is written with the last part.
+    licence: of the texts, for the card, which is written with the last part. report: told of texts done, and of how
+    many there will be.
     """
-    done, began = Done(), time.perf_counter()
+    totals, began = MapTotals(), time.perf_counter()
     size = mapper.settings.part_size
     parts = -(-source.total // size)
     mine = [number for number in shard.parts(parts) if not part_file(folder.path, number).is_file()]
-    wanted = set(mine)
-    with _bar(min(source.total, len(mine) * size), show) as advance:
-        for number, prompts in enumerate(_blocks(source, size)):
-            if number in wanted:
-                rows = mapper.rows(prompts)
-                write(DepthMap(mapper.recorder.facts, rows), part_file(folder.path, number))
-                done.add(rows)
-                advance(len(rows))
-    done.seconds = time.perf_counter() - began
+    due = set(mine)
+    for number, prompts in enumerate(_blocks(source, size)):
+        if number in due:
+            rows = mapper.rows(prompts)
+            write_map(DepthMap(mapper.recorder.facts, rows), part_file(folder.path, number))
+            totals.add(rows)
+            report("mapping", totals.texts, min(source.total, len(mine) * size))
+    totals.seconds = time.perf_counter() - began
     if all(part_file(folder.path, number).is_file() for number in range(parts)):
-        folder.finish(card(folder, mapper.recorder.facts, licence))
-    return done
+        folder.finish(map_card(folder, mapper.recorder.facts, licence))
+    return totals
 
 
 def _blocks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
     """`size` prompts at a time."""
-    left = iter(prompts)
-    while block := list(islice(left, size)):
+    rest = iter(prompts)
+    while block := list(islice(rest, size)):
         yield block
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Any]:
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("mapping"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
-        task = bar.add_task("mapping", total=total)
-        yield lambda count: bar.advance(task, count)

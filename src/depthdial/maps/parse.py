@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depthdial.maps.schema import FORMAT_VERSION, KEY, LEXICAL, DepthMap, Facts, Row, columns, unpack
+from depthdial.maps.schema import FORMAT_VERSION, KEY, LEXICAL, DepthMap, Facts, MapRow, columns, unpack_mask
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,6 +19,10 @@ _ALWAYS = ("id", "task", "group", "forced", "token_ids", "pieces", "generated", 
 """Columns that have a value in every row; what is null elsewhere was not recorded."""
 _LATER = ("prompt_budget", "prompt_offset", "cost")
 """Facts and columns that maps of before there were two dials do not have."""
+_KINDS: dict[str, Any] = {
+    "token_ids": np.int32, "generated": bool, "layers_used": np.int16, "cost": np.float32, "scores": np.float16,
+    "entropy": np.float32, "surprisal": np.float32,
+}  # fmt: skip
 _REMEDY = "make the map again"
 
 
@@ -30,7 +34,7 @@ def from_text(raw: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def facts_of(data: Any, where: str) -> Facts:
+def parse_facts(data: Any, where: str) -> Facts:
     """The facts in JSON. ValueError, naming `where` and the field, for another format version and for what are none."""
     version = data.get("format_version") if isinstance(data, dict) else None
     if version is None:
@@ -50,7 +54,7 @@ def facts_of(data: Any, where: str) -> Facts:
         )
     if list(routed) != sorted(set(routed)):
         raise ValueError(f"{where}: its `routed` must name each layer once, in order; {_REMEDY}")
-    offset, read = _real(data, "offset", where), {"prompt_budget": "same", "prompt_offset": None, **data}
+    offset, prompt = _real(data, "offset", where), {"prompt_budget": "same", "prompt_offset": None, **data}
     return Facts(
         model=_name(data, "model", where),
         plugin=None if data["plugin"] is None else _name(data, "plugin", where),
@@ -63,44 +67,44 @@ def facts_of(data: Any, where: str) -> Facts:
         always_on=_whole(data, "always_on", where, 0, layers),
         dtype=_name(data, "dtype", where),
         alternatives=_whole(data, "alternatives", where, 0, 2**31 - 1),
-        prompt_budget="same" if read["prompt_budget"] == "same" else _real(read, "prompt_budget", where),
-        prompt_offset=math.inf if read["prompt_offset"] == "inf" else _real(read, "prompt_offset", where),
+        prompt_budget="same" if prompt["prompt_budget"] == "same" else _real(prompt, "prompt_budget", where),
+        prompt_offset=math.inf if prompt["prompt_offset"] == "inf" else _real(prompt, "prompt_offset", where),
     )
 
 
-def rows_of(found: pa.Table, where: str) -> DepthMap:
+def parse_table(table: pa.Table, where: str) -> DepthMap:
     """The map in an Arrow table. ValueError, naming `where`, for a table that is none, is one of another version, or
     contradicts itself."""
-    raw = (found.schema.metadata or {}).get(KEY)
+    raw = (table.schema.metadata or {}).get(KEY)
     try:
         data = None if raw is None else from_text(raw)
     except ValueError:
         data = None
-    facts = facts_of(data, where)
-    records = _columns(found, where).to_pylist()
+    facts = parse_facts(data, where)
+    records = _columns(table, where).to_pylist()
     return DepthMap(facts, [_row(record, facts, f"{where}, row {i}") for i, record in enumerate(records, 1)])
 
 
-def _columns(found: pa.Table, where: str) -> pa.Table:
+def _columns(table: pa.Table, where: str) -> pa.Table:
     """The columns of a map, of its own types. Types that hold the same values are taken, too."""
     import pyarrow as pa
 
     schema = columns()
-    if missing := [name for name in schema.names if name not in found.column_names and name not in _LATER]:
+    if missing := [name for name in schema.names if name not in table.column_names and name not in _LATER]:
         raise ValueError(f"{where} lacks the columns {', '.join(missing)}; {_REMEDY}")
-    made = []
+    arrays = []
     for field in schema:
-        if field.name not in found.column_names:
-            made.append(pa.nulls(len(found), field.type))
+        if field.name not in table.column_names:
+            arrays.append(pa.nulls(len(table), field.type))
             continue
-        if found.column_names.count(field.name) > 1:
+        if table.column_names.count(field.name) > 1:
             raise ValueError(f"{where} has the column `{field.name}` twice; {_REMEDY}")
-        column = found.column(field.name)
+        column = table.column(field.name)
         try:
             column = column.cast(field.type)
             column.validate(full=True)  # text that is no UTF-8, lists that reach beyond their values
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            kind, why = found.schema.field(field.name).type, " ".join(str(error).split())[:120]
+            kind, why = table.schema.field(field.name).type, " ".join(str(error).split())[:120]
             raise ValueError(
                 f"{where}: the column `{field.name}` is {kind}, not {field.type} ({why}); {_REMEDY}"
             ) from None
@@ -108,11 +112,11 @@ def _columns(found: pa.Table, where: str) -> pa.Table:
             raise ValueError(f"{where}: the column `{field.name}` has a row without a value; {_REMEDY}")
         if pa.types.is_list(field.type) and column.combine_chunks().flatten().null_count:
             raise ValueError(f"{where}: the column `{field.name}` has a list with an empty place; {_REMEDY}")
-        made.append(column)
-    return pa.table(made, schema)
+        arrays.append(column)
+    return pa.table(arrays, schema)
 
 
-def _row(record: dict[str, Any], facts: Facts, where: str) -> Row:
+def _row(record: dict[str, Any], facts: Facts, where: str) -> MapRow:
     count, layers = len(record["token_ids"]), facts.layers
     if not count:
         raise ValueError(f"{where} has no tokens; {_REMEDY}")
@@ -141,29 +145,21 @@ def _row(record: dict[str, Any], facts: Facts, where: str) -> Row:
         first = 1 if name == "surprisal" else 0  # the first token's is not known
         if bad := [value for value in (record[name] or ())[first:] if not 0 <= value <= most and not math.isnan(value)]:
             raise ValueError(f"{where}: `{name}` has {bad[0]:g}, outside 0 to {most:g}; {_REMEDY}")
-    return _checked(record, facts)
+    return _row_of(record, facts)
 
 
-def _checked(record: dict[str, Any], facts: Facts) -> Row:
-    def array(name: str, kind: Any) -> Any:
-        return None if record[name] is None else np.array(record[name], kind)
-
-    scores = array("scores", np.float16)
-    return Row(
-        **{name: record[name] for name in ("id", "task", "group", "forced", "pieces", "token_class")},
-        token_ids=array("token_ids", np.int32),
-        generated=array("generated", bool),
-        layers_used=array("layers_used", np.int16),
-        cost=array("cost", np.float32),
-        ran=None if record["run_mask"] is None else unpack(record["run_mask"], facts.layers),
-        scores=None if scores is None else scores.reshape(len(record["token_ids"]), len(facts.routed)),
-        entropy=array("entropy", np.float32),
-        surprisal=array("surprisal", np.float32),
-        alternatives=_nested(record, facts.alternatives),
-    )
+def _row_of(record: dict[str, Any], facts: Facts) -> MapRow:
+    arrays: dict[str, Any] = {
+        name: None if record[name] is None else np.array(record[name], kind) for name, kind in _KINDS.items()
+    }
+    if arrays["scores"] is not None:
+        arrays["scores"] = arrays["scores"].reshape(len(record["token_ids"]), len(facts.routed))
+    same: dict[str, Any] = {name: record[name] for name in ("id", "task", "group", "forced", "pieces", "token_class")}
+    ran = None if record["run_mask"] is None else unpack_mask(record["run_mask"], facts.layers)
+    return MapRow(**same, **arrays, ran=ran, alternatives=_choices(record, facts.alternatives))
 
 
-def _nested(record: dict[str, Any], count: int) -> list[list[tuple[str, float]]] | None:
+def _choices(record: dict[str, Any], count: int) -> list[list[tuple[str, float]]] | None:
     texts, probabilities = record["alternatives"], record["alternative_probs"]
     if texts is None or not count:
         return None
@@ -201,5 +197,5 @@ def _name(data: dict[str, Any], name: str, where: str) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = ascii(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

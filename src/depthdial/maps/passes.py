@@ -22,7 +22,7 @@ from depthdial.core.hold import BLOCK
 from depthdial.engine.dials import Held
 from depthdial.engine.reading import Read, Reader
 from depthdial.engine.step import Engine
-from depthdial.maps.base_reading import BaseReading, Expected
+from depthdial.maps.base_reading import BaseReading, Expectation
 from depthdial.models.convert import head_of
 from depthdial.models.converted import converted_of
 from depthdial.models.halves import Halves
@@ -33,7 +33,7 @@ LOGITS = 512
 """Most tokens whose logits an engine holds at once."""
 
 
-class Job(NamedTuple):
+class TextJob(NamedTuple):
     """A text to be run."""
 
     ids: Sequence[int]
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     """How many of its tokens are read, as a prompt is, at least one; the others are written."""
 
 
-class Pass(NamedTuple):
+class TextPass(NamedTuple):
     """Of one text of T tokens."""
 
     ran: np.ndarray
@@ -50,14 +50,14 @@ class Pass(NamedTuple):
     """float64 [T]: true cost of each token, relative to dense."""
     scores: np.ndarray | None
     """fp16 [T, R]: each routed layer's first decision."""
-    expected: Expected | None
+    expectation: Expectation | None
     """At each position; None without the base."""
 
 
 class Passes(Protocol):
     """Runs texts, given as token ids, in passes of its own size."""
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Pass]: ...
+    def __call__(self, jobs: Sequence[TextJob]) -> list[TextPass]: ...
 
 
 class RoutedPasses:
@@ -74,10 +74,10 @@ class RoutedPasses:
         self._reading, self._with_scores, self._room = reading, scores, batch_tokens
         self._halves = Halves(model)
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
+    def __call__(self, jobs: Sequence[TextJob]) -> list[TextPass]:
         """Texts of like length share a pass."""
         order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].ids))
-        passes: dict[int, Pass] = {}
+        passes: dict[int, TextPass] = {}
         while order:
             count = 1
             while count < len(order) and (count + 1) * len(jobs[order[count]].ids) <= self._room:
@@ -87,11 +87,11 @@ class RoutedPasses:
         return [passes[i] for i in range(len(jobs))]
 
     @torch.no_grad()
-    def _batch(self, jobs: Sequence[Job]) -> list[Pass]:
+    def _batch(self, jobs: Sequence[TextJob]) -> list[TextPass]:
         lengths = [len(job.ids) for job in jobs]
         # padding stands behind every text, where no token of it can see it
-        padded = [[*job.ids, *[0] * (max(lengths) - len(job.ids))] for job in jobs]
-        ids = torch.tensor(padded, device=self.model.device)
+        rows = [[*job.ids, *[0] * (max(lengths) - len(job.ids))] for job in jobs]
+        ids = torch.tensor(rows, device=self.model.device)
         places = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
         prompt, was_training = torch.tensor([job.read for job in jobs], device=ids.device), self.model.training
         route = self.converted.route
@@ -106,7 +106,7 @@ class RoutedPasses:
         self.model.train(was_training)
         reads = [None] * len(jobs) if hidden is None or self._reading is None else self._read(hidden, ids, lengths)
         return [
-            Pass(
+            TextPass(
                 ran[:, b, :n].T.contiguous().numpy(),
                 costs[b, :n].numpy(),
                 None if scores is None else scores[b, :n].numpy(),
@@ -115,7 +115,7 @@ class RoutedPasses:
             for b, (n, read) in enumerate(zip(lengths, reads, strict=True))
         ]
 
-    def _decide(self, jobs: Sequence[Job], lower: Tensor, places: dict[str, Tensor]) -> None:
+    def _decide(self, jobs: Sequence[TextJob], lower: Tensor, places: dict[str, Tensor]) -> None:
         """The pass at the dials, the last of this thread when it is done."""
         rows, length, _ = lower.shape
         costs, before = [[]] * rows, None
@@ -139,12 +139,12 @@ class RoutedPasses:
             return None
         return torch.stack([s for s in opinions if s is not None], -1).half().cpu()
 
-    def _read(self, hidden: Tensor, ids: Tensor, lengths: list[int]) -> list[Expected]:
+    def _read(self, hidden: Tensor, ids: Tensor, lengths: list[int]) -> list[Expectation]:
         assert self._reading is not None
         real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
         real = real.to(ids.device)
-        read = self._reading(hidden[real], ids.roll(-1, 1)[real])
-        return [Expected(*parts) for parts in zip(*(column.split(lengths) for column in read), strict=True)]
+        columns = self._reading(hidden[real], ids.roll(-1, 1)[real])
+        return [Expectation(*parts) for parts in zip(*(column.split(lengths) for column in columns), strict=True)]
 
 
 class EnginePasses:
@@ -165,34 +165,34 @@ class EnginePasses:
         self._wide = Reader(engine, tokenizer, batch_tokens)
         self._narrow = Reader(engine, tokenizer, min(LOGITS, batch_tokens))
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Pass]:
+    def __call__(self, jobs: Sequence[TextJob]) -> list[TextPass]:
         long = [i for i, job in enumerate(jobs) if not self._wide.fits(len(job.ids))]
         short = [i for i in range(len(jobs)) if i not in set(long)]
         passes = dict(zip(short, self._fitting([jobs[i] for i in short]), strict=True))
         passes |= zip(long, self._others([jobs[i] for i in long]), strict=True)
         return [passes[i] for i in range(len(jobs))]
 
-    def _fitting(self, jobs: Sequence[Job]) -> list[Pass]:
+    def _fitting(self, jobs: Sequence[TextJob]) -> list[TextPass]:
         texts, prompts = [job.ids for job in jobs], [job.read for job in jobs]
         if self._reading is None:
-            return [Pass(*read, None, None) for read in self._wide.read(texts, self._dials, prompts=prompts)]
-        ran, expected = self._expected(texts, prompts, self._reading)
+            return [TextPass(*read, None, None) for read in self._wide.read(texts, self._dials, prompts=prompts)]
+        ran, expectations = self._expectations(texts, prompts, self._reading)
         if not (self._dials.alike and self._dials.written == self._base):  # else that was all
             ran = self._wide.read(texts, self._dials, prompts=prompts)
-        return [Pass(*read, None, seen) for read, seen in zip(ran, expected, strict=True)]
+        return [TextPass(*read, None, expectation) for read, expectation in zip(ran, expectations, strict=True)]
 
-    def _expected(
+    def _expectations(
         self, texts: Sequence[Sequence[int]], prompts: Sequence[int], reading: BaseReading
-    ) -> tuple[list[Read], list[Expected]]:
-        expected: list[list[Expected]] = [[] for _ in texts]
+    ) -> tuple[list[Read], list[Expectation]]:
+        expectations: list[list[Expectation]] = [[] for _ in texts]
 
         def look(i: int, start: int, logits: Tensor) -> None:
             text = texts[i]
             coming = [*text[start + 1 : start + len(logits) + 1], 0][: len(logits)]  # nothing follows the last
-            expected[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
+            expectations[i].append(reading.of_logits(logits, torch.tensor(coming, device=logits.device)))
 
         ran = self._narrow.read(texts, Dials(self._base), look, prompts=prompts)
-        return ran, [Expected(*map(torch.cat, zip(*parts, strict=True))) for parts in expected]
+        return ran, [Expectation(*map(torch.cat, zip(*parts, strict=True))) for parts in expectations]
 
 
 def passes_of(
@@ -207,23 +207,23 @@ def passes_of(
 ) -> Passes:
     """An engine's passes where there is one and nobody asks for scores, else those of `Routed`."""
     reading = BaseReading(head_of(model), shaping_of(model.config), alternatives) if base else None
-    untouched = dials.written if is_own(model) and converted_of(model).plugin is None else math.inf
-    slow = RoutedPasses(model, dials, untouched, reading, scores, batch_tokens)
+    base_offset = dials.written if is_own(model) and converted_of(model).plugin is None else math.inf
+    slow = RoutedPasses(model, dials, base_offset, reading, scores, batch_tokens)
     if engine is None or scores:
         return slow
-    return EnginePasses(engine, tokenizer, dials, untouched, reading, batch_tokens, slow)
+    return EnginePasses(engine, tokenizer, dials, base_offset, reading, batch_tokens, slow)
 
 
-def _offsets(job: Job, dials: Dials, costs: Sequence[float], length: int) -> list[float]:
+def _offsets(job: TextJob, dials: Dials, costs: Sequence[float], length: int) -> list[float]:
     """The dial of each of `length` places, those of padding among them, by what the tokens cost in the pass before:
     what is right up to the end of a block is right one block on."""
-    written = [dials.written]
+    offsets = [dials.written]
     if dials.hold is not None:
-        held = Held(dials.hold)
-        held.see(costs[job.read : len(job.ids)])
-        written = held.offsets
-    last = len(written) - 1
+        hold = Held(dials.hold)
+        hold.see(costs[job.read : len(job.ids)])
+        offsets = hold.offsets
+    last = len(offsets) - 1
     return [
-        dials.reading if place < job.read else written[min((place - job.read) // BLOCK, last)]
+        dials.reading if place < job.read else offsets[min((place - job.read) // BLOCK, last)]
         for place in range(length)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-_BROKEN = "\ufffd"  # what a decoder writes for bytes that are no whole character
+_REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole character
 _MOST = 8  # tokens that one character can be spread over; more broken ones in a row are broken indeed
 
 
@@ -15,7 +15,7 @@ class Pieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._cache: dict[int, str] = {}
         self._anchor = tokenizer.encode("a", add_special_tokens=False)
         self._before = len(self._decode(self._anchor))
 
@@ -25,30 +25,30 @@ class Pieces:
         pieces = [self.alone(i) for i in ids]
         at = 0
         while at < len(pieces):
-            if _BROKEN not in pieces[at]:
+            if _REPLACEMENT not in pieces[at]:
                 at += 1
                 continue
             end = self._whole(ids, pieces, at)
             if end is None:
                 at += 1  # no character comes of it: shown as it is
                 continue
-            joined = self._text(ids[at:end])
-            pieces[at:end] = [""] * (end - at - 1) + [joined]
+            text = self._text(ids[at:end])
+            pieces[at:end] = [""] * (end - at - 1) + [text]
             at = end
         return pieces
 
     def alone(self, token: int) -> str:
         """The text of one token by itself."""
-        if token not in self._known:
-            self._known[token] = self._text([token])
-        return self._known[token]
+        if token not in self._cache:
+            self._cache[token] = self._text([token])
+        return self._cache[token]
 
     def _whole(self, ids: Sequence[int], pieces: Sequence[str], start: int) -> int | None:
         """The end of the shortest stretch from `start` whose text has no broken character; None if there is none."""
         for end in range(start + 2, min(start + _MOST, len(ids)) + 1):
-            if _BROKEN not in self._text(ids[start:end]):
+            if _REPLACEMENT not in self._text(ids[start:end]):
                 return end
-            if _BROKEN not in pieces[end - 1]:
+            if _REPLACEMENT not in pieces[end - 1]:
                 return None
         return None
 

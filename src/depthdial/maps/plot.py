@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from depthdial.maps.bootstrap import Interval
 from depthdial.maps.keep_figure import keep_figure, label, need_matplotlib
 from depthdial.maps.summary import Cell, Summary
 
@@ -54,28 +56,29 @@ def _panels(summary: Summary) -> list[tuple[str, list[Cell]]]:
     tables = dict(summary.tables)
     within = tables.pop("repetition within tasks", [])
     if within:
-        tables["repetition"] = [*tables["repetition"], *(_renamed(cell, "within tasks") for cell in within)]
+        tables["repetition"] = [*tables["repetition"], *(_rename(cell, "within tasks") for cell in within)]
     return list(tables.items())
 
 
-def _renamed(cell: Cell, suffix: str) -> Cell:
+def _rename(cell: Cell, suffix: str) -> Cell:
     return Cell(f"{cell.name}, {suffix}", cell.tokens, cell.layers)
 
 
-def _errors(cells: list[Cell]) -> np.ndarray:
+def _errors(intervals: Sequence[Interval]) -> np.ndarray:
     """[2, K] distances to the ends of the intervals; 0 where nothing is known."""
-    pairs = [(c.layers.mean - c.layers.low, c.layers.high - c.layers.mean) for c in cells]
+    pairs = [(i.mean - i.low, i.high - i.mean) for i in intervals]
     return np.nan_to_num(np.array(pairs)).T.clip(min=0)
 
 
 def _cells(axis: Any, name: str, cells: list[Cell], title: str) -> None:
-    means, style = [cell.layers.mean for cell in cells], {"color": _POINT, "capsize": 2, "markersize": 4}
+    layers = [cell.layers for cell in cells]
+    means, style = [interval.mean for interval in layers], {"color": _POINT, "capsize": 2, "markersize": 4}
     if name in _RISING:
-        axis.errorbar(range(len(cells)), means, yerr=_errors(cells), fmt="o-", linewidth=1, **style)
+        axis.errorbar(range(len(cells)), means, yerr=_errors(layers), fmt="o-", linewidth=1, **style)
         axis.set_xticks(range(len(cells)), [label(cell.name) for cell in cells], rotation=45, ha="right", fontsize=7)
         axis.set_ylabel("layers", fontsize=8)
     else:
-        axis.errorbar(means, range(len(cells)), xerr=_errors(cells), fmt="o", **style)
+        axis.errorbar(means, range(len(cells)), xerr=_errors(layers), fmt="o", **style)
         axis.set_yticks(range(len(cells)), [f"{label(cell.name)}  ({cell.tokens:,})" for cell in cells], fontsize=8)
         axis.invert_yaxis()
         axis.margins(y=0.15)
@@ -88,19 +91,17 @@ def _title(name: str, summary: Summary) -> str:
         return {"answer": "place in the answer", "prompt": "place in the text"}.get(
             summary.scope, "place in text or answer"
         )
-    return f"decile of surprisal to {summary.facts.asked} (nats)" if name == "surprisal" else name
+    return f"decile of surprisal to {summary.facts.predictor} (nats)" if name == "surprisal" else name
 
 
 def _entropy(axis: Any, summary: Summary) -> None:
-    found = list(summary.entropy.items())
-    pairs = [(i.mean - i.low, i.high - i.mean) for _, i in found]
-    errors = np.nan_to_num(np.array(pairs)).T.clip(min=0)
+    intervals = list(summary.entropy.values())
     style = {"color": _POINT, "capsize": 2, "markersize": 4}
-    axis.errorbar([i.mean for _, i in found], range(len(found)), xerr=errors, fmt="o", **style)
-    axis.set_yticks(range(len(found)), [label(name) for name, _ in found], fontsize=8)
+    axis.errorbar([i.mean for i in intervals], range(len(intervals)), xerr=_errors(intervals), fmt="o", **style)
+    axis.set_yticks(range(len(intervals)), [label(name) for name in summary.entropy], fontsize=8)
     axis.axvline(0, color=_SOFT, linewidth=0.8)
     axis.invert_yaxis()
-    _finish(axis, f"correlation with {summary.facts.asked}'s entropy")
+    _finish(axis, f"correlation with {summary.facts.predictor}'s entropy")
 
 
 def _rates(axis: Any, summary: Summary) -> None:

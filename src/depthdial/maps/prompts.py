@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +30,11 @@ class Prompt:
         return self.answer is not None or (bool(self.messages) and self.messages[-1]["role"] == "assistant")
 
 
-class Source(Protocol):
+class PromptSource(Protocol):
     """Where prompts come from: the same ones, in the same order, each time they are asked for."""
 
     @property
-    def told(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What tells this source from another, as JSON; no place of a machine's files."""
         ...
 
@@ -62,7 +62,7 @@ class PromptFile:
             raise ValueError(f"{path} holds no prompt; give at least one line")
 
     @cached_property
-    def _counted(self) -> tuple[str, int]:
+    def _scan(self) -> tuple[str, int]:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         ids: set[str] = set()
@@ -73,12 +73,12 @@ class PromptFile:
         return digest, len(ids)
 
     @property
-    def told(self) -> dict[str, Any]:
-        return {"prompts": self.path.name, "sha256": self._counted[0]}
+    def identity(self) -> dict[str, Any]:
+        return {"prompts": self.path.name, "sha256": self._scan[0]}
 
     @property
     def total(self) -> int:
-        return self._counted[1]
+        return self._scan[1]
 
     def __iter__(self) -> Iterator[Prompt]:
         with self.path.open(encoding="utf-8-sig", newline="\n") as file:  # a byte order mark is no part of a prompt
@@ -102,9 +102,19 @@ class PromptFile:
         return of_row(row, where, fallback, self.path.stem)
 
 
+def by_turns(tasks: Sequence[str], limit: int) -> list[int]:
+    """The places of `limit` texts, the first of each task by turns, in their order. tasks: of each text."""
+    turn: dict[str, int] = {}
+    ranks = []
+    for place, task in enumerate(tasks):
+        turn[task] = turn.get(task, -1) + 1
+        ranks.append((turn[task], place))
+    return sorted(place for _, place in sorted(ranks)[:limit])
+
+
 def of_row(row: dict[str, Any], where: str, id: str, task: str) -> Prompt:
     """A prompt from one row of a data file; id and task are for rows that name none. ValueError, naming `where`."""
-    found: dict[str, Any] = {"id": id, "task": task}
+    fields: dict[str, Any] = {"id": id, "task": task}
     for name in ("id", "task", "group", "prompt", "answer", "completion"):
         value = row.get(name)
         if value is None:
@@ -113,16 +123,16 @@ def of_row(row: dict[str, Any], where: str, id: str, task: str) -> Prompt:
             value = str(value)
         if not isinstance(value, str):
             raise ValueError(f"{where}: `{name}` must be a string, not {type(value).__name__}")
-        found["answer" if name == "completion" else name] = _unicode(value, where)
-    if found.get("answer") == "":
+        fields["answer" if name == "completion" else name] = _unicode(value, where)
+    if fields.get("answer") == "":
         raise ValueError(f"{where}: the answer is empty; leave it out to have one generated")
     if (messages := row.get("messages")) is not None:
-        if "prompt" in found or "answer" in found:
+        if "prompt" in fields or "answer" in fields:
             raise ValueError(f"{where} has `messages` and `prompt` or `answer`; keep one of them")
-        return Prompt(**found, messages=_messages(messages, where))
-    if not found.get("prompt", "").strip():
+        return Prompt(**fields, messages=_messages(messages, where))
+    if not fields.get("prompt", "").strip():
         raise ValueError(f"{where} has no `prompt` (and no `messages`); it has {', '.join(row) or 'no fields'}")
-    return Prompt(**found)
+    return Prompt(**fields)
 
 
 def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from depthdial.core.dial import Dials, PromptBudget
-from depthdial.engine.output import RequestOutput
 from depthdial.engine.step import Engine
-from depthdial.maps.base_reading import Expected
+from depthdial.maps.base_reading import Expectation
 from depthdial.maps.classes import TokenClasses
-from depthdial.maps.passes import Job, Pass, passes_of
+from depthdial.maps.passes import TextJob, TextPass, passes_of
 from depthdial.maps.pieces import Pieces
-from depthdial.maps.schema import Facts, Row
-from depthdial.maps.texts import Text
+from depthdial.maps.schema import Facts, MapRow
+from depthdial.maps.texts import MapText
 from depthdial.models.converted import converted_of
 
 BATCH_TOKENS = 2048
@@ -61,7 +60,7 @@ class Recorder:
         self._alternatives = alternatives
         self._pieces, self._classes = Pieces(tokenizer), TokenClasses(tokenizer)
 
-    def rows(self, texts: Sequence[Text]) -> list[Row]:
+    def rows(self, texts: Sequence[MapText]) -> list[MapRow]:
         """One row per text, in the order given.
 
         An answer is written after all that stands before it was read, answers of before among it: a text with several
@@ -70,45 +69,53 @@ class Recorder:
         jobs = [_jobs(text, self._alike) for text in texts]
         passes = iter(self._passes([job for own in jobs for job in own]))
         return [
-            self._row(text, _joined(text, own, [next(passes) for _ in own]))
+            self._row(text, _join(text, own, [next(passes) for _ in own]))
             for text, own in zip(texts, jobs, strict=True)
         ]
 
-    def _row(self, text: Text, passed: Pass) -> Row:
-        bare = blank_row(text, self._pieces(text.ids), self._classes)
-        columns: dict[str, Any] = {
-            "ran": passed.ran,
-            "layers_used": passed.ran.sum(1).astype(np.int16),
-            "cost": passed.costs.astype(np.float32),
-            "scores": passed.scores,
-        }
-        if (read := passed.expected) is not None:
+    def _row(self, text: MapText, run: TextPass) -> MapRow:
+        base: dict[str, Any] = {}
+        if (read := run.expectation) is not None:
             surprisal = torch.cat([torch.full((1,), math.nan), read.surprisal[:-1]])
-            columns |= {"entropy": read.entropy.numpy(), "surprisal": surprisal.numpy()}
+            base = {"entropy": read.entropy.numpy(), "surprisal": surprisal.numpy()}
             if self._alternatives:
-                columns["alternatives"] = [[], *self._choices(read)[:-1]]
-        return Row(**{**vars(bare), **columns})
+                base["alternatives"] = [[], *self._choices(read)[:-1]]
+        return MapRow(
+            id=text.id,
+            task=text.task,
+            group=text.group or text.id,
+            forced=text.forced,
+            token_ids=np.array(text.ids, np.int32),
+            pieces=self._pieces(text.ids),
+            generated=np.array(text.generated, bool),
+            token_class=self._classes.lexical(text.ids),
+            layers_used=run.ran.sum(1).astype(np.int16),
+            cost=run.costs.astype(np.float32),
+            ran=run.ran,
+            scores=run.scores,
+            **base,
+        )
 
-    def _choices(self, read: Expected) -> list[list[tuple[str, float]]]:
+    def _choices(self, read: Expectation) -> list[list[tuple[str, float]]]:
         return [
             [(self._pieces.alone(i), p) for i, p in zip(ids, probabilities, strict=True)]
             for ids, probabilities in zip(read.ids.tolist(), read.probabilities.tolist(), strict=True)
         ]
 
 
-def _jobs(text: Text, alike: bool) -> list[Job]:
+def _jobs(text: MapText, alike: bool) -> list[TextJob]:
     """One for each answer, up to its end, with all before it read; and one that reads everything, where something
     stands after the last answer. The last of them is the whole text. alike: it does not matter what is read."""
     marks = [*text.generated]
     if alike or not any(marks):
-        return [Job(text.ids, len(text.ids))]
+        return [TextJob(text.ids, len(text.ids))]
     starts = [t for t, mark in enumerate(marks) if mark and (t == 0 or not marks[t - 1])]
     ends = [t + 1 for t, mark in enumerate(marks) if mark and (t + 1 == len(marks) or not marks[t + 1])]
-    jobs = [Job(text.ids[:end], max(1, start)) for start, end in zip(starts, ends, strict=True)]
-    return jobs if marks[-1] else [*jobs, Job(text.ids, len(text.ids))]
+    jobs = [TextJob(text.ids[:end], max(1, start)) for start, end in zip(starts, ends, strict=True)]
+    return jobs if marks[-1] else [*jobs, TextJob(text.ids, len(text.ids))]
 
 
-def _joined(text: Text, jobs: Sequence[Job], passes: Sequence[Pass]) -> Pass:
+def _join(text: MapText, jobs: Sequence[TextJob], passes: Sequence[TextPass]) -> TextPass:
     """What ran for each token: where it was written, or in the pass over the whole text."""
     whole = passes[-1]
     ran, costs = whole.ran.copy(), whole.costs.copy()
@@ -119,31 +126,3 @@ def _joined(text: Text, jobs: Sequence[Job], passes: Sequence[Pass]) -> Pass:
         if scores is not None and own.scores is not None:
             scores[wrote] = own.scores[wrote]
     return whole._replace(ran=ran, costs=costs, scores=scores)
-
-
-def blank_row(text: Text, pieces: list[str], classes: TokenClasses) -> Row:
-    """A text before any pass: what its tokens are."""
-    return Row(
-        id=text.id,
-        task=text.task,
-        group=text.group or text.id,
-        forced=text.forced,
-        token_ids=np.array(text.ids, np.int32),
-        pieces=pieces,
-        generated=np.array(text.generated, bool),
-        token_class=classes.lexical(text.ids),
-        layers_used=np.zeros(len(text.ids), np.int16),
-    )
-
-
-def row_of_output(output: RequestOutput, tokenizer: Any, id: str, task: str = "text", group: str = "") -> Row:
-    """What an engine already knows of a text it wrote, without another pass: depths alone. The last token was never
-    read: its depth is 0."""
-    prompt, answer = output.prompt_token_ids, output.token_ids
-    generated = [False] * len(prompt) + [True] * len(answer)
-    text = Text([*prompt, *answer], generated, id, task, group)
-    # depths[0] is that of the prompt's last token, which prompt_depths holds already
-    depths = [*output.prompt_depths, *output.depths[1:]]
-    depths += [0] * (len(text.ids) - len(depths))
-    bare = blank_row(text, Pieces(tokenizer)(text.ids), TokenClasses(tokenizer))
-    return Row(**{**vars(bare), "layers_used": np.array(depths, np.int16)})

@@ -111,7 +111,7 @@ class Facts:
         return f"budget {self.budget:g}, prompt budget {self.prompt_budget:g}"
 
     @property
-    def asked(self) -> str:
+    def predictor(self) -> str:
         """Who was asked what comes next: the base; or the model itself, where it has no plug-in."""
         return "the model" if self.plugin is None else "the base"
 
@@ -122,16 +122,16 @@ class Facts:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it: the infinite offset of answers is null, that of prompts "inf", since there null says more."""
-        read = self.prompt_offset
+        offset = self.prompt_offset
         return {
             **asdict(self),
             "offset": self.offset if math.isfinite(self.offset) else None,
-            "prompt_offset": read if read is None or math.isfinite(read) else "inf",
+            "prompt_offset": offset if offset is None or math.isfinite(offset) else "inf",
         }
 
 
 @dataclass(frozen=True)
-class Row:
+class MapRow:
     """One text of T tokens; L layers, R of them routed, K alternatives."""
 
     id: str
@@ -188,7 +188,7 @@ class DepthMap:
     """Texts mapped with one model at one setting."""
 
     facts: Facts
-    rows: Sequence[Row]
+    rows: Sequence[MapRow]
 
 
 def _digest(model: Any) -> str:
@@ -207,9 +207,6 @@ def columns() -> pa.Schema:
     """The columns of a map in Parquet, of `FORMAT_VERSION`; maps of before costs were kept have no `cost`."""
     import pyarrow as pa
 
-    def many(kind: Any) -> Any:
-        return pa.list_(kind)
-
     return pa.schema(
         {
             "id": pa.string(),
@@ -217,24 +214,24 @@ def columns() -> pa.Schema:
             "group": pa.string(),
             "forced": pa.bool_(),
             "text": pa.string(),
-            "token_ids": many(pa.int32()),
-            "pieces": many(pa.string()),
-            "starts": many(pa.int32()),
-            "generated": many(pa.bool_()),
-            "token_class": many(pa.string()),
-            "layers_used": many(pa.int16()),
-            "cost": many(pa.float32()),
+            "token_ids": pa.list_(pa.int32()),
+            "pieces": pa.list_(pa.string()),
+            "starts": pa.list_(pa.int32()),
+            "generated": pa.list_(pa.bool_()),
+            "token_class": pa.list_(pa.string()),
+            "layers_used": pa.list_(pa.int16()),
+            "cost": pa.list_(pa.float32()),
             "run_mask": pa.binary(),
-            "scores": many(pa.float16()),
-            "entropy": many(pa.float32()),
-            "surprisal": many(pa.float32()),
-            "alternatives": many(pa.string()),
-            "alternative_probs": many(pa.float16()),
+            "scores": pa.list_(pa.float16()),
+            "entropy": pa.list_(pa.float32()),
+            "surprisal": pa.list_(pa.float32()),
+            "alternatives": pa.list_(pa.string()),
+            "alternative_probs": pa.list_(pa.float16()),
         }
     )
 
 
-def table(depths: DepthMap) -> pa.Table:
+def arrow_table(depths: DepthMap) -> pa.Table:
     """The map as an Arrow table whose metadata holds its facts."""
     import pyarrow as pa
 
@@ -242,39 +239,26 @@ def table(depths: DepthMap) -> pa.Table:
     return pa.Table.from_pylist([_plain(row) for row in depths.rows], schema)
 
 
-def pack(ran: np.ndarray) -> bytes:
+def pack_mask(ran: np.ndarray) -> bytes:
     """bool [T, L] to bits: ceil(L / 8) bytes for each token, bit i (lowest first) is layer i."""
     return np.packbits(ran, axis=1, bitorder="little").tobytes()
 
 
-def unpack(mask: bytes, layers: int) -> np.ndarray:
+def unpack_mask(mask: bytes, layers: int) -> np.ndarray:
     """The inverse of `pack`: bool [T, layers]."""
     rows = np.frombuffer(mask, np.uint8).reshape(-1, -(-layers // 8))
     return np.unpackbits(rows, axis=1, count=layers, bitorder="little").astype(bool)
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: MapRow) -> dict[str, Any]:
     choices = None if row.alternatives is None else _flat(row.alternatives)
-    return {
-        "id": row.id,
-        "task": row.task,
-        "group": row.group,
-        "forced": row.forced,
-        "text": row.text,
-        "token_ids": row.token_ids,
-        "pieces": row.pieces,
-        "starts": row.starts,
-        "generated": row.generated,
-        "token_class": row.token_class,
-        "layers_used": row.layers_used,
-        "cost": row.cost,
-        "run_mask": None if row.ran is None else pack(row.ran),
+    packed = {
+        "run_mask": None if row.ran is None else pack_mask(row.ran),
         "scores": None if row.scores is None else row.scores.ravel(),
-        "entropy": row.entropy,
-        "surprisal": row.surprisal,
         "alternatives": choices and choices[0],
         "alternative_probs": choices and np.asarray(choices[1], np.float16),
     }
+    return {name: packed[name] if name in packed else getattr(row, name) for name in columns().names}
 
 
 def _flat(choices: Sequence[Sequence[tuple[str, float]]]) -> tuple[list[str], list[float]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from depthdial.core.extras import need
 from depthdial.core.whole import whole
-from depthdial.maps.parse import from_text, rows_of
-from depthdial.maps.schema import FORMAT_VERSION, DepthMap, Row, table
+from depthdial.maps.parse import from_text, parse_table
+from depthdial.maps.schema import FORMAT_VERSION, DepthMap, MapRow, arrow_table
 
 RUN_FILE, CARD_FILE, PARTS = "map.json", "README.md", "data"
 
@@ -26,28 +26,28 @@ def need_pyarrow() -> None:
     need("pyarrow", "maps", "a map, which is Parquet,")
 
 
-def write(found: DepthMap, path: str | Path) -> Path:
+def write_map(map_: DepthMap, path: str | Path) -> Path:
     """Write one Parquet file; returns its path."""
     need_pyarrow()
     import pyarrow.parquet as parquet
 
     path = Path(path)
     with whole(path) as part:
-        parquet.write_table(table(found), part, compression="zstd")
+        parquet.write_table(arrow_table(map_), part, compression="zstd")
     return path
 
 
-def read(path: str | Path) -> DepthMap:
+def read_map(path: str | Path) -> DepthMap:
     """A whole map, from a folder or one Parquet file. Raises ValueError for what is none, is empty, or is of another
     version."""
-    parts = list(read_parts(path))
+    parts = list(read_map_parts(path))
     if not any(part.rows for part in parts):
         raise ValueError(f"{path} holds no text yet; finish the map with `depthdial map ... --resume`")
-    rows: list[Row] = [row for part in parts for row in part.rows]
+    rows: list[MapRow] = [row for part in parts for row in part.rows]
     return DepthMap(parts[0].facts, rows)
 
 
-def read_parts(path: str | Path) -> Iterator[DepthMap]:
+def read_map_parts(path: str | Path) -> Iterator[DepthMap]:
     """A map part by part. Raises ValueError as `read` does, and for parts of different maps."""
     need_pyarrow()
     import pyarrow as pa
@@ -67,14 +67,14 @@ def read_parts(path: str | Path) -> Iterator[DepthMap]:
     facts = None
     for file in files:
         try:
-            found = parquet.read_table(file)
+            table = parquet.read_table(file)
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Arrow's
                 raise
             raise ValueError(
                 f"{file} is damaged or no Parquet file; remove it and `depthdial map ... --resume`"
             ) from error
-        part = rows_of(found, str(file))
+        part = parse_table(table, str(file))
         if part.facts != (facts := facts or part.facts):
             raise ValueError(f"{path} holds parts of different maps; keep each map in a folder of its own")
         yield part

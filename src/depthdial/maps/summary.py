@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from depthdial.maps.bootstrap import Bootstrap, Estimate, Interval
-from depthdial.maps.costs import Costs
+from depthdial.maps.costs import MapCosts
 from depthdial.maps.schema import FORMAT_VERSION, LEXICAL, Facts
-from depthdial.maps.store import read_parts
+from depthdial.maps.store import read_map_parts
 from depthdial.maps.tasks import TASKS
-from depthdial.maps.tokens import REPEATS, SIDES, Tokens, View, tokens_of
+from depthdial.maps.tokens import REPEATS, SIDES, TokenTable, View, token_table
 
 Scope = Literal["answer", "prompt", "all"]
 VIEWS: tuple[View, ...] = ("wrote", "read")
@@ -77,7 +77,7 @@ class Summary:
             "facts": self.facts.to_json(),
             **{name: getattr(self, name) for name in ("view", "scope", "texts", "groups", "tokens")},
             "layers": self.layers.to_json(),
-            **{name: found.to_json() for name, found in self.costs.items()},
+            **{name: interval.to_json() for name, interval in self.costs.items()},
             "tables": {
                 name: [{"name": c.name, "tokens": c.tokens, **c.layers.to_json()} for c in cells]
                 for name, cells in self.tables.items()
@@ -106,8 +106,8 @@ def summarise(path: str | Path, view: View = "wrote", scope: Scope = "answer", s
         raise ValueError(f"view must be {' or '.join(VIEWS)}, not {view!r}")
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
-    costs = Costs()
-    facts, tokens, texts = tokens_of(costs.watched(read_parts(path)), view)
+    costs = MapCosts()
+    facts, tokens, texts = token_table(costs.counting(read_map_parts(path)), view)
     if scope == "answer" and not tokens.generated.any():
         scope = "prompt"
     if scope != "all":
@@ -120,7 +120,7 @@ def summarise(path: str | Path, view: View = "wrote", scope: Scope = "answer", s
 class Summariser:
     """Tables over one set of tokens, all from the same bootstrap draws."""
 
-    def __init__(self, facts: Facts, tokens: Tokens, seed: int = 0):
+    def __init__(self, facts: Facts, tokens: TokenTable, seed: int = 0):
         self.facts, self.tokens = facts, tokens
         _, groups = np.unique(tokens.group, return_inverse=True)
         self.bootstrap = Bootstrap(groups, seed=seed)
@@ -160,38 +160,38 @@ class Summariser:
         smallest cell. No table where no task has them all."""
         task, k = np.unique(self.tokens.task.astype(str), return_inverse=True)[1], len(cells)
         tasks = int(task.max()) + 1
-        found = self.bootstrap.means(self.tokens.depth, np.where(place < 0, -1, task * k + place), tasks * k)
-        sizes = found.tokens.reshape(tasks, k)
-        held = sizes.sum(0) > 0
-        weights = sizes[:, held].min(1)
-        used = weights > 0
-        if not used.any():
+        raw = self.bootstrap.means(self.tokens.depth, np.where(place < 0, -1, task * k + place), tasks * k)
+        sizes = raw.tokens.reshape(tasks, k)
+        filled = sizes.sum(0) > 0
+        weights = sizes[:, filled].min(1)
+        complete = weights > 0
+        if not complete.any():
             return []
-        weights = weights[used] / weights.sum()
-        mean = np.einsum("t,tk->k", weights, found.mean.reshape(tasks, k)[used])
-        draws = np.einsum("t,dtk->dk", weights, found.draws.reshape(-1, tasks, k)[:, used])
-        estimate = Estimate(sizes[used].sum(0), mean, draws)
+        weights = weights[complete] / weights.sum()
+        mean = np.einsum("t,tk->k", weights, raw.mean.reshape(tasks, k)[complete])
+        draws = np.einsum("t,dtk->dk", weights, raw.draws.reshape(-1, tasks, k)[:, complete])
+        estimate = Estimate(sizes[complete].sum(0), mean, draws)
         self.estimates[name] = list(cells), estimate
-        return [Cell(cell, int(estimate.tokens[i]), estimate.interval(i)) for i, cell in enumerate(cells) if held[i]]
+        return [Cell(cell, int(estimate.tokens[i]), estimate.interval(i)) for i, cell in enumerate(cells) if filled[i]]
 
     def _table(self, name: str, cells: Sequence[str], place: np.ndarray) -> list[Cell]:
         """Mean layers by cell; place: int [N], the cell of each token, -1 for none. Empty cells are left out."""
         if not len(cells):
             return []
-        found = self.bootstrap.means(self.tokens.depth, place, len(cells))
-        self.estimates[name] = list(cells), found
-        return [Cell(cell, int(found.tokens[k]), found.interval(k)) for k, cell in enumerate(cells) if found.tokens[k]]
+        means = self.bootstrap.means(self.tokens.depth, place, len(cells))
+        self.estimates[name] = list(cells), means
+        return [Cell(cell, int(means.tokens[k]), means.interval(k)) for k, cell in enumerate(cells) if means.tokens[k]]
 
     def _entropy(self, tasks: Sequence[str], every: np.ndarray) -> dict[str, Interval]:
-        tokens, known = self.tokens, np.isfinite(self.tokens.entropy)
-        if not known.any():
+        tokens, finite = self.tokens, np.isfinite(self.tokens.entropy)
+        if not finite.any():
             return {}
         correlation = self.bootstrap.correlation
-        found = {"all (Pearson)": correlation(tokens.depth, tokens.entropy, every)}
+        correlations = {"all (Pearson)": correlation(tokens.depth, tokens.entropy, every)}
         depth, entropy = (np.full(len(tokens), np.nan) for _ in range(2))
-        depth[known], entropy[known] = _ranks(tokens.depth[known]), _ranks(tokens.entropy[known])
-        found["all (Spearman)"] = correlation(depth, entropy, every)
-        return found | {task: correlation(tokens.depth, tokens.entropy, tokens.task == task) for task in tasks}
+        depth[finite], entropy[finite] = _ranks(tokens.depth[finite]), _ranks(tokens.entropy[finite])
+        correlations["all (Spearman)"] = correlation(depth, entropy, every)
+        return correlations | {task: correlation(tokens.depth, tokens.entropy, tokens.task == task) for task in tasks}
 
     def _orderings(self) -> list[Ordering]:
         """The claims of FlexiDepth's paper, as far as the map has the cells."""
@@ -203,7 +203,7 @@ class Summariser:
             ("repetition", (REPEATS[2], REPEATS[0])),
             ("repetition within tasks", (REPEATS[2], REPEATS[0])),
         ]
-        found = []
+        orderings = []
         for table, chain in chains:
             cells, estimate = self.estimates.get(table, ([], None))
             if estimate is None or any(c not in cells or not estimate.tokens[cells.index(c)] for c in chain):
@@ -213,8 +213,8 @@ class Summariser:
                 for less, more in pairwise(chain)
             ]
             within = ", within tasks" if table.endswith("within tasks") else ""
-            found.append(Ordering(" < ".join(chain) + within, steps))
-        return found
+            orderings.append(Ordering(" < ".join(chain) + within, steps))
+        return orderings
 
 
 def _index(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -233,13 +233,13 @@ def _position_names() -> list[str]:
 
 def _deciles(surprisal: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Names with the bounds in nats, and the decile of each token, -1 where it is not known."""
-    known = np.isfinite(surprisal)
-    if not known.any():
+    finite = np.isfinite(surprisal)
+    if not finite.any():
         return [], np.full(len(surprisal), -1)
-    edges = np.quantile(surprisal[known], np.linspace(0, 1, 11))
+    edges = np.quantile(surprisal[finite], np.linspace(0, 1, 11))
     place = np.clip(np.searchsorted(edges, surprisal, side="right") - 1, 0, 9)
     names = [f"{i + 1}: {edges[i]:.2f}-{edges[i + 1]:.2f}" for i in range(10)]
-    return names, np.where(known, place, -1)
+    return names, np.where(finite, place, -1)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

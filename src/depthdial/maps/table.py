@@ -22,37 +22,37 @@ def tables(summary: Summary) -> list[Table | str]:
         f"{f.model}, {f.plugin or 'no plug-in'}, {f.dial}: {summary.tokens:,} tokens ({summary.scope}) of "
         f"{summary.texts:,} texts in {summary.groups:,} groups; layers of {view}: {_plus(summary.layers)} of {f.layers}"
     )
-    found: list[Table | str] = [escape(first)]
+    parts: list[Table | str] = [escape(first)]
     if summary.costs:
         words = {"prompt_cost": "prompts", "cost": "answers"}
-        told = ", ".join(f"{words[name]} {c.mean:.3f} ({_ends(c, 3)})" for name, c in summary.costs.items())
-        found.append(f"true cost relative to dense: {told}")
+        text = ", ".join(f"{words[name]} {c.mean:.3f} ({_ends(c, 3)})" for name, c in summary.costs.items())
+        parts.append(f"true cost relative to dense: {text}")
     for name, cells in summary.tables.items():
         table = _table(name, "tokens", "layers", "95 % interval")
         for cell in cells:
             table.add_row(
                 escape(printable(cell.name)), f"{cell.tokens:,}", f"{cell.layers.mean:.2f}", _ends(cell.layers)
             )
-        found.append(table)
+        parts.append(table)
     if summary.entropy:
-        table = _table(f"correlation with {f.asked}'s entropy", "r", "95 % interval")
+        table = _table(f"correlation with {f.predictor}'s entropy", "r", "95 % interval")
         for name, r in summary.entropy.items():
             table.add_row(escape(printable(name)), f"{r.mean:.3f}", _ends(r, 3))
-        found.append(table)
+        parts.append(table)
     if summary.run_rate:
         table = _table("layer", "runs for", "95 % interval")
         for layer in f.routed:
             rate = summary.run_rate[layer]
             table.add_row(str(layer + 1), f"{rate.mean:.1%}", _ends(rate, 3))
-        found.append(table)
+        parts.append(table)
     if summary.orderings:
         table = _table("the paper's orderings", "verdict", "differences (95 % interval)")
         for ordering in summary.orderings:
             steps = "\n".join(f"{name}: {step.mean:+.2f} ({_ends(step)})" for name, step in ordering.steps)
             colour = _MARKS[ordering.verdict]
             table.add_row(ordering.claim, f"[{colour}]{ordering.verdict}[/{colour}]", steps)
-        found.append(table)
-    return found
+        parts.append(table)
+    return parts
 
 
 def _table(name: str, *columns: str) -> Table:
@@ -62,11 +62,11 @@ def _table(name: str, *columns: str) -> Table:
     return table
 
 
-def _plus(found: Interval) -> str:
-    return f"{found.mean:.2f} ({_ends(found)})"
+def _plus(interval: Interval) -> str:
+    return f"{interval.mean:.2f} ({_ends(interval)})"
 
 
-def _ends(found: Interval, digits: int = 2) -> str:
-    if not math.isfinite(found.low):
+def _ends(interval: Interval, digits: int = 2) -> str:
+    if not math.isfinite(interval.low):
         return "unknown: one group"
-    return f"{found.low:.{digits}f} to {found.high:.{digits}f}"
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"

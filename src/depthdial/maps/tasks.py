@@ -56,7 +56,7 @@ class Tasks:
             raise ValueError(f"the text has no paragraph of at least {LEAST} words; give a longer one")
 
     @property
-    def told(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256(self._text.encode()).hexdigest()
         return {"tasks": list(self.names), "count": self.count, "seed": self.seed, "text_sha256": digest}
 
@@ -73,8 +73,8 @@ class Tasks:
             yield from make(name)
 
     def _text_prompts(self, name: str) -> Iterator[Prompt]:
-        drawn = random.Random(f"{self.seed} passages").sample(self.passages, self._count(name))
-        for i, (paragraph, passage) in enumerate(drawn):
+        sample = random.Random(f"{self.seed} passages").sample(self.passages, self._count(name))
+        for i, (paragraph, passage) in enumerate(sample):
             yield Prompt(f"{name}-{i}", TEXT_TASKS[name].format(passage), name, f"paragraph-{paragraph}")
 
     def _number_prompts(self, name: str) -> Iterator[Prompt]:
@@ -97,7 +97,7 @@ def read_text(path: str | Path) -> str:
 def passages(text: str) -> list[tuple[int, str]]:
     """Whole sentences from one paragraph each, `LEAST` to `MOST` words, with the paragraph's number: every start of
     which a passage can be made."""
-    found = []
+    result = []
     for number, paragraph in enumerate(re.split(r"\n\s*\n", text)):
         sentences = _SENTENCE.split(" ".join(paragraph.split()))
         for start in range(len(sentences)):
@@ -108,5 +108,5 @@ def passages(text: str) -> list[tuple[int, str]]:
                     break
                 passage.append(sentence)
             if sum(len(s.split()) for s in passage) >= LEAST:
-                found.append((number, " ".join(passage)))
-    return found
+                result.append((number, " ".join(passage)))
+    return result

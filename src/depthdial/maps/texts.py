@@ -12,7 +12,7 @@ from depthdial.models.chat import ChatTemplate
 
 
 @dataclass(frozen=True)
-class Text:
+class MapText:
     """A text as tokens. Raises ValueError for one without tokens, and for marks that do not fit them."""
 
     ids: Sequence[int]
@@ -32,9 +32,9 @@ class Text:
             raise ValueError(f"text {self.id!r} has {len(self.ids)} tokens but {len(self.generated)} marks")
 
 
-def conversation(
+def conversation_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], id: str, task: str = "chat"
-) -> Text:
+) -> MapText:
     """A conversation in the tokenizer's chat template; the tokens of its answers (with the mark that ends them) are
     marked as generated. ValueError where there is no template or no message."""
     if not tokenizer.chat_template:
@@ -43,4 +43,4 @@ def conversation(
         raise ValueError(f"conversation {id!r} has no messages")
     ids = ChatTemplate(tokenizer).ids(messages)
     _, answer = ChatMarks(tokenizer).find(ids)
-    return Text(ids, [place is not None for place in answer], id, task, forced=True)
+    return MapText(ids, [place is not None for place in answer], id, task, forced=True)

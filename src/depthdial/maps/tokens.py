@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from depthdial.maps.schema import DepthMap, Facts, Row
+from depthdial.maps.schema import DepthMap, Facts, MapRow
 
 View = Literal["wrote", "read"]
 """Whose depth is a token's: that of the pass that wrote it (predicted it), or of the pass that read it."""
@@ -19,7 +19,7 @@ _DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenTable:
     """N tokens outside chat templates, of which the pass is known; all arrays [N] unless said."""
 
     task: np.ndarray
@@ -50,39 +50,39 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.depth)
 
-    def where(self, chosen: np.ndarray) -> Tokens:
+    def where(self, mask: np.ndarray) -> TokenTable:
         """Those that are chosen, bool [N]."""
-        return Tokens(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return TokenTable(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
-def tokens_of(parts: Iterable[DepthMap], view: View = "wrote") -> tuple[Facts, Tokens, int]:
+def token_table(parts: Iterable[DepthMap], view: View = "wrote") -> tuple[Facts, TokenTable, int]:
     """The facts, tokens and number of texts of a map, part by part. ValueError where no pass is known at all."""
     groups: dict[str, int] = {}
-    found: list[Tokens] = []
+    tables: list[TokenTable] = []
     facts, texts = None, 0
     for part in parts:
         facts = facts or part.facts
         for row in part.rows:
             texts += 1
-            found.append(_tokens(row, groups.setdefault(row.group, len(groups)), view, facts.layers))
-    if facts is None or not sum(map(len, found)):
+            tables.append(_tokens(row, groups.setdefault(row.group, len(groups)), view, facts.layers))
+    if facts is None or not sum(map(len, tables)):
         raise ValueError("the map holds no token whose pass is known; map at least one text of two tokens")
-    layers = min(tokens.ran.shape[1] for tokens in found if len(tokens))
-    columns = [[getattr(tokens, field.name) for tokens in found] for field in fields(Tokens)]
+    layers = min(tokens.ran.shape[1] for tokens in tables if len(tokens))
+    columns = [[getattr(tokens, field.name) for tokens in tables] for field in fields(TokenTable)]
     columns[-1] = [ran[:, :layers] for ran in columns[-1] if len(ran)]
-    return facts, Tokens(*(np.concatenate(column) for column in columns)), texts
+    return facts, TokenTable(*(np.concatenate(column) for column in columns)), texts
 
 
-def _tokens(row: Row, group: int, view: View, layers: int) -> Tokens:
+def _tokens(row: MapRow, group: int, view: View, layers: int) -> TokenTable:
     count = len(row.token_ids)
     t = np.arange(count)
     passes = t - 1 if view == "wrote" else t
-    used = np.where(passes >= 0, row.layers_used[passes], 0)
+    depths = np.where(passes >= 0, row.layers_used[passes], 0)
     kind = np.array(row.token_class, dtype=object)
-    chosen = (used > 0) & (kind != "template")
+    mask = (depths > 0) & (kind != "template")
     nothing = np.full(count, np.nan)
     ran = np.ones((count, 0), bool) if row.ran is None else row.ran[passes]
-    whole = Tokens(
+    whole = TokenTable(
         task=np.full(count, row.task, dtype=object),
         group=np.full(count, group),
         generated=row.generated,
@@ -91,12 +91,12 @@ def _tokens(row: Row, group: int, view: View, layers: int) -> Tokens:
         repeat=_repeats(row.token_ids, kind == "template"),
         side=_sides(row),
         digit=np.array([bool(_DIGIT.search(piece)) for piece in row.pieces]),
-        depth=used.astype(float),
+        depth=depths.astype(float),
         entropy=nothing if row.entropy is None else row.entropy[passes].astype(float),
         surprisal=nothing if row.surprisal is None else row.surprisal.astype(float),
         ran=ran,
     )
-    return whole.where(chosen)
+    return whole.where(mask)
 
 
 def _places(generated: np.ndarray) -> np.ndarray:
@@ -108,24 +108,24 @@ def _places(generated: np.ndarray) -> np.ndarray:
 
 
 def _repeats(ids: np.ndarray, template: np.ndarray) -> np.ndarray:
-    seen: set[int] = set()
+    singles: set[int] = set()
     pairs: set[tuple[int, int]] = set()
-    found = np.zeros(len(ids), np.int64)
+    result = np.zeros(len(ids), np.int64)
     last = None
     for t, token in enumerate(ids.tolist()):
         if template[t]:
             last = None
             continue
         pair = None if last is None else (last, token)
-        found[t] = 2 if pair in pairs else 1 if token in seen else 0
-        seen.add(token)
+        result[t] = 2 if pair in pairs else 1 if token in singles else 0
+        singles.add(token)
         if pair is not None:
             pairs.add(pair)
         last = token
-    return found
+    return result
 
 
-def _sides(row: Row) -> np.ndarray:
+def _sides(row: MapRow) -> np.ndarray:
     """Of the tokens of an answer that has an "=": before its first one, or after its last one."""
     t, side = np.arange(len(row.token_ids)), np.full(len(row.token_ids), -1)
     begins = row.generated & ~np.concatenate([[False], row.generated[:-1]])
@@ -134,7 +134,7 @@ def _sides(row: Row) -> np.ndarray:
     signs = np.array(["=" in piece for piece in row.pieces])
     for number in range(1, int(answer.max(initial=0)) + 1):
         own = answer == number
-        if len(found := t[own & signs]):
-            side[own & inside & (t < found[0])] = 0
-            side[own & inside & (t > found[-1])] = 1
+        if len(places := t[own & signs]):
+            side[own & inside & (t < places[0])] = 0
+            side[own & inside & (t > places[-1])] = 1
     return side

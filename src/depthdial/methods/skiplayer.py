@@ -10,21 +10,22 @@ x: [B, T, d] its input:
     loss = CE + 0.1 sum_l (r_l - P)^2                r_l the share of tokens that ran layer l, P the target density
 
 The share is that of each row, so that no row needs another, or of a pass on all processes where whoever trains says
-it (`Tokens.density`). The dial's offset is ours: it shifts l_run - l_skip. So are two switches: `detach` (the paper
-does not say whether routers teach the stream; in small models that drowns all else) and `noise`.
+it (`Tokens.density`). The dial's offset is ours: it shifts l_run - l_skip. So are other estimators, routers and shares,
+all off by default: what they are worth is measured where the need of depth is known (`depthdial testbed`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from depthdial.core.decision import Decision
-from depthdial.core.draws import drawn
-from depthdial.core.estimators import gumbel_sigmoid, straight_through
-from depthdial.core.layers import LinearRouter
+from depthdial.core.draws import drawn, fading
+from depthdial.core.estimators import gumbel_sigmoid, reinforced, straight_through
+from depthdial.core.layers import LinearRouter, Router
 from depthdial.core.lowered import Lowered, lowered_router
 from depthdial.core.method import Dims, Method, Parts, Seen, span
 from depthdial.core.penalties import off_density
@@ -53,6 +54,16 @@ class SkipLayer(Method):
     """T of the Gumbel-softmax."""
     alpha: float = 0.1
     """Weight of the density loss."""
+    estimator: Literal["gumbel", "sampled", "reinforce"] = "gumbel"
+    """How routers learn: by the Gumbel-softmax (paper); or (ours) by draws with chance sigmoid(l_run - l_skip), with
+    that chance's gradient straight through ("sampled", as FlexiDepth learns here), or by what came of each token beside
+    the mean of all ("reinforce", Williams, 1992). Both of ours draw less towards the end."""
+    over: Literal["layer", "all"] = "layer"
+    """Of what r is the share: of each layer (the paper), or (ours) of all together, so that some may run more."""
+    router_ratio: int = 0
+    """0 is the paper's linear router; otherwise (ours) FlexiDepth's, with a bottleneck of d / router_ratio."""
+    start: float = 0.0
+    """Initial bias of that one's logits (ours): positive starts from "runs everything"."""
     noise: float = 1.0
     """How much of the Gumbel noise is added; 0 is a plain straight-through estimator (ours; docs/log.md)."""
     detach: bool = False
@@ -75,6 +86,14 @@ class SkipLayer(Method):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise is a share of Gumbel noise, 0 to 1, not {self.noise}")
+        if self.estimator not in ("gumbel", "sampled", "reinforce"):
+            raise ValueError(f"estimator must be 'gumbel', 'sampled' or 'reinforce', not {self.estimator!r}")
+        if self.over not in ("layer", "all"):
+            raise ValueError(f"over must be 'layer' or 'all', not {self.over!r}")
+        if self.router_ratio < 0 or (self.start and not self.router_ratio):
+            raise ValueError(
+                "router_ratio must be at least 0, and start is of a router with a bias: give a router_ratio"
+            )
         if not self.alpha >= 0:
             raise ValueError(f"alpha must not be below 0, and {self.alpha} is")
 
@@ -82,6 +101,10 @@ class SkipLayer(Method):
         return plain(depth, span(self.first, self.last, self.but, depth), self.units)
 
     def parts(self, step: Step, dims: Dims) -> dict[str, nn.Module]:
+        if self.router_ratio:
+            return {
+                "router": Router(dims.hidden, self.router_ratio, dims.eps, "norm_tanh", self.start, self.fixed_input)
+            }
         return {"router": LinearRouter(dims.hidden, fixed=self.fixed_input)}
 
     def decide(self, parts: Parts, seen: Seen, s: int, tokens: Tokens, trace: Trace) -> Decision:
@@ -89,9 +112,14 @@ class SkipLayer(Method):
         score = logit.sigmoid()
         if not tokens.training:
             return Decision.hard(logit > 0, score)
-        soft = gumbel_sigmoid(logit, drawn(self.seed, trace.program, s, tokens), self.temperature, self.noise)
-        keep = soft > 0.5
-        run = straight_through(keep, soft)
+        draw = drawn(self.seed, trace.program, s, tokens)
+        if self.estimator == "gumbel":
+            soft = gumbel_sigmoid(logit, draw, self.temperature, self.noise)
+            keep = soft > 0.5
+        else:
+            noise = self.noise * fading(tokens.progress, 0.6, 0.85)
+            keep, soft = gumbel_sigmoid(logit, draw, 1.0, noise) > 0.5, torch.lerp(score.detach(), score, noise)
+        run = keep.float() if self.estimator == "reinforce" else straight_through(keep, soft)
         return Decision(keep, run, 1 - run, score)
 
     @property
@@ -102,8 +130,15 @@ class SkipLayer(Method):
         return lowered_router(parts)
 
     def loss(self, tokens: Tokens, trace: Trace) -> Tensor | None:
-        terms = [
-            off_density(trace.stack("run", unit), self.density, tokens, trace.density(tokens, unit))
-            for unit in self.units
-        ]
-        return self.alpha * torch.stack(terms).sum(0)
+        terms = []
+        for unit in self.units:
+            run, measured = trace.stack("run", unit), trace.density(tokens, unit)
+            if self.estimator == "reinforce":  # a share of chances: decisions have no gradient
+                run = trace.stack("score", unit)
+            if self.over == "all":
+                run, measured = run.mean(0, keepdim=True), None if measured is None else measured.mean(0, keepdim=True)
+            terms.append(off_density(run, self.density, tokens, measured))
+        loss = self.alpha * torch.stack(terms).sum(0)
+        if self.estimator == "reinforce":
+            loss = loss + reinforced(trace.stack("keep"), trace.stack("score"), tokens)
+        return loss

@@ -84,10 +84,31 @@ class Static(Method):
             influence = probe.block_influence()
             order = sorted(range(probe.depth), key=lambda layer: influence[layer])[:length]
             return replace(self, order=tuple(order))
-        order: list[int] = []
-        while len(order) < length:
-            trials = {k: probe.divergence([*order, k]) for k in range(probe.depth) if k not in order}
-            best = min(trials, key=trials.__getitem__)
-            order.append(best)
-            report(f"drop {len(order)}: layer {best}, KL {trials[best]:.4f} nats/token")
-        return replace(self, order=tuple(order))
+        return replace(self, order=tuple(layer for layer, _ in nested(probe.depth, length, probe.divergence, report)))
+
+
+def nested(
+    depth: int,
+    length: int,
+    divergence: Callable[[Sequence[int]], float],
+    report: Callable[[str], None] = lambda _: None,
+) -> list[tuple[int, float]]:
+    """`length` layers of `depth` in the order in which their absence costs least beside those before, and what they
+    cost together. divergence: of dropped layers, the one that is tried last."""
+    order: list[int] = []
+    costs: list[float] = []
+    more = dict.fromkeys(range(depth), 0.0)  # what each layer's absence added when it was last tried
+    while len(order) < length:
+        trials: dict[int, float] = {}
+        before = costs[-1] if costs else 0.0
+        for k in sorted(more, key=more.__getitem__):
+            if trials and before + more[k] > min(trials.values()):
+                break  # the more is dropped, the more the next drop costs: this one, and the rest, cannot win
+            trials[k] = divergence([*order, k])
+            more[k] = trials[k] - before
+        best = min(trials, key=trials.__getitem__)
+        order.append(best)
+        costs.append(trials[best])
+        del more[best]
+        report(f"drop {len(order)}: layer {best}, KL {trials[best]:.4f} nats/token")
+    return list(zip(order, costs, strict=True))

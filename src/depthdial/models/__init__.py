@@ -16,6 +16,7 @@ from depthdial.models.convert import convert
 from depthdial.models.dial import set_budget
 from depthdial.models.extra import OWN_BLOCKS
 from depthdial.models.families import OWN
+from depthdial.models.hub import plugin_folder
 from depthdial.models.own import is_own
 from depthdial.models.shipped import none_shipped, shipped_ahead, shipped_for
 
@@ -35,9 +36,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An adaptive-depth causal LM and its tokenizer.
 
-    model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, "default" (the one shipped for this
-    base; at budget 1.0 none is needed) or None (the base alone, its route still recorded); a model of one of our types
-    takes none but one that was trained for it. dtype: of weights, parts and activations.
+    model: a short name, a local folder, a GGUF file or a hub id. plugin: a folder, a hub id (OWNER/NAME[@REVISION]),
+    "default" (the one shipped for this base; at budget 1.0 none is needed) or None (the base alone, its route still
+    recorded); a model of one of our types takes none but one that was trained for it. dtype: of weights, parts and
+    activations.
 
     budget: true cost of what is written, relative to dense, None for the plug-in's recommended one; `generate` holds it
     for each text. prompt_budget: of what is read: 1.0 (the untouched base), a lower number, or "same" as what is
@@ -53,6 +55,8 @@ def load(
         if budget != 1.0:
             raise none_shipped(model)
         plugin = None  # the base alone is all that is asked for
+    if plugin not in (None, "default"):
+        plugin = str(plugin_folder(plugin))
     base, tokenizer = load_base(model, dtype, device)
     if is_own(base):
         if plugin not in (None, "default"):

@@ -22,6 +22,8 @@ from depthdial.models.converted import converted_of
 from depthdial.models.halves import Halves, Passed, swapped
 from depthdial.models.head import shaping_of
 
+POINTS = 26
+"""Points of the dial's curve."""
 Batch = dict[str, Tensor]
 """int64 [B, T] each: input_ids, position_ids, and labels, -100 where a token does not count. Where some tokens are read
 by the untouched base, read, bool [B, T], says which."""
@@ -65,7 +67,7 @@ class Heldout:
         return cost / count, kl / count
 
 
-def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = 26, widest: float = 64.0) -> Curve:
+def measure_curve(measure: Callable[[float], tuple[float, float]], points: int = POINTS, widest: float = 64.0) -> Curve:
     """The dial's curve between the offsets -widest and widest, with `points` spread evenly over *cost*.
 
     measure: offset -> (cost, KL). The widest gap in cost is halved again and again: however narrow the range of
@@ -86,6 +88,16 @@ def measure_stops(measure: Callable[[float], tuple[float, float]], stops: Sequen
     """The curve of a dial that stands at one of some offsets; stops: at least two, rising."""
     step = (stops[-1] - stops[0]) / (len(stops) - 1)
     return Curve.fit([(offset, *measure(offset)) for offset in stops], step=step)
+
+
+def curve_of(model: PreTrainedModel, measure: Callable[[float], tuple[float, float]]) -> Curve:
+    """The dial's curve of a converted model: one point for each stop where the dial has such. measure: offset ->
+    (cost, KL)."""
+    converted = converted_of(model)
+    stops = converted.method.stops(converted.program) or ()
+    if len(stops) < 2 and converted.method.steady:
+        stops = between(turning_points(model))
+    return measure_stops(measure, stops) if len(stops) > 1 else measure_curve(measure)
 
 
 def between(turns: Sequence[float]) -> list[float]:

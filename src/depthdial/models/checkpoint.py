@@ -26,8 +26,8 @@ from depthdial.core.dial import Curve, PromptBudget
 from depthdial.core.method import Method
 from depthdial.core.whole import sync
 from depthdial.methods import method_named, name_of
-from depthdial.models.convert import revert, take_on
-from depthdial.models.converted import Converted, converted_of, is_converted
+from depthdial.models.convert import INNER, revert, take_on
+from depthdial.models.converted import Converted, converted_of, is_converted, unwrapped
 from depthdial.models.fingerprint import Fingerprint, fingerprint
 from depthdial.models.folder import check_finite, pointer_of
 from depthdial.models.foreign import shown
@@ -59,10 +59,6 @@ class Plugin:
     choice. None where it is not known."""
 
     @property
-    def curve(self) -> Curve | None:
-        return self.curves.get("text")
-
-    @property
     def form(self) -> str:
         """How prompts were read in its training, in words; empty where it is not known."""
         if self.prompt_budget is None:
@@ -85,21 +81,25 @@ class Plugin:
         }
 
 
-def save(model: PreTrainedModel, path: str | Path, plugin: Plugin | None = None, card: str | None = None) -> Path:
-    """Write the plug-in of a converted model to the folder `path`; whole or not at all.
+def save(model: nn.Module, path: str | Path, plugin: Plugin | None = None, card: str | None = None) -> Path:
+    """Write the plug-in of a converted model to the folder `path`; whole or not at all. Returns the folder.
 
-    plugin: its metadata; by default that of the model's loaded plug-in, or fresh metadata without a curve. Tensors are
-    saved in bf16 if the loaded parts are exact in it, else in fp32. Returns the folder. Raises ValueError for a model
-    without a method and for a folder whose files are not a plug-in's, OSError when the disk refuses.
+    model: converted; what accelerate, DDP or peft put around it does not matter, and no LoRA of the base is written.
+    plugin: its metadata; by default that of the model's loaded plug-in or of `calibrate`, or without a curve. Tensors
+    are saved in bf16 if the loaded parts are exact in it, else in fp32. Raises ValueError for a model without
+    a method and for a folder whose files are not a plug-in's, OSError when the disk refuses.
     """
-    converted, path = converted_of(model), Path(path)
-    if plugin is None:
-        plugin = plugin_of(model) or Plugin(path.name, converted.method, fingerprint(model))
+    inner, path = unwrapped(model), Path(path)
+    converted = converted_of(inner)
+    plugin = plugin or plugin_of(inner) or Plugin("", converted.method, fingerprint(inner))
+    plugin = plugin if plugin.name else dataclasses.replace(plugin, name=path.name)
     tensors = {
         f"{start}{name}": brought(parts, name, tensor).detach().cpu().contiguous()
         for start, parts in _modules(converted)
         for name, tensor in parts.state_dict().items()
     }
+    if any(INNER in name for name in tensors):
+        raise ValueError("a LoRA is on the plug-in's own parts: merge it into them first (model.merge_and_unload())")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -105,15 +105,23 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def base_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts."""
-    if not is_converted(model):
-        return dict(model.named_parameters())
-    converted = converted_of(model)
-    parts = {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
-    parts |= {id(weight) for block in converted.own for weight in block.parameters()}
-    return {name: weight for name, weight in model.named_parameters() if id(weight) not in parts}
+    """The base's weights, converted or not, under the names they have in the stock model; no plug-in's parts, and none
+    of a LoRA."""
+    weights, parts = dict(model.named_parameters()), set[int]()
+    if is_converted(model):
+        converted = converted_of(model)
+        parts |= {id(part) for unit in converted.units.values() for part in unit.parts.parameters()}
+        parts |= {id(weight) for block in converted.own for weight in block.parameters()}
+    tuned = tuple(f"{name.partition(INNER)[0]}." for name in weights if INNER in name)
+    return {
+        name.replace(INNER, "."): weight
+        for name, weight in weights.items()
+        if id(weight) not in parts and (INNER in name or not name.startswith(tuned))
+    }
 
 
+INNER = ".base_layer."
+"""How peft calls, in the layers that it puts in their places, the linear maps of a base."""
 STEPS = "steps"
 """The decoder's submodule that holds the parts of further visits, by step."""
 WRAPPED = re.compile(r"(\.unit)+(?=\.)")
@@ -225,9 +233,9 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     for s, step in enumerate(program.steps):
         block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
-        if step.attends and works and work.kv_width != works[0].unit.kv_width:
-            raise ValueError(f"step {s} ({step.unit} of block {step.block}): leaves {work.kv_width} numbers of K and "
-                             f"V, and step 0 {works[0].unit.kv_width}; all steps must leave the same")  # fmt: skip
+        if step.attends and (keys := _keys(layers[block])) != (first := _keys(layers[0])):
+            raise ValueError(f"step {s} ({step.unit} of block {step.block}): its keys come of {keys}, those of layer 0 "
+                             f"of {first}; all steps must leave K and V of one shape")  # fmt: skip
         look = bypass = 0
         for part in parts.get(s, {}).values():
             if isinstance(part, Part):
@@ -238,3 +246,9 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
         absent = work.kv if step.attends and step.absent == "project" else 0
         works.append(StepWork(work, look, bypass, absent))
     return Ledger(program, tuple(works), head_work(config))
+
+
+def _keys(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the maps that make a layer's keys, [outputs, inputs]; of all three where one map makes them."""
+    named = layer.get_submodule(ATTN).named_parameters()
+    return [tuple(weight.shape) for name, weight in named if name in ("k_proj.weight", "qkv_proj.weight")]

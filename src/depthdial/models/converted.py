@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -71,6 +72,11 @@ class Converted:
         self.route = Route(self._last, self._prices)
         self._settings = Settings()
         self._additions: list[Removable] = []
+
+    def __repr__(self) -> str:
+        routed, visits = len({self.program.visit_of[s] for s in self.program.routed}), len(self.program.visits)
+        dial = "" if self.plugin is None or not self.plugin.curves else ", with a dial"
+        return f"Converted({type(self.method).__name__}, {routed} of {visits} layers{dial})"
 
     @property
     def settings(self) -> Settings:
@@ -135,6 +141,12 @@ def converted_of(model: Any) -> Converted:
     if not isinstance(converted, Converted):
         raise ValueError("this model is not converted; call convert(model, method) or load(...) first")
     return converted
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The Hugging Face model inside of what accelerate (DDP, compile) or peft put around it."""
+    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner.get_base_model() if type(inner).__module__.partition(".")[0] == "peft" else inner
 
 
 class Fresh:

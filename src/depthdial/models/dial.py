@@ -35,10 +35,7 @@ def dials_for(model: PreTrainedModel, budget: float | None, prompt: PromptBudget
         hold = _curve(plugin, "generated", budget).hold(budget)
     if hold is not None:
         written = hold.offset(hold.begin())
-    try:
-        read = written if prompt == "same" else offset_for(model, prompt)
-    except ValueError as error:
-        raise ValueError(f"prompt_budget: {error}") from None
+    read = written if prompt == "same" else read_offset_of(plugin, prompt)
     if converted.method.by_row and read < written:
         raise ValueError(
             f"a prompt read at {prompt} leaves no K and V in layers that are run to write at {budget}: choose a "
@@ -104,6 +101,14 @@ def offset_for(model: PreTrainedModel, budget: float | None, kind: Kind = "text"
 def offset_of(plugin: Plugin | None, budget: float, kind: Kind = "text") -> float:
     """The logit offset for a budget by a plug-in's curves. Raises ValueError as `offset_for`."""
     return math.inf if budget == 1.0 else _curve(plugin, kind, budget).offset(budget)
+
+
+def read_offset_of(plugin: Plugin | None, prompt: float) -> float:
+    """The logit offset of what is read at a prompt budget. Raises ValueError as `offset_for`, and names that."""
+    try:
+        return offset_of(plugin, prompt, "text")
+    except ValueError as error:
+        raise ValueError(f"prompt_budget: {error}") from None
 
 
 def stop_for(model: PreTrainedModel, budget: float | None) -> float | None:

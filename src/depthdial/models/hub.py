@@ -5,24 +5,44 @@ The code itself is not copied: the folder's one module imports depthdial, and tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 from transformers import PreTrainedModel
 
 from depthdial.core.dial import Curve
 from depthdial.core.names import public_name
 from depthdial.methods import name_of
-from depthdial.models.checkpoint import CARD_FILE, plugin_of
+from depthdial.models.checkpoint import (
+    CARD_FILE,
+    METHOD_FILE,
+    PARTS_FILE,
+    Plugin,
+    parts_file,
+    plugin_of,
+    read,
+    read_parts,
+)
 from depthdial.models.converted import converted_of
 from depthdial.models.families import OWN
 from depthdial.models.own import own_types
 from depthdial.models.short_names import SHORT_NAMES
 
 MODULE = "modeling_depthdial"
+PLUGIN_FILES = [METHOD_FILE, PARTS_FILE, CARD_FILE]
+"""A plug-in's own; its folder may hold a whole training run."""
+HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>.+))?")
 KINDS = {"text": "prompts and scored text", "generated": "generated tokens"}
 
 
@@ -75,9 +95,30 @@ Plain transformers weighs skipped layers by zero and saves no time; depthdial's 
 """
     if plugin is not None and plugin.form:
         text += f"The plug-in was {plugin.form}. By default prompts are read by the untouched base.\n\n"
+    return "\n".join(lines) + text + _dial(curves)
+
+
+def plugin_card(plugin: Plugin, repository: str) -> str:
+    """The card of a plug-in that comes without one: of a loop of somebody's own."""
+    name = name_of(plugin.method)
+    return f"""---
+library_name: depthdial
+tags: [adaptive-depth, layer-skipping, {name}]
+---
+# {plugin.name or name}
+
+A depthdial plug-in: `{plugin.method}`. It belongs to a base of type `{plugin.base.model_type}` with weights
+`{plugin.base.weights[:16]}` (sha256 of their bf16 form) and leaves that base as it is.
+
+    pip install depthdial
+    depthdial generate "..." --model BASE --plugin {repository}
+
+{_dial(plugin.curves)}"""
+
+
+def _dial(curves: Mapping[str, Curve]) -> str:
     tables = [_table(kind, curve) for kind, curve in curves.items()]
-    dial = ["## The dial, as it was measured on held-out text", *tables] if tables else []
-    return "\n".join(lines) + text + "\n".join(dial)
+    return "\n".join(["## The dial, as it was measured on held-out text", *tables]) if tables else ""
 
 
 def _table(kind: str, curve: Curve) -> str:
@@ -87,22 +128,52 @@ def _table(kind: str, curve: Curve) -> str:
     return f"\nFor {KINDS.get(kind, kind)}:\n\n{head}\n{body}\n"
 
 
-def push(folder: Path, repository: str) -> str:
-    """Upload a folder to a model repository of the hub, made private where it is new; gives its address.
+def plugin_folder(name: str | Path) -> Path:
+    """The folder of a plug-in: one that is here, or a copy of the hub's OWNER/NAME[@REVISION].
 
-    Raises ValueError, with the remedy, where the hub refuses or cannot be reached.
+    Raises ValueError, with the remedy, for what is nowhere.
     """
-    api = HfApi()
-    try:
+    folder, known = Path(name), HUB_ID.fullmatch(str(name))
+    if folder.exists() or known is None:
+        return folder
+    with _hub(f"{name} is no folder here, and the hub gives no such plug-in"):
+        return Path(snapshot_download(known["repository"], revision=known["revision"], allow_patterns=PLUGIN_FILES))
+
+
+def push(folder: str | Path, repository: str) -> str:
+    """Upload a plug-in's folder (`save`, `depthdial train`), or one of `depthdial export --format hf`, to a model
+    repository of the hub, made private where it is new; gives its address. Of a plug-in its own files go alone, with a
+    card.
+
+    Raises ValueError, with the remedy, for a folder that is neither, and where the hub refuses or cannot be reached.
+    """
+    folder = Path(folder)
+    alone = (folder / METHOD_FILE).is_file()
+    if not alone and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no plug-in and no model; give the folder of `depthdial.save` or `export`")
+    if alone:
+        plugin = read(folder)
+        read_parts(parts_file(folder))  # nothing broken goes out
+        if not (folder / CARD_FILE).exists():
+            (folder / CARD_FILE).write_text(plugin_card(plugin, repository))
+    with _hub(f"the hub did not take {repository}", f"{folder} is whole, try again"):
+        api = HfApi()
         url = api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository)
-    except HFValidationError as error:
-        raise ValueError(f"{repository!r} cannot be a hub repository; write owner/name") from error
-    except LocalTokenNotFoundError as error:
-        raise ValueError("the hub does not know who you are; log in with `hf auth login`") from error
-    except OfflineModeIsEnabled as error:
-        raise ValueError("HF_HUB_OFFLINE is set; unset it to upload") from error
-    except (HfHubHTTPError, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the hub did not take {repository}: {said}; {folder} is whole, try again") from error
+        api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=PLUGIN_FILES if alone else None)
     return str(url)
+
+
+@contextmanager
+def _hub(trouble: str, remedy: str = "check the name, and `hf auth login` where it is private") -> Iterator[None]:
+    """What the hub says, as one ValueError."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"{trouble}: it cannot be a hub repository; write owner/name") from error
+    except LocalTokenNotFoundError as error:
+        raise ValueError(f"{trouble}: it does not know who you are; log in with `hf auth login`") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{trouble}: it cannot be reached (or HF_HUB_OFFLINE is set); try again online") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{trouble}: {reason}; {remedy}") from error

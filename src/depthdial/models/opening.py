@@ -35,7 +35,7 @@ class Opening:
         self.converted, self.config, self.whole = converted, config, whole
 
     def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.whole and kwargs.get("output_hidden_states"):
             raise ValueError(
@@ -54,6 +54,9 @@ class Opening:
             position = (torch.arange(shape[1], device=like.device) + start)[None]
         dials = converted.threads.dials
         settings = converted.settings if dials is None else dials.settings(position, shape[0])
+        if settings.training is None and module.training:
+            drawn = torch.randint(2**31, shape[:1]) if settings.key is None else settings.key
+            settings = replace(settings, training=True, key=drawn.to(like.device))
         tokens = settings.tokens(position, ids, real, shape, like.device)
         running = Pass(converted.program, tokens, settings.dense)
         converted.threads.last = running

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from depthdial.core.written import written
-from depthdial.serve.generation import Generation, Part, Token
+from depthdial.serve.generation import Delta, Generation, Token
 
 Kind = Literal["chat", "text"]
 FINISH = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
 @dataclass
-class Choice:
+class CompletionChoice:
     """One choice as far as it has come."""
 
     index: int
@@ -27,13 +27,13 @@ class Choice:
     def text(self) -> str:
         return "".join(token.text for token in self.tokens)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Delta) -> None:
         self.tokens += part.tokens
         self.logprobs += part.logprobs or []
         self.finish = FINISH[part.finish] if part.finish is not None else None
 
 
-class Answer:
+class Completion:
     """Writes one answer. kind: which of the two APIs; depth: add what each token cost; facts: of the engine; budget:
     asked for."""
 
@@ -50,7 +50,7 @@ class Answer:
         self.kind: Kind = kind
         self.stop = _stop(facts["stops"], budget)
         self.generation, self.logprobs, self.depth, self.facts = generation, logprobs, depth, facts
-        self.choices = [Choice(i) for i in range(generation.choices)]
+        self.choices = [CompletionChoice(i) for i in range(generation.choices)]
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
         self._frame = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
 
@@ -70,24 +70,24 @@ class Answer:
             for c in self.choices
         ]
 
-    def chunk(self, part: Part) -> dict[str, Any]:
+    def chunk(self, part: Delta) -> dict[str, Any]:
         """New tokens of one choice; to be called once for each part."""
         choice = self.choices[part.choice]
         before = len(choice.text) if self.logprobs and self.kind == "text" else 0
         choice.add(part)
         text = "".join(token.text for token in part.tokens)
-        told: dict[str, Any] = {"index": choice.index, **_OPEN, "finish_reason": choice.finish}
+        entry: dict[str, Any] = {"index": choice.index, **_OPEN, "finish_reason": choice.finish}
         if self.kind == "chat":
-            told["delta"] = {"content": text} if part.tokens else {}
+            entry["delta"] = {"content": text} if part.tokens else {}
         else:
-            told["text"] = text
+            entry["text"] = text
         if self.logprobs and part.tokens:
-            told["logprobs"] = self._logprobs(part.tokens, part.logprobs or [], before)
+            entry["logprobs"] = self._logprobs(part.tokens, part.logprobs or [], before)
         if self.depth:
-            told["depth"] = _depth(part.tokens)
+            entry["depth"] = _depth(part.tokens)
             if choice.finish is not None:
-                told["depth"] |= _mean(choice.tokens)
-        return self._chunk([told])
+                entry["depth"] |= _mean(choice.tokens)
+        return self._chunk([entry])
 
     def last(self) -> dict[str, Any]:
         """The chunk with the usage; it has no choices."""
@@ -95,12 +95,12 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         prompt = self.generation.prompt_tokens
-        made = sum(len(choice.tokens) for choice in self.choices)
+        count = sum(len(choice.tokens) for choice in self.choices)
         costs = [token.cost for choice in self.choices for token in written(choice.tokens)]
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
+            "completion_tokens": count,
+            "total_tokens": prompt + count,
             "prompt_tokens_details": {"cached_tokens": self.generation.cached_tokens},
             "prompt_cost": self.generation.prompt_cost,
             "cost": round(sum(costs) / len(costs), 5) if costs else None,
@@ -111,38 +111,38 @@ class Answer:
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
         return {**self._frame, "object": name, "choices": choices}
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        told: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "logprobs": None}
+    def _choice(self, choice: CompletionChoice) -> dict[str, Any]:
+        entry: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "logprobs": None}
         if self.kind == "chat":
-            told["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+            entry["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
         else:
-            told["text"] = choice.text
+            entry["text"] = choice.text
         if self.logprobs:
-            told["logprobs"] = self._logprobs(choice.tokens, choice.logprobs, 0)
+            entry["logprobs"] = self._logprobs(choice.tokens, choice.logprobs, 0)
         if self.depth:
-            told["depth"] = _depth(choice.tokens) | _mean(choice.tokens)
-        return told
+            entry["depth"] = _depth(choice.tokens) | _mean(choice.tokens)
+        return entry
 
     def _whole_depth(self) -> dict[str, Any]:
         if not self.depth:
             return {}
-        kept = {name: self.facts[name] for name in ("layers", "always_on")}
-        return {"depth": kept | {"prompts": self.generation.prompts}}
+        facts = {name: self.facts[name] for name in ("layers", "always_on")}
+        return {"depth": facts | {"prompts": self.generation.prompts}}
 
     def _logprobs(self, tokens: list[Token], logprobs: list[Any], offset: int) -> dict[str, Any]:
         if self.kind == "chat":
-            return {"content": [_named(*told) for told in logprobs], "refusal": None}
+            return {"content": [_logprob_entry(*logprob) for logprob in logprobs], "refusal": None}
         offsets = []
         for token in tokens:
             offsets.append(offset)
             offset += len(token.text)
         return {
-            "tokens": [_key(*told[:2]) for told in logprobs],
-            "token_logprobs": [told[2] for told in logprobs],
+            "tokens": [_key(*logprob[:2]) for logprob in logprobs],
+            "token_logprobs": [logprob[2] for logprob in logprobs],
             "top_logprobs": [
                 # the token itself comes last: another of the same name must not stand for it
-                {**{_key(name, data): value for name, data, value in told[3]}, _key(*told[:2]): told[2]}
-                for told in logprobs
+                {**{_key(name, data): value for name, data, value in logprob[3]}, _key(*logprob[:2]): logprob[2]}
+                for logprob in logprobs
             ],
             "text_offset": offsets,
         }
@@ -161,7 +161,7 @@ def _key(text: str, data: list[int]) -> str:
     return text if text.encode() == bytes(data) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _named(text: str, data: list[int], logprob: float, likeliest: list[Any]) -> dict[str, Any]:
+def _logprob_entry(text: str, data: list[int], logprob: float, likeliest: list[Any]) -> dict[str, Any]:
     top = [{"token": _key(name, of), "logprob": value, "bytes": of} for name, of, value in likeliest]
     return {"token": _key(text, data), "logprob": logprob, "bytes": data, "top_logprobs": top}
 

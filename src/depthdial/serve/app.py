@@ -16,10 +16,10 @@ from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.guard import Guard
 from depthdial.serve.schema import DEFAULT_LENGTH, ChatRequest, CompletionRequest
 from depthdial.serve.service import Service, params_of
-from depthdial.serve.settings import Settings
+from depthdial.serve.settings import ServerSettings
 
 
-def make_app(settings: Settings, engine: EngineProcess | None = None) -> FastAPI:
+def make_app(settings: ServerSettings, engine: EngineProcess | None = None) -> FastAPI:
     """The whole server. Its lifespan starts and stops the engine's process, with ValueError for a model that cannot be
     loaded. engine: one that somebody else starts and stops."""
     service = Service(settings, engine)
@@ -54,11 +54,11 @@ def _add_api(app: FastAPI, service: Service) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         newer = body.max_completion_tokens is not None
-        asked = body.max_completion_tokens if newer else body.max_tokens
+        length = body.max_completion_tokens if newer else body.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         order = {
             "messages": [message.plain() for message in body.messages],
-            "params": params_of(body, asked, logprobs),
+            "params": params_of(body, length, logprobs),
             "most": service.settings.limits.max_tokens,
             "length": "max_completion_tokens" if newer else "max_tokens",
         }

@@ -17,7 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from depthdial.serve.errors import body_of
-from depthdial.serve.settings import Limits
+from depthdial.serve.settings import RequestLimits
 
 OWN_FILES = 64
 """Descriptors that are left for what is no connection."""
@@ -28,17 +28,17 @@ PROBE = 1.0
 def open_files() -> int:
     """How many files this process may have open, raised as far as it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
+    target = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
     return 65536 if soft == resource.RLIM_INFINITY else soft
 
 
 class Doors:
     """All connections of one server. files: descriptors that the process may have."""
 
-    def __init__(self, limits: Limits, files: int):
+    def __init__(self, limits: RequestLimits, files: int):
         self.header_timeout = limits.header_timeout
         self.backlog = max(1, min(2048, files // 8))
         """Connections that are accepted at once: asyncio makes so many before any can be looked at."""

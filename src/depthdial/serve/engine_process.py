@@ -16,9 +16,10 @@ from dataclasses import asdict
 from itertools import count
 from time import monotonic
 
-from depthdial.serve.generation import Busy, EngineDown, Failed, Generation, Part, Refused, Token
+from depthdial.serve.fit import RefusedOrder
+from depthdial.serve.generation import Busy, Delta, EngineDown, FailedOrder, Generation, Token
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.settings import Settings
+from depthdial.serve.settings import ServerSettings
 from depthdial.serve.wire import AsyncWire, Message
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ LOADING = 10.0
 class EngineProcess:
     """Starts the engine's process and keeps it running. `start` first, `stop` at the end. clock: seconds."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = monotonic):
+    def __init__(self, settings: ServerSettings, metrics: Metrics, clock: Callable[[], float] = monotonic):
         self.settings, self.metrics, self._clock = settings, metrics, clock
         self.facts: Message | None = None
         """What the engine said of itself; None while there is none."""
@@ -44,7 +45,7 @@ class EngineProcess:
         self._wire: AsyncWire | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._heard = 0.0
+        self._last_sign = 0.0
         """When the engine last said something."""
 
     @property
@@ -60,7 +61,7 @@ class EngineProcess:
     @property
     def stalled(self) -> bool:
         """Is the engine there, but silent for so long that it may hang?"""
-        return self.facts is not None and self._clock() - self._heard > self.settings.limits.watchdog / 2
+        return self.facts is not None and self._clock() - self._last_sign > self.settings.limits.watchdog / 2
 
     async def start(self) -> None:
         """Come back when the engine is ready. ValueError, one line, for what it cannot load."""
@@ -104,14 +105,14 @@ class EngineProcess:
     def forget(self, generation: Generation) -> None:
         """Drop a generation; the engine is told if it still works on it."""
         if self._open.pop(generation.id, None) is not None and self._wire is not None:
-            self.metrics.cancelled(generation)
+            self.metrics.on_cancel(generation)
             self._wire.send({"op": "cancel", "id": generation.id})
 
     def look(self) -> None:
         """Ask the engine for a sign of life; kill one that gave none for too long, so that another is started."""
         if self.facts is None or self._wire is None or self._process is None:
             return
-        if (silent := self._clock() - self._heard) > self.settings.limits.watchdog:
+        if (silent := self._clock() - self._last_sign) > self.settings.limits.watchdog:
             log.error("the engine's process has said nothing for %.0f seconds; killing it", silent)
             self._kill()
         else:
@@ -165,8 +166,8 @@ class EngineProcess:
             raise ValueError(f"the engine's process ended with code {await self._process.wait()} while loading")
         if "failed" in message:
             raise ValueError(message["failed"])
-        self.facts, self._heard = message["ready"], self._clock()
-        self.metrics.loaded(message["ready"])
+        self.facts, self._last_sign = message["ready"], self._clock()
+        self.metrics.on_load(message["ready"])
 
     async def _keep(self) -> None:
         """Read what the engine says; when it is gone, tell all who wait for it, and start another."""
@@ -179,7 +180,7 @@ class EngineProcess:
             except Exception:  # what it says makes no sense: better another one than a front that hears nothing
                 log.exception("the engine's process is not understood")
                 self._kill()
-            self._lost()
+            self._drop_all()
             log.error("the engine's process ended with code %s; starting another", await self._process.wait())
             if monotonic() - began > PAUSES[-1]:
                 tries = 0
@@ -196,9 +197,9 @@ class EngineProcess:
         while (message := await self._wire.receive()) is not None:
             self._hear(message)
 
-    def _lost(self) -> None:
+    def _drop_all(self) -> None:
         self.facts = None
-        self.metrics.lost()
+        self.metrics.on_loss()
         if self._wire is not None:
             self._wire.close()
         for generation in list(self._open.values()):
@@ -209,36 +210,36 @@ class EngineProcess:
                 future.set_exception(EngineDown())
 
     def _hear(self, message: Message) -> None:
-        self._heard = self._clock()
-        for told in message.get("tokens", ()):
-            generation = self._open.get(told[0])
+        self._last_sign = self._clock()
+        for entry in message.get("tokens", ()):
+            generation = self._open.get(entry[0])
             if generation is not None:
-                part = Part(told[1], [Token(*token) for token in told[2]], told[3], told[4])
+                part = Delta(entry[1], [Token(*token) for token in entry[2]], entry[3], entry[4])
                 generation.open -= part.finish is not None
-                self.metrics.generated(generation, part)
+                self.metrics.on_tokens(generation, part)
                 generation.inbox.put_nowait(part)
         for end in message.get("ended", ()):
             generation = self._open.pop(end["done"], None)
             if generation is not None:
-                self.metrics.ended(generation, end)
+                self.metrics.on_end(generation, end)
                 generation.inbox.put_nowait(end)
         if "accepted" in message and (generation := self._open.get(message["accepted"])) is not None:
             generation.inbox.put_nowait(message)
         if "counts" in message:
             self.metrics.counts(message["counts"])
         if "map" in message:
-            self._mapped(message["map"], message["data"])
+            self._finish_map(message["map"], message["data"])
         if "refused" in message:
-            self._end(message["refused"], Refused(message["why"], message.get("param"), message.get("code")))
+            self._end(message["refused"], RefusedOrder(message["why"], message.get("param"), message.get("code")))
         if "failed_order" in message:
-            self._end(message["failed_order"], Failed())
+            self._end(message["failed_order"], FailedOrder())
 
     def _end(self, id: int, why: Exception) -> None:
         if (generation := self._open.pop(id, None)) is not None:
             generation.inbox.put_nowait(why)
-        self._mapped(id, why)
+        self._finish_map(id, why)
 
-    def _mapped(self, id: int, result: str | Exception) -> None:
+    def _finish_map(self, id: int, result: str | Exception) -> None:
         future = self._maps.get(id)
         if future is None or future.done():
             return

@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from depthdial.serve.generation import Busy, EngineDown, Failed, Refused
+from depthdial.serve.fit import RefusedOrder
+from depthdial.serve.generation import Busy, EngineDown, FailedOrder
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def answer(status: int, message: str, param: str | None = None, code: str | None
 def of_exception(error: Exception) -> tuple[int, str, str | None, str | None]:
     """Status, message, parameter and code of what the engine's side may raise."""
     match error:
-        case Refused():
+        case RefusedOrder():
             return 400, str(error), error.param, error.code
         case Busy():
             return 429, "too many requests wait; try again in a moment", None, "queue_full"
@@ -44,7 +45,7 @@ def of_exception(error: Exception) -> tuple[int, str, str | None, str | None]:
             return 503, "the engine is starting; try again in a moment", None, "engine_unavailable"
         case TimeoutError():
             return 504, "the request took longer than this server allows", None, "timeout"
-        case Failed():
+        case FailedOrder():
             return 500, "the engine failed on this request", None, "engine_failed"
     log.error("a request failed", exc_info=error)
     return 500, "something went wrong; the server's log says what", None, None
@@ -53,12 +54,12 @@ def of_exception(error: Exception) -> tuple[int, str, str | None, str | None]:
 def install(app: FastAPI) -> None:
     """Every error of an app in one shape."""
 
-    async def raised(_: Request, error: Exception) -> JSONResponse:
+    async def engine_error(_: Request, error: Exception) -> JSONResponse:
         return answer(*of_exception(error))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return answer(400, *said(error.errors()))
+        return answer(400, *first_error(error.errors()))
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -68,13 +69,13 @@ def install(app: FastAPI) -> None:
             response.headers[name] = "GET, HEAD" if name.lower() == "allow" and "GET" in value else value
         return response
 
-    for kind in (Refused, Busy, EngineDown, Failed, TimeoutError, Exception):
-        app.add_exception_handler(kind, raised)
+    for kind in (RefusedOrder, Busy, EngineDown, FailedOrder, TimeoutError, Exception):
+        app.add_exception_handler(kind, engine_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
 
 
-def said(errors: Sequence[Any]) -> tuple[str, str | None]:
+def first_error(errors: Sequence[Any]) -> tuple[str, str | None]:
     """Message and parameter of the first thing wrong with a request. What was sent is not repeated."""
     first = errors[0]
     if first["type"] == "json_invalid":

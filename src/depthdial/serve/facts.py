@@ -17,16 +17,16 @@ def facts_of(llm: LLM) -> Message:
     where there is no curve to ask by, and where a model's own routers leave prompts no untouched base. stops: the
     costs that the dial can stand at, where it has stops; None where it has none."""
     curves = {} if llm.plugin is None else llm.plugin.curves
-    text, written = curves.get("text"), curves.get("generated") or curves.get("text")
+    text, curve = curves.get("text"), curves.get("generated") or curves.get("text")
     return {
         "layers": llm.layers,
         "always_on": llm.always_on,
         "context": llm.context,
         "budget": llm.budget,
         "prompt_budget": llm.prompt_budget,
-        "floor": None if written is None else _least(written),
+        "floor": None if curve is None else _least(curve),
         "prompt_floor": None if reads_as_written(llm.model) else 1.0 if text is None else _least(text),
-        "stops": _stops(llm, written),
+        "stops": _stops(llm, curve),
         "plugin": None if llm.plugin is None else llm.plugin.name,
         "chat": bool(llm.tokenizer.chat_template),
         "own": is_own(llm.model) and llm.plugin is None,

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from depthdial.engine.llm import LLM
 
 
-class Unfit(ValueError):
-    """An order that cannot be taken; param, code: of the OpenAI API's errors."""
+class RefusedOrder(ValueError):
+    """An order that cannot be taken; the message says why, for the one who asked. param, code: of the OpenAI API's
+    errors."""
 
     def __init__(self, why: str, param: str | None = None, code: str | None = None):
         super().__init__(why)
@@ -19,38 +20,40 @@ class Unfit(ValueError):
 
 
 def answer_length(
-    prompt: int, asked: int | None, default: int, context: int, longest_prompt: int | None, field: str
+    prompt: int, max_tokens: int | None, default: int, context: int, longest_prompt: int | None, field: str
 ) -> int:
     """Most tokens of the answer to a prompt of so many tokens.
 
-    asked: the request's own max_tokens; default: where it names none, then cut to what is left. context: of the model,
-    or of the cache if that is smaller; longest_prompt: that this server takes; field: that the prompt came in. Raises
-    Unfit with the code that clients shorten by.
+    max_tokens: the request's own; default: where it names none, then cut to what is left. context: of the model, or of
+    the cache if that is smaller; longest_prompt: that this server takes; field: that the prompt came in. Raises
+    RefusedOrder with the code that clients shorten by.
     """
     if longest_prompt is not None and prompt > longest_prompt:
-        raise Unfit(
+        raise RefusedOrder(
             f"this server's maximum context length for prompts is {longest_prompt} tokens, and the prompt has "
             f"{prompt}; shorten it",
             field,
             "context_length_exceeded",
         )
-    if prompt + max(1, asked or 0) > context:
+    if prompt + max(1, max_tokens or 0) > context:
         if prompt >= context:
             why = f"the prompt has {prompt} and leaves none to generate; shorten it"
         else:
-            parts = f"{prompt} in the prompt and {asked} in max_tokens"
-            why = f"the request has {prompt + (asked or 1)}: {parts}; lower either"
-        raise Unfit(f"the maximum context length here is {context} tokens, and {why}", field, "context_length_exceeded")
-    return asked if asked is not None else min(default, context - prompt)
+            parts = f"{prompt} in the prompt and {max_tokens} in max_tokens"
+            why = f"the request has {prompt + (max_tokens or 1)}: {parts}; lower either"
+        raise RefusedOrder(
+            f"the maximum context length here is {context} tokens, and {why}", field, "context_length_exceeded"
+        )
+    return max_tokens if max_tokens is not None else min(default, context - prompt)
 
 
 def check_budgets(llm: LLM, budget: float | None, prompt_budget: PromptBudget | None) -> None:
-    """Raise Unfit, naming the field, for budgets that the model cannot have; None is the server's own."""
+    """Raise RefusedOrder, naming the field, for budgets that the model cannot have; None is the server's own."""
     try:
         llm.offset_of(budget)
     except ValueError as error:
-        raise Unfit(str(error), "budget") from None
+        raise RefusedOrder(str(error), "budget") from None
     try:
         llm.dials(budget, prompt_budget)
     except ValueError as error:
-        raise Unfit(str(error), "prompt_budget") from None
+        raise RefusedOrder(str(error), "prompt_budget") from None

@@ -14,16 +14,7 @@ class EngineDown(Exception):
     """The engine's process is gone or not there yet. It is being started again."""
 
 
-class Refused(Exception):
-    """The engine does not take this order; the message says why and is meant for the one who asked. param, code: of the
-    OpenAI API's errors."""
-
-    def __init__(self, why: str, param: str | None = None, code: str | None = None):
-        super().__init__(why)
-        self.param, self.code = param, code
-
-
-class Failed(Exception):
+class FailedOrder(Exception):
     """The engine could not do what it took on. Why is in its log."""
 
 
@@ -42,7 +33,7 @@ class Token(NamedTuple):
     """Which layers ran, a bit for each from the first layer on, in hexadecimal; empty: all of them."""
 
 
-class Part(NamedTuple):
+class Delta(NamedTuple):
     """New tokens of one choice."""
 
     choice: int
@@ -62,25 +53,25 @@ class Generation:
         """Mean true cost of the prompts' tokens, once all is done."""
         self.prompts: list[Message] = []
         """Depths and cost of each prompt, once all is done, where they were asked for."""
-        self.inbox: asyncio.Queue[Message | Part | Exception] = asyncio.Queue()
-        self.begun = monotonic()
+        self.inbox: asyncio.Queue[Message | Delta | Exception] = asyncio.Queue()
+        self.start = monotonic()
         self.last_token = [0.0] * choices
-        self.counted = [0] * choices
+        self.counts = [0] * choices
         self.open = choices
         """Choices that are not finished."""
         self._forget = forget
 
-    async def accepted(self) -> None:
+    async def wait_accepted(self) -> None:
         """Wait until the engine has taken it. Raises Refused, Failed or EngineDown."""
         message = await self._next()
         assert isinstance(message, dict)
         self.prompt_tokens = message["prompt_tokens"]
 
-    async def __aiter__(self) -> AsyncIterator[Part]:
+    async def __aiter__(self) -> AsyncIterator[Delta]:
         """New tokens as they come. Raises Failed or EngineDown."""
         while not isinstance(message := await self._next(), dict):
             if message.finish == "error":
-                raise Failed
+                raise FailedOrder
             yield message
         self.cached_tokens, self.prompts = message["cached"], message.get("prompts", [])
         self.prompt_cost = message["prompt_cost"]
@@ -89,7 +80,7 @@ class Generation:
         """Nobody listens any more: what is not finished is cancelled."""
         self._forget(self)
 
-    async def _next(self) -> Message | Part:
+    async def _next(self) -> Message | Delta:
         message = await self.inbox.get()
         if isinstance(message, Exception):
             raise message

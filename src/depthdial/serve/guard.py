@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from depthdial.serve.errors import answer
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.settings import Settings
+from depthdial.serve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def unreadable(headers: Headers) -> str | None:
 class Guard:
     """ASGI middleware; see the file's first line."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics):
         self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,13 +62,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def dressed(message: Message) -> None:
+        async def send_dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 if message["status"] >= 400:
-                    self.metrics.answered(message["status"])
+                    self.metrics.on_error(message["status"])
             await send(message)
 
         headers = Headers(scope=scope)
@@ -76,7 +76,7 @@ class Guard:
             scope = {**scope, "method": "GET"}
         if not self._may(scope["path"], headers):
             response = answer(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
-            await response(scope, receive, dressed)
+            await response(scope, receive, send_dressed)
             return
         try:
             body = await self._body(headers, receive)
@@ -84,30 +84,30 @@ class Guard:
             most = self.settings.limits.max_body
             response = answer(413, f"the request has more than the {most} bytes that this server takes")
             response.headers["Connection"] = "close"  # the rest of it is not read
-            await response(scope, receive, dressed)
+            await response(scope, receive, send_dressed)
             return
         except TimeoutError:
             response = answer(408, "the request did not arrive in time")
             response.headers["Connection"] = "close"
-            await response(scope, receive, dressed)
+            await response(scope, receive, send_dressed)
             return
         if body is None:
             return
         if scope["method"] == "POST" and scope["path"].startswith("/v1") and (why := unreadable(headers)):
-            await answer(415, why)(scope, receive, dressed)
+            await answer(415, why)(scope, receive, send_dressed)
             return
-        given = False
+        replay_done = False
 
         async def replay() -> Message:
-            nonlocal given
-            if given:
+            nonlocal replay_done
+            if replay_done:
                 return await receive()  # what is left to come is the disconnect
-            given = True
+            replay_done = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         try:
             async with asyncio.timeout(self.settings.limits.timeout + GRACE):
-                await self.app(scope, replay, dressed)
+                await self.app(scope, replay, send_dressed)
         except TimeoutError:  # the app's own limit is shorter: what is left is a client that does not read
             log.info("a client does not read its answer; its connection was cut")
 
@@ -115,8 +115,8 @@ class Guard:
         key = self.settings.api_key
         if key is None or not path.startswith("/v1"):
             return True
-        given = re.sub(r"^bearer +", "", headers.get("authorization", ""), flags=re.IGNORECASE)
-        return hmac.compare_digest(given.encode(), key.encode())  # takes as long for a wrong key as for a right one
+        token = re.sub(r"^bearer +", "", headers.get("authorization", ""), flags=re.IGNORECASE)
+        return hmac.compare_digest(token.encode(), key.encode())  # takes as long for a wrong key as for a right one
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None if the client is gone. Raises TooLarge or TimeoutError."""

@@ -10,7 +10,7 @@ from typing import Any
 Pause = Callable[[], None]
 
 
-class _Closed(BaseException):
+class _Closing(BaseException):
     """Nobody wants the result any more."""
 
 
@@ -18,21 +18,21 @@ def in_turns(work: Callable[[Pause], Any]) -> Generator[None, None, Any]:
     """Yields wherever the work calls what it is given; its value is the work's, and what the work raises is raised. To
     close it ends the work at its next pause."""
     turn, back = Semaphore(0), Semaphore(0)
-    ended: list[Any] = []
+    outcome: list[Any] = []
     closed = False
 
     def pause() -> None:
         back.release()
         turn.acquire()
         if closed:
-            raise _Closed
+            raise _Closing
 
     def run() -> None:
         turn.acquire()
         try:
-            ended.append((work(pause), None))
+            outcome.append((work(pause), None))
         except BaseException as error:  # whatever it is: the other thread waits
-            ended.append((None, error))
+            outcome.append((None, error))
         back.release()
 
     thread = Thread(target=run, name="in turns", daemon=True)
@@ -41,14 +41,14 @@ def in_turns(work: Callable[[Pause], Any]) -> Generator[None, None, Any]:
         while True:
             turn.release()
             back.acquire()
-            if ended:
-                result, error = ended[0]
+            if outcome:
+                result, error = outcome[0]
                 if error is not None:
                     raise error
                 return result
             yield
     finally:
         closed = True
-        if not ended:
+        if not outcome:
             turn.release()
         thread.join()

@@ -10,14 +10,14 @@ from depthdial.serve.token_names import TokenNames
 from depthdial.serve.wire import Message
 
 
-class Job:
+class GenerationJob:
     """One order to generate: its prompts, and how much of each text has been told."""
 
-    def __init__(self, id: int, requests: list[Request], names: TokenNames, detailed: bool):
-        self.id, self.requests, self._names, self._detailed = id, requests, names, detailed
+    def __init__(self, id: int, requests: list[Request], names: TokenNames, depths: bool):
+        self.id, self.requests, self._names, self._depths = id, requests, names, depths
         self.rows: list[Row] = [row for request in requests for row in request.rows]
         """In the order of the choices they become."""
-        self._told = [0] * len(self.rows)
+        self._positions = [0] * len(self.rows)
         self._ended = [False] * len(self.rows)
 
     @property
@@ -26,28 +26,28 @@ class Job:
 
     def news(self) -> list[list[Any]]:
         """What is new: [job, choice, tokens, log-probabilities or null, finish reason or null]."""
-        found = []
+        news = []
         for choice, row in enumerate(self.rows):
-            first, finish = self._told[choice], row.finish_reason
+            first, finish = self._positions[choice], row.finish_reason
             pieces = row.pieces(first)
             if not pieces and (finish is None or self._ended[choice]):
                 continue
-            self._told[choice] += len(pieces)
+            self._positions[choice] += len(pieces)
             self._ended[choice] = finish is not None
             tokens = [[p.text, p.token_id, p.depth, round(p.cost, 5), p.layers.hex()] for p in pieces]
             logprobs = None
             if row.request.params.logprobs is not None:
                 logprobs = [
-                    self._named(p.token_id, of)
-                    for p, of in zip(pieces, row.logprobs[first : self._told[choice]], strict=True)
+                    self._logprob_entry(p.token_id, of)
+                    for p, of in zip(pieces, row.logprobs[first : self._positions[choice]], strict=True)
                 ]
             # one that was to have no tokens has them all
-            found.append([self.id, choice, tokens, logprobs, "length" if finish == "cancelled" else finish])
-        return found
+            news.append([self.id, choice, tokens, logprobs, "length" if finish == "cancelled" else finish])
+        return news
 
-    def _named(self, token: int, logprobs: dict[int, float]) -> list[Any]:
+    def _logprob_entry(self, token: int, logprobs: dict[int, float]) -> list[Any]:
         """[text, bytes, log-probability, [the likeliest, each as text, bytes, log-probability]]."""
-        likeliest = sorted(logprobs.items(), key=lambda told: -told[1])[: self.requests[0].params.logprobs]
+        likeliest = sorted(logprobs.items(), key=lambda item: -item[1])[: self.requests[0].params.logprobs]
         return [
             *self._names.of(token),
             _number(logprobs[token]),
@@ -64,7 +64,7 @@ class Job:
             "cached": sum(request.cached_tokens for request in self.requests),
             "prompt_cost": round(cost / tokens, 5) if tokens else None,
         }
-        if self._detailed:
+        if self._depths:
             message["prompts"] = [{"depths": out.prompt_depths, "cost": _number(out.prompt_cost)} for out in outputs]
         return message
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from depthdial.core.dial import PromptBudget
 from depthdial.engine.llm import LLM
-from depthdial.maps.html import page
+from depthdial.maps.html import map_page
 from depthdial.maps.record import Recorder
 from depthdial.maps.schema import DepthMap
-from depthdial.maps.store import write
-from depthdial.maps.texts import Text, conversation
+from depthdial.maps.store import write_map
+from depthdial.maps.texts import MapText, conversation_text
 from depthdial.models.convert import head_of, layers_of
-from depthdial.serve.fit import Unfit, check_budgets
+from depthdial.serve.fit import RefusedOrder, check_budgets
 from depthdial.serve.in_turns import Pause, in_turns
 from depthdial.serve.map_queue import Stages
 
@@ -26,65 +26,65 @@ MOST = 2048
 class MapOrder(NamedTuple):
     """A map that can be made: budgets (None is the engine's), format, title, and the conversation as tokens."""
 
-    text: Text
+    text: MapText
     budget: float | None
     prompt_budget: PromptBudget | None
     format: str
     title: str | None
 
 
-def checked(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, Any]) -> MapOrder:
+def map_order(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, Any]) -> MapOrder:
     """What is to be mapped. Raises ValueError for what cannot be, with the OpenAI API's code where it is too long."""
     if int8:
         raise ValueError("a server with int8 weights draws no maps: it keeps no model that could be run on its own")
     check_budgets(llm, order["budget"], order["prompt_budget"])
-    text = conversation(llm.tokenizer, order["messages"], id="chat")
+    text = conversation_text(llm.tokenizer, order["messages"], id="chat")
     most = min(MOST, llm.context, longest_prompt or MOST)
     if len(text.ids) > most:
         why = f"the maximum context length of a map is {most} tokens here, and the conversation has {len(text.ids)}"
-        raise Unfit(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
+        raise RefusedOrder(f"{why}; leave out its first turns", "messages", "context_length_exceeded")
     return MapOrder(text, order["budget"], order["prompt_budget"], order["format"], order["title"])
 
 
-def export(llm: LLM, name: str, order: MapOrder) -> Stages:
+def export_map(llm: LLM, name: str, order: MapOrder) -> Stages:
     """A page or a Parquet file, in base64. Between two layers of the model others have their turn."""
 
     def work(pause: Pause) -> str:
         modules = [*layers_of(llm.model), head_of(llm.model)]
         hooks = [module.register_forward_pre_hook(lambda *_: pause()) for module in modules]
         try:
-            made = _passes(llm, name, order)
+            map_ = _passes(llm, name, order)
         finally:
             for hook in hooks:
                 hook.remove()
         pause()
-        return _file(made, order)
+        return _file(map_, order)
 
     return in_turns(work)
 
 
 def _passes(llm: LLM, name: str, order: MapOrder) -> DepthMap:
     budget = llm.budget if order.budget is None else order.budget
-    read = llm.prompt_budget if order.prompt_budget is None else order.prompt_budget
+    reading = llm.prompt_budget if order.prompt_budget is None else order.prompt_budget
     recorder = Recorder(
         llm.model,
         llm.tokenizer,
-        llm.dials(budget, read),
+        llm.dials(budget, reading),
         name,
         budget,
         scores=True,
         alternatives=3,
-        prompt_budget=read,
+        prompt_budget=reading,
     )
     return DepthMap(recorder.facts, recorder.rows([order.text]))
 
 
-def _file(made: DepthMap, order: MapOrder) -> str:
+def _file(map_: DepthMap, order: MapOrder) -> str:
     if order.format == "html":
-        data = page([made], title=order.title or "Depth of a conversation").encode()
+        data = map_page([map_], title=order.title or "Depth of a conversation").encode()
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "map.parquet"
-            write(made, file)
+            write_map(map_, file)
             data = file.read_bytes()
     return base64.b64encode(data).decode()

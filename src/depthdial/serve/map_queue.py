@@ -30,9 +30,9 @@ class MapQueue:
 
     def cancel(self, id: int) -> None:
         """Drop a map, whether or not it was begun."""
-        for dropped in [pair for pair in self._waiting if pair[0] == id]:
-            self._waiting.remove(dropped)
-            dropped[1].close()
+        for entry in [pair for pair in self._waiting if pair[0] == id]:
+            self._waiting.remove(entry)
+            entry[1].close()
 
     def due(self, idle: bool) -> bool:
         """Is a stage to run now? idle: nothing is generated meanwhile."""
@@ -40,7 +40,7 @@ class MapQueue:
 
     def run(self) -> tuple[int, Any] | None:
         """One stage of the first map. Its id and what came of it, a text or an exception, once it is done."""
-        begun = self._clock()
+        start = self._clock()
         id, stages = self._waiting[0]
         try:
             next(stages)
@@ -51,6 +51,6 @@ class MapQueue:
             result = error
         finally:
             now = self._clock()
-            self._after = now + (now - begun)
+            self._after = now + (now - start)
         self._waiting.popleft()
         return id, result

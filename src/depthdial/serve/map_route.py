@@ -26,14 +26,14 @@ def add(app: FastAPI, service: Service) -> None:
             return other
         order = body.model_dump(exclude={"messages", "model"})
         order["messages"] = [message.plain() for message in body.messages]
-        made: list[str] = []
+        result: list[str] = []
 
         async def make() -> None:
-            made.append(await service.engine.map(order))
+            result.append(await service.engine.map(order))
 
         async with asyncio.timeout(service.settings.limits.timeout):
             if not await while_listening(request.receive, make()):
                 return Response(status_code=499)  # nobody reads it
         name = f'attachment; filename="depth-map.{body.format}"'
         headers = {"Content-Disposition": name, "Content-Security-Policy": "sandbox"}
-        return Response(base64.b64decode(made[0]), media_type=KINDS[body.format], headers=headers)
+        return Response(base64.b64decode(result[0]), media_type=KINDS[body.format], headers=headers)

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from depthdial.serve.generation import Generation, Part
+from depthdial.serve.generation import Delta, Generation
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TOKENS = tuple(float(2**i) for i in range(16))
@@ -39,12 +39,12 @@ class Metrics:
         self.preemptions = counter("vllm:num_preemptions", "Texts that lost their pages and were computed again.")
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests that were taken.")
         self.tokens = counter("vllm:generation_tokens", "Tokens generated.")
-        self.cached = counter("vllm:prefix_cache_hits", "Prompt tokens that came from the prefix cache.")
-        self.queried = counter("vllm:prefix_cache_queries", "Prompt tokens that were looked for in it.")
+        self.cache_hits = counter("vllm:prefix_cache_hits", "Prompt tokens that came from the prefix cache.")
+        self.cache_queries = counter("vllm:prefix_cache_queries", "Prompt tokens that were looked for in it.")
         self.success = Counter(
             "vllm:request_success", "Texts that ended.", ["model_name", "finished_reason"], registry=self.registry
         )
-        self.refused = Counter(
+        self.errors = Counter(
             "depthdial:requests_refused", "Requests answered with an error.", ["model_name", "status"],
             registry=self.registry,
         )  # fmt: skip
@@ -58,13 +58,13 @@ class Metrics:
         self.depth: Histogram | None = None
         self.relative = gauge("depthdial:relative_cost", "Mean true cost of the passes over written tokens.")
         self.prompt_relative = gauge("depthdial:prompt_relative_cost", "Mean true cost of prompt tokens that ran.")
-        self.meters = {name: counter(f"depthdial:{name}", said) for name, said in METERS.items()}
-        self.skipped = Gauge(
+        self.meters = {name: counter(f"depthdial:{name}", text) for name, text in METERS.items()}
+        self.skip_ratio = Gauge(
             "depthdial:layer_skip_ratio", "Share of all tokens, prompts too, for which a layer did not run.",
             ["model_name", "layer"], registry=self.registry,
         )  # fmt: skip
         self._totals = dict.fromkeys(METERS, 0.0)
-        self._seen: dict[str, int] = {}
+        self._last_counts: dict[str, int] = {}
 
     def _gauge(self, name: str, text: str) -> Any:
         return Gauge(name, text, ["model_name"], registry=self.registry).labels(**self._label)
@@ -79,15 +79,15 @@ class Metrics:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def loaded(self, facts: dict[str, Any]) -> None:
+    def on_load(self, facts: dict[str, Any]) -> None:
         """An engine is there."""
         self.up.set(1)
-        self._seen = {}
+        self._last_counts = {}
         if self.depth is None:  # its buckets are the model's layers
             buckets = tuple(float(i) for i in range(facts["layers"] + 1))
             self.depth = self._histogram("depthdial:token_depth", "Layers run for a written token.", buckets)
 
-    def lost(self) -> None:
+    def on_loss(self) -> None:
         """The engine's process is gone."""
         self.up.set(0)
         self.running.set(0)
@@ -104,32 +104,33 @@ class Metrics:
         reading = counts["budget"] if counts["prompt_budget"] == "same" else counts["prompt_budget"]
         if reading is not None:
             self.prompt_budget.set(reading)
-        for name, counter in (("preemptions", self.preemptions), ("cached_tokens", self.cached), *self.meters.items()):
-            counter.inc(counts[name] - self._seen.get(name, 0))
+        totals = {"preemptions": self.preemptions, "cached_tokens": self.cache_hits, **self.meters}
+        for name, counter in totals.items():
+            counter.inc(counts[name] - self._last_counts.get(name, 0))
             if name in self._totals:
-                self._totals[name] += counts[name] - self._seen.get(name, 0)
-            self._seen[name] = counts[name]
+                self._totals[name] += counts[name] - self._last_counts.get(name, 0)
+            self._last_counts[name] = counts[name]
         for gauge, kind in ((self.relative, "written"), (self.prompt_relative, "read")):
             if tokens := self._totals[f"{kind}_tokens"]:
                 gauge.set(self._totals[f"{kind}_cost"] / tokens)
         if counts["tokens"]:
             for layer, ran in enumerate(counts["layer_tokens"]):
-                self.skipped.labels(**self._label, layer=str(layer)).set(1 - ran / counts["tokens"])
+                self.skip_ratio.labels(**self._label, layer=str(layer)).set(1 - ran / counts["tokens"])
 
-    def generated(self, generation: Generation, part: Part) -> None:
+    def on_tokens(self, generation: Generation, part: Delta) -> None:
         """Tokens have come."""
         now = monotonic()
         # the first token came from the pass over the prompt's last one, which counts as read
-        ran = part.tokens if generation.counted[part.choice] else part.tokens[1:]
+        ran = part.tokens if generation.counts[part.choice] else part.tokens[1:]
         if part.tokens:
             last = generation.last_token[part.choice]
-            if not generation.counted[part.choice]:
-                self.first.observe(now - generation.begun)
+            if not generation.counts[part.choice]:
+                self.first.observe(now - generation.start)
             else:
                 for _ in part.tokens:
                     self.between.observe((now - last) / len(part.tokens))
             generation.last_token[part.choice] = now
-            generation.counted[part.choice] += len(part.tokens)
+            generation.counts[part.choice] += len(part.tokens)
             self.tokens.inc(len(part.tokens))
         for token in ran:
             assert self.depth is not None
@@ -137,19 +138,19 @@ class Metrics:
             self.token_cost.observe(token.cost)
         if part.finish is not None:
             self.success.labels(**self._label, finished_reason=part.finish).inc()
-            self.length.observe(generation.counted[part.choice])
+            self.length.observe(generation.counts[part.choice])
 
-    def ended(self, generation: Generation, end: dict[str, Any]) -> None:
+    def on_end(self, generation: Generation, end: dict[str, Any]) -> None:
         """All choices of a request are done."""
-        self.whole.observe(monotonic() - generation.begun)
+        self.whole.observe(monotonic() - generation.start)
         self.prompt_length.observe(generation.prompt_tokens)
         self.prompt_tokens.inc(generation.prompt_tokens)
-        self.queried.inc(generation.prompt_tokens)
+        self.cache_queries.inc(generation.prompt_tokens)
 
-    def cancelled(self, generation: Generation) -> None:
+    def on_cancel(self, generation: Generation) -> None:
         """Whoever asked is gone, or waited too long."""
         self.success.labels(**self._label, finished_reason="abort").inc(generation.open)
 
-    def answered(self, status: int) -> None:
+    def on_error(self, status: int) -> None:
         """An error was answered."""
-        self.refused.labels(**self._label, status=str(status)).inc()
+        self.errors.labels(**self._label, status=str(status)).inc()

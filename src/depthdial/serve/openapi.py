@@ -36,7 +36,7 @@ ERROR = {
         }
     },
 }
-_SAID = {
+_DESCRIPTIONS = {
     400: "the request cannot be done, and why",
     401: "no API key, or a wrong one",
     404: "no such model",
@@ -50,14 +50,14 @@ _SAID = {
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: _json(_SAID[status], ERROR) for status in statuses}
+    return {status: _json(_DESCRIPTIONS[status], ERROR) for status in statuses}
 
 
 def _answers(name: str) -> dict[int | str, dict[str, Any]]:
     good = _json("The answer; with `stream` a stream of server-sent events.", _of(name, "id", "choices", "usage"))
     event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     good["content"]["text/event-stream"] = {"schema": event}  # of each event
-    return {200: good, **_errors(*_SAID)}
+    return {200: good, **_errors(*_DESCRIPTIONS)}
 
 
 CHAT = _answers("chat.completion")
@@ -65,19 +65,19 @@ COMPLETION = _answers("text_completion")
 MODELS: dict[int | str, dict[str, Any]] = {200: _json("A list of one.", _of("list", "data")), **_errors(401, 503)}
 MODEL: dict[int | str, dict[str, Any]] = {200: _json("The model.", _of("model", "id")), **_errors(401, 404, 503)}
 HEALTH: dict[int | str, dict[str, Any]] = {
-    status: _json(said) for status, said in ((200, "The engine is there."), (503, "It is starting."))
+    status: _json(text) for status, text in ((200, "The engine is there."), (503, "It is starting."))
 }
 TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Text.", "content": {"text/plain": {}}}}
 MAP: dict[int | str, dict[str, Any]] = {
     200: {"description": "A page, or a Parquet file.", "content": {"text/html": {}, "application/octet-stream": {}}},
-    **_errors(*_SAID),
+    **_errors(*_DESCRIPTIONS),
 }
 
 
 def tidy(app: FastAPI) -> None:
     """FastAPI writes its own 422 into the schema; ours is 400."""
 
-    def made() -> dict[str, Any]:
+    def schema_of() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             for path in schema["paths"].values():
@@ -88,4 +88,4 @@ def tidy(app: FastAPI) -> None:
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = made
+    app.openapi = schema_of

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from depthdial.engine.llm import LLM
-from depthdial.serve.fit import Unfit
+from depthdial.serve.fit import RefusedOrder
 from depthdial.serve.wire import Message
 
 
-def tokenized(llm: LLM, order: Message) -> list[Sequence[int]]:
+def order_tokens(llm: LLM, order: Message) -> list[Sequence[int]]:
     """One list for each prompt. Raises ValueError, or what a chat template raises."""
     if "messages" in order:
         return [llm.chat_tokens(order["messages"])]
@@ -27,5 +27,5 @@ def _beginning(tokenizer: Any) -> list[int]:
     """The token before a text that has no prompt."""
     token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if token is None:
-        raise Unfit("this model has no token that begins a text; give a prompt", "prompt")
+        raise RefusedOrder("this model has no token that begins a text; give a prompt", "prompt")
     return [token]

@@ -15,21 +15,21 @@ from depthdial.serve.app import make_app
 from depthdial.serve.door import Doors, open_files
 from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.settings import Settings
+from depthdial.serve.settings import ServerSettings
 
 
-def run(settings: Settings, host: str, port: int, say=print) -> None:
+def run(settings: ServerSettings, host: str, port: int, say=print) -> None:
     """Serve until SIGTERM or an interrupt; what is being generated then is finished, nothing new is taken.
 
     port: 0 takes any that is free. say: gets the line that tells where. Raises ValueError for what cannot be loaded
     and OSError for a port that is taken, both before anything is served.
     """
     log_lines.start("depthdial")
-    with bound(host, port) as listener:
+    with bind(host, port) as listener:
         asyncio.run(_serve(settings, listener, host, say))
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket at this address. OSError with the address where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # with its protocol named, or asyncio would not set TCP_NODELAY, and each token wait for the last one's receipt
@@ -39,12 +39,12 @@ def bound(host: str, port: int) -> socket.socket:
         listener.bind((host, port))  # nobody may connect before the model is there
     except OSError as error:
         listener.close()
-        said = "the port is taken; choose another with --port" if error.errno == errno.EADDRINUSE else error.strerror
-        raise OSError(error.errno, said, f"{host}:{port}") from None
+        reason = "the port is taken; choose another with --port" if error.errno == errno.EADDRINUSE else error.strerror
+        raise OSError(error.errno, reason, f"{host}:{port}") from None
     return listener
 
 
-def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     """How uvicorn runs the app: quiet, with limits, and long enough in stopping for the longest answer."""
     doors = Doors(settings.limits, open_files())
     return uvicorn.Config(
@@ -63,7 +63,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def _serve(settings: Settings, listener: socket.socket, host: str, say) -> None:
+async def _serve(settings: ServerSettings, listener: socket.socket, host: str, say) -> None:
     engine = EngineProcess(settings, Metrics(settings.name))
     await engine.start()
     app = make_app(settings, engine)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from depthdial.serve.schema_base import Body, Ignored, ReadAt, Strict, no_tools, unsupported, wrong
+from depthdial.serve.schema_base import Body, ReadAt, Strict, UnusedField, no_tools, refuse_unsupported, wrong
 from depthdial.serve.schema_messages import ChatMessage
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -30,7 +30,7 @@ class StreamOptions(Strict):
     """Known, and without meaning here."""
 
 
-class Generating(Body):
+class GenerationRequest(Body):
     """What both kinds of request have in common. Fields in the last group are OpenAI's: known, and refused where they
     would have to change the answer."""
 
@@ -54,13 +54,13 @@ class Generating(Body):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    user: Ignored = None
-    metadata: Ignored = None
-    service_tier: Ignored = None
-    store: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
+    user: UnusedField = None
+    metadata: UnusedField = None
+    service_tier: UnusedField = None
+    store: UnusedField = None
+    safety_identifier: UnusedField = None
+    prompt_cache_key: UnusedField = None
+    prompt_cache_retention: UnusedField = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -79,10 +79,10 @@ class Generating(Body):
     @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
     @classmethod
     def _neutral(cls, value: Any) -> Any:
-        return unsupported(any(value.values()) if isinstance(value, dict) else value, value)
+        return refuse_unsupported(any(value.values()) if isinstance(value, dict) else value, value)
 
     @model_validator(mode="after")
-    def _agree(self) -> Generating:
+    def _agree(self) -> GenerationRequest:
         if self.lossless and self.budget not in (None, 1.0):
             raise wrong("budget", "lossless text is the untouched base's; leave budget out")
         if self.lossless and self.prompt_budget not in (None, 1.0, "same"):
@@ -92,7 +92,7 @@ class Generating(Body):
         return self
 
 
-class CompletionRequest(Generating):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions"""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
@@ -125,7 +125,7 @@ class CompletionRequest(Generating):
     @field_validator("echo", "suffix")
     @classmethod
     def _absent(cls, value: Any) -> Any:
-        return unsupported(value, value)
+        return refuse_unsupported(value, value)
 
     @model_validator(mode="after")
     def _all_are_given_out(self) -> CompletionRequest:
@@ -144,7 +144,7 @@ class PlainFormat(Strict):
     type: Literal["text"]
 
 
-class ChatRequest(Generating):
+class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
@@ -157,7 +157,7 @@ class ChatRequest(Generating):
     functions: list[Any] | None = None
     tool_choice: Any | None = None
     function_call: Any | None = None
-    parallel_tool_calls: Ignored = None
+    parallel_tool_calls: UnusedField = None
     modalities: list[Literal["text"]] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -175,12 +175,12 @@ class ChatRequest(Generating):
     @field_validator("continue_final_message")
     @classmethod
     def _absent(cls, value: bool | None) -> bool | None:
-        return unsupported(value, value)
+        return refuse_unsupported(value, value)
 
     @field_validator("add_generation_prompt")
     @classmethod
     def _always(cls, value: bool | None) -> bool | None:
-        return unsupported(value is False, value)
+        return refuse_unsupported(value is False, value)
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:

@@ -20,7 +20,7 @@ def read_at(value: Any) -> Any:
 
 
 ReadAt = Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["same"], BeforeValidator(read_at)]
-Ignored = Annotated[Any, Field(description="Known, and without meaning here.")]
+UnusedField = Annotated[Any, Field(description="Known, and without meaning here.")]
 
 
 class Strict(BaseModel):
@@ -33,8 +33,8 @@ class Strict(BaseModel):
     def _without_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):  # its refusal is pydantic's
             return data
-        needed = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: value for name, value in data.items() if value is not None or name in needed}
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name in required}
 
 
 class Body(Strict):
@@ -57,9 +57,9 @@ def wrong(field: str, why: str) -> PydanticCustomError:
     return PydanticCustomError("field", "{why}", {"param": field, "why": why})
 
 
-def unsupported(asked: Any, value: Any) -> Any:
+def refuse_unsupported(present: Any, value: Any) -> Any:
     """The value, unless it asks for what this server does not do."""
-    if asked:
+    if present:
         raise ValueError("this server does not support it; leave it out")
     return value
 

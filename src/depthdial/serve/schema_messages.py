@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from depthdial.serve.schema_base import Ignored, Strict, no_tools
+from depthdial.serve.schema_base import Strict, UnusedField, no_tools
 
 ROLES = ("system", "developer", "user", "assistant")
 _PART = {"type", "text", "cache_control", "annotations"}
@@ -16,8 +16,8 @@ _PART = {"type", "text", "cache_control", "annotations"}
 class TextPart(Strict):
     type: Literal["text"]
     text: str
-    cache_control: Ignored = None
-    annotations: Ignored = None
+    cache_control: UnusedField = None
+    annotations: UnusedField = None
 
 
 class ChatMessage(Strict):
@@ -31,16 +31,16 @@ class ChatMessage(Strict):
     audio: Any | None = None
     content: str | list[TextPart] = Field(description="A text, or parts of it.")
 
-    name: Ignored = None
-    refusal: Ignored = None
-    annotations: Ignored = None
-    reasoning: Ignored = None
-    reasoning_content: Ignored = None
-    reasoning_details: Ignored = None
-    thinking_blocks: Ignored = None
-    provider_specific_fields: Ignored = None
-    cache_control: Ignored = None
-    id: Ignored = None
+    name: UnusedField = None
+    refusal: UnusedField = None
+    annotations: UnusedField = None
+    reasoning: UnusedField = None
+    reasoning_content: UnusedField = None
+    reasoning_details: UnusedField = None
+    thinking_blocks: UnusedField = None
+    provider_specific_fields: UnusedField = None
+    cache_control: UnusedField = None
+    id: UnusedField = None
 
     @field_validator("role", mode="before")
     @classmethod
@@ -85,8 +85,8 @@ def _check(part: Any) -> None:
         raise ValueError("each part must be an object with type and text")
     kind = part.get("type")
     if kind != "text":
-        told = f"a part of type {kind[:50]!r}" if isinstance(kind, str) else "a part without a type"
-        raise ValueError(f"{told} cannot be read; only parts of type 'text' can")
+        what = f"a part of type {kind[:50]!r}" if isinstance(kind, str) else "a part without a type"
+        raise ValueError(f"{what} cannot be read; only parts of type 'text' can")
     if not isinstance(part.get("text"), str):
         raise ValueError("a part of type 'text' has no text")
     if unknown := [name for name, value in part.items() if name not in _PART and value is not None]:

@@ -10,19 +10,19 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from depthdial.serve import errors
-from depthdial.serve.answers import Answer, Kind
+from depthdial.serve.answers import Completion, Kind
 from depthdial.serve.engine_process import EngineProcess
 from depthdial.serve.generation import EngineDown, Generation
 from depthdial.serve.metrics import Metrics
-from depthdial.serve.schema import Generating
-from depthdial.serve.settings import Settings
-from depthdial.serve.stream import EventStream, while_listening, whole
+from depthdial.serve.schema import GenerationRequest
+from depthdial.serve.settings import ServerSettings
+from depthdial.serve.stream import EventStream, while_listening, whole_answer
 
 
 class Service:
     """See the file's first line."""
 
-    def __init__(self, settings: Settings, engine: EngineProcess | None = None):
+    def __init__(self, settings: ServerSettings, engine: EngineProcess | None = None):
         self.settings = settings
         self.engine = engine or EngineProcess(settings, Metrics(settings.name))
         self.metrics = self.engine.metrics
@@ -53,10 +53,10 @@ class Service:
         """The answer to a request for another model than this server's."""
         if model in (None, self.settings.name):
             return None
-        said = f"there is no such model here; this server has {self.settings.name!r}"
-        return errors.answer(404, said, "model", "model_not_found")
+        reason = f"there is no such model here; this server has {self.settings.name!r}"
+        return errors.answer(404, reason, "model", "model_not_found")
 
-    async def generate(self, kind: Kind, body: Generating, order: dict[str, Any], request: Request) -> Response:
+    async def generate(self, kind: Kind, body: GenerationRequest, order: dict[str, Any], request: Request) -> Response:
         """Answer one request, whole or streamed. order: what the worker needs; "most" is the default
         length, "length" the client's name of it."""
         facts, limits = self.facts(), self.settings.limits
@@ -64,21 +64,21 @@ class Service:
             return other
         if kind == "chat" and not facts["chat"]:
             return errors.answer(400, "this model has no chat template; use /v1/completions", "messages")
-        asked = order["params"]["max_tokens"]
-        if asked is not None and asked > limits.max_tokens:
+        length = order["params"]["max_tokens"]
+        if length is not None and length > limits.max_tokens:
             most = f"this server gives at most {limits.max_tokens}"
-            return errors.answer(400, f"{order['length']}: {asked} is too many; {most}", order["length"])
+            return errors.answer(400, f"{order['length']}: {length} is too many; {most}", order["length"])
         choices = (body.n or 1) * len(order.get("prompts", [None]))
         if choices > self.settings.engine.max_batch + limits.max_queue:
             name = "n" if (body.n or 1) > 1 else "prompt"
             return errors.answer(400, f"{name}: {choices} texts in one request are more than this server queues", name)
-        detailed = bool(body.return_depth)
+        depth = bool(body.return_depth)
         most = min(order["most"], limits.max_tokens)
-        generation: Generation = self.engine.generate({**order, "most": most, "detailed": detailed}, choices)
+        generation: Generation = self.engine.generate({**order, "most": most, "detailed": depth}, choices)
         until = asyncio.get_running_loop().time() + limits.timeout
         try:
             async with asyncio.timeout_at(until):
-                listening = await while_listening(request.receive, generation.accepted())
+                listening = await while_listening(request.receive, generation.wait_accepted())
         except BaseException:
             generation.close()
             raise
@@ -87,14 +87,14 @@ class Service:
             return Response(status_code=499)  # nobody reads it
         logprobs = order["params"]["logprobs"] is not None
         budget = 1.0 if body.lossless else facts["budget"] if body.budget is None else body.budget
-        answer = Answer(kind, self.settings.name, generation, logprobs, detailed, facts, budget)
+        answer = Completion(kind, self.settings.name, generation, logprobs, depth, facts, budget)
         if body.stream:
-            usage = bool(body.stream_options and body.stream_options.include_usage) or detailed
+            usage = bool(body.stream_options and body.stream_options.include_usage) or depth
             return EventStream(generation, answer, usage, until)
-        return await whole(request, generation, answer, until)
+        return await whole_answer(request, generation, answer, until)
 
 
-def params_of(body: Generating, length: int | None, logprobs: int | None) -> dict[str, Any]:
+def params_of(body: GenerationRequest, length: int | None, logprobs: int | None) -> dict[str, Any]:
     """As `SamplingParams` takes them, where None is the model's own."""
     none = body.top_p == 0  # the smallest set of likeliest tokens there is: the likeliest
     return {

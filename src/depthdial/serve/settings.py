@@ -1,8 +1,9 @@
-"""What a server is told when it starts."""
+"""What a server is told when it starts; a text in an annotation makes an option of `depthdial serve`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 
 @dataclass(frozen=True)
@@ -16,39 +17,30 @@ class EngineSettings:
     dtype: str = "bfloat16"
     device: str = "auto"
     allow_other_weights: bool = False
-    max_batch: int = 16
-    """Texts generated at a time; others wait."""
-    cache_tokens: int | None = None
-    weights: str = "auto"
+    max_batch: Annotated[int, "Texts generated at a time; others wait."] = 16
+    cache_tokens: Annotated[int | None, "Room of the KV cache. [default: up to a gigabyte]"] = None
+    weights: Annotated[str, "auto, or int8: half the bytes, less exact; CPU only."] = "auto"
     prompt_budget: float | str | None = None
     """True cost that prompts are read at where a request does not say: a number, "same" (as the answer), or None: 1.0,
     the untouched base, where there is one."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request, and all of them together, may ask for. Raises ValueError for limits nobody could meet."""
 
-    max_queue: int = 256
-    """Texts that may wait beyond those being generated; one more is answered 429."""
-    max_body: int = 2**20
-    """Bytes of a request."""
-    max_prompt_tokens: int | None = None
-    """None: what the model's context holds."""
-    max_tokens: int = 2048
-    """Most tokens of one answer, and how long a chat's answer may be where the request does not say."""
-    timeout: float = 600.0
-    """Seconds from a request's arrival to the end of its answer."""
+    max_queue: Annotated[int, "Texts that may wait beyond those being generated; one more is answered 429."] = 256
+    max_body: Annotated[int, "Most bytes of a request."] = 2**20
+    max_prompt_tokens: Annotated[int | None, "[default: what the context holds]"] = None
+    max_tokens: Annotated[int, "Most tokens of an answer; a chat's may be so long where the request says none."] = 2048
+    timeout: Annotated[float, "Seconds from a request's arrival to the end of its answer."] = 600.0
     body_timeout: float = 30.0
     """Seconds a client may take to send its request's body, once its headers are there."""
     header_timeout: float = 10.0
     """Seconds a client may take from connecting, or from a request's first byte, to the end of its headers."""
-    max_connections: int = 1024
-    """Connections at a time, as far as the process may open files. One more ends the oldest whose request is not there
-    yet, or is itself ended."""
-    watchdog: float = 60.0
-    """Seconds of silence after which the engine's process is taken for hung, and replaced. A single pass must not take
-    longer."""
+    max_connections: Annotated[int, "Connections at a time, as far as files may be open."] = 1024
+    """One more ends the oldest whose request is not there yet, or is itself ended."""
+    watchdog: Annotated[float, "Seconds of silence before the engine is restarted; more than a pass takes."] = 60.0
 
     def __post_init__(self):
         for name, least in (("max_queue", 0), ("max_body", 1), ("max_tokens", 1), ("max_prompt_tokens", 1),
@@ -62,11 +54,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """A whole server. name: how the model is called in requests."""
 
     engine: EngineSettings = field(default_factory=EngineSettings)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     api_key: str | None = None
     """None: everybody who reaches the port may ask."""
     cors_origins: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from depthdial.serve.answers import Answer
+from depthdial.serve.answers import Completion
 from depthdial.serve.errors import body_of, of_exception
 from depthdial.serve.generation import Generation
 
@@ -21,7 +21,7 @@ GRACE = 5.0
 """Seconds beyond the timeout in which a slow client may still read."""
 
 
-async def whole(request: Request, generation: Generation, answer: Answer, until: float) -> Response:
+async def whole_answer(request: Request, generation: Generation, answer: Completion, until: float) -> Response:
     """The answer as one object. Raises Failed, EngineDown, or TimeoutError at `until`, a time of the event loop."""
 
     async def collect() -> None:
@@ -43,7 +43,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: Answer, usage: bool, until: float):
+    def __init__(self, generation: Generation, answer: Completion, usage: bool, until: float):
         self.generation, self.answer, self.usage, self.until = generation, answer, usage, until
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -58,8 +58,8 @@ class EventStream(Response):
             self.generation.close()
 
     async def _write(self, send: Send) -> None:
-        async def event(told: dict | str) -> None:
-            await send({"type": "http.response.body", "body": _event(told), "more_body": True})
+        async def event(data: dict | str) -> None:
+            await send({"type": "http.response.body", "body": _event(data), "more_body": True})
 
         answer = self.answer
         unknown = {"usage": None} if self.usage else {}  # as OpenAI's chunks have it until the last
@@ -76,29 +76,29 @@ class EventStream(Response):
         except OSError as error:
             if not isinstance(error, TimeoutError):
                 return  # nobody reads it
-            await event(_told(error))
+            await event(_error_body(error))
         except Exception as error:
-            await event(_told(error))
+            await event(_error_body(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _told(error: Exception) -> dict:
+def _error_body(error: Exception) -> dict:
     return body_of(*of_exception(error))
 
 
-def _event(told: dict | str) -> bytes:
-    text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+def _event(data: dict | str) -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
 
 async def while_listening(receive: Receive, work: Coroutine[None, None, None]) -> bool:
     """Do the work unless the client hangs up first; was it done? What the work raises is raised."""
 
-    async def gone() -> None:
+    async def disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():

@@ -27,8 +27,8 @@ class TokenNames:
             data = (piece or "").encode()
         elif self._bytes is not None and all(c in self._bytes for c in piece):
             data = bytes(self._bytes[c] for c in piece)
-        elif found := _BYTE.fullmatch(piece):
-            data = bytes([int(found[1], 16)])
+        elif match := _BYTE.fullmatch(piece):
+            data = bytes([int(match[1], 16)])
         else:
             data = piece.replace("\u2581", " ").encode()  # SentencePiece writes spaces so
         return data.decode(errors="replace"), list(data)

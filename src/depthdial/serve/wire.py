@@ -16,7 +16,7 @@ Message = dict[str, Any]
 _LENGTH = struct.Struct(">I")
 
 
-def packed(message: Message) -> bytes:
+def encode_message(message: Message) -> bytes:
     """A message as bytes, its length first. nan and inf are refused: JSON has none."""
     body = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     return _LENGTH.pack(len(body)) + body
@@ -30,7 +30,7 @@ class Wire:
 
     def send(self, message: Message) -> None:
         """OSError once the other end is gone."""
-        data = packed(message)
+        data = encode_message(message)
         with self._lock:
             self._socket.sendall(data)
 
@@ -57,7 +57,7 @@ class AsyncWire:
     def send(self, message: Message) -> None:
         """Queue a message; one for an engine that is gone is dropped, its end is told by `receive`."""
         if not self._writer.is_closing():
-            self._writer.write(packed(message))
+            self._writer.write(encode_message(message))
 
     async def receive(self) -> Message | None:
         """The next message; None once the other end is gone."""

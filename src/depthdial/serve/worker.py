@@ -19,18 +19,17 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-import torch
-
+from depthdial.engine.device import DeviceLost, alive
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
 from depthdial.serve.facts import facts_of
-from depthdial.serve.fit import Unfit, answer_length, check_budgets
-from depthdial.serve.job import Job
+from depthdial.serve.fit import RefusedOrder, answer_length, check_budgets
+from depthdial.serve.job import GenerationJob
 from depthdial.serve.map_queue import MapQueue
-from depthdial.serve.prompts import tokenized
+from depthdial.serve.prompts import order_tokens
 from depthdial.serve.token_names import TokenNames
 from depthdial.serve.wire import Message, Wire
 
@@ -38,17 +37,13 @@ log = logging.getLogger(__name__)
 
 TELL_SECONDS = 0.25
 """How often the engine's counts are told while it works."""
-LOST = 70
+LOST_DEVICE = 70
 """Exit code of a process whose device answers no more."""
-
-
-class DeviceLost(Exception):
-    """A device error that stays: every later pass would fail, too."""
 
 
 class Worker:
     """Runs an `LLM` for whoever is at the other end of the wire. name, int8: of the model and its weights, for maps.
-    probe: raises where the device is lost; clock: seconds."""
+    clock: seconds."""
 
     def __init__(
         self,
@@ -57,18 +52,16 @@ class Worker:
         name: str,
         max_prompt_tokens: int | None,
         int8: bool = False,
-        probe: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.llm, self.wire, self.name = llm, wire, name
         self._most, self._int8 = max_prompt_tokens, int8
-        self._probe, self._clock = probe or self._ask_device, clock
         self._maps = MapQueue(clock)
         self._orders: SimpleQueue[Message | None] = SimpleQueue()
-        self._jobs: dict[int, Job] = {}
-        self._of: dict[Request, Job] = {}
+        self._jobs: dict[int, GenerationJob] = {}
+        self._of: dict[Request, GenerationJob] = {}
         self._names = TokenNames(llm.tokenizer)
-        self._told_at = 0.0
+        self._counts_time = 0.0
 
     def run(self) -> None:
         """Work until the front is gone. Raises DeviceLost, once all who wait for it are told."""
@@ -90,39 +83,28 @@ class Worker:
         queue = self.llm.engine.scheduler
         if not queue.idle:
             self._step()
-        if self._maps.due(queue.idle) and (ended := self._maps.run()) is not None:
-            self._mapped(*ended)
+        if self._maps.due(queue.idle) and (result := self._maps.run()) is not None:
+            self._finish_map(*result)
 
     def _step(self) -> None:
-        touched = self.llm.engine.step()
-        self._tell({self._of[row.request] for row in touched if row.request in self._of})
-        if any(row.finish_reason == "error" for row in touched):
-            self._look_after_device()
-
-    def _look_after_device(self) -> None:
-        """A pass failed. Some errors of a device stay until its process ends; those of one request do not."""
-        try:
-            self._probe()
-        except Exception as error:
-            raise DeviceLost(" ".join(str(error).split())) from error
-
-    def _ask_device(self) -> None:
-        device = self.llm.engine.batch.cache.k.device
-        assert torch.ones(8, device=device).sum().item() == 8
+        rows = self.llm.engine.step()
+        self._tell({self._of[row.request] for row in rows if row.request in self._of})
+        if self.llm.engine.lost is not None:
+            raise DeviceLost(self.llm.engine.lost)
 
     def _read(self) -> None:
         while (order := self.wire.receive()) is not None:
-            if self.prepared(order):
+            if self.prepare(order):
                 self._orders.put(order)
         self._orders.put(None)
 
-    def prepared(self, order: Message) -> bool:
+    def prepare(self, order: Message) -> bool:
         """Add its tokens to an order; False if it is refused, which is said."""
         try:
             if order["op"] == "map":
-                order["map"] = self._checked_map(order)
+                order["map"] = self._map_order(order)
             elif order["op"] == "generate":
-                order["ids"] = tokenized(self.llm, order)
+                order["ids"] = order_tokens(self.llm, order)
         except Exception as error:
             self._refuse(order["id"], error)
             return False
@@ -137,9 +119,9 @@ class Worker:
             if order["op"] == "ping":
                 self.wire.send({"alive": True})
             elif order["op"] == "map":
-                from depthdial.serve.map_export import export
+                from depthdial.serve.map_export import export_map
 
-                self._maps.add(order["id"], export(self.llm, self.name, order["map"]))
+                self._maps.add(order["id"], export_map(self.llm, self.name, order["map"]))
             else:
                 self._submit(order)
         except Exception as error:
@@ -148,26 +130,26 @@ class Worker:
     def _submit(self, order: Message) -> None:
         llm, requests = self.llm, []
         params = dict(order["params"])
-        asked, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
+        length, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
         check_budgets(llm, params["budget"], params["prompt_budget"])
         try:
             for ids in order["ids"]:
                 if not ids:
-                    raise Unfit("the prompt is empty; give at least one token", field)
-                limit = answer_length(len(ids), asked, order["most"], context, self._most, field)
+                    raise RefusedOrder("the prompt is empty; give at least one token", field)
+                limit = answer_length(len(ids), length, order["most"], context, self._most, field)
                 requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
         except Exception as error:
             for request in requests:
                 llm.cancel(request)
-            if isinstance(error, ValueError) and not isinstance(error, Unfit):
-                raise Unfit(str(error), field) from None
+            if isinstance(error, ValueError) and not isinstance(error, RefusedOrder):
+                raise RefusedOrder(str(error), field) from None
             raise
-        job = self._jobs[order["id"]] = Job(order["id"], requests, self._names, order["detailed"])
+        job = self._jobs[order["id"]] = GenerationJob(order["id"], requests, self._names, order["detailed"])
         self._of |= dict.fromkeys(requests, job)
         counts = [len(request.token_ids) for request in requests]
         self.wire.send({"accepted": job.id, "prompt_tokens": sum(counts), "counts": self._counts()})
-        if asked == 0:  # nothing is to be generated, but the prompt was looked at
+        if length == 0:  # nothing is to be generated, but the prompt was looked at
             for request in requests:
                 llm.cancel(request)
             self._tell({job})
@@ -181,23 +163,23 @@ class Worker:
             del self._of[request]
         self.wire.send({"counts": self._counts()})
 
-    def _tell(self, jobs: set[Job]) -> None:
+    def _tell(self, jobs: set[GenerationJob]) -> None:
         tokens = [news for job in jobs for news in job.news()]
-        ended = [job for job in jobs if job.done]
-        for job in ended:
+        done = [job for job in jobs if job.done]
+        for job in done:
             del self._jobs[job.id]
             for request in job.requests:
                 del self._of[request]
         message: Message = {"tokens": tokens}
-        if ended:
-            message["ended"] = [job.end() for job in ended]
-        if time.monotonic() - self._told_at > TELL_SECONDS or self.llm.engine.scheduler.idle:
+        if done:
+            message["ended"] = [job.end() for job in done]
+        if time.monotonic() - self._counts_time > TELL_SECONDS or self.llm.engine.scheduler.idle:
             message["counts"] = self._counts()
         if tokens or len(message) > 1:
             self.wire.send(message)
 
     def _counts(self) -> Message:
-        self._told_at = time.monotonic()
+        self._counts_time = time.monotonic()
         scheduler, stats = self.llm.engine.scheduler, self.llm.stats
         cache = scheduler.cache
         return {
@@ -217,15 +199,16 @@ class Worker:
             "prompt_budget": self.llm.prompt_budget,
         }
 
-    def _checked_map(self, order: Message) -> Any:
-        from depthdial.serve.map_export import checked  # pyarrow and templates, for those who ask
+    def _map_order(self, order: Message) -> Any:
+        from depthdial.serve.map_export import map_order  # pyarrow and templates, for those who ask
 
-        return checked(self.llm, self._int8, self._most, order)
+        return map_order(self.llm, self._int8, self._most, order)
 
-    def _mapped(self, id: int, result: str | Exception) -> None:
+    def _finish_map(self, id: int, result: str | Exception) -> None:
         if isinstance(result, Exception):
             self._refuse(id, result)
-            self._look_after_device()
+            if not alive(self.llm.engine.batch.cache.k.device):
+                raise DeviceLost(f"after {result}")
         else:
             self.wire.send({"map": id, "data": result})
 
@@ -234,17 +217,17 @@ class Worker:
         if isinstance(error, TemplateRefused):  # how a chat template says that it does not know a role or an order
             error = ValueError(f"the model's chat template refuses these messages: {error.reason}")
         if isinstance(error, ValueError):
-            told = {"param": error.param, "code": error.code} if isinstance(error, Unfit) else {}
-            self.wire.send({"refused": id, "why": " ".join(str(error).split()), **told})
+            details = {"param": error.param, "code": error.code} if isinstance(error, RefusedOrder) else {}
+            self.wire.send({"refused": id, "why": " ".join(str(error).split()), **details})
             return
         log.error("an order failed", exc_info=error)
         self.wire.send({"failed_order": id})
 
 
-def _tell_loading(wire: Wire, loaded: Event) -> None:
+def _tell_loading(wire: Wire, ready: Event) -> None:
     """Say every second that loading goes on."""
     with contextlib.suppress(OSError):  # the front is gone
-        while not loaded.wait(1.0):
+        while not ready.wait(1.0):
             wire.send({"loading": True})
 
 
@@ -257,8 +240,8 @@ def main() -> None:
     order = wire.receive()
     if order is None:
         return
-    loaded = Event()
-    Thread(target=_tell_loading, args=(wire, loaded), name="loading", daemon=True).start()
+    ready = Event()
+    Thread(target=_tell_loading, args=(wire, ready), name="loading", daemon=True).start()
     try:
         llm = LLM(**order["engine"])
         worker = Worker(llm, wire, order["name"], order["max_prompt_tokens"], order["engine"]["weights"] == "int8")
@@ -266,7 +249,7 @@ def main() -> None:
         wire.send({"failed": " ".join(str(error).split()) or type(error).__name__})
         return
     finally:
-        loaded.set()
+        ready.set()
     wire.send({"ready": facts_of(llm)})
     try:
         worker.run()
@@ -275,7 +258,7 @@ def main() -> None:
     except DeviceLost as error:
         log.error("the device answers no more, so this process ends: %s", error)
         sys.stderr.flush()
-        os._exit(LOST)
+        os._exit(LOST_DEVICE)
 
 
 if __name__ == "__main__":

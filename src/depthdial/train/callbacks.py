@@ -22,14 +22,14 @@ from depthdial.train.progress import Progress
 Figures = dict[str, Any]
 
 
-class Interrupted(ValueError):
+class InterruptedRun(ValueError):
     """Training was stopped from outside, after a checkpoint."""
 
 
-class Counted(Protocol):
+class StepTotals(Protocol):
     """What notes sums over the micro-batches of a step."""
 
-    seen: dict[str, Tensor]
+    totals: dict[str, Tensor]
     """Sums since the last report, fp32 [] or [L]; "loss" and "tokens" among them."""
 
 
@@ -41,7 +41,7 @@ class Report(TrainerCallback):
     more: further figures of a step, from its figures and its seconds.
     """
 
-    def __init__(self, lesson: Counted, folder: Path, more: Callable[[Figures, float], Figures] | None = None):
+    def __init__(self, lesson: StepTotals, folder: Path, more: Callable[[Figures, float], Figures] | None = None):
         self.lesson, self.file, self.more = lesson, folder / "metrics.jsonl", more
         self.progress: Progress | None = None
         self.figures: Figures = {}
@@ -54,10 +54,10 @@ class Report(TrainerCallback):
         self.last = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        seen, self.lesson.seen = {k: v.float() for k, v in self.lesson.seen.items()}, {}
-        processes.total(list(seen.values()))
-        tokens = float(seen.pop("tokens"))
-        self.figures = {"tokens": tokens, **{k: _plain(v / max(tokens, 1.0)) for k, v in seen.items()}}
+        sums, self.lesson.totals = {k: v.float() for k, v in self.lesson.totals.items()}, {}
+        processes.total(list(sums.values()))
+        tokens = float(sums.pop("tokens"))
+        self.figures = {"tokens": tokens, **{k: _plain(v / max(tokens, 1.0)) for k, v in sums.items()}}
         step = state.global_step + 1
         if not math.isfinite(self.figures["loss"]):
             raise ValueError(f"the loss is {self.figures['loss']} at step {step}; {self._remedy()}")
@@ -66,12 +66,12 @@ class Report(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.perf_counter()
-        spent, self.last = now - self.last, now
+        seconds, self.last = now - self.last, now
         if self.progress is None:
             return
-        figures = {**self.figures, **(self.more(self.figures, spent) if self.more else {})}
-        shown = {k: v for k, v in figures.items() if isinstance(v, float) and k != "tokens"}
-        self.progress.advance(int(figures["tokens"]), **shown)
+        figures = {**self.figures, **(self.more(self.figures, seconds) if self.more else {})}
+        numbers = {k: v for k, v in figures.items() if isinstance(v, float) and k != "tokens"}
+        self.progress.advance(int(figures["tokens"]), **numbers)
         with self.file.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **figures}) + "\n")
 
@@ -102,15 +102,15 @@ class StopCleanly(TrainerCallback):
     """On SIGINT or SIGTERM to any process: finish the step, save a checkpoint, stop."""
 
     def __init__(self):
-        self.asked = False
+        self.stopping = False
         self.before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.asked = processes.agreed(self.asked, args.device)
-        if self.asked:
+        self.stopping = processes.any_process(self.stopping, args.device)
+        if self.stopping:
             control.should_save = control.should_training_stop = True
 
     def put_back(self) -> None:
@@ -119,15 +119,15 @@ class StopCleanly(TrainerCallback):
             signal.signal(number, handler)
 
     def check(self, step: int, steps: int, folder: Path) -> None:
-        """Raises Interrupted if training ended before its last step because it was asked to."""
-        if self.asked and step < steps:
-            raise Interrupted(
+        """Raises InterruptedRun if training ended before its last step because it was asked to."""
+        if self.stopping and step < steps:
+            raise InterruptedRun(
                 f"stopped at step {step} of {steps}; a checkpoint is saved in {folder}: "
                 "repeat the command with --resume to go on"
             )
 
     def _ask(self, *_: Any) -> None:
-        self.asked = True
+        self.stopping = True
 
 
 def _finite(parameters: Iterable[nn.Parameter]) -> bool:

@@ -30,8 +30,8 @@ def seal(checkpoint: Path) -> None:
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL_FILE]
     for path in files:
         sync(path)
-    told = {str(path.relative_to(checkpoint)): [path.stat().st_size, _sha256(path)] for path in files}
-    write_json(checkpoint / SEAL_FILE, {"files": told})
+    contents = {str(path.relative_to(checkpoint)): [path.stat().st_size, _sha256(path)] for path in files}
+    write_json(checkpoint / SEAL_FILE, {"files": contents})
     sync(checkpoint.parent)
 
 
@@ -56,14 +56,14 @@ def damage(checkpoint: Path) -> str | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole."""
-    return next((path for path in reversed(written(folder)) if damage(path) is None), None)
+    return next((path for path in reversed(finished_checkpoints(folder)) if damage(path) is None), None)
 
 
-def written(folder: Path) -> list[Path]:
+def finished_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to their end, oldest first, whatever befell them later."""
-    found = sorted((path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=step_of)
-    sealed = [path for path in found if (path / SEAL_FILE).is_file()]
-    return sealed or [path for path in found if _json(path / STATE_FILE)]
+    checkpoints = sorted((path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=step_of)
+    sealed = [path for path in checkpoints if (path / SEAL_FILE).is_file()]
+    return sealed or [path for path in checkpoints if _json(path / STATE_FILE)]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -78,10 +78,10 @@ def to_resume(folder: Path, resume: bool) -> Path | None:
     """
     if not resume:
         return None
-    there = written(folder)
-    found = last_checkpoint(folder)
+    there = finished_checkpoints(folder)
+    newest = last_checkpoint(folder)
     processes.wait()  # nobody removes before everybody has looked
-    if found is None:
+    if newest is None:
         if there:
             raise ValueError(
                 f"every checkpoint in {folder} is damaged (in {there[-1].name} {damage(there[-1])}); remove that "
@@ -89,16 +89,16 @@ def to_resume(folder: Path, resume: bool) -> Path | None:
             )
         raise ValueError(f"nothing to resume: {folder} holds no complete checkpoint; start without --resume")
     if processes.is_main():
-        for path in there[there.index(found) + 1 :]:
-            log.warning("%s is damaged (%s); going on from the older %s", path, damage(path), found.name)
+        for path in there[there.index(newest) + 1 :]:
+            log.warning("%s is damaged (%s); going on from the older %s", path, damage(path), newest.name)
             shutil.rmtree(path, ignore_errors=True)
         sweep(folder)
-    return found
+    return newest
 
 
 def sweep(folder: Path) -> None:
     """Remove checkpoints that an interruption or a full disk left half-written."""
-    whole = written(folder)
+    whole = finished_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
         if _NAME.fullmatch(path.name) and path not in whole:
             shutil.rmtree(path, ignore_errors=True)
@@ -129,8 +129,8 @@ def _unreadable(checkpoint: Path) -> str | None:
             elif path.suffix == ".safetensors":
                 with path.open("rb") as file:
                     size = int.from_bytes(file.read(8), "little")
-                    told = json.loads(file.read(min(size, path.stat().st_size)))
-                ends = [8 + size, *(8 + size + t["data_offsets"][1] for n, t in told.items() if n != "__metadata__")]
+                    header = json.loads(file.read(min(size, path.stat().st_size)))
+                ends = [8 + size, *(8 + size + t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")]
                 whole = path.stat().st_size == max(ends)
             else:
                 continue

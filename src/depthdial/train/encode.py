@@ -1,5 +1,6 @@
 """Records to token ids with a target mask: which tokens the model is to learn. Packing into rows is in `pack`."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from depthdial.models.chat import ChatTemplate, Mask, TemplateRefused, Tokens
-from depthdial.train.data import Record
+from depthdial.train.data import Record, by_reason
 from depthdial.train.messages import Message
 
 Targets = Literal["assistant", "all"]
@@ -20,9 +21,11 @@ Span = tuple[int, int]
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 BATCH = 1000
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Encoded:
+class Document:
     """One document. input_ids: int32 [T]; target: bool [T], True where the token is to be learnt (not shifted)."""
 
     input_ids: np.ndarray
@@ -30,7 +33,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Rendering:
     """A document as text. spans: character ranges to learn; bare: written without a chat template, so that begin and
     end tokens are still to be added; ends: as in `Record`.
     """
@@ -64,26 +67,23 @@ class Renderer:
         either = "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)"
         self.end = re.compile(rf"(?:\s*(?:{either}))?")
 
-    def __call__(self, record: Record) -> Rendered:
+    def __call__(self, record: Record) -> Rendering:
         if not record.messages:
-            return Rendered(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
+            return Rendering(record.text, [(0, len(record.text))], bare=True, ends=record.ends)
         bare = self.tokenizer.chat_template is None
-        try:
-            text, spans = self._plain(record) if bare else self._chat(record)
-        except TemplateRefused as error:
-            raise ValueError(f"{_place(record)}: {error}") from None
+        text, spans = self._plain(record) if bare else self._chat(record)
         if spans is None:
             raise ValueError(
                 f"{_place(record)}: the chat template rewrites a conversation as it grows, so answers cannot be "
-                "told from questions; train on all tokens (targets='all') or give single-turn rows"
+                "separated from questions; train on all tokens (targets='all') or give single-turn rows"
             )
-        return Rendered(text, spans, bare)
+        return Rendering(text, spans, bare)
 
-    def tokens(self, record: Record, rendered: Rendered, mask: Mask) -> tuple[Tokens, Rendered]:
+    def tokens(self, record: Record, rendering: Rendering, mask: Mask) -> tuple[Tokens, Rendering]:
         """Tokens of a conversation whose contents may hold control tokens, as text, and what they are tokens of."""
-        masked = self(replace(record, messages=tuple(mask.messages)))
-        tokens, own = self.template.tokens(rendered.text, masked.text, mask)
-        return tokens, masked if own else rendered
+        safe = self(replace(record, messages=tuple(mask.messages)))
+        tokens, own = self.template.tokens(rendering.text, safe.text, mask)
+        return tokens, safe if own else rendering
 
     def _plain(self, record: Record) -> tuple[str, list[Span]]:
         heads = [("\n\n" if i else "") + f"{m['role'].capitalize()}: " for i, m in enumerate(record.messages)]
@@ -111,8 +111,8 @@ class Renderer:
         holes = [f"\ue000{i}\ue001" for i in range(len(roles))]  # private-use characters: no template knows them
         rest, frame = self.template.text([{"role": r, "content": h} for r, h in zip(roles, holes, strict=True)]), []
         for hole in holes:
-            before, found, rest = rest.partition(hole)
-            if not found:
+            before, mark, rest = rest.partition(hole)
+            if not mark:
                 return None
             frame.append(before)
         return [*frame, rest]
@@ -187,14 +187,16 @@ def encode_all(
     separator: int | None = None,
     targets: Targets = "assistant",
     vocabulary: int | None = None,
-) -> Iterator[Encoded]:
+    strict: bool = True,
+) -> Iterator[Document]:
     """Tokenise records in order, `BATCH` at a time. What a message says is never a control token.
 
     Targets are the assistant's tokens with their end mark (with "all", the user's tokens too) and all tokens of a
     plain text. Plain text, and conversations of a tokenizer without chat template, get the tokenizer's bos
     if it adds one by itself, and `separator` at the end (default: `separator_token`). vocabulary: rows of the model's
-    embedding. Raises ValueError for a tokenizer without offsets, a template that cannot be followed, or a token that is
-    not in the embedding.
+    embedding. strict: False leaves conversations out that the chat template refuses: documents without tokens, which
+    the log counts. Raises ValueError for a tokenizer without offsets, a template that cannot be followed or takes no
+    record at all, or a token that is not in the embedding.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -204,8 +206,20 @@ def encode_all(
     begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id][:1]
     render, source = Renderer(tokenizer, targets), iter(records)
     check = None if vocabulary is None else Vocabulary(tokenizer, vocabulary)
+    count, reasons = 0, dict[str, list[str]]()
+
+    def rendering_of(record: Record) -> Rendering:
+        try:
+            return render(record)
+        except TemplateRefused as error:
+            if strict:
+                raise ValueError(f"{_place(record)}: {error}") from None
+            reasons.setdefault(str(error), []).append(_place(record))
+            return Rendering("", (), bare=False)
+
     while batch := list(islice(source, BATCH)):
-        texts = [render(record) for record in batch]
+        texts = [rendering_of(record) for record in batch]
+        count += len(batch)
         tokens = tokenizer(
             [r.text for r in texts],
             add_special_tokens=False,  # a chat template writes its own
@@ -214,19 +228,24 @@ def encode_all(
             verbose=False,
         )
         pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        for record, rendered, (ids, offsets) in zip(batch, texts, pairs, strict=True):
-            text = rendered.text
-            if (mask := render.template.mask(record.messages)) is not None:
-                (ids, offsets), rendered = render.tokens(record, rendered, mask)
-            target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendered.spans)
-            before, after = (begin, [end] if rendered.ends else []) if rendered.bare else ([], [])
-            found = Encoded(
+        for record, rendering, (ids, offsets) in zip(batch, texts, pairs, strict=True):
+            text = rendering.text
+            if text and (mask := render.template.mask(record.messages)) is not None:
+                (ids, offsets), rendering = render.tokens(record, rendering, mask)
+            target = _overlap(np.asarray(offsets, np.int64).reshape(-1, 2), rendering.spans)
+            before, after = (begin, [end] if rendering.ends else []) if rendering.bare else ([], [])
+            document = Document(
                 np.array([*before, *ids, *after], np.int32),
                 np.concatenate([np.zeros(len(before), bool), target, np.ones(len(after), bool)]),
             )
             if check is not None:
-                check(found.input_ids, text, _place(record))
-            yield found
+                check(document.input_ids, text, _place(record))
+            yield document
+    left = sum(map(len, reasons.values()))
+    if left:
+        log.warning("%d of %d records left out: %s", left, count, by_reason(reasons))
+    if left == count and count:
+        raise ValueError(f"no record can be learnt from: {by_reason(reasons)}")
 
 
 def encode(
@@ -235,7 +254,7 @@ def encode(
     *,
     separator: int | None = None,
     targets: Targets = "assistant",
-) -> Encoded:
+) -> Document:
     """`encode_all` for one record."""
     return next(encode_all([record], tokenizer, separator=separator, targets=targets))
 

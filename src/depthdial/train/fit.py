@@ -79,8 +79,8 @@ def fit_adapters(
         return {}
     optimizer = torch.optim.AdamW([p for a in fit.adapters.values() for p in a.parameters()], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    untouched = converted_of(model).using(offset=math.inf, read=None)
-    with untouched, Progress("fitting adapters", steps) as progress:
+    full_depth = converted_of(model).using(offset=math.inf, read=None)
+    with full_depth, Progress("fitting adapters", steps) as progress:
         for _, batch in zip(range(steps), batches, strict=False):
             fit.run(batch).backward()
             optimizer.step()

@@ -31,9 +31,9 @@ def foresee(config: TrainConfig, method: Method) -> None:
     check_ahead(ahead)
     model = skeleton(ahead)
     if not is_own(model):
-        convert(model, method.calibrate(Unread(ahead.num_hidden_layers)))
+        convert(model, method.calibrate(FutureBase(ahead.num_hidden_layers)))
     converted = converted_of(model)
-    check_reading(config, model)
+    check_prompt_reading(config, model)
     if config.objective == "distill" and any(step.relaxed and step.base for step in converted.program.steps):
         raise ValueError(
             f"what {config.method} trains acts in the untouched base, too, so that there is none to distil from; give "
@@ -44,7 +44,7 @@ def foresee(config: TrainConfig, method: Method) -> None:
         BudgetControl(low, high, converted.ledger.floor)
 
 
-class Unread:
+class FutureBase:
     """Stands for a base that is read later, where a method calibrates itself on it: what it says there does not matter
     here, but how many layers it has."""
 
@@ -63,7 +63,7 @@ class Unread:
         return looks, torch.rand(len(layers), 64, generator=generator) < looks[..., 0]
 
 
-def check_reading(config: TrainConfig, model: PreTrainedModel) -> None:
+def check_prompt_reading(config: TrainConfig, model: PreTrainedModel) -> None:
     """Raise ValueError where a converted model is to be trained with prompts that the base reads, and what is written
     cannot go on from there."""
     learns = any(weight.requires_grad for weight in model.parameters())

@@ -65,7 +65,7 @@ def _apart(curve: Curve, gap: float = 0.01) -> list[tuple[float, float]]:
 def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]:
     """Prompts as they come at inference: in the chat template a first question, after what stands before it; or the
     first tokens of a plain text."""
-    found: list[list[int]] = []
+    prompts: list[list[int]] = []
     for record in records:
         if record.messages and llm.tokenizer.chat_template:
             first = next((i for i, message in enumerate(record.messages) if message["role"] == "user"), None)
@@ -76,18 +76,18 @@ def _prompts(llm: LLM, records: Sequence[Record], count: int) -> list[list[int]]
             plain = record.messages[0]["content"] if record.messages else record.text
             ids = llm.tokenizer(plain, verbose=False)["input_ids"][:32]
         if 0 < len(ids) <= min(256, llm.context - TOKENS):
-            found.append(ids)
-        if len(found) == count:
+            prompts.append(ids)
+        if len(prompts) == count:
             break
-    if not found:
+    if not prompts:
         raise ValueError("no held-out record is short enough to be a prompt; give more data")
-    return found
+    return prompts
 
 
 def _row(output: RequestOutput, device: torch.device) -> Batch:
     """One generated text as a held-out row on `device`; only the passes over its own tokens count."""
-    prompt, made = output.prompt_token_ids, output.token_ids
-    ids = torch.tensor([[*prompt, *made[:-1]]], device=device)
-    read = torch.arange(ids.shape[1], device=device)[None] < len(prompt)
+    prompt, answer = output.prompt_token_ids, output.token_ids
+    ids = torch.tensor([[*prompt, *answer[:-1]]], device=device)
+    in_prompt = torch.arange(ids.shape[1], device=device)[None] < len(prompt)
     positions = torch.arange(ids.shape[1], device=device)[None]
-    return {"input_ids": ids, "labels": ids.masked_fill(read, -100), "position_ids": positions, "read": read}
+    return {"input_ids": ids, "labels": ids.masked_fill(in_prompt, -100), "position_ids": positions, "read": in_prompt}

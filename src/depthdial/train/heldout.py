@@ -21,7 +21,7 @@ Figures = dict[str, Any]
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: bool) -> Figures:
+def measure_heldout(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: bool) -> Figures:
     """Mean loss per token (nats), cost, layers, density and density per layer on the first of `rows`.
 
     batch: rows at once over all processes; most: tokens at most; bf16: under autocast, as in training. Every process
@@ -44,14 +44,14 @@ def measure(model: PreTrainedModel, rows: Rows, batch: int, most: int, bf16: boo
     finally:
         model.train(was)
     processes.total(list(totals.values()))
-    return summary({name: value / totals["tokens"] for name, value in totals.items()}, routed_layers(model))
+    return heldout_figures({name: value / totals["tokens"] for name, value in totals.items()}, routed_layers(model))
 
 
-def summary(means: dict[str, Tensor], routed: Sequence[int]) -> Figures:
+def heldout_figures(means: dict[str, Tensor], places: Sequence[int]) -> Figures:
     """Figures for people and files from means per token: loss, cost, layers, density (over routed layers) and its
     value for each layer."""
     layers = [round(x, 5) for x in means["kept"].tolist()]
-    density = sum(layers[i] for i in routed) / len(routed) if routed else 1.0
+    density = sum(layers[i] for i in places) / len(places) if places else 1.0
     plain = {name: float(means[name]) for name in ("loss", "cost", "layers")}
     return {**plain, "density": density, "density_per_layer": layers}
 
@@ -74,8 +74,8 @@ class Evaluate(TrainerCallback):
             state.global_step % self.every or state.global_step >= state.max_steps
         ):  # the last one is measured at the end
             return
-        figures = measure(self.model, self.rows, self.batch, self.most, self.bf16)
+        figures = measure_heldout(self.model, self.rows, self.batch, self.most, self.bf16)
         if processes.is_main():
             with self.file.open("a") as file:
-                named = {f"heldout_{name}": value for name, value in figures.items()}
-                file.write(json.dumps({"step": state.global_step, **named}) + "\n")
+                entry = {f"heldout_{name}": value for name, value in figures.items()}
+                file.write(json.dumps({"step": state.global_step, **entry}) + "\n")

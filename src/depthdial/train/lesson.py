@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ from depthdial.models.halves import Halves
 from depthdial.models.head import shaping_of
 from depthdial.models.loss import HeadLoss
 from depthdial.train.budget import BudgetControl
-
-Objective = Literal["lm", "distill"]
+from depthdial.train.config import Objective
 
 
 class Base(NamedTuple):
@@ -45,7 +44,7 @@ def row_keys(input_ids: Tensor) -> Tensor:
     return ((input_ids + 7) * places * 0x9E3779B1 % 0x7FFFFFFF).sum(-1) % 0x7FFFFFFF
 
 
-def copied(keys: Tensor, copies: int) -> Tensor:
+def copy_keys(keys: Tensor, copies: int) -> Tensor:
     """A key of its own for each copy of a row, int64 [B * copies]; the first copy keeps the row's. keys: int64 [B]."""
     return ((keys[:, None] + torch.arange(copies, device=keys.device) * 0x61C88647) % 0x7FFFFFFF).flatten()
 
@@ -71,14 +70,14 @@ class Lesson(nn.Module):
     ):
         super().__init__()
         converted = converted_of(model)
-        self.parts = nn.ModuleDict(trained_parts(converted))
+        self.parts = nn.ModuleDict(trainable_parts(converted))
         self.control = control
         self.objective: Objective = objective
         self.copies = copies
         self._by_document = not compile and next(model.parameters()).device.type == "cpu"
         self.progress = 0.0
         """Share of training done, set by the trainer: the range of budgets widens with it."""
-        self.seen: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
         """Sums since the last log: loss, cost, layers, tokens, and error of the budget."""
         self.divisor = 1.0
         """What the last loss was divided by: the targets of the whole optimizer step."""
@@ -104,19 +103,19 @@ class Lesson(nn.Module):
         full, teacher, text, copies = read_in_full is not None and bool(read_in_full), None, None, 1
         counts, key = labels != -100, int(row_keys(input_ids).sum())
         if base.branches is not None:
-            return self._branched(base.branches, lower, position_ids, target, counts, key, num_items_in_batch)
+            return self._exits_loss(base.branches, lower, position_ids, target, counts, key, num_items_in_batch)
         if full or (self.objective == "distill" and reads_once(converted)):
             copies, every = self.copies, torch.ones_like(counts)
             text = Continuation(base.model, base.halves, position_ids, counts if full else every, self._by_document)
-            with untouched(converted):
+            with base_passes(converted):
                 teacher = text.taken(text.read(lower))
             target = text.taken(target).masked_fill(~text.real, -100)
             # no pass follows the last token that is written; in the paper's form all targets are priced
             counts = target != -100 if full else text.taken(counts)
         elif self.objective == "distill":
-            with torch.no_grad(), untouched(converted):
+            with torch.no_grad(), base_passes(converted):
                 teacher = base.halves.upper(lower, position_ids=position_ids)
-        keys = copied(row_keys(input_ids), copies)
+        keys = copy_keys(row_keys(input_ids), copies)
         weight = counts.float().repeat_interleave(copies, 0)
         budget = None if control is None else control.draw(row_keys(input_ids), self.progress, copies)
         offset = 0.0 if control is None or budget is None else control.offset(budget)
@@ -135,7 +134,7 @@ class Lesson(nn.Module):
         self._note(loss, cost, converted.route.layers_used.to(weight.device), budget, weight)
         return self._mean(total, weight, num_items_in_batch, copies)
 
-    def _branched(
+    def _exits_loss(
         self, branches: Branches | Exits, lower: Tensor, position_ids: Tensor, target: Tensor, counts: Tensor, key: int,
         items: Any,
     ) -> dict[str, Tensor]:  # fmt: skip
@@ -148,8 +147,8 @@ class Lesson(nn.Module):
         cost = token_cost(base.converted.ledger, each.tokens, each.trace).to(hidden.device).repeat(rows)
         layers = each.trace.keep(each.tokens.offset).sum(0).to(hidden.device).repeat(rows)
         weight = counts.float().repeat_interleave(exits, 0)
-        known = teacher if self.objective == "distill" else None
-        loss = self._task(hidden, known, target, branches.emphasis.to(hidden.device).expand(rows, exits), key)
+        teacher_hidden = teacher if self.objective == "distill" else None
+        loss = self._task(hidden, teacher_hidden, target, branches.emphasis.to(hidden.device).expand(rows, exits), key)
         self._note(loss, cost, layers[:, None], None, weight)
         return self._mean(loss, weight, items, exits)
 
@@ -188,7 +187,7 @@ class Lesson(nn.Module):
             "off_budget": torch.zeros_like(loss) if budget is None else ((cost - budget) * share).sum(),
             "tokens": weight.sum(),
         }
-        self.seen = {k: self.seen.get(k, torch.zeros(())) + v.detach() for k, v in now.items()}
+        self.totals = {k: self.totals.get(k, torch.zeros(())) + v.detach() for k, v in now.items()}
 
 
 def balance(budget: Tensor) -> Tensor:
@@ -197,7 +196,7 @@ def balance(budget: Tensor) -> Tensor:
     return 0.2 / (1 - budget).clamp_min(0.02)
 
 
-def untouched(converted: Converted) -> AbstractContextManager[None]:
+def base_passes(converted: Converted) -> AbstractContextManager[None]:
     """Passes of the untouched base."""
     return converted.using(offset=math.inf, read=None)
 
@@ -209,7 +208,7 @@ def reads_once(converted: Converted) -> bool:
     return all(step.base for step in program.steps) and (converted.method.by_row or not program.gaps)
 
 
-def trained_parts(converted: Converted) -> dict[str, nn.Module]:
+def trainable_parts(converted: Converted) -> dict[str, nn.Module]:
     """What a training changes, by its name in checkpoints."""
     steps, plain = converted.program.steps, converted.program.plain
     parts: dict[str, nn.Module] = {

@@ -68,28 +68,27 @@ class Mix(Dataset[dict[str, Tensor]]):
         index, part = divmod(index, self.parts)
         number = int(self._kind[index])
         kind, rows = self.kinds[number], self.kinds[number].rows(index)
-        groups = self._grouped(number, rows)
+        groups = self._groups_of(number, rows)
         epoch, place = divmod(int(self._turn[index]), len(groups))
         order = np.random.Generator(np.random.Philox(key=[self.seed, 2 + number + len(self.kinds) * epoch]))
         size = self.batch // self.parts
-        chosen = groups[order.permutation(len(groups))[place]][part * size : (part + 1) * size]
-        members = [rows[int(i)] for i in chosen]
-        found = {name: torch.stack([row[name] for row in members]) for name in members[0]}
-        return {**found, "read_in_full": torch.tensor(kind.read_in_full)}
+        members = [rows[int(i)] for i in groups[order.permutation(len(groups))[place]][part * size : (part + 1) * size]]
+        batch = {name: torch.stack([row[name] for row in members]) for name in members[0]}
+        return {**batch, "read_in_full": torch.tensor(kind.read_in_full)}
 
-    def _grouped(self, number: int, rows: PackedDataset) -> np.ndarray:
+    def _groups_of(self, number: int, rows: PackedDataset) -> np.ndarray:
         """Row numbers of each micro-batch, int64 [micro-batches, batch]; kept while the rows are the same."""
-        known = self._groups.get(number)
-        if known is None or known[0] is not rows:
+        groups = self._groups.get(number)
+        if groups is None or groups[0] is not rows:
             self._enough(rows)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 0])).permutation(len(rows))
-            written = rows.target.sum(-1)
+            targets = rows.target.sum(-1)
             window = self.batch * WINDOW
             parts = (order[begin : begin + window] for begin in range(0, len(order), window))
-            order = np.concatenate([part[np.argsort(written[part], kind="stable")] for part in parts])
+            order = np.concatenate([part[np.argsort(targets[part], kind="stable")] for part in parts])
             whole = len(rows) // self.batch
-            known = self._groups[number] = rows, order[: whole * self.batch].reshape(whole, self.batch)
-        return known[1]
+            groups = self._groups[number] = rows, order[: whole * self.batch].reshape(whole, self.batch)
+        return groups[1]
 
     def _enough(self, rows: PackedDataset) -> None:
         if len(rows) < self.batch:

@@ -29,7 +29,7 @@ class NextToken:
         self._losses = torch.compile(token_losses, dynamic=False) if compile else token_losses
         self.converted, self.seed = converted_of(model), seed
         self.step = 0
-        self.seen: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
         """Sums over tokens since the last report: loss, cost, layers, tokens; kept per layer, [visits]."""
         self._hook = model.register_forward_pre_hook(self._begin, with_kwargs=True)
 
@@ -38,13 +38,14 @@ class NextToken:
         tokens (all of a row, where transformers counts), fp32 []."""
         losses = self._losses(outputs.logits, labels)
         route = self.converted.route
-        tokens_seen = replace(route.last.tokens, density=densities(route, losses.shape[1]))
-        extra = self.converted.method.loss(tokens_seen, route.last.trace)
+        each = F.pad(losses.detach(), (0, 1)).flatten()
+        tokens = replace(route.last.tokens, density=densities(route, losses.shape[1]), loss=each)
+        extra = self.converted.method.loss(tokens, route.last.trace)
         total = losses.sum() if extra is None else losses.sum() + extra.view(route.shape)[:, :-1].sum()
-        tokens = losses.numel() if num_items_in_batch is None else num_items_in_batch
+        count = losses.numel() if num_items_in_batch is None else num_items_in_batch
         now = {"loss": losses.detach().sum(), **sums(route, losses.shape[1])}
-        self.seen = {name: self.seen[name] + value if name in self.seen else value for name, value in now.items()}
-        return total / tokens
+        self.totals = {name: self.totals[name] + value if name in self.totals else value for name, value in now.items()}
+        return total / count
 
     def close(self) -> None:
         """Leave the model as it was."""

@@ -1,4 +1,4 @@
-"""Optimizers for pre-training, by name: AdamW, or Adafactor as in the SkipLayer paper."""
+"""Optimizers: AdamW, or for pre-training Adafactor, as in the SkipLayer paper."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from depthdial.core.layers import Part
+from depthdial.train.config import TrainConfig
 from depthdial.train.pretrain_config import PretrainConfig
 
 
@@ -18,7 +19,7 @@ def deciding(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from part.parameters()
 
 
-def optimizer_for(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, config: TrainConfig | PretrainConfig) -> torch.optim.Optimizer:
     """Weight decay on matrices only: not on norms, biases or anything else of one dimension. Routers may learn at
     another rate."""
     routers = {id(p) for p in deciding(model)}
@@ -28,6 +29,6 @@ def optimizer_for(model: nn.Module, config: PretrainConfig) -> torch.optim.Optim
             rate = config.lr * (config.router_lr if id(parameter) in routers else 1.0)
             by_rate.setdefault((rate, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     groups = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in by_rate.items()]
-    if config.optimizer == "adafactor":
+    if isinstance(config, PretrainConfig) and config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

@@ -30,7 +30,7 @@ from depthdial.train import processes
 from depthdial.train.budget import BudgetControl
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import Record
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 from depthdial.train.messages import Message
 from depthdial.train.pack import PackedDataset, pack
 from depthdial.train.progress import Progress
@@ -52,17 +52,17 @@ PERIODS, RUN = 48, 12
 
 def questions(records: Sequence[Record]) -> list[Messages]:
     """What the data asks: conversations up to their last question. Raises ValueError where there is none."""
-    asked = []
+    conversations = []
     for record in records:
         last = max((i for i, m in enumerate(record.messages or ()) if m["role"] == "user"), default=None)
         if last is not None:
-            asked.append(record.messages[: last + 1])
-    if not asked:
+            conversations.append(record.messages[: last + 1])
+    if not conversations:
         raise ValueError(
             "--on-policy needs questions that the model can answer, and no row has `messages` with a user's turn (or "
             "`prompt`, `instruction`, `question`); add such rows, or leave --on-policy out"
         )
-    return asked
+    return conversations
 
 
 def bare(messages: Messages) -> str:
@@ -85,7 +85,7 @@ def before_loop(tokens: Sequence[int]) -> int:
 class OwnText:
     """Pools of rows that the model wrote.
 
-    model: converted, in training; asked: what it answers (`questions`); control: its offsets are the dial meanwhile.
+    model: converted, in training; questions: what it answers; control: its offsets are the dial meanwhile.
     Pool k is written before step k * refresh and used in the period after it, the first in the first one, too: what the
     trainer reads ahead is there.
     """
@@ -94,18 +94,18 @@ class OwnText:
         self,
         model: PreTrainedModel,
         tokenizer: Any,
-        asked: Sequence[Messages],
+        questions: Sequence[Messages],
         folder: Path,
         control: BudgetControl,
         plugin: Plugin,
         config: TrainConfig,
     ):
-        self.model, self.tokenizer, self.asked, self.folder = model, tokenizer, asked, folder
+        self.model, self.tokenizer, self.questions, self.folder = model, tokenizer, questions, folder
         self.control, self.plugin, self.seed = control, plugin, config.seed
         self.every, self.micro_batches, self.length = config.refresh, config.accumulate, config.length
         share = (1 - config.same_share) * config.on_policy
-        used = share * min(self.every, config.steps) * config.accumulate * config.batch
-        self.count = max(config.batch, math.ceil(used / USES))
+        needed_tokens = share * min(self.every, config.steps) * config.accumulate * config.batch
+        self.count = max(config.batch, math.ceil(needed_tokens / USES))
         """Rows of a pool."""
         self._pool: tuple[int, PackedDataset] | None = None
 
@@ -138,13 +138,13 @@ class OwnText:
 
     def write(self, number: int) -> PackedDataset:
         """A pool, by the model as it is now."""
-        documents, needed, have = [], self.count * self.length, 0
-        with Progress(f"writing own text {number + 1}", needed) as progress:
+        documents, target, have = [], self.count * self.length, 0
+        with Progress(f"writing own text {number + 1}", target) as progress:
             for document in self._answers(number):
                 documents.append(document)
                 have += len(document.input_ids)
                 progress.advance(len(document.input_ids), len(document.input_ids))
-                if have >= needed:
+                if have >= target:
                     break
         if not documents:
             raise ValueError("the model in training writes no answer longer than a few tokens; leave --on-policy out")
@@ -154,7 +154,7 @@ class OwnText:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:04}.npz"
 
-    def _answers(self, number: int) -> Iterator[Encoded]:
+    def _answers(self, number: int) -> Iterator[Document]:
         converted, training = converted_of(self.model), self.model.training
         before, converted.plugin = (
             converted.plugin,
@@ -163,14 +163,18 @@ class OwnText:
         try:
             llm = LLM.of(self.model, self.tokenizer, budget=1.0)
             draw = random.Random(f"{self.seed}/{number}")
-            order = draw.sample(range(len(self.asked)), len(self.asked))
+            order = draw.sample(range(len(self.questions)), len(self.questions))
             low, high = float(self.control.grid[0]), float(self.control.grid[-1])
             for begin in range(0, len(order), AT_ONCE):
                 prompts, params = [], []
                 for i in order[begin : begin + AT_ONCE]:
-                    asked = self.asked[i]
+                    question = self.questions[i]
                     chat = self.tokenizer.chat_template
-                    ids = llm.chat_tokens(asked) if chat else self.tokenizer(bare(asked), verbose=False)["input_ids"]
+                    ids = (
+                        llm.chat_tokens(question)
+                        if chat
+                        else self.tokenizer(bare(question), verbose=False)["input_ids"]
+                    )
                     budget, temperature = draw.uniform(low, high), draw.choice(TEMPERATURES)
                     if len(ids) + TOKENS <= min(self.length, llm.context):
                         prompts.append(ids)
@@ -184,7 +188,7 @@ class OwnText:
                     if len(answer) >= SHORTEST:
                         prompt = output.prompt_token_ids
                         target = np.arange(len(prompt) + len(answer)) >= len(prompt)
-                        yield Encoded(np.array([*prompt, *answer], np.int32), target)
+                        yield Document(np.array([*prompt, *answer], np.int32), target)
         finally:
             converted.plugin = before
             self.model.train(training)

@@ -1,4 +1,4 @@
-"""Encoded documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
+"""Document documents to fixed-length rows, and such rows kept on disk. What a document is, is decided in `encode`.
 
 A row holds several documents side by side. Positions restart at 0 at each, and from that alone Hugging Face models
 build a block-diagonal causal mask, given `attention_mask=None` and `use_cache=False`: no document sees another.
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthdial.core.whole import whole
 from depthdial.train.data import Record, digest
-from depthdial.train.encode import Encoded, Targets, encode_all, separator_token
+from depthdial.train.encode import Document, Targets, encode_all, separator_token
 from depthdial.train.roles import read_in_full
 
 IGNORED = -100  # the label that Hugging Face losses leave out
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stats:
+class PackStats:
     """documents: given; dropped: pieces without any target; rows, tokens (padding not counted), targets: what the rows
     hold; fill: tokens / (rows * length).
     """
@@ -52,7 +52,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     input_ids, position_ids: unsigned or signed integers [rows, length]; target: bool [rows, length].
     """
 
-    def __init__(self, input_ids: np.ndarray, target: np.ndarray, position_ids: np.ndarray, stats: Stats):
+    def __init__(self, input_ids: np.ndarray, target: np.ndarray, position_ids: np.ndarray, stats: PackStats):
         self.input_ids, self.target, self.position_ids, self.stats = input_ids, target, position_ids, stats
 
     def __len__(self) -> int:
@@ -79,12 +79,12 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
     @classmethod
     def load(cls, path: Path) -> "PackedDataset":
-        with path.open("rb") as file, np.load(file) as saved:
-            stats = Stats(**json.loads(str(saved["stats"])))
-            return cls(saved["input_ids"], saved["target"], saved["position_ids"], stats)
+        with path.open("rb") as file, np.load(file) as arrays:
+            stats = PackStats(**json.loads(str(arrays["stats"])))
+            return cls(arrays["input_ids"], arrays["target"], arrays["position_ids"], stats)
 
 
-def pack(encoded: Iterable[Encoded], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
+def pack(encoded: Iterable[Document], length: int, seed: int = 0, pad: int = 0) -> PackedDataset:
     """Pack documents into rows of `length` tokens, in an order shuffled by `seed`.
 
     A document longer than `length` is cut; each piece counts as a document of its own. A piece goes into the fullest
@@ -121,7 +121,7 @@ def pack(encoded: Iterable[Encoded], length: int, seed: int = 0, pad: int = 0) -
             start += n
         positions[row, start:] = np.arange(length - start)
     tokens = sum(n for _, _, n in pieces)
-    stats = Stats(
+    stats = PackStats(
         len(documents), len(every) - len(pieces), len(rows), tokens, int(target.sum()), tokens / (len(rows) * length)
     )
     return PackedDataset(ids, target, positions, stats)
@@ -138,10 +138,12 @@ def prepare(
     cache_dir: str | Path | None = None,
     vocabulary: int | None = None,
     full: bool = False,
+    strict: bool = True,
 ) -> PackedDataset:
     """Tokenise and pack `records` (see `encode_all`, `pack`); with `cache_dir`, keep the rows there for the next time.
 
-    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then.
+    full: rows whose prompts are read in full (`roles.read_in_full`); targets must be "assistant" then. strict: as in
+    `encode_all`.
     The cache's key is a hash of the records' contents, every option, the tokenizer and its template. A file there that
     cannot be read or written is a warning in the log, no error. Raises ValueError as those two do.
     """
@@ -156,14 +158,16 @@ def prepare(
             return PackedDataset.load(path)
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile):
             log.warning("%s: unreadable cache file; made again", path)
-    encoded = encode_all(_watched(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary)
-    packed = pack(read_in_full(encoded, seed) if full else encoded, length, seed, pad)
+    encoded = encode_all(
+        _with_bar(records), tokenizer, separator=end, targets=targets, vocabulary=vocabulary, strict=strict
+    )
+    dataset = pack(read_in_full(encoded, seed) if full else encoded, length, seed, pad)
     if path is not None:
         try:
-            packed.save(path)
+            dataset.save(path)
         except OSError as error:  # the rows are in memory: a full disk need not stop a training run here
             log.warning("%s: rows not cached (%s)", path, error.strerror)
-    return packed
+    return dataset
 
 
 def _assign(sizes: Sequence[int], length: int) -> list[list[int]]:
@@ -181,9 +185,9 @@ def _assign(sizes: Sequence[int], length: int) -> list[list[int]]:
         else:
             rows.append([])
         rows[row].append(piece)
-        if left := room - size:
-            with_free.setdefault(left, []).append(row)
-            sizes_free |= 1 << left
+        if free := room - size:
+            with_free.setdefault(free, []).append(row)
+            sizes_free |= 1 << free
     return rows
 
 
@@ -203,7 +207,7 @@ def _identity(
     yield digest(records)
 
 
-def _watched(records: Sequence[Record]) -> Iterable[Record]:
+def _with_bar(records: Sequence[Record]) -> Iterable[Record]:
     console = Console(stderr=True)
     quiet = not console.is_terminal or len(records) < SHOWN_FROM
     return track(records, "Tokenising", console=console, transient=True, disable=quiet)

@@ -10,36 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import default_collate
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import PreTrainedModel, Trainer
 
 from depthdial.core.method import Method
 from depthdial.models.base import load_base
 from depthdial.models.converted import converted_of
-from depthdial.models.gguf import quiet
 from depthdial.models.scratch import Spec, fresh
 from depthdial.train import processes
-from depthdial.train.callbacks import Report, Seal, StopCleanly
-from depthdial.train.checkpoints import step_of, sweep, to_resume
+from depthdial.train.callbacks import Report
 from depthdial.train.gathered import gather
-from depthdial.train.heldout import Evaluate, Figures, measure, routed_layers
-from depthdial.train.machine import compile_pieces, keep_memory, one_device
+from depthdial.train.heldout import Evaluate, Figures, measure_heldout, routed_layers
+from depthdial.train.machine import compile_pieces, keep_memory
 from depthdial.train.next_token import NextToken, Steps
-from depthdial.train.optimizers import optimizer_for
 from depthdial.train.pretrain_config import PretrainConfig
 from depthdial.train.results import run_figures, samples_of, save_model
 from depthdial.train.rows import Rows
-from depthdial.train.settings import CHECKPOINTS, claimed, settings_in, told, write_settings
-from depthdial.train.sharding import shard_on_cpu, sharding
+from depthdial.train.settings import claim, config_json, settings_in, write_settings
+from depthdial.train.sharding import sharding
 from depthdial.train.shards import make_shards
 from depthdial.train.throughput import gather_pays, matmul_rate, needed_macs, utilisation
+from depthdial.train.trainer import train_in_place
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = "pretrain.json"
-FREE = ("output", "shards", "save_every", "eval_every", "heldout_tokens", "device", "data", "gather", "compile")
+FREE = (
+    "output",
+    "shards",
+    "save_every",
+    "eval_every",
+    "heldout_tokens",
+    "device",
+    "data",
+    "strict",
+    "gather",
+    "compile",
+)
 """Settings that a resumed run may change. The shards know their data; gathering stays as the run began it."""
 
 
@@ -59,12 +66,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Figures:
 
     Afterwards `config.output` holds the model and its tokenizer as Hugging Face keeps them. On several processes all of
     them train and the main one writes. Raises ValueError (one line, with the remedy) for settings or data that do not
-    fit, or a resume that does not; Interrupted after a signal.
+    fit, or a resume that does not; InterruptedRun after a signal.
     """
-    method, spec = config.asked_method(), None if config.start is not None else Spec.parse(config.size)
+    method, spec = config.chosen_method(), None if config.start is not None else Spec.parse(config.size)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     processes.start(on_cpu)
-    with claimed(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
+    with claim(config, resume, SETTINGS_FILE, FREE, begins=("shards",)) as output:
         return _pretrain(config, method, spec, on_cpu, output, resume)
 
 
@@ -74,11 +81,11 @@ def _pretrain(
     """`pretrain`, once the folder is this run's."""
     keep_memory()
     places = Path(config.shards) if config.shards else output / "shards"
-    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout)
+    index, tokenizer = make_shards(config.data, places, config.start or config.tokenizer, config.heldout, config.strict)
     samples = config.steps * config.rows_a_step
     rows = Rows(places, index, "train", config.length, seed=config.seed, samples=samples, least=config.rows_a_step)
     log.info("%s tokens to train on, %s held out", f"{index.tokens('train'):,}", f"{index.tokens('heldout'):,}")
-    held = _held_out(places, index, config, rows)
+    heldout = _heldout_rows(places, index, config, rows)
     if spec is None:
         assert config.start is not None
         model, tokenizer = load_base(config.start, "float32", "cpu")
@@ -87,24 +94,25 @@ def _pretrain(
         model = fresh(spec, method, tokenizer, config.seed)
 
     machine = _machine(config, on_cpu)
-    begun = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}
+    identity = {"tokenizer_sha": index.tokenizer, "bf16": machine.bf16}
     if resume:
-        _same(output, begun)
+        _same(output, identity)
     if machine.device.type == "cpu" and machine.bf16:
         model.set_attn_implementation("eager")  # scaled_dot_product_attention's bf16 backward is slow on a CPU
     model.to(machine.device)  # pyright: ignore[reportArgumentType]
-    undo = _gathered(model, config, rows, machine, output, resume)
+    undo = _gather(model, config, rows, machine, output, resume)
     gathers = "on" if undo else "off"
-    write_settings(output, {**told(config), **begun, "gather": gathers}, SETTINGS_FILE)
+    write_settings(output, {**config_json(config), **identity, "gather": gathers}, SETTINGS_FILE)
 
     if config.compile:
         compile_pieces(model)
     lesson = NextToken(model, config.seed, config.compile)
     uses_cache = model.config.use_cache
-    trainer = _train(model, lesson, rows, held, config, machine, resume)
+    trainer = _train(model, lesson, rows, heldout, config, machine, resume)
     model.config.use_cache = uses_cache  # a Trainer switches it off, also in config.json
     lesson.close()
-    figures = measure(trained(trainer, model), held, config.rows_a_step, config.heldout_tokens, machine.bf16)
+    sharded: Any = model if trainer is None else trainer.model
+    figures = measure_heldout(sharded, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16)
     if not math.isfinite(figures["loss"]):
         raise ValueError(
             f"the held-out loss is {figures['loss']} after step {config.steps}: no model was written; start again with "
@@ -120,11 +128,6 @@ def _pretrain(
     return figures
 
 
-def trained(trainer: Trainer | None, model: PreTrainedModel) -> PreTrainedModel:
-    """The model to run: sharded by the Trainer, perhaps."""
-    return model if trainer is None else trainer.model  # pyright: ignore[reportReturnType]
-
-
 def _whole_state(trainer: Trainer, model: PreTrainedModel) -> dict[str, Tensor]:
     """All weights on the main process, tied ones once: gathered from shards, they would come out as two tensors."""
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -132,90 +135,49 @@ def _whole_state(trainer: Trainer, model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _train(
-    model: PreTrainedModel, lesson: NextToken, rows: Rows, held: Rows, config: PretrainConfig, machine: Machine,
+    model: PreTrainedModel, lesson: NextToken, rows: Rows, heldout: Rows, config: PretrainConfig, machine: Machine,
     resume: bool,
 ) -> Trainer | None:  # fmt: skip
     """Train in place; None if a checkpoint of the last step is there already."""
-    output = Path(config.output)
-    folder = output / CHECKPOINTS
-    checkpoint = to_resume(folder, resume)
-    if checkpoint is not None and step_of(checkpoint) >= config.steps:  # only what comes after training was cut off
-        model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied weights are there once
-        return None
-    stop, ledger = StopCleanly(), converted_of(model).ledger
+    ledger, output = converted_of(model).ledger, Path(config.output)
+    batch, accumulate = processes.share(config.batch, config.accumulate)
 
     def speed(figures: Figures, seconds: float) -> Figures:
-        needed = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
+        macs = needed_macs(ledger, figures["cost"], figures["kept"], config.length)
         tokens = samples_of(figures["tokens"], config.length)
-        return {"tokens_per_second": tokens / seconds, "mfu": utilisation(needed, tokens, seconds, machine.rate)}
+        return {"tokens_per_second": tokens / seconds, "mfu": utilisation(macs, tokens, seconds, machine.rate)}
 
-    trainer = Trainer(
-        model=model,
-        args=one_device(_arguments(config, folder, machine, sharding(model, config.method) if config.fsdp else {})),
-        train_dataset=rows,
-        data_collator=default_collate,
-        compute_loss_func=lesson,
-        callbacks=[
-            Steps(lesson),
-            Report(lesson, output, speed),
-            Evaluate(model, held, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output),
-            Seal(),
-            stop,
-        ],
-        optimizers=(optimizer_for(model, config), None),
+    evaluate = Evaluate(
+        model, heldout, config.rows_a_step, config.heldout_tokens, machine.bf16, config.eval_every, output
     )
-    shard_on_cpu(trainer)
-    trainer.remove_callback(PrinterCallback)  # stdout belongs to whoever asked for --json
-    try:
-        with quiet():  # a bar for each checkpoint
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        stop.put_back()
-        if processes.is_main():
-            sweep(folder)
-    stop.check(trainer.state.global_step, config.steps, folder)
-    return trainer
-
-
-def _arguments(config: PretrainConfig, folder: Path, machine: Machine, more: dict[str, Any]) -> TrainingArguments:
-    batch, accumulate = processes.share(config.batch, config.accumulate)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
+    return train_in_place(
+        model,
+        rows,
+        config,
+        resume,
+        [Steps(lesson), Report(lesson, output, speed), evaluate],
+        default_collate,
+        lesson,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulate,
-        train_sampling_strategy="sequential",  # the rows know their order
-        learning_rate=config.lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        warmup_steps=math.ceil(config.warmup * config.steps),
-        max_grad_norm=config.clip,
-        seed=config.seed,
-        data_seed=config.seed,
         use_cpu=machine.device.type == "cpu",
         bf16=machine.bf16,
-        save_steps=config.save_every,
-        save_total_limit=2,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        ddp_broadcast_buffers=False,
-        **more,
+        **(sharding(model, config.method) if config.fsdp else {}),
     )
 
 
-def _same(output: Path, begun: dict[str, Any]) -> None:
+def _same(output: Path, identity: dict[str, Any]) -> None:
     """ValueError where a run was begun on other tokens or in another precision."""
     before = settings_in(output / SETTINGS_FILE)
     names = {"tokenizer_sha": "with another tokenizer", "bf16": "in another precision (give its --dtype)"}
-    for name, now in begun.items():
+    for name, now in identity.items():
         if before.get(name, now) != now:
             raise ValueError(f"{output} was begun {names[name]}; resume with the same, or choose another --output")
 
 
-def _held_out(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
+def _heldout_rows(places: Path, index: Any, config: PretrainConfig, rows: Rows) -> Rows:
     """Held-out rows; the first training rows where there are too few documents to hold one row out."""
     if index.tokens("heldout") >= config.length:
         return Rows(places, index, "heldout", config.length, seed=0)  # mixed: a part of them speaks for all files
@@ -235,18 +197,18 @@ def _machine(config: PretrainConfig, on_cpu: bool) -> Machine:
     return Machine(device, bf16, float(rate))
 
 
-def _gathered(
+def _gather(
     model: PreTrainedModel, config: PretrainConfig, rows: Rows, machine: Machine, output: Path, resume: bool
 ) -> Any:
     """Gather if that was asked for, or pays (before anything is compiled); what undoes it, or None. A resumed run does
     as the first one did."""
-    wanted = config.gather
+    mode = config.gather
     if resume:
-        wanted = settings_in(output / SETTINGS_FILE).get("gather", wanted)
-    if wanted == "off" or (wanted == "auto" and not routed_layers(model)):
+        mode = settings_in(output / SETTINGS_FILE).get("gather", mode)
+    if mode == "off" or (mode == "auto" and not routed_layers(model)):
         return None
-    if wanted == "on":
+    if mode == "on":
         return gather(model)
     batch, _ = processes.share(config.batch, config.accumulate)
     ids = torch.stack([rows[i % len(rows)]["input_ids"] for i in range(batch)]).to(machine.device)
-    return gather(model) if processes.agreed(gather_pays(model, ids, machine.bf16), machine.device) else None
+    return gather(model) if processes.any_process(gather_pays(model, ids, machine.bf16), machine.device) else None

@@ -1,16 +1,16 @@
-"""Everything that one pre-training run is told. Fields of the method itself live in the method."""
+"""The settings of one pre-training run; a text in an annotation makes an option of `depthdial pretrain`.
+
+Fields of the method itself live in the method. Nothing heavy is imported: `--help` reads this.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from depthdial.core.method import Method
-from depthdial.methods import METHODS, method_named
-from depthdial.models.ahead import config_ahead
-from depthdial.models.families import OWN
-from depthdial.models.own import method_for
+if TYPE_CHECKING:
+    from depthdial.core.method import Method
 
 Gather = Literal["auto", "on", "off"]
 DENSITY_FIELDS = ("density", "capacity", "rate")
@@ -28,51 +28,46 @@ class PretrainConfig:
     start: str | None = None
     """A folder of one of our own types (`depthdial retrofit`) to go on from, with its method, in place of `size`."""
     method: str = "skiplayer"
-    density: float | None = None
-    """Share of tokens that run each routed layer; None leaves the method's own default."""
+    density: Annotated[float | None, "Share of tokens that run each routed layer; the method's own by default."] = None
     fields: dict[str, Any] = field(default_factory=dict)
     """The method's hyper-parameters, by field name."""
-    tokenizer: str = ""
-    """A name or folder, or "train:SIZE"; "" is the one of the shards, or train:4096."""
-    shards: str | None = None
-    """Folder of the tokenised data, to be shared between runs; None: inside `output`."""
-    steps: int = 1000
-    batch: int = 32
-    """Rows per micro-batch, over all processes."""
-    accumulate: int = 1
-    length: int = 256
-    """Tokens per row."""
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    lr: float = 1e-3
-    """Adafactor's is relative to the size of each weight: about ten times AdamW's."""
-    router_lr: float = 1.0
-    """Of routers and predictors, relative to `lr`."""
-    warmup: float = 0.05
-    """Share of steps."""
-    weight_decay: float = 0.1
+    tokenizer: Annotated[str, "A name or folder, or train:SIZE; by default that of --shards, or train:4096."] = ""
+    shards: Annotated[str | None, "Folder of the tokenised data, to share between runs; default OUTPUT/shards."] = None
+    strict: Annotated[bool, "Stop at a row of the data that fits no shape, instead of leaving it out."] = False
+    steps: Annotated[int, ""] = 1000
+    batch: Annotated[int, "Rows per micro-batch, over all processes."] = 32
+    accumulate: Annotated[int, "Micro-batches per optimizer step."] = 1
+    length: Annotated[int, "Tokens per row."] = 256
+    optimizer: Annotated[Literal["adamw", "adafactor"], "adamw or adafactor (the SkipLayer paper's)."] = "adamw"
+    lr: Annotated[float, "For adafactor about ten times as high: it is relative to the size of each weight there."] = (
+        1e-3
+    )
+    router_lr: Annotated[float, "Of routers and predictors, relative to --lr."] = 1.0
+    warmup: Annotated[float, "Share of steps."] = 0.05
+    weight_decay: Annotated[float, ""] = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    seed: int = 0
+    clip: Annotated[float, "Largest norm of a step's gradient."] = 1.0
+    seed: Annotated[int, ""] = 0
     """Of the first weights, the order of rows and the routers' noise. What is held out is the same for every seed."""
-    save_every: int = 500
-    eval_every: int = 250
-    heldout: float = 0.01
-    """Share of documents held out."""
-    heldout_tokens: int = 65536
-    """At most this many held-out tokens are evaluated, always the same ones."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16: autocast over fp32 weights. auto: on a GPU."""
-    device: str = "auto"
-    gather: Gather = "auto"
-    """Run a layer for the tokens that run it only ("on"), or for all as the reference ("off"); auto measures."""
-    compile: bool = False
-    """Compile what is free of routing: about 1.6 times the speed, after some minutes."""
-    fsdp: bool = False
-    """Shard weights, gradients and the optimizer's state over the processes (FSDP2) instead of copying them (DDP)."""
+    save_every: Annotated[int, "Steps between checkpoints."] = 500
+    eval_every: Annotated[int, "Steps between measurements of held-out text."] = 250
+    heldout: Annotated[float, "Share of documents held out."] = 0.01
+    heldout_tokens: Annotated[int, "Held-out tokens measured at most, always the same ones."] = 65536
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        "bfloat16 (autocast over fp32 weights), float32, or auto: by the device.",
+    ] = "auto"
+    device: Annotated[str, "auto or cpu."] = "auto"
+    gather: Annotated[Gather, "Compute layers for the tokens that run them only: on, off, or auto (measured)."] = "auto"
+    compile: Annotated[bool, "Compile what is free of routing: worth it for long runs."] = False
+    """About 1.6 times the speed, after some minutes."""
+    fsdp: Annotated[
+        bool, "Under torchrun: shard weights, gradients and the optimizer's state (FSDP2), not copy them (DDP)."
+    ] = False
 
     def __post_init__(self):
         if not self.data:
-            raise ValueError("no data files given; name at least one .jsonl, .json or .txt file, or a folder of them")
+            raise ValueError("no data files given; name a file, a folder of files, or a data set")
         for name in ("steps", "batch", "accumulate", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -97,30 +92,32 @@ class PretrainConfig:
             "gather": ("auto", "on", "off"),
         }.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+                raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
-    def asked_method(self) -> Method:
+    def chosen_method(self) -> Method:
         """The method with its fields and density; it starts at the first layer, where it leaves that open, and without
         adapters where no router says who needs them: those are for models that were trained to run every layer.
 
         Raises ValueError for unknown names, a method without density, one that is made for trained models, or one that
         the model to start from does not have.
         """
+        from depthdial.methods import METHODS, method_named
+
         if self.start is not None:
             return self._method_of(self.start)
         if self.method not in METHODS:
             return method_named(self.method, {})
         kind = METHODS[self.method]
-        known, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
+        names, fields = {f.name for f in dataclasses.fields(kind)}, dict(self.fields)  # pyright: ignore[reportArgumentType]
         if self.density is not None:
-            name = next((name for name in DENSITY_FIELDS if name in known), None)
+            name = next((name for name in DENSITY_FIELDS if name in names), None)
             if name is None and self.density < 1:
                 raise ValueError(f"method {self.method!r} runs every layer: it has no density; leave --density out")
             if name is not None and fields.setdefault(name, self.density) != self.density:
                 raise ValueError(f"density is given twice: {self.density} and {name}={fields[name]}; leave one out")
-        if "first" in known:
+        if "first" in names:
             fields.setdefault("first", 0)
-        if "adapter_ratio" in known and not kind.reads & {"x", "logits"}:
+        if "adapter_ratio" in names and not kind.reads & {"x", "logits"}:
             fields.setdefault("adapter_ratio", 0)
         method = method_named(self.method, fields)
         if method.frozen and method.target is None:
@@ -130,6 +127,10 @@ class PretrainConfig:
 
     def _method_of(self, start: str) -> Method:
         """That of the model to start from."""
+        from depthdial.models.ahead import config_ahead
+        from depthdial.models.families import OWN
+        from depthdial.models.own import method_for
+
         config: Any = config_ahead(start)
         if config is None or not config.model_type.startswith(OWN):
             raise ValueError(

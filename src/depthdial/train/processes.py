@@ -54,15 +54,15 @@ def total(tensors: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(summed.view_as(tensor))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
-def agreed(asked: bool, device: torch.device | str = "cpu") -> bool:
+def any_process(vote: bool, device: torch.device | str = "cpu") -> bool:
     """Does any process ask?"""
     if world() == 1:
-        return asked
-    flag = torch.tensor(float(asked), device=device)
+        return vote
+    flag = torch.tensor(float(vote), device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag)
 
@@ -91,5 +91,5 @@ def parts(batch: int, accumulate: int) -> tuple[int, int]:
     many = world()
     share(batch, accumulate)
     # before the smallest: what is reduced over a pass of all processes stays the same
-    fitting = [n for n in (many, *range(1, batch + 1)) if batch % n == 0 and n * accumulate % many == 0]
-    return fitting[0], fitting[0] * accumulate // many
+    sizes = [n for n in (many, *range(1, batch + 1)) if batch % n == 0 and n * accumulate % many == 0]
+    return sizes[0], sizes[0] * accumulate // many

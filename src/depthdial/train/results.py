@@ -61,8 +61,8 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Any, results: Figures, output: Path
 ) -> None:
     """The model's folder, whole or not at all; results.json comes last and says that it is there."""
-    for left in output.glob(f"{SCRATCH}*"):  # by a killed process: the folder is ours alone
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in output.glob(f"{SCRATCH}*"):  # by a killed process: the folder is ours alone
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=output))
     try:
         with quiet():

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from depthdial.train.encode import Encoded
+from depthdial.train.encode import Document
 
 FEWEST, SHARE = 8, 0.15
 """A document with fewer written tokens, or a smaller share of them, is not worth the reading."""
@@ -20,7 +20,7 @@ SHORTEST, LONGEST = 0.1, 0.5
 """Share of a plain text that is read, drawn evenly between these."""
 
 
-def read_in_full(documents: Iterable[Encoded], seed: int = 0) -> Iterator[Encoded]:
+def read_in_full(documents: Iterable[Document], seed: int = 0) -> Iterator[Document]:
     """Documents whose targets are what is written, without those that write next to nothing.
 
     documents: encoded with targets "assistant", so that a document is a plain text exactly where all of it is a target.
@@ -34,7 +34,7 @@ def read_in_full(documents: Iterable[Encoded], seed: int = 0) -> Iterator[Encode
             yield dataclasses.replace(document, target=target)
 
 
-def _split(document: Encoded, seed: int) -> int:
+def _split(document: Document, seed: int) -> int:
     """Keyed by the text itself: the same in any order of documents."""
     first = [int(i) for i in document.input_ids[:64]]
     share = np.random.default_rng([seed, len(document.input_ids), *first]).uniform(SHORTEST, LONGEST)

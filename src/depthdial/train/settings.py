@@ -12,26 +12,26 @@ from typing import Any, Protocol
 from depthdial.core.lock import foreign, locked
 from depthdial.core.whole import disk_errors, write_json
 from depthdial.train import processes
-from depthdial.train.checkpoints import last_checkpoint, written
+from depthdial.train.checkpoints import finished_checkpoints, last_checkpoint
 
 METRICS_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
-class Settings(Protocol):
+class RunConfig(Protocol):
     """A frozen dataclass with a folder."""
 
     @property
     def output(self) -> str: ...
 
 
-def told(config: Any) -> dict[str, Any]:
+def config_json(config: Any) -> dict[str, Any]:
     """The settings as JSON gives them back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 @contextmanager
-def claimed(
-    config: Settings, resume: bool, name: str, free: Collection[str], begins: Collection[str] = ()
+def claim(
+    config: RunConfig, resume: bool, name: str, free: Collection[str], begins: Collection[str] = ()
 ) -> Iterator[Path]:
     """The output folder, this run's alone for the length of the block; `check_output` has the rest.
 
@@ -53,7 +53,7 @@ def _remedy(output: Path) -> str:
 
 
 def check_output(
-    config: Settings, resume: bool, name: str, free: Collection[str], begins: Collection[str] = ()
+    config: RunConfig, resume: bool, name: str, free: Collection[str], begins: Collection[str] = ()
 ) -> Path:
     """The output folder, if this run may use it. ValueError if it holds another run, one of other settings, or
     anything that no such run wrote.
@@ -61,7 +61,7 @@ def check_output(
     name: the file of settings; free: settings that a resumed run may change; begins: what a run may write before its
     settings.
     """
-    output, now = Path(config.output), told(config)
+    output, now = Path(config.output), config_json(config)
     file = output / name
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; choose a folder for --output")
@@ -73,14 +73,14 @@ def check_output(
             raise ValueError(
                 f"{file} is damaged, or of another program: it cannot be told what to resume; choose another --output"
             )
-        if changed := [k for k in now if now[k] != before.get(k) and k not in free]:
+        if changes := [k for k in now if now[k] != before.get(k) and k not in free]:
             raise ValueError(
-                f"{output} was trained with other settings ({', '.join(changed)}); resume with the same ones, or "
+                f"{output} was trained with other settings ({', '.join(changes)}); resume with the same ones, or "
                 "choose another --output"
             )
         return output
     own = begins if before is None else (*begins, name, METRICS_FILE, CHECKPOINTS)
-    if before is not None and written(output / CHECKPOINTS):
+    if before is not None and finished_checkpoints(output / CHECKPOINTS):
         raise ValueError(f"{output} holds a training run; add --resume to go on with it, or choose another --output")
     if strange := foreign(output, own):
         raise ValueError(
@@ -101,10 +101,10 @@ def settings_in(file: Path) -> dict[str, Any]:
 def _read(file: Path, now: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of a run of this kind; None where the file is none: its name alone makes it none of ours."""
     try:
-        found = settings_in(file)
+        settings = settings_in(file)
     except (OSError, ValueError):
         return None
-    return found if len(now.keys() & found.keys()) * 2 > len(now) else None
+    return settings if len(now.keys() & settings.keys()) * 2 > len(now) else None
 
 
 def write_settings(output: Path, settings: dict[str, Any], name: str) -> None:

@@ -10,17 +10,20 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from depthdial.train.messages import LeftOut, Talk, conversation, text_of, tidy, turn, whole
+from depthdial.train.messages import Exclusion, Talk, conversation, kind, shown, text_of, tidy, turn, whole
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 Content = Talk | str | None
 
 TALKS = ("messages", "conversations", "conversation")
+QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
+ANSWERS = ("completion", "response", "output", "solution", "answer", "chosen", "targets")
+"""Texts or lists of messages. Of trl's preferences what was chosen is learnt."""
 SYSTEMS = ("system", "system_prompt", "system_message")
 NAMES_OF_ROWS = ("source", "split")
-"""Fields that tell where a row is from: `data` reads them."""
+"""Fields that say where a row is from: `data` reads them."""
 EMPTY = (None, "", [], {})
-# GSM8K's own notation: what its calculator was told, and the last line.
+# GSM8K's own notation: what its calculator reads, and the last line.
 CALCULATOR, LAST_LINE = r"<<[-+*/().,\d\s=%$]*>>", r"\n####[ \t]*([-+$]?\d[\d,.]*%?)\s*$"
 SHORT = 40
 """Characters of an answer that can stand in a sentence."""
@@ -29,26 +32,25 @@ SHORT = 40
 class Fields:
     """The fields of one row that hold something, and which of them were read."""
 
-    def __init__(self, row: Row):
-        self.row, self.used = row, set[str]()
+    def __init__(self, row: JsonRow):
+        self.row, self.names = row, set[str]()
 
-    def get(self, *names: str, kind: type | tuple[type, ...] = str) -> Any:
-        """The first of these fields that is of that kind, None where none is."""
+    def get(self, *names: str, of: type | tuple[type, ...] = str) -> Any:
+        """The first of these fields that is of that type, None where none is."""
         for name in names:
-            if name in self.row and isinstance(value := self.row[name], kind):
-                self.used.add(name)
+            if name in self.row and isinstance(value := self.row[name], of):
+                self.names.add(name)
                 return whole(value, name) if isinstance(value, str) else value
         return None
 
-    def talk(self, *names: str, role: str | None = None) -> Talk | None:
-        """The first of these fields that is a list of messages; with `role`, also one that is a text by that role."""
-        for name in names:
-            value = self.get(name, kind=(list, str) if role else list)
-            if isinstance(value, list):
-                return conversation(value, name)
-            if value is not None:
-                return Talk([{"role": str(role), "content": value}])
-        return None
+    def name(self, *names: str) -> str | None:
+        """The first of these fields that is a text or a list of messages."""
+        return next((name for name in names if _is_said(self.row.get(name))), None)
+
+    def talk(self, name: str, role: str) -> Talk:
+        """A field that is a list of messages, or a text by that role."""
+        value = self.get(name, of=(list, str))
+        return conversation(value, name) if isinstance(value, list) else Talk([{"role": role, "content": value}])
 
 
 class Fit(NamedTuple):
@@ -59,7 +61,7 @@ class Fit(NamedTuple):
 
 
 def messages(row: Fields) -> Content:
-    return row.talk(*TALKS)
+    return next((conversation(row.get(name, of=list), name) for name in TALKS if _is_list(row.row.get(name))), None)
 
 
 def chain_of_thought(row: Fields) -> Content:
@@ -69,40 +71,36 @@ def chain_of_thought(row: Fields) -> Content:
         return None
     reason, answer = tidy(rationale), tidy(answer)
     if len(answer) > SHORT or "\n" in answer:
-        return Talk(turn(_asked(row, prompt), f"{reason}\n\n{answer}"))
+        return Talk(turn(_with_context(row, prompt), f"{reason}\n\n{answer}"))
     answer = answer.rstrip(".")
     gap = " " if reason.endswith((".", "!", "?")) else "\n"
-    return Talk(turn(_asked(row, prompt), f"{reason}{gap}The answer is {answer}.".strip() if answer else reason))
+    return Talk(turn(_with_context(row, prompt), f"{reason}{gap}The answer is {answer}.".strip() if answer else reason))
 
 
-def instruction(row: Fields) -> Content:
-    task, answer = row.get("instruction"), row.get("output", "response")
-    if task is None or answer is None:
+def pair(row: Fields) -> Content:
+    """A question and its answer: texts, or lists of messages of which the second is to be learnt."""
+    asks, answers = row.name(*QUESTIONS), row.name(*ANSWERS)
+    if asks is None or answers is None:
         return None
-    return Talk(turn(_joined(task, row.get("input"), row.get("context")), answer))
-
-
-def completion(row: Fields) -> Content:
-    """A prompt and what follows it: texts, or lists of messages of which the second is to be learnt."""
-    asked = row.talk("prompt", role="user")
-    answer = asked and row.talk("completion", "response", role="assistant")
-    if not asked or not answer:
-        return None
-    if isinstance(row.row["prompt"], str):
-        asked.messages[0]["content"] = _asked(row, row.row["prompt"])
+    question, answer = row.talk(asks, "user"), row.talk(answers, "assistant")
+    if isinstance(row.row[asks], list):
+        question.context = set(range(len(question.messages)))
     else:
-        asked.context = set(range(len(asked.messages)))
-    return asked + answer
+        first, after = question.messages[0], (row.get("input"), row.get("context")) if asks == "instruction" else ()
+        first["content"] = _join(first["content"], *after) if after else _with_context(row, first["content"])
+    if asks == "question" and isinstance(row.row[answers], str):
+        answer.messages[0]["content"] = _spoken(answer.messages[0]["content"])
+    return question + answer if answer.messages[0]["role"] == "assistant" else answer  # which holds the question, too
 
 
-def question(row: Fields) -> Content:
-    asked, answer = row.get("question"), row.get("answer", "response")
-    return None if asked is None or answer is None else Talk(turn(_asked(row, asked), _spoken(answer)))
+def preference(row: Fields) -> Content:
+    """trl's, with the prompt in it."""
+    return conversation(row.get("chosen", of=list), "chosen") if _is_list(row.row.get("chosen")) else None
 
 
 def command(row: Fields) -> Content:
     """tldr pages: what a command does, then its examples as a list."""
-    name, about, examples = row.get("command"), row.get("description"), row.get("examples", kind=list)
+    name, about, examples = row.get("command"), row.get("description"), row.get("examples", of=list)
     if name is None or about is None or examples is None:
         return None
     if not all(
@@ -110,22 +108,22 @@ def command(row: Fields) -> Content:
     ):
         return None
     lines = [f"- {e['task'].strip()}:\n  `{e['command'].strip()}`" for e in examples]
-    shown = whole("\n".join([f"{about.strip()}\n", *lines]), "examples")
-    return Talk(turn(f"How do I use the `{name.strip()}` command?", shown))
+    listing = whole("\n".join([f"{about.strip()}\n", *lines]), "examples")
+    return Talk(turn(f"How do I use the `{name.strip()}` command?", listing))
 
 
 def task_and_code(row: Fields) -> Content:
     """MBPP, known by its tests: the task in words, and the program. (`code` beside `text` alone may be a language.)"""
     task, code = row.get("text"), row.get("code")
-    known = any(name in row.row for name in ("test_list", "task_id"))
-    return Talk(turn(task, code)) if known and task is not None and code is not None else None
+    is_mbpp = any(name in row.row for name in ("test_list", "task_id"))
+    return Talk(turn(task, code)) if is_mbpp and task is not None and code is not None else None
 
 
 def plain(row: Fields) -> Content:
-    return row.get("text")
+    return row.get("text", "chosen")
 
 
-class Shape(NamedTuple):
+class RowShape(NamedTuple):
     """A row shape: the fields, as error messages show them, and its adapter."""
 
     fields: str
@@ -133,42 +131,66 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape("messages|conversations [{role|from, content|value}]", messages),
-    Shape("prompt + rationale + answer", chain_of_thought),
-    Shape("instruction (+ input, context) + output|response", instruction),
-    Shape("prompt (+ context) + completion|response", completion),
-    Shape("question (+ context) + answer|response", question),
-    Shape("command + description + examples [{task, command}]", command),
-    Shape("text + code + test_list|task_id", task_and_code),
-    Shape("text", plain),
+    RowShape("messages|conversations [{role|from, content|value}]", messages),
+    RowShape("prompt + rationale + answer", chain_of_thought),
+    RowShape(f"{'|'.join(QUESTIONS)} (+ context) + {'|'.join(ANSWERS)}", pair),
+    RowShape("command + description + examples [{task, command}]", command),
+    RowShape("text + code + test_list|task_id", task_and_code),
+    RowShape("chosen [{role, content}]", preference),
+    RowShape("text|chosen", plain),
 )
 
 
-def fit(row: Row) -> Fit | None:
+def fit(row: JsonRow) -> Fit | None:
     """The conversation or text of `row` under the first shape that fits, or None when none does.
 
     A field that holds nothing is as good as left out, unless no shape fits without it. Raises ValueError, naming the
-    field, for one that breaks the row's shape; LeftOut for a row that is not to be learnt from.
+    field, for one that breaks the row's shape; Exclusion for a row that is not to be learnt from.
     """
     full = {name: value for name, value in row.items() if value not in EMPTY}
     for fields in (full, {**row, **dict.fromkeys((name for name in row if row[name] is None), "")}):
         for shape in SHAPES:
-            read = Fields(fields)
-            content = shape.adapt(read)
+            row_fields = Fields(fields)
+            content = shape.adapt(row_fields)
             if content is not None:
-                talk = beside(read, content) if isinstance(content, Talk) else content
+                talk = beside(row_fields, content) if isinstance(content, Talk) else content
                 for name in NAMES_OF_ROWS:
-                    read.get(name)
-                unused = {name for name in full if name not in read.used}
+                    row_fields.get(name)
+                unused = {name for name in full if name not in row_fields.names}
                 return Fit(talk, frozenset(unused | (talk.unused if isinstance(talk, Talk) else set())))
     return None
 
 
+def misfit(row: object) -> str:
+    """Why no shape fits a row, and what would."""
+    if not isinstance(row, dict):
+        return f"the row is {kind(row)}; give an object with fields"
+    has = {name: value for name, value in row.items() if value not in EMPTY}
+    asks, answers = (next((n for n in names if n in has), None) for names in (QUESTIONS, (*ANSWERS, "rationale")))
+    for name in (*TALKS, asks, answers, "text"):
+        if name in has and not (_is_list(has[name]) if name in TALKS else _is_said(has[name])):
+            wants = "a list of {role, content}" if name in TALKS else "text"
+            return f"{name} is {kind(has[name])}; give {wants}"
+    if asks or answers:
+        missing, names = ("answer", ANSWERS) if asks else ("question", QUESTIONS)
+        return f"{asks or answers} stands without {missing}; give it as one of {', '.join(names)}"
+    names = f"no field is known ({', '.join(map(shown, row))[:200]})" if row else "there are no fields"
+    return f"{names}; accepted: {'; '.join(shape.fields for shape in SHAPES)}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str) or (_is_list(value) and all(isinstance(message, dict) for message in value))
+
+
 def beside(row: Fields, talk: Talk) -> Talk:
     """The conversation with what other fields of its row say of it: earlier turns, a system message, a false label."""
-    if row.get("label", kind=bool) is False:
-        raise LeftOut("labelled false")
-    if (earlier := row.get("history", kind=list)) is not None:
+    if row.get("label", of=bool) is False:
+        raise Exclusion("labelled false")
+    if (earlier := row.get("history", of=list)) is not None:
         talk = _history(earlier) + talk
     if not any(message["role"] == "system" for message in talk.messages) and (system := row.get(*SYSTEMS)) is not None:
         talk = Talk([{"role": "system", "content": system}]) + talk
@@ -183,8 +205,8 @@ def _history(earlier: list[Any]) -> Talk:
     for number, pair in enumerate(earlier):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"history[{number}] is no pair of question and answer; give [[question, answer], ...]")
-        asked, answer = (text_of(text, f"history[{number}][{i}]") for i, text in enumerate(pair))
-        talk += Talk(turn(asked, answer))
+        question, answer = (text_of(text, f"history[{number}][{i}]") for i, text in enumerate(pair))
+        talk += Talk(turn(question, answer))
     return talk
 
 
@@ -195,15 +217,15 @@ def _spoken(answer: str) -> str:
     if last is None:
         return answer
     above = answer[: last.start()]
-    known = re.search(CALCULATOR, above) or re.sub(r"\D", "", last[1]) in re.sub(r"[,\s]", "", above)
-    return f"{re.sub(CALCULATOR, '', above)}\nThe answer is {last[1]}." if known else answer
+    is_gsm8k = re.search(CALCULATOR, above) or re.sub(r"\D", "", last[1]) in re.sub(r"[,\s]", "", above)
+    return f"{re.sub(CALCULATOR, '', above)}\nThe answer is {last[1]}." if is_gsm8k else answer
 
 
-def _asked(row: Fields, prompt: str) -> str:
+def _with_context(row: Fields, prompt: str) -> str:
     """A question, after the text that it is about."""
     context = row.get("context")
-    return prompt if context is None else _joined(context, prompt)
+    return prompt if context is None else _join(context, prompt)
 
 
-def _joined(*texts: str | None) -> str:
+def _join(*texts: str | None) -> str:
     return "\n\n".join(text for text in map(tidy, filter(None, texts)) if text)

@@ -24,10 +24,10 @@ def sharding(model: PreTrainedModel, method: str) -> dict[str, Any]:
 def shard_on_cpu(trainer: Trainer) -> None:
     """Have a Trainer that was asked for FSDP2 shard on a CPU, too. accelerate takes the request there, and copies the
     model to each process (DDP) without a word; torch shards over gloo as over anything."""
-    told: dict[str, Any] | None = trainer.args.fsdp_plugin_args
-    if told is None or trainer.is_fsdp_enabled:
+    plugin_args: dict[str, Any] | None = trainer.args.fsdp_plugin_args
+    if plugin_args is None or trainer.is_fsdp_enabled:
         return
     # what accelerate's own state does where there is a GPU; the shared state refills it from the partial one
     PartialState().distributed_type = trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**told)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_args)
     trainer.is_fsdp_enabled = True

@@ -7,7 +7,6 @@ interrupted run goes on with the next file; runs that share a folder wait for ea
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +19,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from depthdial.core.lock import foreign
 from depthdial.core.whole import whole, write_json
-from depthdial.train.data import Record, files_of, holdout, read
+from depthdial.train.data import Record, holdout, read
 from depthdial.train.encode import encode_all, separator_token
+from depthdial.train.files import Source, sources_of
 from depthdial.train.progress import Progress
-from depthdial.train.tokenizer import fingerprint, open_tokenizer, save_tokenizer, size_asked, train_tokenizer
+from depthdial.train.tokenizer import (
+    open_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
 
 VERSION = 1
 INDEX_FILE, TOKENIZER_FOLDER = "index.json", "tokenizer"
@@ -72,29 +77,29 @@ def shard_path(folder: Path, number: int, side: Side) -> Path:
 
 
 def make_shards(
-    files: Sequence[str | Path], folder: Path, tokenizer: str = "", heldout: float = 0.01
+    files: Sequence[str | Path], folder: Path, tokenizer: str = "", heldout: float = 0.01, strict: bool = False
 ) -> tuple[Index, PreTrainedTokenizerBase]:
     """The shards of data files in `folder`, made or completed, and their tokenizer.
 
     tokenizer: "train:SIZE", or the name of one that exists; "" takes that of the folder, or trains one of 4096.
-    Raises ValueError for unreadable data, and for a folder made with another tokenizer, of other files or with another
-    held-out share.
+    strict: as in `data.read`. Raises ValueError for unreadable data, and for a folder made with another tokenizer, of
+    other files or with another held-out share.
     """
-    paths = files_of(files)
-    sums = tuple(_sha256(path) for path in paths)
+    paths = sources_of(files)
+    sums = tuple(path.sha256() for path in paths)
     if read_index(folder) is None and (strange := foreign(folder, (TOKENIZER_FOLDER,))):
         raise ValueError(f"{folder} holds {strange[0]} and no shards; choose an empty or new folder for --shards")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        index, spoken = _begin(paths, sums, folder, tokenizer, heldout)
+        index, opened = _begin(paths, sums, folder, tokenizer, heldout, strict)
         total = len(paths)
         with Progress("tokenising", total, len(index.shards)) as progress:
             for number in range(len(index.shards), total):
-                shard = _write(paths[number], sums[number], number, folder, index, spoken)
+                shard = _write(paths[number], sums[number], number, folder, index, opened, strict)
                 index = Index(**{**vars(index), "shards": (*index.shards, shard)})
                 _save(index, folder)
                 progress.advance(shard.train + shard.heldout, tokens=float(index.tokens("train")))
-    return index, spoken
+    return index, opened
 
 
 def read_index(folder: Path) -> Index | None:
@@ -103,66 +108,74 @@ def read_index(folder: Path) -> Index | None:
     if not file.is_file():
         return None
     try:
-        told = json.loads(file.read_text())
-        if told["version"] != VERSION:
-            raise ValueError(f"{file} has version {told['version']}, not {VERSION}; choose another --shards folder")
-        shards = tuple(Shard(**shard) for shard in told.pop("shards"))
-        return Index(**{**told, "files": tuple(told["files"])}, shards=shards)
+        data = json.loads(file.read_text())
+        if data["version"] != VERSION:
+            raise ValueError(f"{file} has version {data['version']}, not {VERSION}; choose another --shards folder")
+        shards = tuple(Shard(**shard) for shard in data.pop("shards"))
+        return Index(**{**data, "files": tuple(data["files"])}, shards=shards)
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{file} is not an index of shards; choose another folder for --shards") from None
 
 
 def _begin(
-    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, asked: str, heldout: float
+    paths: Sequence[Source], sums: tuple[str, ...], folder: Path, name: str, heldout: float, strict: bool
 ) -> tuple[Index, PreTrainedTokenizerBase]:
     """The folder's own index, if it is of these files and this tokenizer; a new one for an empty folder."""
-    found = read_index(folder)
-    if found is None:
-        return _fresh(paths, sums, folder, asked or "train:4096", heldout)
-    spoken = AutoTokenizer.from_pretrained(folder / TOKENIZER_FOLDER, local_files_only=True)
+    index = read_index(folder)
+    if index is None:
+        return _fresh(paths, sums, folder, name or "train:4096", heldout, strict)
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER_FOLDER, local_files_only=True)
     remedy = "give the same one, or another --shards folder"
-    trained = size_asked(asked) is not None
-    same = asked in ("", found.asked) if trained or not asked else fingerprint(open_tokenizer(asked)) == found.tokenizer
-    if not same or fingerprint(spoken) != found.tokenizer:
-        raise ValueError(f"the shards in {folder} were made with another tokenizer ({found.asked}); {remedy}")
-    if found.files != sums:
+    is_new = vocabulary_size(name) is not None
+    same = (
+        name in ("", index.asked)
+        if is_new or not name
+        else tokenizer_fingerprint(open_tokenizer(name)) == index.tokenizer
+    )
+    if not same or tokenizer_fingerprint(tokenizer) != index.tokenizer:
+        raise ValueError(f"the shards in {folder} were made with another tokenizer ({index.asked}); {remedy}")
+    if index.files != sums:
         raise ValueError(
             f"the shards in {folder} were made of other data files; give the same ones, or another --shards"
         )
-    if found.heldout != heldout:
-        raise ValueError(f"the shards in {folder} hold out {found.heldout} of the documents, not {heldout}; {remedy}")
-    return found, spoken
+    if index.heldout != heldout:
+        raise ValueError(f"the shards in {folder} hold out {index.heldout} of the documents, not {heldout}; {remedy}")
+    return index, tokenizer
 
 
 def _fresh(
-    paths: Sequence[Path], sums: tuple[str, ...], folder: Path, asked: str, heldout: float
+    paths: Sequence[Source], sums: tuple[str, ...], folder: Path, name: str, heldout: float, strict: bool
 ) -> tuple[Index, PreTrainedTokenizerBase]:
-    size = size_asked(asked)
+    size = vocabulary_size(name)
     if size is None:
-        spoken = open_tokenizer(asked)
+        tokenizer = open_tokenizer(name)
     else:  # held-out text must not shape the tokenizer either
-        spoken = train_tokenizer((r for path in paths for r in holdout(read(path), heldout)[0]), size)
-    save_tokenizer(spoken, folder / TOKENIZER_FOLDER)
-    index = Index(fingerprint(spoken), asked, len(spoken), separator_token(spoken), heldout, files=sums)
+        tokenizer = train_tokenizer((r for path in paths for r in holdout(read(path, strict=strict), heldout)[0]), size)
+    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+    index = Index(
+        tokenizer_fingerprint(tokenizer), name, len(tokenizer), separator_token(tokenizer), heldout, files=sums
+    )
     _save(index, folder)
-    return index, spoken
+    return index, tokenizer
 
 
-def _write(path: Path, sha256: str, number: int, folder: Path, index: Index, spoken: PreTrainedTokenizerBase) -> Shard:
+def _write(
+    path: Source, sha256: str, number: int, folder: Path, index: Index, tokenizer: PreTrainedTokenizerBase, strict: bool
+) -> Shard:
     """One data file's tokens. The separator ends a document, also where its text goes on on the other side."""
-    records = read(path)
+    records = read(path, strict=strict)
     out: dict[Side, Path] = {side: shard_path(folder, number, side) for side in ("train", "heldout")}
     counts: dict[Side, int] = {"train": 0, "heldout": 0}
     with (
         whole(out["train"]) as ours,
         whole(out["heldout"]) as theirs,
         ours.open("wb") as train,
-        theirs.open("wb") as held,  # closed before they take their places
+        theirs.open("wb") as heldout,  # closed before they take their places
     ):
-        writers: dict[Side, BinaryIO] = {"train": train, "heldout": held}
+        writers: dict[Side, BinaryIO] = {"train": train, "heldout": heldout}
         last: Side = "train"
         open_end = False
-        for side, ids, ends in _encoded(records, index, spoken):
+        for side, ids, ends in _encode(records, index, tokenizer, strict):
             if open_end and side != last:
                 counts[last] += _append(writers[last], np.array([index.separator]), index)
             counts[side] += _append(writers[side], ids, index)
@@ -170,21 +183,21 @@ def _write(path: Path, sha256: str, number: int, folder: Path, index: Index, spo
     return Shard(path.name, sha256, len(records), counts["train"], counts["heldout"])
 
 
-def _encoded(
-    records: list[Record], index: Index, spoken: PreTrainedTokenizerBase
+def _encode(
+    records: list[Record], index: Index, tokenizer: PreTrainedTokenizerBase, strict: bool
 ) -> Iterator[tuple[Side, np.ndarray, bool]]:
-    held = {id(record) for record in holdout(records, index.heldout)[1]}
-    encoded = encode_all(
-        records, spoken, separator=index.separator, targets="all", vocabulary=index.vocabulary
+    heldout = {id(record) for record in holdout(records, index.heldout)[1]}
+    documents = encode_all(
+        records, tokenizer, separator=index.separator, targets="all", vocabulary=index.vocabulary, strict=strict
     )  # the files have no room for a larger number
-    for record, document in zip(records, encoded, strict=True):
+    for record, document in zip(records, documents, strict=True):
         ends = record.ends or bool(record.messages)
         ids = document.input_ids
-        if record.messages and (
-            not len(ids) or ids[-1] != index.separator
-        ):  # a chat template ends turns, not documents
+        if not len(ids):
+            continue  # left out
+        if record.messages and ids[-1] != index.separator:  # a chat template ends turns, not documents
             ids = np.append(ids, index.separator)
-        yield "heldout" if id(record) in held else "train", ids, ends
+        yield "heldout" if id(record) in heldout else "train", ids, ends
 
 
 def _append(file: BinaryIO, ids: np.ndarray, index: Index) -> int:
@@ -194,8 +207,3 @@ def _append(file: BinaryIO, ids: np.ndarray, index: Index) -> int:
 
 def _save(index: Index, folder: Path) -> None:
     write_json(folder / INDEX_FILE, asdict(index))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

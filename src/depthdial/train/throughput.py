@@ -23,18 +23,19 @@ def matmul_rate(device: torch.device, bf16: bool, size: int = 1024, repeats: int
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
-        begun = _now(device)
+        start = _now(device)
         torch.mm(a, b)
-        best = min(best, _now(device) - begun)
+        best = min(best, _now(device) - start)
     return size**3 / best
 
 
-def needed_macs(ledger: Ledger, cost: float, kept: list[float], length: int) -> float:
+def needed_macs(ledger: Ledger, cost: float, shares: list[float], length: int) -> float:
     """Multiply-accumulates that a mean token's forward pass needs: linear weights by true cost, and attention over the
-    context of a row for the tokens that run a layer. kept: share of tokens that ran each layer."""
-    seen = (length + 1) / 2
+    context of a row for the tokens that run a layer. shares: share of tokens that ran each layer."""
+    context = (length + 1) / 2
     attention = sum(
-        share * layer.attend * min(seen, layer.window or seen) for share, layer in zip(kept, ledger.layers, strict=True)
+        share * layer.attend * min(context, layer.window or context)
+        for share, layer in zip(shares, ledger.layers, strict=True)
     )
     return cost * ledger.dense + attention
 
@@ -57,9 +58,9 @@ def gather_pays(model: PreTrainedModel, ids: Tensor, bf16: bool, repeats: int = 
         undo = gather(model)
     except ValueError:
         return False
-    gathered = _best(model, ids, bf16, repeats)
+    seconds = _best(model, ids, bf16, repeats)
     undo()
-    return gathered < _best(model, ids, bf16, repeats)
+    return seconds < _best(model, ids, bf16, repeats)
 
 
 def _best(model: PreTrainedModel, ids: Tensor, bf16: bool, repeats: int) -> float:
@@ -67,13 +68,13 @@ def _best(model: PreTrainedModel, ids: Tensor, bf16: bool, repeats: int) -> floa
     best, was, keys = float("inf"), model.training, torch.arange(len(ids), device=ids.device)
     model.train()
     for turn in range(repeats + 1):
-        begun = _now(ids.device)
+        start = _now(ids.device)
         autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16)
         with converted_of(model).using(training=True, key=keys), autocast:
             out = model(input_ids=ids, use_cache=False).logits
         out.float().square().mean().backward()
         if turn:
-            best = min(best, _now(ids.device) - begun)
+            best = min(best, _now(ids.device) - start)
     model.zero_grad(set_to_none=True)
     model.train(was)
     return best

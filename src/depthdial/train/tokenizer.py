@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -19,7 +18,7 @@ DEFAULT = "train:4096"
 LEAST = 257  # the bytes and the end of a document
 
 
-def size_asked(name: str) -> int | None:
+def vocabulary_size(name: str) -> int | None:
     """The vocabulary asked for by "train:SIZE"; None for the name of a tokenizer that exists.
 
     Raises ValueError for a size that is no number or too small.
@@ -60,16 +59,11 @@ def train_tokenizer(records: Iterable[Record], size: int) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A sha256 of everything that decides which ids a text becomes."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())  # type: ignore[attr-defined]
     digest.update(json.dumps([tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]).encode())
     return digest.hexdigest()
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Beside a model, as Hugging Face keeps it."""
-    tokenizer.save_pretrained(folder)
 
 
 def _texts(records: Iterable[Record]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.evaluate.equal_cost import Mix
+from depthdial.evaluate.equal_cost import KnobMix
 from heldout.search import CostSearch
 
 
@@ -42,7 +42,7 @@ def test_measurements_are_few_and_remembered():
 def test_between_two_steps_the_rows_take_turns(cost):
     knob = CostSearch(stairs, resolution=1.0)(cost, tolerance=1e-6)
     rows = torch.arange(4000)
-    offsets = knob.offsets(rows) if isinstance(knob, Mix) else torch.full((4000,), knob)
+    offsets = knob.offsets(rows) if isinstance(knob, KnobMix) else torch.full((4000,), knob)
     assert set(offsets.tolist()) <= {float(round(o)) for o in offsets.tolist()}  # whole numbers: the steps themselves
     assert abs(sum(map(stairs, offsets.tolist())) / 4000 - cost) < 1e-3
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthdial.evaluate.equal_cost import Mix
+from depthdial.evaluate.equal_cost import KnobMix
 from depthdial.methods import Random, Static
 from depthdial.models.calibration import Heldout
 from depthdial.models.convert import convert
@@ -108,7 +108,7 @@ def test_static_and_random_meet_the_same_cost(tiny_model, packed_batches, ratio)
         knob, scores = text.at_cost(run, 0.87, text.search(run, resolution))
         assert abs(scores.summary().cost - 0.87) <= 0.005
         if isinstance(method, Static):
-            assert isinstance(knob, Mix) and len(scores.layers.unique()) == 2
+            assert isinstance(knob, KnobMix) and len(scores.layers.unique()) == 2
             in_row = [scores.layers[scores.row == r].unique() for r in scores.row.unique()]
             assert all(len(depth) == 1 for depth in in_row)  # rows take turns, tokens do not
 

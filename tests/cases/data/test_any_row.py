@@ -12,9 +12,11 @@ LONG = "a number of 5,000 digits"
 NAMES = st.sampled_from([
     "messages", "conversations", "prompt", "completion", "response", "question", "answer", "instruction", "input",
     "output", "context", "system", "history", "text", "code", "test_list", "label", "source", "split", "command",
-    "description", "examples", "rationale", "tools", "weight",
+    "description", "examples", "rationale", "tools", "weight", "query", "problem", "solution", "chosen", "rejected",
 ])  # fmt: skip
-INNER = st.sampled_from(["role", "from", "content", "value", "type", "text", "weight", "tool_calls", "task", "command"])
+INNER = st.sampled_from([
+    "role", "from", "content", "value", "type", "text", "weight", "tool_calls", "function_call", "task", "command",
+])  # fmt: skip
 TEXT = st.one_of(INNER, st.text(max_size=5), st.just("\ud83d"), st.just("a\n#### 5"), st.just("<<1+1=2>>2\n#### 2"))
 LEAF = st.one_of(TEXT, st.none(), st.booleans(), st.integers(-1, 2), st.floats(), st.just(LONG))
 MESSAGE = st.fixed_dictionaries(
@@ -36,11 +38,12 @@ def test_any_row_is_read_or_refused_in_one_line(tmp_path: Path, row: dict):
     path.write_text('{"text": "fine"}\n' + json.dumps(row).replace(f'"{LONG}"', "9" * 5000) + "\n", encoding="utf-8")
     said, records = "", [Record("")]
     try:
-        records = read(path)
+        records = read(path, strict=True)
     except ValueError as error:
         said = str(error)
     assert not said or (said.startswith(f"{path} line 2: ") and "\n" not in said and said.encode())
     if said:
+        assert len(read(path)) == 1, "left out, where it does not stop everything"
         return
     assert records[0].text == "fine" and len(records) <= 2
     for record in records:

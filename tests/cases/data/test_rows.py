@@ -8,6 +8,8 @@ from depthdial.train.data import read
 from depthdial.train.messages import Message, turn
 
 HERE = Path(__file__).parent
+CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+REPLY = "<tool_response>\nsunny\n</tool_response>"
 SYSTEM: Message = {"role": "system", "content": "Answer in French."}
 
 
@@ -27,6 +29,7 @@ SYSTEM: Message = {"role": "system", "content": "Answer in French."}
         ("indented-code", turn("def f(x):\n    if x:", "        return 1\n    return 0")),
         ("content-parts", turn("Hello", "Hi there")),
         ("prompt-of-messages", turn("Hello", "Hi there")),
+        ("tool-turns", [*turn("Weather?", CALL), *turn(REPLY, "It is sunny.")]),
     ],
 )
 def test_conversations(name: str, messages: list[Message]):
@@ -53,7 +56,7 @@ def test_texts(name: str, texts: list[str]):
     [
         ("dolly-context", "dolly-context.jsonl: fields not used: category (first in line 1)"),
         ("text-with-language-code", "text-with-language-code.jsonl: fields not used: code (first in line 1)"),
-        ("label-false", "label-false.jsonl: 1 of 2 rows left out: 1 labelled false (first in line 2)"),
+        ("label-false", "label-false.jsonl: 1 of 2 rows left out: labelled false (1, first in line 2)"),
     ],
 )
 def test_what_is_not_used_is_named_once(name: str, words: str, caplog: pytest.LogCaptureFixture):
@@ -67,9 +70,8 @@ def test_what_is_not_used_is_named_once(name: str, words: str, caplog: pytest.Lo
     [
         ("deep-unused-field", r"deep-unused-field\.jsonl line 1: .* nested too deeply"),
         ("half-a-surrogate", r"half-a-surrogate\.jsonl line 2: completion holds '\\ud83d', half a character"),
-        ("tool-turns", r"tool-turns\.jsonl: every row is left out: 1 with tool turns, which are not known .*line 1"),
     ],
 )
 def test_what_cannot_be_read_is_said(name: str, words: str):
     with pytest.raises(ValueError, match=words):
-        read(HERE / f"{name}.jsonl")
+        read(HERE / f"{name}.jsonl", strict=True)

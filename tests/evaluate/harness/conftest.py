@@ -104,8 +104,8 @@ def data_folder(tmp_path: Path) -> Path:
     """A fresh folder with all of `rows`, as `.jsonl.gz` in a subfolder `eval`."""
     folder = tmp_path / "data"
     (folder / "eval").mkdir(parents=True)
-    for stem, told in rows().items():
-        _write(folder / "eval" / f"{stem}.jsonl.gz", told)
+    for stem, facts in rows().items():
+        _write(folder / "eval" / f"{stem}.jsonl.gz", facts)
     return folder
 
 

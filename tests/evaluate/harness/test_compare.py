@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 from depthdial.engine.score import Ran
-from depthdial.evaluate.harness.compare import Drawn, counts, summary
-from depthdial.evaluate.harness.items import Record
-from depthdial.evaluate.subjects import Row
+from depthdial.evaluate.harness.compare import Resamples, counts, summary
+from depthdial.evaluate.harness.items import TaskRecord
+from depthdial.evaluate.subjects import TableRow
 
 BASE, ADAPTIVE, RANDOM = (
-    Row("base", "base", "flexidepth", 1.0),
-    Row("flexidepth 0.8", "adaptive", "flexidepth", 0.8),
-    Row("random 0.8", "baseline", "random", 0.8),
+    TableRow("base", "base", "flexidepth", 1.0),
+    TableRow("flexidepth 0.8", "adaptive", "flexidepth", 0.8),
+    TableRow("random 0.8", "baseline", "random", 0.8),
 )
 
 
-def record(task: str, values, chance: float = 0.0, cost: float = 1.0, **fields) -> Record:
+def record(task: str, values, chance: float = 0.0, cost: float = 1.0, **fields) -> TaskRecord:
     told = {
         "metric": "acc", "kind": "mean", "higher_is_better": True, "score": float(np.mean(values)), "chance": chance,
         "prompt": Ran(10, 300, 10.0), "answer": Ran(10, 200, 10 * cost), "tokens": 12, "dense": 2,
         "seconds": 1.0, "cpu_seconds": 2.0,
     }  # fmt: skip
-    return Record(task=task, values=list(values), **{**told, **fields})
+    return TaskRecord(task=task, values=list(values), **{**told, **fields})
 
 
 def test_means_are_those_of_the_paper_and_above_chance():
@@ -64,10 +64,10 @@ def test_items_are_paired():
     near = base.copy()
     near[:4] = 0
     far = random.permutation(base)
-    drawn = Drawn()
+    picture = Resamples()
 
     def width(one, other):
-        differences = drawn.scores(record("a", one)) - drawn.scores(record("a", other))
+        differences = picture.scores(record("a", one)) - picture.scores(record("a", other))
         return float(np.percentile(differences, 97.5) - np.percentile(differences, 2.5))
 
     assert width(near, base) < 0.02 < 0.1 < width(far, base)
@@ -101,7 +101,7 @@ def test_a_baseline_stands_beside_the_row_of_its_budget():
 
 
 def test_perplexity_is_retained_the_other_way_round_and_in_no_mean():
-    def told(nats: float) -> Record:
+    def told(nats: float) -> TaskRecord:
         values = [[-nats * n, n] for n in (10, 20, 30)]
         return record("w", values, kind="perplexity", higher_is_better=False, score=math.exp(nats))
 
@@ -132,5 +132,5 @@ def test_standard_errors():
     ]
     score = math.exp(-sum(v[0] for v in values) / sum(v[1] for v in values))
     told = record("w", [0.0])
-    wide = Record(**{**vars(told), "values": values, "kind": "perplexity", "score": score})
-    assert wide.stderr == pytest.approx(float(np.std(Drawn().scores(wide))), rel=0.1)
+    wide = TaskRecord(**{**vars(told), "values": values, "kind": "perplexity", "score": score})
+    assert wide.stderr == pytest.approx(float(np.std(Resamples().scores(wide))), rel=0.1)

@@ -7,7 +7,7 @@ import gzip
 import datasets
 import pytest
 
-from depthdial.evaluate.harness.data import FORMATS, DataFolder, checked
+from depthdial.evaluate.harness.data import FORMATS, DataFolder, check_rows
 
 HUB = {
     "hellaswag": ("Rowan/hellaswag", None),
@@ -30,9 +30,9 @@ HUB = {
 def test_every_format_is_read(data_folder, name):
     folder = DataFolder(data_folder)
     assert folder.find(*HUB[name]) is FORMATS[name]
-    found = folder.load(*HUB[name])
-    evaluated = found["test"] if len(found.get("test", [])) else found["validation"]
-    assert len(evaluated) > 1 and set(found) == set(FORMATS[name].splits)
+    result = folder.load(*HUB[name])
+    evaluated = result["test"] if len(result.get("test", [])) else result["validation"]
+    assert len(evaluated) > 1 and set(result) == set(FORMATS[name].splits)
 
 
 def test_what_is_not_known_is_left_to_the_hub(data_folder):
@@ -41,8 +41,8 @@ def test_what_is_not_known_is_left_to_the_hub(data_folder):
 
 
 def test_a_missing_training_split_is_empty_and_of_the_same_columns(data_folder):
-    found = DataFolder(data_folder).load("allenai/ai2_arc", "ARC-Easy")
-    assert len(found["train"]) == 0 and found["train"].column_names == found["test"].column_names
+    result = DataFolder(data_folder).load("allenai/ai2_arc", "ARC-Easy")
+    assert len(result["train"]) == 0 and result["train"].column_names == result["test"].column_names
 
 
 def test_the_last_question_of_a_conversation_and_its_other_answers(data_folder):
@@ -54,15 +54,15 @@ def test_the_last_question_of_a_conversation_and_its_other_answers(data_folder):
 
 def test_a_subject_has_its_own_rows_and_examples(data_folder):
     folder = DataFolder(data_folder)
-    found = folder.load("cais/mmlu", "anatomy")
-    assert len(found["test"]) == 4 and found["dev"]["subject"] == ["anatomy"]
+    result = folder.load("cais/mmlu", "anatomy")
+    assert len(result["test"]) == 4 and result["dev"]["subject"] == ["anatomy"]
     with pytest.raises(ValueError, match="no row whose subject is 'law'"):
         folder.load("cais/mmlu", "law")
 
 
 def test_a_limit_cuts_what_is_evaluated_and_no_examples(data_folder):
-    found = DataFolder(data_folder, limit=2).load("openai/gsm8k", "main")
-    assert len(found["test"]) == 2 and len(found["train"]) == 8
+    result = DataFolder(data_folder, limit=2).load("openai/gsm8k", "main")
+    assert len(result["test"]) == 2 and len(result["train"]) == 8
 
 
 @pytest.mark.parametrize("place", ["piqa_val.jsonl", "train/piqa_val.parquet"])
@@ -85,7 +85,7 @@ def test_a_file_that_is_cut_off(tmp_path, write_rows, piqa):
     file = write_rows(tmp_path / "piqa_val.jsonl.gz", piqa)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"piqa_val\.jsonl\.gz is cut off or corrupt"):
-        checked(file, ())
+        check_rows(file, ())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_off(tmp_path, write_rows, piqa):
 def test_a_file_that_is_wrong(tmp_path, content, says):
     (tmp_path / "piqa_val.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=says) as caught:
-        checked(tmp_path / "piqa_val.jsonl", ("goal", "sol1"))
+        check_rows(tmp_path / "piqa_val.jsonl", ("goal", "sol1"))
     assert "\n" not in str(caught.value)
 
 
@@ -111,13 +111,13 @@ def test_a_file_that_is_wrong(tmp_path, content, says):
 def test_a_byte_order_mark_is_no_text(tmp_path, name):
     content = b'\xef\xbb\xbf{"goal": "a"}\n{"goal": "b"}\n'
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert checked(tmp_path / name, ("goal",)) == [{"goal": "a"}, {"goal": "b"}]
+    assert check_rows(tmp_path / name, ("goal",)) == [{"goal": "a"}, {"goal": "b"}]
 
 
 def test_a_parquet_file_that_is_none(tmp_path):
     (tmp_path / "piqa_val.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="corrupt"):
-        checked(tmp_path / "piqa_val.parquet", ())
+        check_rows(tmp_path / "piqa_val.parquet", ())
 
 
 def test_a_column_of_another_kind(tmp_path, write_rows):

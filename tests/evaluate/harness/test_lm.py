@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from depthdial.core.dial import Dials
 from depthdial.evaluate.harness.lm import DepthLM
-from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.store import Store
 from depthdial.models.converted import converted_of
 
@@ -21,7 +21,7 @@ CHOICES = (" jumps over", " the lazy dog", " fox", " jumps over the lazy dog and
 
 def at(scored: float, generated: float, read: float | None = None) -> Setting:
     """By offsets; read: None is the form of the papers."""
-    return Setting.alike(Dial(Dials(scored, read), Dials(generated, read), Dials(scored)))
+    return Setting.alike(TaskDials(Dials(scored, read), Dials(generated, read), Dials(scored)))
 
 
 def instance(kind: Any, doc: int, *args: Any) -> Instance:
@@ -84,8 +84,8 @@ def test_a_budget_is_scored_by_its_own_decisions(tiny_llm):
     converted_of(model).set(offset=0.3)
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits[0, first - 1 : -1]
-    found = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
-    assert logprob == pytest.approx(float(found.sum()), abs=1e-4)
+    result = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
+    assert logprob == pytest.approx(float(result.sum()), abs=1e-4)
     assert greedy == bool((logits.argmax(-1) == tokens[0, first:]).all())
     layers, costs = model.route.layers_used[0, :-1], model.route.token_cost()[0, :-1]
     assert (tally.prompt.tokens, tally.answer.tokens) == (first, len(layers) - first)
@@ -99,10 +99,10 @@ def test_a_context_is_read_and_what_follows_is_written(tiny_llm):
     lm = DepthLM(llm)
     tally = lm.begin(at(-0.3, -0.3, read=math.inf), Store())
     context, continuations = "the quick brown fox", (" jumps over the lazy dog", " and", " jumps over foxes")
-    found = lm.loglikelihood([instance("loglikelihood", 0, context, each) for each in continuations])
+    result = lm.loglikelihood([instance("loglikelihood", 0, context, each) for each in continuations])
     first, model = len(lm.tok_encode(context)), llm.model
     ran = 0.0
-    for (logprob, _), continuation in zip(found, continuations, strict=True):
+    for (logprob, _), continuation in zip(result, continuations, strict=True):
         tokens = torch.tensor([lm.tok_encode(context + continuation)])
         offsets = torch.full((1, tokens.shape[1]), -0.3)
         offsets[:, :first] = math.inf
@@ -128,7 +128,7 @@ def test_texts_take_turns_between_two_dials(tiny_llm):
         lm.begin(at(offset, offset), Store())
         alone.append(lm.loglikelihood(requests))
     lm = DepthLM(tiny_llm())
-    high, low = (Dial(*[Dials(offset)] * 3) for offset in (0.5, -0.5))
+    high, low = (TaskDials(*[Dials(offset)] * 3) for offset in (0.5, -0.5))
     lm.begin(Setting(high, low, 0.5), Store())
     assert lm.loglikelihood(requests) == [alone[i % 2 == 0][i] for i in range(4)] and alone[0] != alone[1]
 
@@ -137,8 +137,8 @@ def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
     llm = tiny_llm()
     lm = DepthLM(llm)
     tally = lm.begin(at(math.inf, -0.2), Store())
-    asked = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
-    (text,) = lm.generate_until([asked])
+    request = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
+    (text,) = lm.generate_until([request])
     model = llm.model
     converted_of(model).set(offset=-0.2)
     ids = lm.tok_encode("the quick brown")
@@ -158,12 +158,12 @@ def test_texts_are_generated_at_the_dial_of_generated_tokens(tiny_llm):
 def test_of_an_answer_to_a_prompt_that_is_read_in_full_the_first_token_is_the_bases(tiny_llm):
     lm = DepthLM(tiny_llm())
     tally = lm.begin(at(-0.2, -0.2, read=math.inf), Store())
-    asked = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
-    (text,) = lm.generate_until([asked])
+    request = instance("generate_until", 0, "the quick brown", {"until": [], "max_gen_toks": 9})
+    (text,) = lm.generate_until([request])
     assert tally.prompt.cost == tally.prompt.tokens and tally.dense == 1 < tally.tokens
     assert tally.answer.cost < 0.99 * tally.answer.tokens
-    lm.begin(Setting.alike(Dial()), Store())
-    (base,) = lm.generate_until([asked])
+    lm.begin(Setting.alike(TaskDials()), Store())
+    (base,) = lm.generate_until([request])
     assert base[:1] == text[:1]
 
 
@@ -174,7 +174,7 @@ def test_interrupted_anywhere_it_gives_the_same(tiny_llm, tmp_path, ask):
     name, requests = ask[0], ask[1]()
     whole = DepthLM(tiny_llm(max_batch=2))
     wanted_tally = whole.begin(at(0.3, 0.3), Store())
-    wanted = getattr(whole, name)(requests)
+    expected = getattr(whole, name)(requests)
 
     class Ended(Exception):
         pass
@@ -195,7 +195,7 @@ def test_interrupted_anywhere_it_gives_the_same(tiny_llm, tmp_path, ask):
             lm = DepthLM(tiny_llm(max_batch=2))  # a new process knows nothing but the file
             lm.report = lambda done, total: None
             tally = lm.begin(at(0.3, 0.3), Store(file))
-            assert getattr(lm, name)(requests) == wanted
+            assert getattr(lm, name)(requests) == expected
             assert (tally.prompt, tally.answer) == (wanted_tally.prompt, wanted_tally.answer)
 
 
@@ -224,7 +224,7 @@ def test_generation_that_the_engine_does_not_know(dense, told, says):
 
 
 def test_drawn_texts_differ_within_a_task_and_not_between_runs(tiny_llm):
-    told = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5}
-    asked = [instance("generate_until", i, "the quick", told) for i in range(4)]
-    first, second = (DepthLM(tiny_llm()).generate_until(asked) for _ in range(2))
+    facts = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5}
+    request = [instance("generate_until", i, "the quick", facts) for i in range(4)]
+    first, second = (DepthLM(tiny_llm()).generate_until(request) for _ in range(2))
     assert first == second and len(set(first)) > 1

@@ -8,22 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from depthdial.core.dial import Curve
 from depthdial.evaluate.harness import run as module
-from depthdial.evaluate.harness.run import Options, run
+from depthdial.evaluate.harness.run import TaskOptions, run
 from depthdial.evaluate.harness.table import tables
 from depthdial.evaluate.subjects import Lineup, Setup
+from depthdial.models import load, save
+from depthdial.models.checkpoint import plugin_of
 
 CLOCKS = {"seconds", "cpu_seconds", "date", "commit"}
 
 
 @pytest.fixture
 def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
-    def make(**fields: Any) -> Options:
+    def make(**fields: Any) -> TaskOptions:
         lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
         lineup |= {
             name: fields.pop(name) for name in ("budgets", "baselines", "early_exit", "int8", "where") if name in fields
@@ -36,7 +40,7 @@ def options(tiny_folder, tiny_plugin, data_folder, tmp_path):
             "output": tmp_path / "out",
             "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4),
         }
-        return Options(**{**told, **fields})
+        return TaskOptions(**{**told, **fields})
 
     return make
 
@@ -81,6 +85,25 @@ def test_both_costs_follow_the_prompt_budget(options, tiny_folder):
     assert len(perplexities) == 1 and found[None]["wikitext"]["cost"] < 0.99, "text skips as in the papers, always"
 
 
+def test_a_baseline_meets_the_cost_that_short_answers_had(options, tiny_folder, tiny_plugin, tmp_path, monkeypatch):
+    """Its curve, like any that was measured on long texts, says nothing of the first few tokens of an answer."""
+    model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
+    wrong = Curve((-2.0, 0.0, 2.0), (0.6, 0.7, 0.9), (0.5, 0.2, 0.05))
+    plugin = replace(plugin_of(model), name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
+    other = save(model, tmp_path / "wrong", plugin)
+    tried, real = [], module.met
+
+    def noted(run: Any, cost: Any, *rest: Any) -> Any:
+        return real(run, lambda found: tried.append(cost(found)) or tried[-1], *rest)
+
+    monkeypatch.setattr(module, "met", noted)
+    told = {"tasks": ["arc_easy"], "early_exit": False, "int8": "none", "baselines": {"wrong": str(other)}}
+    results = run(options(output=None, **told))
+    own, baseline = (row["tasks"]["arc_easy"]["cost"] for row in results["rows"][1:])
+    assert 2 <= len(tried) <= 3 and baseline == min(tried, key=lambda cost: abs(cost - own))
+    assert abs(tried[0] - own) > 0.08 and abs(baseline - own) < 0.04
+
+
 def test_where_skipping_hurts(options):
     results = run(options(where=True, output=None, early_exit=False, int8="none", tasks=["arc_easy"]))
     rows = {row["name"]: row for row in results["rows"]}
@@ -93,7 +116,7 @@ def test_where_skipping_hurts(options):
 def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypatch):
     first = run(options())
     measured = []
-    real = module.measure
+    real = module.measure_task
     monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="locks of the Li
 
 
 def test_ordinary_programs_pass_or_fail_by_their_tests():
-    sandbox.check()
+    sandbox.check_sandbox()
     assert sandbox.run("import math, typing, heapq\nassert math.gcd(4, 6) == 2\nprint('hello')") == "passed"
     assert sandbox.run("assert 1 == 2, 'no'") == "failed: AssertionError: no"
     assert sandbox.run("def (:").startswith("failed: SyntaxError")
@@ -67,8 +67,8 @@ def test_nothing_outside_is_touched(tmp_path, program):
     there = tmp_path / "file"
     there.write_text("kept")
     before, affinity = there.stat(), os.sched_getaffinity(0)
-    found = sandbox.run(program.format(there=there, pid=os.getpid()))
-    assert found.startswith("failed: ") and "SyntaxError" not in found, found
+    result = sandbox.run(program.format(there=there, pid=os.getpid()))
+    assert result.startswith("failed: ") and "SyntaxError" not in result, result
     assert os.sched_getscheduler(0) == os.SCHED_OTHER and os.sched_getaffinity(0) == affinity
     after = there.stat()
     assert there.read_text() == "kept" and (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
@@ -97,8 +97,8 @@ def test_nothing_outside_is_touched(tmp_path, program):
 )
 def test_calls_that_python_does_not_have(name, call):
     head = "import ctypes, struct; told = ctypes.create_string_buffer(struct.pack('iii', 9, 0, -1), 128)\n"
-    made = "libc = ctypes.CDLL(None, use_errno=True)\nfound = libc.syscall({})\nassert found >= 0, ctypes.get_errno()"
-    program = head + made.format(call.format(pid=os.getpid()))
+    output = "libc = ctypes.CDLL(None, use_errno=True)\nfound = libc.syscall({})\nassert found >= 0, ctypes.get_errno()"
+    program = head + output.format(call.format(pid=os.getpid()))
     assert sandbox.run(program) == "failed: AssertionError: 1", name
 
 
@@ -123,8 +123,8 @@ def test_a_file_can_be_read_and_asked_for_its_flags():
     """The filter looks at arguments: calls with harmless ones go through."""
     program = f"import fcntl\nfile = open({__file__!r})\nassert file.read() and fcntl.fcntl(file, fcntl.F_GETFL) >= 0"
     assert sandbox.run(program) == "passed"
-    asked = f"import os\nfile = os.open({__file__!r}, 0)\nassert not os.isatty(file)\nos.set_inheritable(file, True)"
-    assert sandbox.run(asked) == "passed"
+    request = f"import os\nfile = os.open({__file__!r}, 0)\nassert not os.isatty(file)\nos.set_inheritable(file, True)"
+    assert sandbox.run(request) == "passed"
 
 
 def test_no_network_not_even_here():
@@ -135,7 +135,7 @@ def test_no_network_not_even_here():
 
 
 def test_where_locks_are_refused_nothing_runs(monkeypatch):
-    sandbox.check.cache_clear()
+    sandbox.check_sandbox.cache_clear()
     monkeypatch.setattr(sandbox, "_run", lambda program, seconds: "failed: cannot lock: no Landlock")
     with pytest.raises(ValueError, match="does not lock programs in"):
         sandbox.run("print()")
@@ -145,14 +145,14 @@ def test_where_locks_are_refused_nothing_runs(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ValueError, match="on Linux"):
         sandbox.run("print()")
-    sandbox.check.cache_clear()
+    sandbox.check_sandbox.cache_clear()
 
 
 def test_pass_at_k_of_candidates():
     right, wrong = "def f(x):\n    return x", "def f(x):\n    return 0"
-    found, details = CodeEval().compute(["assert f(1) == 1"] * 2, [[right, wrong], [wrong, wrong]], k=[1, 2, 9])
-    assert found == {"pass@1": pytest.approx(0.25), "pass@2": pytest.approx(0.5)}
-    assert [told["passed"] for _, told in details[0]] == [True, False]
+    result, details = CodeEval().compute(["assert f(1) == 1"] * 2, [[right, wrong], [wrong, wrong]], k=[1, 2, 9])
+    assert result == {"pass@1": pytest.approx(0.25), "pass@2": pytest.approx(0.5)}
+    assert [facts["passed"] for _, facts in details[0]] == [True, False]
 
 
 def test_estimate_is_the_chance_of_a_draw():

@@ -12,13 +12,13 @@ from depthdial.maps.keep_figure import COLOURS
 
 
 def task(score: float, **fields):
-    told = {
+    facts = {
         "metric": "acc", "kind": "mean", "items": 200, "score": score, "stderr": 0.03, "chance": 0.25,
         "retained": score / 0.5, "above_chance": (score - 0.25) / 0.25, "cost": 0.9,
         "prompt_cost": 1.0, "dense_share": 0.31,
         "over_base": {"mean": score - 0.5, "low": None, "high": None},
     }  # fmt: skip
-    return {**told, **fields}
+    return {**facts, **fields}
 
 
 def mean(value: float | None, half: float = 0.02):
@@ -125,13 +125,13 @@ def test_the_picture_of_tasks_at_chance_is_not_empty(results, tmp_path):
     """A small model is at chance on all tasks of a short run: scores are drawn then, and what is missing is said."""
     for row in results["rows"]:
         row |= {"counted": [], "at_chance": ["arc", "wiki"], "mean_above_chance": mean(None)}
-        for told in row["tasks"].values():
-            told["above_chance"] = None
+        for facts in row["tasks"].values():
+            facts["above_chance"] = None
     draw(results, tmp_path / "at_chance.png")
     assert coloured(tmp_path / "at_chance.png") > 100
     for row in results["rows"]:
         row |= {"mean_retained": mean(None)}
-        for told in row["tasks"].values():
-            told["retained"] = None
+        for facts in row["tasks"].values():
+            facts["retained"] = None
     draw(results, tmp_path / "nothing.png")
     assert coloured(tmp_path / "nothing.png") == 0 and (tmp_path / "nothing.png").stat().st_size > 10_000

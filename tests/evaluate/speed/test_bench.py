@@ -10,8 +10,8 @@ import pytest
 from depthdial.core.dial import Curve
 from depthdial.evaluate.speed import bench as bench_
 from depthdial.evaluate.speed.bench import bench
-from depthdial.evaluate.speed.lineup import Lineup
-from depthdial.evaluate.speed.options import Options
+from depthdial.evaluate.speed.lineup import SpeedLineup
+from depthdial.evaluate.speed.options import SpeedOptions
 from depthdial.evaluate.speed.subjects import EngineSubject
 from depthdial.evaluate.speed.table import machine_lines
 from depthdial.methods import Balcony, SkipLayer
@@ -38,20 +38,20 @@ IDEAL = {"limit_tokens_per_second", "of_limit", "bound", "ideal_speedup", "of_id
 
 @pytest.fixture(scope="module")
 def options(tiny_folder, tiny_plugin):
-    def make(**more) -> Options:
+    def make(**more) -> SpeedOptions:
         tiny = {"prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False, "dtype": "float32"}
         tiny |= {"model": str(tiny_folder), "plugin": str(tiny_plugin), "device": "cpu", "budgets": (0.85, 0.75)}
-        return Options(**{**tiny, "batches": (1, 3), "prefill": (20,), **more})
+        return SpeedOptions(**{**tiny, "batches": (1, 3), "prefill": (20,), **more})
 
     return make
 
 
 @pytest.fixture(scope="module")
 def results(options):
-    seen = []
-    found = bench(options(), lambda *told: seen.append(told))
-    assert seen[0] == ("loading", 0, 1) and seen[-1][1] == seen[-1][2] == (7 + 7 + 8) * 3
-    return found
+    calls = []
+    result = bench(options(), lambda *told: calls.append(told))
+    assert calls[0] == ("loading", 0, 1) and calls[-1][1] == calls[-1][2] == (7 + 7 + 8) * 3
+    return result
 
 
 def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
@@ -95,7 +95,7 @@ def test_prompts_are_read_in_each_way_where_prefill_is_measured(results):
 
 
 def test_where_texts_decode_their_prompts_are_read_in_full(options):
-    with contextlib.closing(Lineup(options(prompt_budgets=(1.0, 0.9)))) as lineup:
+    with contextlib.closing(SpeedLineup(options(prompt_budgets=(1.0, 0.9)))) as lineup:
         reading = {s.title: s.params.prompt_budget for s in lineup.subjects if isinstance(s, EngineSubject)}
     assert reading["adaptive 0.85, fp32"] == 1.0 and reading["adaptive, prompt read at 0.9, fp32"] == 0.9
     assert not any("skips" in title and "adaptive" in title for title in reading)
@@ -107,8 +107,8 @@ def test_limits_are_measured_with_each_regime(results):
 
 
 def test_a_bare_model_has_no_adaptive_rows(options):
-    found = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
-    assert [row["kind"] for row in found["rows"]] == ["baseline", "dense", "dense"] and found["plugin"] is None
+    result = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
+    assert [row["kind"] for row in result["rows"]] == ["baseline", "dense", "dense"] and result["plugin"] is None
 
 
 def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_tokenizer):
@@ -116,9 +116,9 @@ def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_toke
     model.save_pretrained(tmp_path / "own")
     tiny_tokenizer.save_pretrained(tmp_path / "own")
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False}
-    found = bench(Options(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
+    result = bench(SpeedOptions(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
     for regime in ("decode", "prefill"):
-        rows = [row for row in found["rows"] if row["regime"] == regime and row["precision"] != "int8"]
+        rows = [row for row in result["rows"] if row["regime"] == regime and row["precision"] != "int8"]
         assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "control"]
         assert rows[2]["prompt_budget"] == (None if regime == "decode" else "same")
         _, dense, adaptive, random = rows
@@ -138,27 +138,27 @@ def test_exits_by_own_blocks_read_a_prompt_as_they_write(tiny_folder, tmp_path):
     folder = save(model, tmp_path / "exits", Plugin("exits", method, base, {"text": curve, "generated": curve}))
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 1, "compiled": False}
     where = {"model": str(tiny_folder), "plugin": str(folder), "dtype": "float32", "device": "cpu"}
-    rows = bench(Options(**where, budgets=(0.9,), **tiny))["rows"]
+    rows = bench(SpeedOptions(**where, budgets=(0.9,), **tiny))["rows"]
     adaptive = [row for row in rows if row["kind"] == "adaptive"]
     assert [(row["regime"], row["prompt_budget"]) for row in adaptive] == [("decode", None), ("prefill", "same")]
     assert all(row["cost"] == pytest.approx(row["stop"]) and row["cost"] < 0.9 for row in adaptive)
 
 
 def test_int8_is_compared_with_int8(options):
-    chosen = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
-    with contextlib.closing(Lineup(chosen)) as lineup:
+    choice = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
+    with contextlib.closing(SpeedLineup(choice)) as lineup:
         sizes = {title: reference.sizes.weight for title, reference in lineup.references.items()}
     assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] == 1 and sizes["our dense, fp32"] == 4
-    found = bench(chosen)
-    rows = [row for row in found["rows"] if row["precision"] == "int8"]
+    result = bench(choice)
+    rows = [row for row in result["rows"] if row["precision"] == "int8"]
     assert [row["kind"] for row in rows] == ["dense", "adaptive"]
     assert [row["speedup_over"] for row in rows] == ["our dense, fp32", "our dense, int8"]
     assert rows[0]["times_dense"] == rows[0]["speedup"]
 
 
 def test_a_static_plugin_takes_part(options, tiny_plugin):
-    found = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
-    assert [row["name"] for row in found["rows"]][3:] == ["random", "static", "our dense"]
+    result = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
+    assert [row["name"] for row in result["rows"]][3:] == ["random", "static", "our dense"]
 
 
 def test_int8_that_cannot_be_is_said(options, monkeypatch):
@@ -166,21 +166,21 @@ def test_int8_that_cannot_be_is_said(options, monkeypatch):
         raise ValueError("int8 weights need the native kernels (no compiler); use weights='auto'")
 
     monkeypatch.setattr("depthdial.engine.assemble._int8_runner", none)
-    found = bench(options(batches=(1,), prefill=(), repeats=1))
-    assert "no compiler" in found["left_out"]["our dense, int8"]
-    assert {row["precision"] for row in found["rows"]} == {"fp32"}
-    assert "not measured: our dense, int8 (int8 weights need" in machine_lines(found)
+    result = bench(options(batches=(1,), prefill=(), repeats=1))
+    assert "no compiler" in result["left_out"]["our dense, int8"]
+    assert {row["precision"] for row in result["rows"]} == {"fp32"}
+    assert "not measured: our dense, int8 (int8 weights need" in machine_lines(result)
     with pytest.raises(ValueError, match="no compiler"):
         bench(options(int8=True, batches=(1,), prefill=(), repeats=1))
 
 
 def test_the_break_even_is_explained(options, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHDIAL_CACHE", str(tmp_path))
-    kept = options(batches=(1,), prefill=(), repeats=1)
-    told = bench(kept, explain=True)["break_even"]
-    assert [entry["rows"] for entry in told["highest"]] == [1] and len(list((tmp_path / "break-even").iterdir())) == 1
+    rest = options(batches=(1,), prefill=(), repeats=1)
+    facts = bench(rest, explain=True)["break_even"]
+    assert [entry["rows"] for entry in facts["highest"]] == [1] and len(list((tmp_path / "break-even").iterdir())) == 1
     monkeypatch.setattr(bench_, "_results", lambda *_: {})
-    assert bench(kept, explain=True)["break_even"] == told
+    assert bench(rest, explain=True)["break_even"] == facts
 
 
 @pytest.mark.parametrize(

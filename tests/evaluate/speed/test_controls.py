@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.evaluate.speed.controls import matched, random_like
+from depthdial.evaluate.speed.controls import budget_for, random_like
 from depthdial.methods import Balcony, Readout
 from depthdial.models.converted import converted_of
 
@@ -33,7 +33,7 @@ def test_beside_exits_it_draws_from_all_layers_above_the_first(tiny_folder, meth
 @pytest.mark.parametrize("cost", [0.75, 0.85, 0.95])
 def test_its_cost_is_the_one_asked_for(made, cost):
     _, random = made
-    budget = matched(random, cost)
+    budget = budget_for(random, cost)
     assert budget == cost
     outputs = random.generate([[i, 7] for i in range(10, 14)], SamplingParams(120, ignore_eos=True, budget=budget))
     assert sum(out.cost for out in outputs) / 4 == pytest.approx(cost, abs=0.03)
@@ -41,10 +41,10 @@ def test_its_cost_is_the_one_asked_for(made, cost):
 
 def test_a_cost_out_of_reach_is_the_nearest(made):
     _, random = made
-    assert matched(random, 0.01) == random.plugin.curves["generated"].floor
-    assert matched(random, 1.2) < 1.0
+    assert budget_for(random, 0.01) == random.plugin.curves["generated"].floor
+    assert budget_for(random, 1.2) < 1.0
 
 
 def test_a_plugin_without_a_curve_is_refused(adaptive, tiny_model, tiny_tokenizer):
     with pytest.raises(ValueError, match="no budget curve"):
-        matched(LLM.of(adaptive(tiny_model()), tiny_tokenizer), 0.8)
+        budget_for(LLM.of(adaptive(tiny_model()), tiny_tokenizer), 0.8)

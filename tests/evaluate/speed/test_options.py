@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthdial.evaluate.speed.options import Options
+from depthdial.evaluate.speed.options import SpeedOptions
 
 OURS = frozenset(("prefill", "prompt_tokens", "new_tokens"))
 
@@ -21,13 +21,13 @@ OURS = frozenset(("prefill", "prompt_tokens", "new_tokens"))
     ],
 )
 def test_our_own_lengths_are_cut_to_the_context(context, fits):
-    found = Options(unasked=OURS).fitted(context)
-    assert (found.prefill, found.prompt_tokens, found.new_tokens) == fits
-    assert found.longest <= context
+    result = SpeedOptions(unasked=OURS).fit(context)
+    assert (result.prefill, result.prompt_tokens, result.new_tokens) == fits
+    assert result.longest <= context
 
 
 def test_what_was_asked_for_stays():
-    found = Options(prefill=(512,), unasked=OURS - {"prefill"}).fitted(64)
-    assert found.prefill == (512,) and (found.prompt_tokens, found.new_tokens) == (32, 32)
-    assert Options().fitted(64) == Options()
-    assert "unasked" not in Options(unasked=OURS).to_json()
+    result = SpeedOptions(prefill=(512,), unasked=OURS - {"prefill"}).fit(64)
+    assert result.prefill == (512,) and (result.prompt_tokens, result.new_tokens) == (32, 32)
+    assert SpeedOptions().fit(64) == SpeedOptions()
+    assert "unasked" not in SpeedOptions(unasked=OURS).to_json()

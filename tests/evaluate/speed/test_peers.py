@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from depthdial.evaluate.speed import peers
-from depthdial.evaluate.speed.peers import PEERS, Peer, PeerSubject, check, drivers, start
+from depthdial.evaluate.speed.peers import PEERS, Peer, PeerSubject, check_peers, drivers, start_peers
 from depthdial.evaluate.speed.subjects import Regime
 
 DRIVER = """
@@ -86,7 +86,7 @@ def test_a_python_that_is_not_there(script):
 def test_those_that_start_take_part_and_the_others_say_why(script, monkeypatch):
     monkeypatch.setitem(PEERS, "odd", ODD)
     monkeypatch.setattr(peers, "drivers", lambda: script.parent)
-    subjects, about = start(["odd"], {"odd": sys.executable}, script.parent / "m")
+    subjects, about = start_peers(["odd"], {"odd": sys.executable}, script.parent / "m")
     try:
         assert [subject.title for subject in subjects] == ["Odd, bf16"]
         assert about["Odd, bf16"]["versions"] == {"odd": "1.2"} and "no such file" in about["Odd, odd"]["missing"]
@@ -97,11 +97,11 @@ def test_those_that_start_take_part_and_the_others_say_why(script, monkeypatch):
 
 def test_unknown_peers_and_missing_pythons_are_refused():
     with pytest.raises(ValueError, match="'vlm' is not known; give some of llama-cpp"):
-        check(["vlm"], {})
+        check_peers(["vlm"], {})
     with pytest.raises(ValueError, match="'vlm' is not known"):
-        check([], {"vlm": "x"})
+        check_peers([], {"vlm": "x"})
     with pytest.raises(ValueError, match="--peer-python tide=PATH"):
-        check(["tide"], {"llama-cpp": "x"})
+        check_peers(["tide"], {"llama-cpp": "x"})
 
 
 def test_every_peer_has_a_driver():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthdial.evaluate.speed.prompts import mixed, prompts
+from depthdial.evaluate.speed.prompts import prompt_lengths, prompts
 
 
 class Letters:
@@ -18,9 +18,9 @@ class Letters:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.text(min_size=1, max_size=20))
 def test_prompts_follow_each_other_through_the_text(lengths, text):
-    found = prompts(Letters(), lengths, text)
-    assert [len(prompt) for prompt in found] == lengths
-    joined, source = [i for prompt in found for i in prompt], [ord(letter) for letter in text]
+    result = prompts(Letters(), lengths, text)
+    assert [len(prompt) for prompt in result] == lengths
+    joined, source = [i for prompt in result for i in prompt], [ord(letter) for letter in text]
     assert joined == (source * (sum(lengths) // len(source) + 1))[: sum(lengths)]
 
 
@@ -36,6 +36,6 @@ def test_an_empty_text_is_refused():
 
 @given(st.integers(1, 80), st.integers(1, 64))
 def test_a_batch_mixes_lengths_and_one_text_has_all(batch, longest):
-    lengths = mixed(batch, longest)
+    lengths = prompt_lengths(batch, longest)
     assert len(lengths) == batch and max(lengths) == longest and min(lengths) >= 1
     assert batch < 4 or longest < 20 or len(set(lengths)) > 2

@@ -65,16 +65,16 @@ def test_the_work_of_a_run_is_that_of_its_route(tiny_llm, ticks, read):
     tokens, offsets = [ran.tokens for ran in run.ran], [ran.offsets for ran in run.ran]
     ways, program = paths(llm.model, tokens, offsets, [ran.prompt for ran in run.ran]), converted_of(llm.model).program
     assert llm.stats.rows_run - before == sum(way.visits(program) for way in ways)
-    kept = [way.ran for way in ways]
-    assert [keep.shape[1] for keep in kept] == [len(ran.costs) for ran in run.ran]
-    for keep, ran in zip(kept, run.ran, strict=True):
+    rest = [way.ran for way in ways]
+    assert [keep.shape[1] for keep in rest] == [len(ran.costs) for ran in run.ran]
+    for keep, ran in zip(rest, run.ran, strict=True):
         assert bool(keep[:, : ran.prompt].all()) == (read == 1.0) and not keep[:, ran.prompt :].all()
         assert len(set(ran.offsets[ran.prompt :])) > 1, "the dial moves to hold the budget"
 
 
 def test_a_row_of_prefill_says_how_its_prompt_is_read(tiny_llm, ticks):
     llm, prefill = tiny_llm(), Regime("prefill", 1, 40, 1)
-    full, same, at = (subject(llm, 0.8, ticks, read=read, kinds=("prefill",)) for read in (1.0, "same", 0.9))
+    full, same, at = (subject(llm, 0.8, ticks, read=content, kinds=("prefill",)) for content in (1.0, "same", 0.9))
     assert [one.title for one in (full, same, at)] == [
         "adaptive, prompt read in full, fp32", "adaptive 0.8, prompt skips too, fp32",
         "adaptive, prompt read at 0.9, fp32",

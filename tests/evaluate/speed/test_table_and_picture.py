@@ -71,15 +71,15 @@ def test_every_row_is_a_line_under_its_regime():
 
 
 def test_the_machine_and_its_limits_are_told():
-    told = machine_lines(RESULTS)
-    assert "tiny on A|B, 2 of 4 cores; torch 2; commit abc" in told
-    assert "not measured: our dense, int8 (no kernels)" in told
-    assert "limits in decode, batch 1: 40.0 GB/s read, 1000 GFLOP/s" in told
+    facts = machine_lines(RESULTS)
+    assert "tiny on A|B, 2 of 4 cores; torch 2; commit abc" in facts
+    assert "not measured: our dense, int8 (no kernels)" in facts
+    assert "limits in decode, batch 1: 40.0 GB/s read, 1000 GFLOP/s" in facts
 
 
 def test_the_break_even_is_told():
-    told = break_even_lines({"highest": [{"rows": 4, "cost": 0.91, "share": 0.5}]})
-    assert told.splitlines()[-1] == "4 | 0.910 | 0.50"
+    facts = break_even_lines({"highest": [{"rows": 4, "cost": 0.91, "share": 0.5}]})
+    assert facts.splitlines()[-1] == "4 | 0.910 | 0.50"
 
 
 def test_a_picture_is_drawn_whole(tmp_path):

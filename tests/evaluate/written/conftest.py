@@ -11,7 +11,7 @@ import pytest
 
 from depthdial.evaluate.subjects import Lineup, Setup
 from depthdial.evaluate.written.answers import Answer
-from depthdial.evaluate.written.run import Options
+from depthdial.evaluate.written.run import WrittenOptions
 
 PROMPTS = [
     {"task": task, "prompt": f"the {word} fox and the lazy dog"}
@@ -29,22 +29,22 @@ def prompt_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., Options]:
+def options(tiny_folder, tiny_plugin, prompt_file, tmp_path) -> Callable[..., WrittenOptions]:
     """`options(**fields)`: of `Options`, of its `Lineup`, or the prompt budget."""
 
-    def make(**fields: Any) -> Options:
+    def make(**fields: Any) -> WrittenOptions:
         lineup = {"plugin": str(tiny_plugin), "budgets": [1.0, 0.8], "baselines": {}}
         lineup |= {name: fields.pop(name) for name in Lineup.__dataclass_fields__ if name in fields}
-        read = fields.pop("prompt_budget", None)
-        told = {
+        content = fields.pop("prompt_budget", None)
+        facts = {
             "model": str(tiny_folder),
             "lineup": Lineup(**lineup),
-            "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4, prompt_budget=read),
+            "setup": Setup(str(tiny_folder), "float32", "cpu", max_batch=4, prompt_budget=content),
             "prompts": str(prompt_file),
             "max_tokens": 12,
             "output": tmp_path / "out",
         }
-        return Options(**{**told, **fields})
+        return WrittenOptions(**{**facts, **fields})
 
     return make
 
@@ -57,7 +57,7 @@ def answer() -> Callable[..., Answer]:
         ids: list[int], cost: float = 0.8, logprob: float = -0.5, ended: bool = False, text: str | None = None
     ) -> Answer:
         passes = max(1, len(ids) - 1)
-        shown = " ".join(map(str, ids)) if text is None else text
-        return Answer(shown, ids, ended, 4, 4.0, passes, cost * passes, logprob * len(ids))
+        view = " ".join(map(str, ids)) if text is None else text
+        return Answer(view, ids, ended, 4, 4.0, passes, cost * passes, logprob * len(ids))
 
     return make

@@ -10,7 +10,7 @@ import torch
 from depthdial.core.dial import Curve
 from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.evaluate.store import Store
-from depthdial.evaluate.written.answers import Asked, Writer
+from depthdial.evaluate.written.answers import PromptRequest, Writer
 from depthdial.models import attach
 from depthdial.models.checkpoint import Plugin
 from depthdial.models.converted import converted_of
@@ -26,22 +26,22 @@ def llm(tiny_model, tiny_tokenizer, tiny_plugin):
 
 
 def asked(budget):
-    return [Asked(ids, budget, 1.0) for ids in PROMPTS]
+    return [PromptRequest(ids, budget, 1.0) for ids in PROMPTS]
 
 
 def test_answers_and_what_the_base_says_of_them(llm):
     answers, seconds = (writer := Writer(llm, llm, 10)).write(asked(0.75), Store())
     scored = writer.score(PROMPTS, answers, Store())
-    wanted = llm.generate(PROMPTS, SamplingParams(10, temperature=0.0, budget=0.75, prompt_budget=1.0))
-    assert [a.token_ids for a in answers] == [output.token_ids for output in wanted] and seconds > 0
+    expected = llm.generate(PROMPTS, SamplingParams(10, temperature=0.0, budget=0.75, prompt_budget=1.0))
+    assert [a.token_ids for a in answers] == [output.token_ids for output in expected] and seconds > 0
     assert all(math.isnan(a.logprob) for a in answers)
     converted_of(llm.model).set(offset=math.inf)
-    for ids, answer, output in zip(PROMPTS, scored, wanted, strict=True):
+    for ids, answer, output in zip(PROMPTS, scored, expected, strict=True):
         text = torch.tensor([[*ids, *answer.token_ids]])
         with torch.no_grad():
             logits = llm.model(text, use_cache=False).logits[0, len(ids) - 1 : -1].log_softmax(-1)
-        found = logits.gather(1, text[0, len(ids) :, None]).sum()
-        assert answer.logprob == pytest.approx(float(found), abs=1e-3)
+        result = logits.gather(1, text[0, len(ids) :, None]).sum()
+        assert answer.logprob == pytest.approx(float(result), abs=1e-3)
         assert answer.passes == max(1, len(answer.token_ids) - 1) and answer.ended == (output.finish_reason == "stop")
         assert answer.prompt_tokens == len(ids) and answer.text == output.text
         costs = [piece.cost for piece in output.samples[0].pieces][1:]
@@ -76,7 +76,7 @@ def test_the_base_costs_one_and_is_sure_of_its_own_choice(llm):
     assert all(a.cost == a.passes and a.prompt_cost == a.prompt_tokens for a in base)
     assert [a.token_ids for a in base] != [a.token_ids for a in other]
     likely, other = writer.score(PROMPTS, base, Store()), writer.score(PROMPTS, other, Store())
-    mean = [sum(a.logprob for a in found) / sum(len(a.token_ids) for a in found) for found in (likely, other)]
+    mean = [sum(a.logprob for a in result) / sum(len(a.token_ids) for a in result) for result in (likely, other)]
     assert mean[0] > mean[1]
 
 
@@ -92,9 +92,9 @@ def test_a_run_that_was_ended_goes_on_where_it_was(llm, tmp_path):
     with pytest.raises(Ended):
         Writer(llm, llm, 6, stop).write(asked(0.8), Store(tmp_path / "a.jsonl"))
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
-    seen = []
-    again, _ = Writer(llm, llm, 6, lambda done, total: seen.append((done, total))).write(
+    calls = []
+    again, _ = Writer(llm, llm, 6, lambda done, total: calls.append((done, total))).write(
         asked(0.8), Store(tmp_path / "a.jsonl")
     )
     assert again == whole or [a.token_ids for a in again] == [a.token_ids for a in whole]
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]

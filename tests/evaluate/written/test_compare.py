@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from depthdial.core.whole import plain
-from depthdial.evaluate.subjects import Row
-from depthdial.evaluate.written.compare import Record, summary
+from depthdial.evaluate.subjects import TableRow
+from depthdial.evaluate.written.compare import AnswerSet, summary
 from depthdial.maps.prompts import Prompt
 
 ROWS = [
-    Row("base", "base", "x", 1.0),
-    Row("x 0.8", "adaptive", "x", 0.8),
-    Row("random 0.8", "baseline", "random", 0.8),
-    Row("static 0.8", "baseline", "static", 0.8),
+    TableRow("base", "base", "x", 1.0),
+    TableRow("x 0.8", "adaptive", "x", 0.8),
+    TableRow("random 0.8", "baseline", "random", 0.8),
+    TableRow("static 0.8", "baseline", "static", 0.8),
 ]
 
 
@@ -25,14 +25,14 @@ def records(answer):
     """The base's log-probability varies from prompt to prompt; the others' differs from it by nearly a constant."""
     random = np.random.default_rng(0)
     level = random.normal(-2, 1, 40)
-    found = {}
+    result = {}
     for name, cost, less in (("base", 1.0, 0.0), ("x 0.8", 0.8, 0.1), ("random 0.8", 0.8, 0.4)):
         answers = [
             answer([int(i) for i in random.integers(0, 9, 20)], cost, float(own - less + 0.01 * random.normal()))
             for own in level
         ]
-        found[name] = Record([cost] * 40, 1.0, answers, 2.0)
-    return found
+        result[name] = AnswerSet([cost] * 40, 1.0, answers, 2.0)
+    return result
 
 
 @pytest.fixture
@@ -64,5 +64,5 @@ def test_prompts_of_one_group_are_one_draw(records):
 
 def test_records_come_back(records):
     record = records["x 0.8"]
-    assert Record.from_json(json.loads(json.dumps(plain(record.to_json())))) == record
+    assert AnswerSet.from_json(json.loads(json.dumps(plain(record.to_json())))) == record
     assert record.cost == pytest.approx(0.8)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from depthdial.evaluate.written.page import page
+from depthdial.evaluate.written.page import texts_page
 from depthdial.evaluate.written.picture import draw
 from depthdial.evaluate.written.table import tables
 
@@ -19,13 +19,13 @@ def mean(value: float | None, half: float | None = 0.02):
 
 def row(name: str, kind: str, cost: float, **fields):
     over = {"nll": mean(0.1), "repeats": mean(0.05), "ended": mean(-0.1, None), "length": mean(3.0)}
-    told = {
+    facts = {
         "name": name, "kind": kind, "budget": 1.0 if cost == 1 else 0.9, "part": "", "texts": 2, "tokens": 100,
         "seconds": 2.0, "tokens_per_second": 50.0, "cost": mean(cost, None), "prompt_cost": mean(1.0, None),
         "nll": mean(0.5), "repeats": mean(0.15), "ended": mean(0.5), "length": mean(50.0), "chrf": mean(44.0),
         "over_base": over, "furthest_from_budget": {"texts": 2, "mean": 0.004, "most": 0.013},
     }  # fmt: skip
-    return {**told, **fields}
+    return {**facts, **fields}
 
 
 @pytest.fixture
@@ -52,24 +52,24 @@ def texts(results):
 
 
 def test_tables(results):
-    told = tables(results)
-    assert "2 prompts, prompt_budget 1.0, up to 120 tokens" in told and "Left out: base int8 (no kernels)" in told
-    assert "| base | 1.000 | 1.000 | 0.500 | 15.0 | 50 | 50.0 | 44.0 | – | 50 |" in told
-    assert "| flexidepth 0.9 | 0.900 | 1.000 | 0.500 | 15.0 | 50 | 50.0 | 44.0 | 0.004 (0.013) | 50 |" in told
-    assert "| +0.100 (+0.080 to +0.120) | +5.0 (+3.0 to +7.0) | -10.0 | +3.0 (+3.0 to +3.0) |" in told
-    assert "| random 0.9 | 0.900 | +0.100" in told and "| +12.0 (+12.0 to +12.0) |" in told
-    where = told[told.index("Where skipping hurts") :].splitlines()
+    facts = tables(results)
+    assert "2 prompts, prompt_budget 1.0, up to 120 tokens" in facts and "Left out: base int8 (no kernels)" in facts
+    assert "| base | 1.000 | 1.000 | 0.500 | 15.0 | 50 | 50.0 | 44.0 | – | 50 |" in facts
+    assert "| flexidepth 0.9 | 0.900 | 1.000 | 0.500 | 15.0 | 50 | 50.0 | 44.0 | 0.004 (0.013) | 50 |" in facts
+    assert "| +0.100 (+0.080 to +0.120) | +5.0 (+3.0 to +7.0) | -10.0 | +3.0 (+3.0 to +3.0) |" in facts
+    assert "| random 0.9 | 0.900 | +0.100" in facts and "| +12.0 (+12.0 to +12.0) |" in facts
+    where = facts[facts.index("Where skipping hurts") :].splitlines()
     assert [line.split("|")[1].strip() for line in where[4:7]] == ["nothing", "answer only 0.9", "prompt only 0.9"]
-    assert "None" not in told and "nan" not in told
+    assert "None" not in facts and "nan" not in facts
 
 
 def test_a_page_shows_all_texts_and_obeys_none(results, texts):
-    drawn = page(results, texts)
-    assert "<script" not in drawn and "&lt;script&gt;alert(1)&lt;/script&gt;" in drawn and "\x1b" not in drawn
-    assert "<b>" not in drawn and "tiny &lt;b&gt;" in drawn and "a &amp; b" in drawn
-    assert drawn.count('<section class="pane') == 4 and drawn.count('type="checkbox"') == 4
-    assert "default-src 'none'" in drawn and not re.search(r"(src|href)=", drawn)
-    assert "12 tokens · cost 0.900 · NLL 0.50 · repeated 56 %" in drawn and "(no end)" in drawn
+    picture = texts_page(results, texts)
+    assert "<script" not in picture and "&lt;script&gt;alert(1)&lt;/script&gt;" in picture and "\x1b" not in picture
+    assert "<b>" not in picture and "tiny &lt;b&gt;" in picture and "a &amp; b" in picture
+    assert picture.count('<section class="pane') == 4 and picture.count('type="checkbox"') == 4
+    assert "default-src 'none'" in picture and not re.search(r"(src|href)=", picture)
+    assert "12 tokens · cost 0.900 · NLL 0.50 · repeated 56 %" in picture and "(no end)" in picture
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")

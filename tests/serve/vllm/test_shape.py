@@ -19,7 +19,7 @@ from depthdial.models.converted import converted_of
 from depthdial.models.export import own_config
 from depthdial.models.fingerprint import fingerprint
 from depthdial.serve.vllm.depths import DepthLog, histogram, layers_used
-from depthdial.serve.vllm.shape import BUDGET, KINDS, PROMPT_BUDGET, Shape, parts_of
+from depthdial.serve.vllm.shape import BUDGET, KINDS, PROMPT_BUDGET, ModelShape, layer_parts
 
 
 @pytest.fixture
@@ -30,21 +30,21 @@ def config(tiny_model: Callable, adaptive: Callable) -> Any:
 @pytest.mark.parametrize("family", KINDS)
 def test_sizes_are_those_of_the_model(family: str, tiny_model: Callable, adaptive: Callable):
     model = adaptive(tiny_model(family))
-    shape, attn = Shape.of(own_config(model), env={}), model.model.layers[0].self_attn
+    shape, attn = ModelShape.of(own_config(model), env={}), model.model.layers[0].self_attn
     assert (shape.heads, shape.kv_heads, shape.head_dim) == (4, 2, attn.head_dim)
     assert shape.qkv_bias == (attn.q_proj.bias is not None) and shape.o_bias == (attn.o_proj.bias is not None)
     assert shape.head_norms == ("q_norm" in dict(attn.named_modules()))
     assert shape.windows == (8 if family == "mistral" else None,) * 6
-    assert [len(parts_of(shape, layer)) for layer in range(6)] == [0, 0, 2, 2, 2, 2]
+    assert [len(layer_parts(shape, layer)) for layer in range(6)] == [0, 0, 2, 2, 2, 2]
     assert shape.offset == shape.prompt_offset == 0.0  # it has no base
 
 
 def test_the_environment_turns_the_dial(tiny_model: Callable, adaptive: Callable, config: Any):
-    assert Shape.of(config, env={BUDGET: "1.0"}).offset == math.inf
+    assert ModelShape.of(config, env={BUDGET: "1.0"}).offset == math.inf
     with pytest.raises(ValueError, match="DEPTHDIAL_BUDGET='much' is no number"):
-        Shape.of(config, env={BUDGET: "much"})
+        ModelShape.of(config, env={BUDGET: "much"})
     with pytest.raises(ValueError, match="needs a plug-in with a budget curve"):
-        Shape.of(config, env={BUDGET: "0.7"})
+        ModelShape.of(config, env={BUDGET: "0.7"})
 
 
 def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callable, adaptive: Callable):
@@ -59,7 +59,7 @@ def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callabl
 
     def offsets(told: str | None = None, **fields: Any) -> tuple[float, float]:
         config.update({"prompt_budget": None, **fields})
-        shape = Shape.of(config, env={} if told is None else {PROMPT_BUDGET: told})
+        shape = ModelShape.of(config, env={} if told is None else {PROMPT_BUDGET: told})
         return round(shape.prompt_offset, 6) if shape.prompt_offset < math.inf else math.inf, round(shape.offset, 6)
 
     assert offsets() == (math.inf, 0.0), "written by the curve of what is written"
@@ -69,14 +69,14 @@ def test_prompts_are_read_in_full_where_nothing_else_is_told(tiny_model: Callabl
     for wrong in ("much", "0", "1.5"):
         with pytest.raises(ValueError, match="same"):
             offsets(wrong)
-    with pytest.raises(ValueError, match="outside what this plug-in can do"):
+    with pytest.raises(ValueError, match=r"^prompt_budget: budget 0\.5 is outside what this plug-in can do"):
         offsets("0.5")
 
 
 def test_what_was_trained_with_its_routers_reads_as_it_writes(config: Any):
-    assert Shape.of(config, env={}).prompt_offset == Shape.of(config, env={}).offset == 0.0
+    assert ModelShape.of(config, env={}).prompt_offset == ModelShape.of(config, env={}).offset == 0.0
     with pytest.raises(ValueError, match=r'its own routers.*"same" there, not 1\.0'):
-        Shape.of(config, env={PROMPT_BUDGET: "1.0"})
+        ModelShape.of(config, env={PROMPT_BUDGET: "1.0"})
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_what_it_cannot_run_is_refused(
 ):
     model = adapted(tiny_model("llama"), method_named(method, fields))
     with pytest.raises(ValueError, match=message):
-        Shape.of(own_config(model), env={})
+        ModelShape.of(own_config(model), env={})
 
 
 def test_heads_must_divide_over_the_ranks(config: Any):
-    shape = Shape.of(config, env={})
+    shape = ModelShape.of(config, env={})
     shape.split(2)
     with pytest.raises(ValueError, match="give --tensor-parallel-size a divisor of 2"):
         shape.split(4)
@@ -105,10 +105,10 @@ def test_a_log_keeps_who_ran_what():
     log, program = DepthLog(), plain(3, (1, 2))
     keep = {1: torch.tensor([True, False, False]), 2: torch.tensor([False, False, True])}
     trace = Trace(program, {s: Decision.hard(kept) for s, kept in keep.items()})
-    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
-    assert log.seen == [], "nothing is kept until asked"
+    log.record(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
+    assert log.passes == [], "nothing is kept until asked"
     log.requests = lambda: ["0-abcdefgh", "1-abcdefgh"]
-    log.ended(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
-    log.ended(torch.tensor([6]), torch.tensor([0]), Trace(program))
-    assert layers_used(log.seen, "0") == {4: 2, 5: 1, 6: 3} and layers_used(log.seen, "1") == {0: 2}
-    assert histogram(log.seen) == {2: 2, 1: 1, 3: 1}
+    log.record(torch.tensor([4, 5, 0]), torch.tensor([0, 0, 1]), trace)
+    log.record(torch.tensor([6]), torch.tensor([0]), Trace(program))
+    assert layers_used(log.passes, "0") == {4: 2, 5: 1, 6: 3} and layers_used(log.passes, "1") == {0: 2}
+    assert histogram(log.passes) == {2: 2, 1: 1, 3: 1}

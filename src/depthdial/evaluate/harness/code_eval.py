@@ -26,15 +26,15 @@ class CodeEval:
             details[task] = []
             for i, candidate in enumerate(candidates):
                 result = run(f"{candidate}\n{test}")
-                told = {"task_id": task, "passed": result == "passed", "result": result, "completion_id": i}
-                details[task].append((i, told))
-        counts = [(len(runs), sum(told["passed"] for _, told in runs)) for runs in details.values()]
-        found = {
+                outcome = {"task_id": task, "passed": result == "passed", "result": result, "completion_id": i}
+                details[task].append((i, outcome))
+        counts = [(len(runs), sum(outcome["passed"] for _, outcome in runs)) for runs in details.values()]
+        scores = {
             f"pass@{n}": sum(estimate(total, passed, n) for total, passed in counts) / len(counts)
             for n in k
             if counts and all(total >= n for total, _ in counts)
         }
-        return found, details
+        return scores, details
 
 
 def estimate(total: int, passed: int, k: int) -> float:

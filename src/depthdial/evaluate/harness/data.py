@@ -18,10 +18,10 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 SUBFOLDERS = ("", "eval", "text", "train")
 ENDINGS = (".jsonl.gz", ".jsonl", ".parquet")
-EVALUATED = ("validation", "test")
+EVALUATION_SPLITS = ("validation", "test")
 ENCODING = "utf-8-sig"
 """A byte order mark, which some programs write first, is no part of the text."""
 
@@ -34,13 +34,13 @@ class Format:
     """For each split of the hub's data set the stems of files that may hold it, best first."""
     columns: Sequence[str]
     """Columns that every row of a file must have."""
-    convert: Callable[[Row], Row] = dict
+    convert: Callable[[JsonRow], JsonRow] = dict
     """From a row of a file to one of the hub's."""
     part: str | None = None
     """The column that must equal the hub's configuration (a subject of MMLU)."""
 
 
-def _coqa(row: Row) -> Row:
+def _coqa(row: JsonRow) -> JsonRow:
     """A story and its conversation; the harness asks the last question of it."""
     turns = row["turns"]
     others = range(1, max((len(turn["answers"]) for turn in turns), default=1))
@@ -119,7 +119,7 @@ class DataFolder:
     limit: int | None = None
     """Rows of each split that is evaluated, the first ones: the harness takes no others, and to prepare them all takes
     longer than to answer a few."""
-    _read: dict[Path, list[Row]] = field(default_factory=dict)
+    _cache: dict[Path, list[JsonRow]] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.path.is_dir():
@@ -133,43 +133,43 @@ class DataFolder:
     def load(self, path: str, name: str | None) -> datasets.DatasetDict:
         """All splits of a data set whose format is known. Where the training split has no file it is empty: nothing
         can be taken from it as an example. ValueError, one line, for a file that is missing, cut off or wrong."""
-        told = self.find(path, name)
-        assert told is not None
-        found: dict[str, datasets.Dataset] = {}
-        for split, stems in told.splits.items():
+        format = self.find(path, name)
+        assert format is not None
+        splits: dict[str, datasets.Dataset] = {}
+        for split, stems in format.splits.items():
             file = next((file for stem in stems if (file := self._file(stem)) is not None), None)
             if file is not None:
-                rows = self._rows(file, told, name)
-                found[split] = datasets.Dataset.from_list(rows[: self.limit] if split in EVALUATED else rows)
-        if not any(split != "train" for split in found):
-            wanted = [stem for split, stems in told.splits.items() if split != "train" for stem in stems]
+                rows = self._rows(file, format, name)
+                splits[split] = datasets.Dataset.from_list(rows[: self.limit] if split in EVALUATION_SPLITS else rows)
+        if not any(split != "train" for split in splits):
+            candidates = [stem for split, stems in format.splits.items() if split != "train" for stem in stems]
             raise ValueError(
-                f"{self.path} has no file for {path}: it needs {' or '.join(f'{stem}.jsonl.gz' for stem in wanted)}"
+                f"{self.path} has no file for {path}: it needs {' or '.join(f'{stem}.jsonl.gz' for stem in candidates)}"
             )
-        one = next(iter(found.values()))
-        for split in told.splits:
-            found.setdefault(split, one.select([]))
-        return datasets.DatasetDict(found)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        one = next(iter(splits.values()))
+        for split in format.splits:
+            splits.setdefault(split, one.select([]))
+        return datasets.DatasetDict(splits)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _file(self, stem: str) -> Path | None:
         places = (self.path / folder / f"{stem}{ending}" for folder in SUBFOLDERS for ending in ENDINGS)
         return next((place for place in places if place.is_file()), None)
 
-    def _rows(self, file: Path, told: Format, name: str | None) -> list[Row]:
-        if file not in self._read:
-            self._read[file] = checked(file, told.columns)
-        rows = self._read[file]
-        if told.part is not None:
-            rows = [row for row in rows if row[told.part] == name]
+    def _rows(self, file: Path, format: Format, name: str | None) -> list[JsonRow]:
+        if file not in self._cache:
+            self._cache[file] = check_rows(file, format.columns)
+        rows = self._cache[file]
+        if format.part is not None:
+            rows = [row for row in rows if row[format.part] == name]
             if not rows:
-                raise ValueError(f"{file} has no row whose {told.part} is {name!r}")
+                raise ValueError(f"{file} has no row whose {format.part} is {name!r}")
         try:
-            return [told.convert(row) for row in rows]
+            return [format.convert(row) for row in rows]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"{file}: a row is not of the expected format ({error!r})") from error
 
 
-def checked(file: Path, columns: Sequence[str]) -> list[Row]:
+def check_rows(file: Path, columns: Sequence[str]) -> list[JsonRow]:
     """The rows of a file; each has these columns. ValueError, one line, for anything else."""
     rows = []
     for place, row in _raw(file):

@@ -23,7 +23,7 @@ Kind = Literal["mean", "perplexity", "other"]
 
 
 @dataclass(frozen=True)
-class Record:
+class TaskRecord:
     """A task at one setting, as it is kept in the output folder."""
 
     task: str
@@ -69,29 +69,29 @@ class Record:
         if self.kind == "mean" and count > 1:
             return float(np.std(self.values, ddof=1) / math.sqrt(count))
         if self.kind == "perplexity" and count > 1:  # the delta method on a ratio of sums
-            told = np.asarray(self.values, dtype=float)
-            rest = -told[:, 0] - math.log(self.score) * told[:, 1]
-            return float(self.score * math.sqrt(count * np.var(rest, ddof=1)) / told[:, 1].sum())
+            values = np.asarray(self.values, dtype=float)
+            rest = -values[:, 0] - math.log(self.score) * values[:, 1]
+            return float(self.score * math.sqrt(count * np.var(rest, ddof=1)) / values[:, 1].sum())
         return math.nan
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Record:
-        chance = math.nan if told["chance"] is None else told["chance"]
-        return cls(**{**told, "chance": chance, "prompt": Ran(*told["prompt"]), "answer": Ran(*told["answer"])})
+    def from_json(cls, data: dict[str, Any]) -> TaskRecord:
+        chance = math.nan if data["chance"] is None else data["chance"]
+        return cls(**{**data, "chance": chance, "prompt": Ran(*data["prompt"]), "answer": Ran(*data["answer"])})
 
 
-def measure(
+def measure_task(
     suite: Suite, lm: DepthLM, setting: Setting, store: Store, limit: float | None, run_code: bool = False
-) -> Record:
+) -> TaskRecord:
     """Run a task. limit: items of the whole task, the first ones, or below 1 their share. store: chunks of this task at
     this setting."""
     for task in suite.parts.values():  # its draws go on where they stopped: each row would see other examples
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     tally = lm.begin(setting, store)
-    told: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
+    output: dict[str, Any] = evaluate(  # pyright: ignore[reportAssignmentType]
         lm=lm,
         task_dict={"tasks": suite.parts, "groups": {}, "group_map": {}},
         limit=suite.limit(limit),  # pyright: ignore[reportArgumentType] - below 1 it is the harness's share, too
@@ -99,15 +99,15 @@ def measure(
         log_samples=True,
         confirm_run_unsafe_code=run_code,
     )
-    name, filter_ = _primary(told["samples"])
+    name, filter_ = _primary(output["samples"])
     task: Any = next(iter(suite.parts.values()))
-    samples = [item for part in told["samples"].values() for item in part if item["filter"] == filter_]
+    samples = [item for part in output["samples"].values() for item in part if item["filter"] == filter_]
     values = [_plain(item[name]) for item in samples]
-    kind, score = _aggregated(task.aggregation().get(name) or task.aggregation().get(name.split("@")[0]), values)
-    scores = {part: _numbers(found) for part, found in told["results"].items()}
+    kind, score = _aggregate(task.aggregation().get(name) or task.aggregation().get(name.split("@")[0]), values)
+    scores = {part: _numbers(figures) for part, figures in output["results"].items()}
     if kind == "other":
-        score = float(np.mean([found[f"{name},{filter_}"] for found in scores.values()]))
-    return Record(
+        score = float(np.mean([figures[f"{name},{filter_}"] for figures in scores.values()]))
+    return TaskRecord(
         task=suite.name,
         metric=name if filter_ == "none" else f"{name}, {filter_}",
         kind=kind,
@@ -130,15 +130,15 @@ def _primary(samples: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
     each = [
         dict.fromkeys((name, item["filter"]) for item in part for name in item["metrics"]) for part in samples.values()
     ]
-    found = [pair for pair in each[0] if all(pair in other for other in each)]
-    for wanted in PREFERRED:
-        for name, filter_ in found:
-            if name == wanted:
+    common = [pair for pair in each[0] if all(pair in other for other in each)]
+    for preferred in PREFERRED:
+        for name, filter_ in common:
+            if name == preferred:
                 return name, filter_
-    return found[0]
+    return common[0]
 
 
-def _aggregated(how: Any, values: list[Any]) -> tuple[Kind, float]:
+def _aggregate(how: Any, values: list[Any]) -> tuple[Kind, float]:
     numbers = all(isinstance(value, int | float) for value in values)
     if numbers and how in (mean, None):
         return "mean", float(np.mean(values))
@@ -166,9 +166,9 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, bool | int | float | np.generic) else value
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in figures.items()
         if isinstance(value, int | float | np.generic) and "stderr" not in name and math.isfinite(float(value))
     }

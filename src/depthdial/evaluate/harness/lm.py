@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,15 +23,15 @@ from depthdial.engine.prefix import first_key
 from depthdial.engine.request import Request
 from depthdial.engine.sampling import SamplingParams
 from depthdial.engine.score import Ran, Scorer, Text
-from depthdial.evaluate.harness.setting import Dial, Setting
+from depthdial.evaluate.harness.setting import Setting, TaskDials
 from depthdial.evaluate.store import Store, key_of
 
 Report = Callable[[int, int], None]
 """Chunks done, chunks in all."""
-GENERATED = 256
+DEFAULT_TOKENS = 256
 """Most tokens that a task gets which names no number; the harness's own."""
 SEED = 1234
-_KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks"}
+_OPTIONS = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks"}
 
 
 @dataclass
@@ -67,7 +66,7 @@ class DepthLM(TemplateLM):
     def __init__(self, llm: LLM, report: Report = lambda done, total: None):
         super().__init__()
         self.llm, self.tokenizer, self.report = llm, llm.tokenizer, report
-        self.setting, self.store, self.tally = Setting.alike(Dial()), Store(), Tally()
+        self.setting, self.store, self.tally = Setting.alike(TaskDials()), Store(), Tally()
         self._scorer = Scorer(llm.engine, llm.tokenizer)
         self._plugin = None if llm.plugin is None else llm.plugin.name
 
@@ -103,50 +102,50 @@ class DepthLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
-        asked = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer(string, verbose=False, **asked)["input_ids"]
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer(string, verbose=False, **options)["input_ids"]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        groups, found = [], []
-        for _, asked in itertools.groupby(requests, lambda request: (request.task_name, request.doc_id)):
-            groups.append([self._text(*self._pair(*request.args)) for request in asked])
+        groups, results = [], []
+        for _, choices in itertools.groupby(requests, lambda request: (request.task_name, request.doc_id)):
+            groups.append([self._text(*self._pair(*request.args)) for request in choices])
         dials = [self.setting.at(i).scored for i in range(len(groups))]
-        for scores in self._scored(groups, dials):
-            found += [(logprob, greedy) for logprob, greedy in scores]
-        return found
+        for scores in self._scores(groups, dials):
+            results += [(logprob, greedy) for logprob, greedy in scores]
+        return results
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         groups = [[self._text(*pair)] for _, *pair in requests]
-        return [scores[0] for scores in self._scored(groups, [self.setting.at(i).scored for i in range(len(groups))])]
+        return [scores[0] for scores in self._scores(groups, [self.setting.at(i).scored for i in range(len(groups))])]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows = []
         for request in requests:
             tokens = self.tok_encode(request.args[0])
-            cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
-            windows.append([make_disjoint_window(window) for window in cut])
+            own = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            windows.append([make_disjoint_window(window) for window in own])
         groups = [[self._text(*window)] for cut in windows for window in cut]
         dials = [self.setting.at(i).whole for i, cut in enumerate(windows) for _ in cut]
-        scores = iter(self._scored(groups, dials))
+        scores = iter(self._scores(groups, dials))
         return [sum(next(scores)[0][0] for _ in cut) for cut in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         texts: list[str] = [""] * len(requests)
-        asked = [self._generation(*request.args) for request in requests]
-        order = sorted(range(len(asked)), key=lambda i: (-len(asked[i][0]), i))
+        generations = [self._generation(*request.args) for request in requests]
+        order = sorted(range(len(generations)), key=lambda i: (-len(generations[i][0]), i))
         size = 4 * self.llm.max_batch
         chunks = [order[first : first + size] for first in range(0, len(order), size)]
         for number, chunk in enumerate(chunks):
             self.report(number, len(chunks))
-            own = [(*asked[i], self.setting.at(i).generated) for i in chunk]
+            own = [(*generations[i], self.setting.at(i).generated) for i in chunk]
             key = key_of("generate", own)
             results, seconds = self.store.get(key, lambda own=own, key=key: self._generate(own, key))
             self.tally.took(seconds)
             for i, (text, *ran) in zip(chunk, results, strict=True):
                 self.tally.add(*ran)
-                texts[i] = postprocess_generated_text(text, list(asked[i][1].stops), None)
+                texts[i] = postprocess_generated_text(text, list(generations[i][1].stops), None)
         self.report(len(chunks), len(chunks))
         return texts
 
@@ -169,7 +168,7 @@ class DepthLM(TemplateLM):
         tokens = [*context, *continuation][-(self.max_length + 1) :]
         return Text(tokens, len(tokens) - len(continuation))
 
-    def _scored(self, groups: list[list[Text]], dials: list[Dials]) -> list[list[tuple[float, bool]]]:
+    def _scores(self, groups: list[list[Text]], dials: list[Dials]) -> list[list[tuple[float, bool]]]:
         """Of each text of each group its log-probability, and whether it is the likeliest. dials: of each group."""
         most = self._scorer.most
         order = sorted(range(len(groups)), key=lambda i: (-max(len(text.tokens) for text in groups[i]), i))
@@ -185,55 +184,51 @@ class DepthLM(TemplateLM):
             key = key_of("score", dial, own)
             results, seconds = self.store.get(key, lambda own=own, dial=dial: self._score(own, dial))
             self.tally.took(seconds)
-            for (i, _), told in zip(parts, results, strict=True):
-                for logprob, greedy, *ran in told:
+            for (i, _), entries in zip(parts, results, strict=True):
+                for logprob, greedy, *ran in entries:
                     self.tally.add(*ran)
                     scores[i].append((logprob, greedy))
         self.report(len(chunks), len(chunks))
         return scores
 
-    def _score(self, groups: list[list[Text]], dials: Dials) -> tuple[list[Any], list[float]]:
-        began = _now()
-        found = self._scorer.score(groups, dials)
-        told = [
+    def _score(self, groups: list[list[Text]], dials: Dials) -> list[Any]:
+        results = self._scorer.score(groups, dials)
+        return [
             [
                 (score.logprob, score.greedy, score.context, score.scored, len(text.tokens) - text.start, score.dense)
                 for text, score in zip(group, scores, strict=True)
             ]
-            for group, scores in zip(groups, found, strict=True)
+            for group, scores in zip(groups, results, strict=True)
         ]
-        return told, _since(began)
 
-    def _generation(self, context: str, told: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+    def _generation(self, context: str, kwargs: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         """The prompt's tokens, cut at their left, and how to go on."""
-        asked: dict[str, Any] = dict(normalize_gen_kwargs(told, GENERATED))
-        if unknown := {name for name, value in asked.items() if name not in _KNOWN and value is not None}:
+        options: dict[str, Any] = dict(normalize_gen_kwargs(kwargs, DEFAULT_TOKENS))
+        if unknown := {name for name, value in options.items() if name not in _OPTIONS and value is not None}:
             raise ValueError(
                 f"a task asks for {', '.join(sorted(unknown))} in generation, which this engine does not know"
             )
-        most = int(asked["max_gen_toks"])
+        most = int(options["max_gen_toks"])
         if most >= self.max_length:
             raise ValueError(f"a task asks for {most} tokens; this model's context is {self.max_length}")
         tokens = self.tok_encode(context)[-(self.max_length - most) :]
-        stops = handle_stop_sequences(asked.get("until"), eos=self.tokenizer.decode(self.eot_token_id))
-        drawn = bool(asked.get("do_sample"))
+        stops = handle_stop_sequences(options.get("until"), eos=self.tokenizer.decode(self.eot_token_id))
+        sample = bool(options.get("do_sample"))
         return tokens, SamplingParams(
             max_tokens=most,
-            temperature=float(asked.get("temperature") or 0.0) if drawn else 0.0,
-            top_p=float(asked.get("top_p") or 1.0) if drawn else 1.0,
-            top_k=int(asked.get("top_k") or 0) if drawn else 0,
+            temperature=float(options.get("temperature") or 0.0) if sample else 0.0,
+            top_p=float(options.get("top_p") or 1.0) if sample else 1.0,
+            top_k=int(options.get("top_k") or 0) if sample else 0,
             seed=SEED,
             stop=[stop for stop in stops if stop],
         )
 
-    def _generate(
-        self, asked: list[tuple[list[int], SamplingParams, Dials]], key: str
-    ) -> tuple[list[Any], list[float]]:
+    def _generate(self, generations: list[tuple[list[int], SamplingParams, Dials]], key: str) -> list[Any]:
         """key: pages are shared within a chunk only, so that the chunk alone decides what it gives."""
-        began, first = _now(), first_key(self._plugin, key)
+        first = first_key(self._plugin, key)
         requests = [
             Request(None, tokens, params, SEED + i, dials, params.max_tokens, first)
-            for i, (tokens, params, dials) in enumerate(asked)
+            for i, (tokens, params, dials) in enumerate(generations)
         ]
         try:
             for request in requests:
@@ -243,9 +238,9 @@ class DepthLM(TemplateLM):
         finally:
             for request in requests:
                 self.llm.engine.cancel(request)
-        return [self._told(request) for request in requests], _since(began)
+        return [self._entry(request) for request in requests]
 
-    def _told(self, request: Request) -> tuple[str, Ran, Ran, int, int]:
+    def _entry(self, request: Request) -> tuple[str, Ran, Ran, int, int]:
         """A text, and what its prompt's tokens and its own ran; the last of these never runs. How many it has, and of
         how many the base gave the logits."""
         (row,), count = request.rows, len(request.token_ids)
@@ -256,14 +251,6 @@ class DepthLM(TemplateLM):
         answer = Ran().plus(row.ran_depths[count:], row.ran_costs[count:])
         dense = sum(row.offset(count - 1 + i) == math.inf for i in range(len(row.token_ids)))
         return sample.text, prompt, answer, len(row.token_ids), dense
-
-
-def _now() -> list[float]:
-    return [time.perf_counter(), time.process_time()]
-
-
-def _since(began: list[float]) -> list[float]:
-    return [now - then for now, then in zip(_now(), began, strict=True)]
 
 
 def _sum(ran: Ran, more: Sequence[float]) -> Ran:

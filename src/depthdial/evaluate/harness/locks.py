@@ -54,7 +54,7 @@ _REFUSED_WITH = {
 _IOCTL = {"x86_64": 16, "aarch64": 29}
 # what Python asks of a file that it opens: is it a terminal, how wide, how much is there, does it block, is it
 # inherited; all else is refused: flags of files, frozen file systems, typing into a terminal
-_ASKED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+_IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 def lock(memory: int, seconds: int) -> None:
@@ -81,9 +81,9 @@ def _landlock(libc: ctypes.CDLL) -> None:
     writes = sum(1 << bit for bit in (1, *range(4, 13)))  # write; remove, make; reading is not handled, so allowed
     writes |= (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)  # rename across folders; truncate
     rules = ctypes.create_string_buffer(struct.pack("Q", writes))
-    made = _call(libc.syscall, _LANDLOCK_CREATE, rules, ctypes.c_size_t(8), 0)
-    _call(libc.syscall, _LANDLOCK_RESTRICT, made, 0)
-    os.close(made)
+    ruleset = _call(libc.syscall, _LANDLOCK_CREATE, rules, ctypes.c_size_t(8), 0)
+    _call(libc.syscall, _LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
 
 
 def _seccomp(libc: ctypes.CDLL) -> None:
@@ -95,24 +95,24 @@ def _seccomp(libc: ctypes.CDLL) -> None:
     lines += [(_JUMP_EQUAL, None, 0, number) for number in _REFUSED[machine]]
     for number, argument, test, value in _REFUSED_WITH[machine]:
         lines += [(_JUMP_EQUAL, 0, 3, number), (0x20, 0, 0, 16 + 8 * argument), (test, None, 0, value), (0x20, 0, 0, 0)]
-    asked = [(_JUMP_EQUAL, len(_ASKED) - i, 0, value) for i, value in enumerate(_ASKED)]
-    lines += [(_JUMP_EQUAL, 0, len(asked) + 2, _IOCTL[machine]), (0x20, 0, 0, 24), *asked, (0x06, 0, 0, _REFUSE)]
+    requests = [(_JUMP_EQUAL, len(_IOCTL_REQUESTS) - i, 0, value) for i, value in enumerate(_IOCTL_REQUESTS)]
+    lines += [(_JUMP_EQUAL, 0, len(requests) + 2, _IOCTL[machine]), (0x20, 0, 0, 24), *requests, (0x06, 0, 0, _REFUSE)]
     lines += [(0x06, 0, 0, _ALLOW), (0x06, 0, 0, _REFUSE)]
-    filled = []
+    instructions = []
     for left, (code, so, not_so, value) in zip(reversed(range(len(lines))), lines, strict=True):
         jumps = (left - 1 if jump is None else jump for jump in (so, not_so))
-        filled.append(struct.pack("HBBI", code, *jumps, value))
-    program = ctypes.create_string_buffer(b"".join(filled))
-    told = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(filled), ctypes.addressof(program)))
-    _call(libc.prctl, _SET_SECCOMP, _FILTER, told, 0, 0)
+        instructions.append(struct.pack("HBBI", code, *jumps, value))
+    program = ctypes.create_string_buffer(b"".join(instructions))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(program)))
+    _call(libc.prctl, _SET_SECCOMP, _FILTER, header, 0, 0)
 
 
 def _call(call, *args):
-    found = call(*args)
-    if found < 0:
+    result = call(*args)
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return found
+    return result
 
 
 def main() -> None:
@@ -132,8 +132,8 @@ def main() -> None:
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
     except BaseException as error:
-        said = " ".join(f"failed: {type(error).__name__}: {error}".split())[:300]
-        os.write(out, said.encode(errors="replace") + b"\n")
+        reason = " ".join(f"failed: {type(error).__name__}: {error}".split())[:300]
+        os.write(out, reason.encode(errors="replace") + b"\n")
         os._exit(0)
     os.write(out, b"passed\n")
     os._exit(0)

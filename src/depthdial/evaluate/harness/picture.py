@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import COLOURS, keep_figure, label, need_matplotlib
-
-_MARKS = "osD^vPX"
+from depthdial.maps.keep_figure import interval_line, keep_figure, label, need_matplotlib, style
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -20,38 +18,28 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = [row for row in results["rows"] if row["kind"] != "where" and _known(row["cost"])]
-    counted = rows[0]["counted"] if rows else []
-    mean, share = ("mean_above_chance", "above_chance") if counted else ("mean_retained", "retained")
+    rows = [row for row in results["rows"] if row["kind"] != "where" and _is_number(row["cost"])]
+    above = rows[0]["counted"] if rows else []
+    mean, share = ("mean_above_chance", "above_chance") if above else ("mean_retained", "retained")
     for i, name in enumerate(dict.fromkeys(_subject(row) for row in rows if row["kind"] != "base")):
         own = sorted((row for row in rows if _subject(row) == name), key=lambda row: row["cost"])
-        _means(left, [(row["cost"], row[mean]) for row in own if _known(row[mean]["mean"])], i, name)
-    adaptive = sorted((row for row in rows if row["kind"] == "adaptive"), key=lambda row: row["cost"])
-    tasks = counted or list(dict.fromkeys(task for row in adaptive for task in row["tasks"]))
-    for i, task in enumerate(tasks):
-        found = [row["tasks"][task] for row in adaptive if task in row["tasks"]]
-        points = [(t["cost"], 100 * t[share]) for t in found if _known(t[share]) and _known(t["cost"])]
+        points = [(row["cost"], row[mean]) for row in own if _is_number(row[mean]["mean"])]
         if points:
-            style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": _MARKS[i % 7], "markersize": 4}
-            right.plot(*zip(*points, strict=True), label=label(task), **style)
-    of = f"mean of {len(counted)} tasks above chance" if counted else "mean of tasks, none of them above chance"
+            interval_line(left, points, 100, i, name)
+    adaptive = sorted((row for row in rows if row["kind"] == "adaptive"), key=lambda row: row["cost"])
+    tasks = above or list(dict.fromkeys(task for row in adaptive for task in row["tasks"]))
+    for i, task in enumerate(tasks):
+        entries = [row["tasks"][task] for row in adaptive if task in row["tasks"]]
+        points = [(t["cost"], 100 * t[share]) for t in entries if _is_number(t[share]) and _is_number(t["cost"])]
+        if points:
+            right.plot(*zip(*points, strict=True), label=label(task), markersize=4, **style(i))
+    of = f"mean of {len(above)} tasks above chance" if above else "mean of tasks, none of them above chance"
     left.set_title(of, fontsize=10)
     right.set_title("the plug-in, task by task", fontsize=10)
-    left.set_ylabel("score above chance, % of the base's" if counted else "score, % of the base's")
+    left.set_ylabel("score above chance, % of the base's" if above else "score, % of the base's")
     for axes, missing in ((left, "no score that has a share of the base's"), (right, "no score of a plug-in")):
         _finish(axes, missing)
     keep_figure(figure, path)
-
-
-def _means(axes: Any, found: list[tuple[float, Mapping[str, Any]]], place: int, name: str) -> None:
-    """One subject's means with their intervals, against cost."""
-    if not found:
-        return
-    mean = [100 * told["mean"] for _, told in found]
-    ends = [[100 * (told[end] if _known(told[end]) else told["mean"]) for _, told in found] for end in ("low", "high")]
-    errors = [[abs(m - end) for m, end in zip(mean, side, strict=True)] for side in ends]
-    style: dict[str, Any] = {"color": COLOURS[place % 7], "marker": _MARKS[place % 7], "markersize": 5}
-    axes.errorbar([cost for cost, _ in found], mean, yerr=errors, capsize=2, label=label(name), **style)
 
 
 def _finish(axes: Any, missing: str) -> None:
@@ -69,5 +57,5 @@ def _subject(row: Mapping[str, Any]) -> str:
     return row["name"].removesuffix(f" {row['budget']:g}")
 
 
-def _known(value: float | None) -> bool:
+def _is_number(value: float | None) -> bool:
     return value is not None and value == value

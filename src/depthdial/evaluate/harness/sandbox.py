@@ -22,7 +22,7 @@ from pathlib import Path
 
 SECONDS = 5.0
 MEMORY = 1 << 30
-SAID = 4096
+MOST_OUTPUT = 4096
 """Bytes: what an honest child can say. A program may find the pipe, and must not fill our memory through it."""
 _LOCKED = "locked"
 _PASSED = "passed"
@@ -34,18 +34,18 @@ def run(program: str, seconds: float = SECONDS) -> str:
 
     Raises ValueError where no sandbox can be had.
     """
-    check()
+    check_sandbox()
     return _run(program, seconds)
 
 
 @functools.cache
-def check() -> None:
+def check_sandbox() -> None:
     """ValueError unless programs can be locked in here: tries it once."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise ValueError(f"untrusted code can be locked in on Linux (x86-64, arm64) only, not on {platform.platform()}")
-    found = _run("", SECONDS * 4)
-    if found != _PASSED:
-        raise ValueError(f"this kernel does not lock programs in ({found}); tasks that run code cannot be run here")
+    result = _run("", SECONDS * 4)
+    if result != _PASSED:
+        raise ValueError(f"this kernel does not lock programs in ({result}); tasks that run code cannot be run here")
     tries = (
         "import socket; socket.socket()", "open('x', 'w')", "import os; os.fork()", "import os; os.kill(1, 0)",
         "import os; os.remove(__import__('sys').executable + '.no')", "x = 'x' * (1 << 34)",
@@ -71,12 +71,12 @@ def _run(program: str, seconds: float) -> str:
             start_new_session=True,
         ) as child:
             try:
-                out = _said(child, program, time.monotonic() + seconds)
+                out = _output(child, program, time.monotonic() + seconds)
             except subprocess.TimeoutExpired:
                 return "timed out"
             finally:
                 child.kill()
-    if len(out) > SAID:
+    if len(out) > MOST_OUTPUT:
         return "failed: wrote into the pipe of the sandbox"
     lines = out.decode(errors="replace").splitlines()
     if not lines or lines[0] != _LOCKED:
@@ -86,17 +86,17 @@ def _run(program: str, seconds: float) -> str:
     return lines[-1] if len(lines) > 1 else f"failed: ended by {-child.returncode}"
 
 
-def _said(child: subprocess.Popen[bytes], program: str, end: float) -> bytes:
+def _output(child: subprocess.Popen[bytes], program: str, end: float) -> bytes:
     """What the child writes until it ends, or a little more than `SAID`. TimeoutExpired at the time `end`."""
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(program.encode(errors="replace"))
     child.stdin.close()
     out, there = b"", child.stdout.fileno()
-    while len(out) <= SAID:
-        left = max(0.0, end - time.monotonic())
-        if not select.select([there], [], [], left)[0]:
-            raise subprocess.TimeoutExpired(child.args, left)
-        if not (piece := os.read(there, SAID)):
+    while len(out) <= MOST_OUTPUT:
+        seconds = max(0.0, end - time.monotonic())
+        if not select.select([there], [], [], seconds)[0]:
+            raise subprocess.TimeoutExpired(child.args, seconds)
+        if not (piece := os.read(there, MOST_OUTPUT)):
             child.wait(max(0.0, end - time.monotonic()))
             break
         out += piece

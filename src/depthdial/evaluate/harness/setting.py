@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from depthdial.core.dial import Dials, PromptBudget
 from depthdial.engine.llm import LLM
-from depthdial.evaluate.equal_cost import Knob, Mix
+from depthdial.evaluate.equal_cost import Knob, KnobMix
 from depthdial.evaluate.subjects import Subject
 from depthdial.models.dial import offset_for
 
 
-class Dial(NamedTuple):
+class TaskDials(NamedTuple):
     """Where texts run: what is scored after its context, what is generated after its prompt, and texts that are scored
     as a whole (perplexity), which nobody reads or writes: they run in the form of the papers, at one offset."""
 
@@ -22,7 +22,7 @@ class Dial(NamedTuple):
     whole: Dials = Dials(math.inf)
 
     @classmethod
-    def of(cls, llm: LLM, budget: float, prompt_budget: PromptBudget | None) -> Dial:
+    def of(cls, llm: LLM, budget: float, prompt_budget: PromptBudget | None) -> TaskDials:
         """At budgets of what is written and of what is read; None is the engine's own. Where both are the same, most of
         what is scored is context, so the curve of text is asked, as it is for whole texts."""
         both, whole = llm.dials(budget, prompt_budget), Dials(offset_for(llm.model, budget, "text"))
@@ -34,8 +34,8 @@ class Dial(NamedTuple):
 class Setting:
     """The dial of each text of a task: where it has steps, texts take turns between two, so that a cost is met."""
 
-    high: Dial
-    low: Dial
+    high: TaskDials
+    low: TaskDials
     share: float
     """Of the texts are at `high`."""
 
@@ -43,16 +43,16 @@ class Setting:
     def of(cls, subject: Subject, knob: Knob, prompt_budget: PromptBudget | None) -> Setting:
         """At the budget of what is written, and that of what is read as far as the model can have it beside."""
 
-        def dial(budget: float) -> Dial:
-            return Dial.of(subject.llm, budget, subject.reading(budget, prompt_budget))
+        def dial(budget: float) -> TaskDials:
+            return TaskDials.of(subject.llm, budget, subject.reading(budget, prompt_budget))
 
-        return cls(dial(knob.high), dial(knob.low), knob.share) if isinstance(knob, Mix) else cls.alike(dial(knob))
+        return cls(dial(knob.high), dial(knob.low), knob.share) if isinstance(knob, KnobMix) else cls.alike(dial(knob))
 
     @classmethod
-    def alike(cls, dial: Dial) -> Setting:
+    def alike(cls, dial: TaskDials) -> Setting:
         """All texts at one dial."""
         return cls(dial, dial, 1.0)
 
-    def at(self, number: int) -> Dial:
+    def at(self, number: int) -> TaskDials:
         """That of a text."""
         return self.high if int((number + 1) * self.share) > int(number * self.share) else self.low

@@ -39,8 +39,8 @@ def tables(results: Figures) -> str:
 def score_table(rows: Sequence[Figures]) -> str:
     """One line per row, one column per task."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    shown = {task: next(row["tasks"][task] for row in rows if task in row["tasks"]) for task in tasks}
-    head = ["", *(f"{task}, {told['metric']} (n = {told['items']})" for task, told in shown.items())]
+    by_task = {task: next(row["tasks"][task] for row in rows if task in row["tasks"]) for task in tasks}
+    head = ["", *(f"{task}, {figures['metric']} (n = {figures['items']})" for task, figures in by_task.items())]
     return markdown(head, [[row["name"], *(_score(row, task) for task in tasks)] for row in rows])
 
 
@@ -76,8 +76,8 @@ def cost_table(results: Figures) -> str:
 
 def where_table(rows: Sequence[Figures]) -> str:
     """One line per row: the base, and for each budget the answer alone, the prompt alone, and both."""
-    shown = what_skips(rows)
-    tasks = list(dict.fromkeys(task for _, row in shown for task in row["tasks"]))
+    named_rows = what_skips(rows)
+    tasks = list(dict.fromkeys(task for _, row in named_rows for task in row["tasks"]))
     lines = [
         [
             name,
@@ -86,7 +86,7 @@ def where_table(rows: Sequence[Figures]) -> str:
             _percent(row["mean_above_chance"]),
             *(number(row["tasks"][task]["retained"], 1, 100) if task in row["tasks"] else "–" for task in tasks),
         ]
-        for name, row in shown
+        for name, row in named_rows
     ]
     head = ["what skips", "cost, written", "cost, prompt", "mean above chance, %"]
     return markdown([*head, *(f"{task}, % of the base's" for task in tasks)], lines)
@@ -96,29 +96,29 @@ def difference_table(rows: Sequence[Figures]) -> str:
     """One line per baseline: points of score above chance (100 is all of the base's), and tasks won and lost."""
     lines = []
     for row in rows:
-        told = row.get("adaptive_over_this")
-        if told is None:
+        over = row.get("adaptive_over_this")
+        if over is None:
             continue
-        won = [task for task, found in told["tasks"].items() if (found["low"] or 0) > 0 and not _falls(row, task)]
-        lost = [task for task, found in told["tasks"].items() if (found["high"] or 0) < 0 and not _falls(row, task)]
+        better = [task for task, diff in over["tasks"].items() if (diff["low"] or 0) > 0 and not _falls(row, task)]
+        worse = [task for task, diff in over["tasks"].items() if (diff["high"] or 0) < 0 and not _falls(row, task)]
         lines.append(
-            [row["name"], number(row["cost"], 3), _percent(told), ", ".join(won) or "–", ", ".join(lost) or "–"]
+            [row["name"], number(row["cost"], 3), _percent(over), ", ".join(better) or "–", ", ".join(worse) or "–"]
         )
     head = ["against", "its true cost", "difference above chance, points", "better on", "worse on"]
     return markdown(head, lines)
 
 
 def _score(row: Figures, task: str) -> str:
-    told = row["tasks"].get(task)
-    if told is None:
+    figures = row["tasks"].get(task)
+    if figures is None:
         return "–"
-    factor, digits = (100, 1) if told["kind"] == "mean" else (1, 2)
-    text = f"{factor * told['score']:.{digits}f}"
-    if told["stderr"] is not None and told["stderr"] == told["stderr"]:
-        text += f" ±{factor * told['stderr']:.{digits}f}"
+    factor, digits = (100, 1) if figures["kind"] == "mean" else (1, 2)
+    text = f"{factor * figures['score']:.{digits}f}"
+    if figures["stderr"] is not None and figures["stderr"] == figures["stderr"]:
+        text += f" ±{factor * figures['stderr']:.{digits}f}"
     if row["name"] == "base":
         return text
-    return f"{text} ({number(told['retained'], 0, 100)}; {number(told['dense_share'], 0, 100)})"
+    return f"{text} ({number(figures['retained'], 0, 100)}; {number(figures['dense_share'], 0, 100)})"
 
 
 def _form(results: Figures) -> str:
@@ -133,18 +133,18 @@ def _falls(row: Figures, task: str) -> bool:
     return row["tasks"][task]["kind"] != "mean"
 
 
-def _why(told: Figures) -> str:
-    if told["kind"] != "mean":
-        return told["metric"]
-    if told["chance"] is None or told["chance"] != told["chance"]:
+def _why(figures: Figures) -> str:
+    if figures["kind"] != "mean":
+        return figures["metric"]
+    if figures["chance"] is None or figures["chance"] != figures["chance"]:
         return "chance not known"
-    return f"{100 * told['score']:.1f}, chance {100 * told['chance']:.1f}"
+    return f"{100 * figures['score']:.1f}, chance {100 * figures['chance']:.1f}"
 
 
-def _percent(told: Figures) -> str:
-    if number(told["mean"], 1) == "–":
+def _percent(interval: Figures) -> str:
+    if number(interval["mean"], 1) == "–":
         return "–"
-    mean = f"{100 * told['mean']:.1f}"
-    if told["low"] is None or told["low"] != told["low"] or told["low"] == told["high"]:
+    mean = f"{100 * interval['mean']:.1f}"
+    if interval["low"] is None or interval["low"] != interval["low"] or interval["low"] == interval["high"]:
         return mean
-    return f"{mean} ({100 * told['low']:.1f} to {100 * told['high']:.1f})"
+    return f"{mean} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"

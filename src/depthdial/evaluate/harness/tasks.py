@@ -39,7 +39,7 @@ OUR_RUNNER = ("humaneval", "mbpp")
 """Tasks (by how they begin) that run programs through `code_eval`, which is ours; others bring runners of their own."""
 FEWSHOT_SEED = 1234
 """The harness's own."""
-_NAMED = re.compile(r"^[\"']?(?:task|group)[\"']?:[ \t]*[\"']?(\w.*?)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
+_NAME_LINE = re.compile(r"^[\"']?(?:task|group)[\"']?:[ \t]*[\"']?(\w.*?)[\"']?[ \t]*(?:#.*)?$", re.MULTILINE)
 _SQUAD = "transformers.data.metrics.squad_metrics"
 
 
@@ -67,8 +67,8 @@ class Suite:
         digest = hashlib.sha256()
         for name, task in self.parts.items():
             docs = self._items(task, items)
-            told = json.dumps([name, task.get_config("num_fewshot"), *docs], default=str, sort_keys=True)
-            digest.update(told.encode())
+            text = json.dumps([name, task.get_config("num_fewshot"), *docs], default=str, sort_keys=True)
+            digest.update(text.encode())
             if task.get_config("num_fewshot"):
                 digest.update(json.dumps(list(task.fewshot_docs() or ()), default=str, sort_keys=True).encode())
         return digest.hexdigest()
@@ -115,8 +115,8 @@ def _manager(names: Sequence[str]) -> TaskManager:
     """
     folders: dict[str, Path] = {}
     for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
-        found = _NAMED.findall(file.read_text(encoding="utf-8", errors="replace"))
-        folders.update(dict.fromkeys(found, file.parent))
+        in_file = _NAME_LINE.findall(file.read_text(encoding="utf-8", errors="replace"))
+        folders.update(dict.fromkeys(in_file, file.parent))
     if all(name in folders for name in names):
         manager = TaskManager(include_path=sorted({folders[name] for name in names}), include_defaults=False)
         if all(name in manager.all_tasks for name in names):
@@ -154,10 +154,10 @@ def _load(manager: TaskManager, name: str, data: DataFolder | None, fewshot: int
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        wanted = task.get_config("num_fewshot")
-        if wanted and (there := len(list(task.fewshot_docs() or ()))) < wanted:
+        shots = task.get_config("num_fewshot")
+        if shots and (there := len(list(task.fewshot_docs() or ()))) < shots:
             raise ValueError(
-                f"task {part} shows {wanted} examples, and the data have {there or 'none'}: add its training split, or "
+                f"task {part} shows {shots} examples, and the data have {there or 'none'}: add its training split, or "
                 f"pass --fewshot {there}"
             )
     return Suite(name, parts)
@@ -208,34 +208,21 @@ def in_place(name: str, data: DataFolder | None, run_code: bool) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(datasets, "load_dataset", load_dataset))
         if run_code:
-            stack.enter_context(_sandboxed())
+            import evaluate  # takes seconds
+
+            metric = evaluate.load
+
+            def load(path: str, *args: Any, **kwargs: Any) -> Any:
+                return CodeEval() if path == "code_eval" else metric(path, *args, **kwargs)
+
+            stack.enter_context(mock.patch.object(evaluate, "load", load))
         if _missing(_SQUAD):
+            import transformers.data
+
             stack.enter_context(mock.patch.dict(sys.modules, {_SQUAD.rpartition(".")[0]: squad, _SQUAD: squad}))
             # `import a.b.c as c` reads attributes, not the table of modules
-            stack.enter_context(_attributes())
-        yield
-
-
-@contextlib.contextmanager
-def _sandboxed() -> Iterator[None]:
-    import evaluate  # takes seconds
-
-    metric = evaluate.load
-
-    def load(path: str, *args: Any, **kwargs: Any) -> Any:
-        return CodeEval() if path == "code_eval" else metric(path, *args, **kwargs)
-
-    with mock.patch.object(evaluate, "load", load):
-        yield
-
-
-@contextlib.contextmanager
-def _attributes() -> Iterator[None]:
-    import transformers.data
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(squad, "squad_metrics", squad, create=True))
-        stack.enter_context(mock.patch.object(transformers.data, "metrics", squad, create=True))
+            stack.enter_context(mock.patch.object(squad, "squad_metrics", squad, create=True))
+            stack.enter_context(mock.patch.object(transformers.data, "metrics", squad, create=True))
         yield
 
 

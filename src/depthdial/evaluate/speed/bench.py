@@ -10,13 +10,13 @@ from depthdial.engine.breakeven import BreakEven
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.trial import break_even
 from depthdial.evaluate.speed.ideal import dense_bytes
-from depthdial.evaluate.speed.limits import Gauge, Limits
-from depthdial.evaluate.speed.lineup import Lineup
+from depthdial.evaluate.speed.limits import Gauge, MachineLimits
+from depthdial.evaluate.speed.lineup import SpeedLineup
 from depthdial.evaluate.speed.machine import facts
-from depthdial.evaluate.speed.measure import interleaved
-from depthdial.evaluate.speed.options import Options
-from depthdial.evaluate.speed.prompts import mixed, prompts
-from depthdial.evaluate.speed.rows import Figures, rows_of
+from depthdial.evaluate.speed.measure import run_interleaved
+from depthdial.evaluate.speed.options import SpeedOptions
+from depthdial.evaluate.speed.prompts import prompt_lengths, prompts
+from depthdial.evaluate.speed.rows import Figures, speed_rows
 from depthdial.models.converted import converted_of
 from depthdial.models.gguf import cache_root
 
@@ -24,35 +24,35 @@ Report = Callable[[str, int, int], None]
 """Told what is measured now, how many runs are done and how many there will be."""
 
 
-def bench(options: Options, report: Report = lambda *_: None, explain: bool = False) -> Figures:
+def bench(options: SpeedOptions, report: Report = lambda *_: None, explain: bool = False) -> Figures:
     """Measure, and give everything as JSON has it. explain: with the engine's break-even.
 
     Raises ValueError or OSError, one line, for what cannot be loaded or run.
     """
     report("loading", 0, 1)
-    with contextlib.closing(Lineup(options)) as lineup:
+    with contextlib.closing(SpeedLineup(options)) as lineup:
         return _results(lineup, report) | ({"break_even": _break_even(lineup).to_json()} if explain else {})
 
 
-def _results(lineup: Lineup, report: Report) -> Figures:
+def _results(lineup: SpeedLineup, report: Report) -> Figures:
     options, llm = lineup.options, lineup.llm
     device = llm.model.device
     size = dense_bytes(converted_of(llm.model).ledger, lineup.sizes(lineup.precision))
     reader = llm.engine.runner.model.read if isinstance(llm.engine.runner, NativeRunner) else None
-    gauge, done, rows, limits = Gauge(size, llm.model.dtype, device, reader=reader), 0, [], []
+    gauge, count, rows, limits = Gauge(size, llm.model.dtype, device, reader=reader), 0, [], []
     taking = {regime: [s for s in lineup.subjects if s.takes(regime)] for regime in options.regimes}
     total = sum(subject.warmups + options.repeats for subjects in taking.values() for subject in subjects)
     for regime, subjects in taking.items():
 
         def advance(name: str = regime.name) -> None:
-            nonlocal done
-            done += 1
-            report(name, done, total)
+            nonlocal count
+            count += 1
+            report(name, count, total)
 
-        texts = prompts(llm.tokenizer, mixed(regime.batch, regime.prompt), options.text)
-        measured = interleaved(subjects, texts, regime, options.repeats, gauge, advance)
-        rows += rows_of(measured, subjects, lineup.references, lineup.dense)
-        limits.append(_limits(regime, measured.limits))
+        texts = prompts(llm.tokenizer, prompt_lengths(regime.batch, regime.prompt), options.text)
+        runs = run_interleaved(subjects, texts, regime, options.repeats, gauge, advance)
+        rows += speed_rows(runs, subjects, lineup.references, lineup.dense)
+        limits.append(_limits(regime, runs.limits))
     return {
         "what": "speed",
         **facts(device),
@@ -66,12 +66,12 @@ def _results(lineup: Lineup, report: Report) -> Figures:
     }
 
 
-def _limits(regime: Any, limits: Limits | None) -> Figures:
+def _limits(regime: Any, limits: MachineLimits | None) -> Figures:
     assert limits is not None
     return {"regime": regime.kind, "batch": regime.batch, "prompt_tokens": regime.prompt, **limits.to_json()}
 
 
-def _break_even(lineup: Lineup) -> BreakEven:
+def _break_even(lineup: SpeedLineup) -> BreakEven:
     llm = lineup.llm
     offsets = [llm.offset_of(budget) for budget in lineup.options.budgets]
     return break_even(llm.engine, llm.model, llm.tokenizer, offsets, cache_root() / "break-even")

@@ -35,15 +35,15 @@ def random_like(program: Program, name: str, dtype: str, device: str, seed: int)
     layers = sorted({program.base_visits.index(visit) for visit in visits})
     first, last = min(layers), max(layers) + 1
     but = tuple(layer for layer in range(first, last) if layer not in layers)
-    drawn = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)
-    model: Any = convert(base, drawn)
+    method = Random(first=first, last=last, but=but, rate=0.5, seed=seed, **adapters)
+    model: Any = convert(base, method)
     cast_parts(model, base.dtype)
     curve = _curve(converted_of(model).ledger)
-    converted_of(model).plugin = Plugin("random", drawn, fingerprint(model), {"generated": curve, "text": curve})
+    converted_of(model).plugin = Plugin("random", method, fingerprint(model), {"generated": curve, "text": curve})
     return model.eval(), tokenizer
 
 
-def matched(llm: LLM, cost: float) -> float:
+def budget_for(llm: LLM, cost: float) -> float:
     """The budget of `llm` nearest to a true cost."""
     curves = {} if llm.plugin is None else llm.plugin.curves
     curve = curves.get("generated") or curves.get("text")
@@ -54,6 +54,6 @@ def matched(llm: LLM, cost: float) -> float:
 
 def _curve(ledger: Ledger) -> Curve:
     """Cost by offset for a rate of 1/2 at offset 0: a share sigmoid(offset) of the routed layers runs."""
-    saved = sum(ledger.saved) / ledger.dense
+    savings = sum(ledger.saved) / ledger.dense
     offsets = torch.linspace(-6, 6, 121).tolist()
-    return Curve.fit([(offset, 1 - saved / (1 + math.exp(offset)), 0.0) for offset in offsets])
+    return Curve.fit([(offset, 1 - savings / (1 + math.exp(offset)), 0.0) for offset in offsets])

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from depthdial.evaluate.speed.subjects import Regime, Subject, Timed
+from depthdial.evaluate.speed.subjects import Regime, SpeedSubject, TimedRun
 
 
 class Stamps(BaseStreamer):
@@ -28,7 +28,7 @@ class Stamps(BaseStreamer):
         """Nothing is to be flushed."""
 
 
-class HuggingFace(Subject):
+class HuggingFace(SpeedSubject):
     """model: a base of its own, whose end tokens this forgets. compiled: static cache and torch.compile, for decoding
     alone, since each length of prompt would be compiled anew."""
 
@@ -48,7 +48,7 @@ class HuggingFace(Subject):
         return not self.compiled or regime.kind == "decode"
 
     @torch.no_grad()
-    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedRun:
         longest = max(map(len, prompts))
         pads = [longest - len(prompt) for prompt in prompts]
         device = self._model.device
@@ -60,8 +60,8 @@ class HuggingFace(Subject):
             config.compile_config = CompileConfig(mode="default")
             vars(config.compile_config)["_compile_all_devices"] = True  # else transformers leaves a CPU uncompiled
         stamps = Stamps(self._clock)
-        begun = self._clock()
+        start = self._clock()
         self._model.generate(ids, attention_mask=mask, generation_config=config, streamer=stamps)
         times = stamps.times[1:]  # the prompt comes first
         steps = len(times) - 1
-        return Timed(times[0] - begun, times[-1] - times[0], steps * len(prompts), steps)
+        return TimedRun(times[0] - start, times[-1] - times[0], steps * len(prompts), steps)

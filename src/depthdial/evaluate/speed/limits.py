@@ -22,7 +22,7 @@ _SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
-class Limits:
+class MachineLimits:
     """What the machine does at most."""
 
     read: float
@@ -31,7 +31,7 @@ class Limits:
     """Multiply-accumulates per second."""
 
     @classmethod
-    def median(cls, rounds: Sequence[Limits]) -> Limits:
+    def median(cls, rounds: Sequence[MachineLimits]) -> MachineLimits:
         """The middle of several measurements: a shared machine's bandwidth moves by a quarter within an hour."""
         return cls(median(r.read for r in rounds), median(r.multiply for r in rounds))
 
@@ -67,21 +67,21 @@ class Gauge:
         if reader is not None:
             self._readers.append(lambda: reader(self._memory))
 
-    def __call__(self) -> Limits:
+    def __call__(self) -> MachineLimits:
         """The fastest of a few tries of each."""
         size = self._memory.numel() * self._memory.element_size()
         reading = min(self._fastest(reader) for reader in self._readers)
         multiplying = self._fastest(lambda: F.linear(self._left, self._right))
-        return Limits(size / reading, self._left.shape[0] ** 3 / multiplying)
+        return MachineLimits(size / reading, self._left.shape[0] ** 3 / multiplying)
 
     def _fastest(self, run: Callable[[], Any]) -> float:
-        taken = []
+        times = []
         for _ in range(self._times):
             start = self._clock()
             run()
             wait_for(self._device)
-            taken.append(self._clock() - start)
-        return max(min(taken), 1e-12)
+            times.append(self._clock() - start)
+        return max(min(times), 1e-12)
 
 
 def wait_for(device: torch.device) -> None:

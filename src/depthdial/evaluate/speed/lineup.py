@@ -12,13 +12,13 @@ from depthdial.core.dial import PromptBudget
 from depthdial.core.work import Sizes
 from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
-from depthdial.evaluate.speed.controls import matched, random_like
+from depthdial.evaluate.speed.controls import budget_for, random_like
 from depthdial.evaluate.speed.huggingface import HuggingFace
-from depthdial.evaluate.speed.options import Options
-from depthdial.evaluate.speed.peers import start
-from depthdial.evaluate.speed.prompts import mixed, prompts
+from depthdial.evaluate.speed.options import SpeedOptions
+from depthdial.evaluate.speed.peers import start_peers
+from depthdial.evaluate.speed.prompts import prompt_lengths, prompts
 from depthdial.evaluate.speed.rows import Reference
-from depthdial.evaluate.speed.subjects import EngineSubject, Kind, Subject
+from depthdial.evaluate.speed.subjects import EngineSubject, Kind, SpeedSubject
 from depthdial.models import load_base
 from depthdial.models.ahead import check_reading
 from depthdial.models.converted import converted_of
@@ -29,12 +29,12 @@ from depthdial.models.stock import stock
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-class Lineup:
+class SpeedLineup:
     """All subjects of a benchmark. Raises ValueError or OSError, one line, for what cannot be loaded."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: SpeedOptions):
         self.options = options
-        self.subjects: list[Subject] = []
+        self.subjects: list[SpeedSubject] = []
         self.references: dict[str, Reference] = {}
         """By title, for the rows whose ideal is known."""
         self.peers: dict[str, dict[str, Any]] = {}
@@ -46,7 +46,7 @@ class Lineup:
             for budget in options.prompt_budgets or ():
                 check_reading(options.model, budget)  # before weights are read
             self.llm = self._llm(options.plugin)
-            self.options = options.fitted(self.llm.context)
+            self.options = options.fit(self.llm.context)
             self.precision = _SHORT[self.llm.model.dtype]
             self._check()
             self._add_ours()
@@ -79,8 +79,8 @@ class Lineup:
                 "give less in --prefill, --prompt-tokens or --new-tokens"
             )
         for budget in self._budgets:
-            for read in self._prompt_budgets:
-                self.llm.dials(budget, read)
+            for reading in self._prompt_budgets:
+                self.llm.dials(budget, reading)
 
     @property
     def _budgets(self) -> tuple[float | None, ...]:
@@ -123,11 +123,11 @@ class Lineup:
     def _add_adaptive(self, name: str, llm: LLM, precision: str) -> list[EngineSubject]:
         """Rows where texts decode, and one for each way to read a prompt; where that is at a number, what would be
         written after it makes no difference."""
-        added = [self._add(name, "adaptive", llm, budget, precision, *self._decoding) for budget in self._budgets]
-        for read in self._prompt_budgets:
-            for budget in self._budgets if read == "same" else self._budgets[:1]:
-                added.append(self._add(name, "adaptive", llm, budget, precision, read, ("prefill",)))
-        return added
+        subjects = [self._add(name, "adaptive", llm, budget, precision, *self._decoding) for budget in self._budgets]
+        for reading in self._prompt_budgets:
+            for budget in self._budgets if reading == "same" else self._budgets[:1]:
+                subjects.append(self._add(name, "adaptive", llm, budget, precision, reading, ("prefill",)))
+        return subjects
 
     def _add_others(self) -> None:
         options = self.options
@@ -138,8 +138,8 @@ class Lineup:
             folder = Path(self._scratch.name) / "model"
             base.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            started, self.peers = start(options.peers, options.peer_pythons, folder)
-            self.subjects += started
+            subjects, self.peers = start_peers(options.peers, options.peer_pythons, folder)
+            self.subjects += subjects
         theirs = [HuggingFace(base, self.precision)]
         if options.compiled:
             theirs.append(HuggingFace(base, self.precision, compiled=True))
@@ -152,10 +152,10 @@ class Lineup:
         llm: LLM,
         budget: float | None,
         precision: str,
-        read: PromptBudget | None = None,
+        reading: PromptBudget | None = None,
         kinds: tuple[str, ...] = ("decode", "prefill"),
     ) -> EngineSubject:
-        params = SamplingParams(budget=budget, prompt_budget=read)
+        params = SamplingParams(budget=budget, prompt_budget=reading)
         subject = EngineSubject(name, kind, llm, params, precision, kinds=kinds)
         self.subjects.append(subject)
         # an engine with weights of its own leaves the model that it was made from unfit to be asked
@@ -168,16 +168,16 @@ class Lineup:
         for kind in ("decode", "prefill"):
             rows = [row for row in adaptive if row.kinds == (kind,) and not isinstance(row.prompt_budget, float)]
             costs = [cost for row in rows if (cost := self._real_cost(row)) is not None]
-            read = self._prompt_budgets[0] if kind == "decode" else "same"
-            for budget in dict.fromkeys(matched(llm, cost) for cost in costs):
-                self._add(name, "control", llm, budget, self.precision, read, (kind,))
+            reading = self._prompt_budgets[0] if kind == "decode" else "same"
+            for budget in dict.fromkeys(budget_for(llm, cost) for cost in costs):
+                self._add(name, "control", llm, budget, self.precision, reading, (kind,))
 
     def _real_cost(self, subject: EngineSubject) -> float | None:
         """The cost a row will have, from one run of the first regime that it takes; None: there is no such regime."""
         regime = next((regime for regime in self.options.regimes if subject.takes(regime)), None)
         if regime is None:
             return None
-        texts = prompts(self.llm.tokenizer, mixed(regime.batch, regime.prompt), self.options.text)
+        texts = prompts(self.llm.tokenizer, prompt_lengths(regime.batch, regime.prompt), self.options.text)
         return subject.run(texts, regime.new_tokens).cost(regime)
 
     def _random(self) -> LLM:
@@ -185,9 +185,9 @@ class Lineup:
         if options.random is not None:
             return self._llm(options.random)
         routed = converted_of(self.llm.model).program
-        made = random_like(routed, options.model, options.dtype, options.device, options.seed)
+        pair = random_like(routed, options.model, options.dtype, options.device, options.seed)
         batch = max([1, *options.batches])
-        return LLM.of(*made, max_batch=batch, cache_tokens=options.cache_tokens, prefix_cache=False)
+        return LLM.of(*pair, max_batch=batch, cache_tokens=options.cache_tokens, prefix_cache=False)
 
     def _llm(self, plugin: str | None, **engine: Unpack[EngineOptions]) -> LLM:
         """Without a prefix cache: every repeat reads its prompts."""

@@ -6,22 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from depthdial.evaluate.speed.limits import Limits
-from depthdial.evaluate.speed.subjects import Regime, Subject, Timed
+from depthdial.evaluate.speed.limits import MachineLimits
+from depthdial.evaluate.speed.subjects import Regime, SpeedSubject, TimedRun
 
 Prompts = Sequence[Sequence[int]]
 
 
 @dataclass
-class Measured:
+class RegimeRuns:
     """All runs of one regime."""
 
     regime: Regime
-    runs: dict[str, list[Timed]] = field(default_factory=dict)
+    runs: dict[str, list[TimedRun]] = field(default_factory=dict)
     """By title of the subject, one for each repeat."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why an optional subject gave nothing."""
-    limits: Limits | None = None
+    limits: MachineLimits | None = None
     """Measured between the repeats; the median."""
 
     def rates(self, title: str) -> list[float]:
@@ -34,19 +34,19 @@ class Measured:
         return median(one / other for one, other in pairs)
 
 
-def interleaved(
-    subjects: Sequence[Subject],
+def run_interleaved(
+    subjects: Sequence[SpeedSubject],
     prompts: Prompts,
     regime: Regime,
     repeats: int,
-    gauge: Callable[[], Limits] | None = None,
+    gauge: Callable[[], MachineLimits] | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> Measured:
+) -> RegimeRuns:
     """Warm every subject up, then run all of them `repeats` times. advance: called after each run.
 
     An optional subject that fails leaves its reason in `missing`; any other error goes up.
     """
-    found, active = Measured(regime), []
+    result, active = RegimeRuns(regime), []
     for subject in subjects:
         if not subject.takes(regime):
             continue
@@ -57,19 +57,19 @@ def interleaved(
         except Exception as error:  # a library of others may raise anything
             if not subject.optional:
                 raise
-            found.missing[subject.title] = " ".join(str(error).split())[:200] or type(error).__name__
+            result.missing[subject.title] = " ".join(str(error).split())[:200] or type(error).__name__
         else:
             active.append(subject)
     rounds = []
     for repeat in range(repeats):
         turn = repeat % max(len(active), 1)
         for subject in [*active[turn:], *active[:turn]]:
-            found.runs.setdefault(subject.title, []).append(subject.run(prompts, regime.new_tokens))
+            result.runs.setdefault(subject.title, []).append(subject.run(prompts, regime.new_tokens))
             advance()
         if gauge is not None:
             rounds.append(gauge())
-    found.limits = Limits.median(rounds) if rounds else None
-    return found
+    result.limits = MachineLimits.median(rounds) if rounds else None
+    return result
 
 
 def spread(values: Sequence[float]) -> Mapping[str, float]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from depthdial.core.dial import PromptBudget, prompt_budget
-from depthdial.evaluate.speed.peers import check
+from depthdial.evaluate.speed.peers import check_peers
 from depthdial.evaluate.speed.subjects import Regime
 
 
 @dataclass(frozen=True)
-class Options:
+class SpeedOptions:
     """What is measured. Raises ValueError, one line, for what makes no sense."""
 
     model: str = "smollm2-135m-instruct"
@@ -65,9 +65,9 @@ class Options:
             raise ValueError("--prompt-budget needs at least one way to read a prompt: 1.0, say")
         for budget in self.prompt_budgets or ():
             prompt_budget(budget)
-        check(self.peers, self.peer_pythons)
+        check_peers(self.peers, self.peer_pythons)
 
-    def fitted(self, context: int) -> Options:
+    def fit(self, context: int) -> SpeedOptions:
         """The same within a model's context, as far as nobody asked for lengths that are beyond it."""
         lengths: dict[str, Any] = {
             "prefill": tuple(dict.fromkeys(min(length, context - 1) for length in self.prefill)),
@@ -96,8 +96,8 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Without the places of this machine's files."""
-        shown = asdict(self) | {"text": "built in" if self.text is None else "given"}
-        del shown["peer_pythons"], shown["unasked"]
+        data = asdict(self) | {"text": "built in" if self.text is None else "given"}
+        del data["peer_pythons"], data["unasked"]
         for name in ("model", "plugin", "random", "static"):
-            shown[name] = None if shown[name] is None else Path(shown[name]).name
-        return shown
+            data[name] = None if data[name] is None else Path(data[name]).name
+        return data

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from depthdial.evaluate.speed.subjects import Regime, Subject, Timed
+from depthdial.evaluate.speed.subjects import Regime, SpeedSubject, TimedRun
 
 
 class Peer(NamedTuple):
@@ -28,7 +28,7 @@ class Peer(NamedTuple):
     driver: str
     precisions: tuple[str, ...]
     batches: bool
-    shown: str
+    title: str
 
 
 PEERS: dict[str, Peer] = {
@@ -39,14 +39,14 @@ PEERS: dict[str, Peer] = {
 }
 
 
-class PeerSubject(Subject):
+class PeerSubject(SpeedSubject):
     """A peer at one precision. Raises ValueError, in one line, if its driver does not start."""
 
     kind = "peer"
     optional = True
 
     def __init__(self, peer: Peer, precision: str, python: str, script: Path, model: Path, threads: int):
-        self.name, self.precision, self._batches = peer.shown, precision, peer.batches
+        self.name, self.precision, self._batches = peer.title, precision, peer.batches
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         command = [python, str(script), "--model", str(model), "--precision", precision, "--threads", str(threads)]
         try:
@@ -59,7 +59,7 @@ class PeerSubject(Subject):
                 env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
             )
         except OSError as error:
-            raise ValueError(f"{peer.shown}: {python} cannot be started ({error.strerror}); name its Python with "
+            raise ValueError(f"{peer.title}: {python} cannot be started ({error.strerror}); name its Python with "
                              "--peer-python") from None  # fmt: skip
         try:
             self.about: Mapping[str, Any] = self._read()
@@ -67,13 +67,13 @@ class PeerSubject(Subject):
             self.close()
             raise
         """What the driver tells of itself: versions, options."""
-        self.answered: list[list[int]] = []
+        self.answers: list[list[int]] = []
         """The tokens of the last run."""
 
     def takes(self, regime: Regime) -> bool:
         return self._batches or regime.batch == 1
 
-    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedRun:
         request = {"prompts": [list(prompt) for prompt in prompts], "new_tokens": new_tokens}
         pipe = self._process.stdin
         assert pipe is not None
@@ -81,9 +81,9 @@ class PeerSubject(Subject):
             pipe.write(json.dumps(request) + "\n")
             pipe.flush()
         answer = self._read()
-        self.answered = answer["tokens"]
+        self.answers = answer["tokens"]
         steps = new_tokens - 1
-        return Timed(answer["first"], answer["rest"], steps * len(prompts), steps)
+        return TimedRun(answer["first"], answer["rest"], steps * len(prompts), steps)
 
     def close(self) -> None:
         process = self._process
@@ -106,8 +106,8 @@ class PeerSubject(Subject):
             if code < 0:
                 raise ValueError(f"{self.name}: its driver was ended by {signal.Signals(-code).name}")
             self._log.seek(0)
-            said = [text.strip() for text in self._log.read().splitlines() if text.strip()] or ["no message"]
-            raise ValueError(f"{self.name}: its driver ended ({said[-1][:300]})")
+            lines = [text.strip() for text in self._log.read().splitlines() if text.strip()] or ["no message"]
+            raise ValueError(f"{self.name}: its driver ended ({lines[-1][:300]})")
         answer = json.loads(line)
         if "error" in answer:
             raise ValueError(f"{self.name}: {answer['error']}")
@@ -124,7 +124,7 @@ def drivers() -> Path:
     return folder
 
 
-def check(names: Sequence[str], pythons: Mapping[str, str]) -> None:
+def check_peers(names: Sequence[str], pythons: Mapping[str, str]) -> None:
     """ValueError for a peer that is not known, or has no Python."""
     for name in (*names, *pythons):
         if name not in PEERS:
@@ -134,17 +134,17 @@ def check(names: Sequence[str], pythons: Mapping[str, str]) -> None:
             raise ValueError(f"peer {name} needs the Python it is installed in: --peer-python {name}=PATH")
 
 
-def start(
+def start_peers(
     names: Sequence[str], pythons: Mapping[str, str], model: Path
 ) -> tuple[list[PeerSubject], dict[str, dict[str, Any]]]:
     """The peers that start, and what each tells of itself, or the reason why it does not. model: a folder as
     `save_pretrained` writes it."""
-    check(names, pythons)
+    check_peers(names, pythons)
     folder, subjects, about = drivers(), [], {}
     for name in names:
         peer = PEERS[name]
         for precision in peer.precisions:
-            title = f"{peer.shown}, {precision}"
+            title = f"{peer.title}, {precision}"
             try:
                 subject = PeerSubject(
                     peer, precision, pythons[name], folder / peer.driver, model, torch.get_num_threads()

@@ -33,14 +33,14 @@ def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
         line = sorted((row["cost"], row["ideal_speedup"]) for row in alike)
         style = "--" if label == "adaptive" else ":"
         axes.plot(*zip(*line, strict=True), color="#888888", linestyle=style, linewidth=1, label=f"ideal, {label}")
-    told = set()
+    labels = set()
     for row in rows:
         label = row_name({**row, "budget": None})
         style = {"color": _COLOURS.get(row["kind"], "#888888"), "marker": _MARKS.get(row["name"], "x")}
         if row["precision"] == "int8":
             style["fillstyle"] = "none"
-        axes.plot([row["cost"]], [row["times_dense"]], linestyle="", label=None if label in told else label, **style)
-        told.add(label)
+        axes.plot([row["cost"]], [row["times_dense"]], linestyle="", label=None if label in labels else label, **style)
+        labels.add(label)
     axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
     axes.set_title(name, fontsize=10)
     axes.set_xlabel("true cost relative to dense")

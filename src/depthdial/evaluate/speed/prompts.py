@@ -42,14 +42,14 @@ def prompts(tokenizer: Any, lengths: Sequence[int], text: str | None = None) -> 
     ids: list[int] = tokenizer(source, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise ValueError("the text of the prompts is empty; give a file with some sentences")
-    found, start = [], 0
+    result, start = [], 0
     for length in lengths:
         around = ids[start:] + ids * (length // len(ids) + 1)
-        found.append(around[:length])
+        result.append(around[:length])
         start = (start + length) % len(ids)
-    return found
+    return result
 
 
-def mixed(batch: int, prompt: int) -> list[int]:
+def prompt_lengths(batch: int, prompt: int) -> list[int]:
     """Lengths of a batch's prompts, `prompt` at most: texts that decode together are seldom at the same place."""
     return [max(1, prompt - 5 * (i % 4) - i % 3) if batch > 1 else prompt for i in range(batch)]

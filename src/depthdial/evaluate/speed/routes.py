@@ -63,19 +63,19 @@ def _steps(program: Program, trace: Trace, count: int) -> tuple[Tensor, Tensor]:
 def _path(program: Program, ran: Tensor, here: Tensor, text: int) -> Path:
     """Of one text. A key that a step left nothing of is not attended to."""
     places = torch.arange(ran.shape[1])
-    left = [ran[s] if step.absent == "nothing" else torch.ones_like(ran[s]) for s, step in enumerate(program.steps)]
-    return Path(ran, here, torch.stack(left).cumsum(1), places, torch.full_like(places, text))
+    keys = [ran[s] if step.absent == "nothing" else torch.ones_like(ran[s]) for s, step in enumerate(program.steps)]
+    return Path(ran, here, torch.stack(keys).cumsum(1), places, torch.full_like(places, text))
 
 
-def prefill_pass(texts: Sequence[Path], decided: bool) -> list[Path]:
+def prefill_pass(texts: Sequence[Path], routed: bool) -> list[Path]:
     """One pass over whole prompts, each giving logits for its last token."""
-    return [_joined(texts, decided)]
+    return [_join(texts, routed)]
 
 
-def decode_passes(texts: Sequence[Path], starts: Sequence[int], steps: int, decided: bool) -> list[Path]:
+def decode_passes(texts: Sequence[Path], starts: Sequence[int], steps: int, routed: bool) -> list[Path]:
     """`steps` passes of one token from each text; `starts`: the place of each text's first one."""
     return [
-        _joined([_at(text, start + step) for text, start in zip(texts, starts, strict=True)], decided)
+        _join([_at(text, start + step) for text, start in zip(texts, starts, strict=True)], routed)
         for step in range(steps)
     ]
 
@@ -85,6 +85,6 @@ def _at(text: Path, place: int) -> Path:
     return Path(text.ran[:, one], text.here[:, one], text.keys[:, one], text.positions[one], text.texts[one])
 
 
-def _joined(texts: Sequence[Path], decided: bool) -> Path:
+def _join(texts: Sequence[Path], routed: bool) -> Path:
     columns = ([getattr(text, name) for text in texts] for name in ("ran", "here", "keys", "positions", "texts"))
-    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), decided=decided)
+    return Path(*(torch.cat(column, -1) for column in columns), logits=len(texts), decided=routed)

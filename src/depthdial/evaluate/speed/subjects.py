@@ -29,7 +29,7 @@ class Regime:
         return f"decode, batch {self.batch}" if self.kind == "decode" else f"prefill {self.prompt}"
 
 
-class Ran(NamedTuple):
+class TextRun(NamedTuple):
     """What one text went through in a run."""
 
     tokens: list[int]
@@ -44,7 +44,7 @@ class Ran(NamedTuple):
     """Where the dial stood for each of them."""
 
 
-class Timed(NamedTuple):
+class TimedRun(NamedTuple):
     """One run: seconds until every text had its first token, and seconds of what followed while all of them went on."""
 
     first: float
@@ -53,7 +53,7 @@ class Timed(NamedTuple):
     """Tokens that all texts together got in `rest`."""
     steps: int
     """Passes in `rest`; each gave every text a token, where nothing was drafted."""
-    ran: tuple[Ran, ...] = ()
+    ran: tuple[TextRun, ...] = ()
     """Only of engines that tell costs."""
 
     def rate(self, regime: Regime) -> float:
@@ -72,14 +72,14 @@ class Timed(NamedTuple):
 
 def title(name: str, budget: float | None, prompt: PromptBudget | None, precision: str) -> str:
     """What a row is called."""
-    asked = "" if budget is None else f" {budget:.3g}"
-    read = "" if prompt is None else ", prompt skips too" if prompt == "same" else ", prompt read in full"
+    cost = "" if budget is None else f" {budget:.3g}"
+    form = "" if prompt is None else ", prompt skips too" if prompt == "same" else ", prompt read in full"
     if isinstance(prompt, float) and prompt < 1:
-        read = f", prompt read at {prompt:.3g}"
-    return f"{name}{asked}{read}, {precision}"
+        form = f", prompt read at {prompt:.3g}"
+    return f"{name}{cost}{form}, {precision}"
 
 
-class Subject(ABC):
+class SpeedSubject(ABC):
     """One row of the table. `name` and `precision` together name it."""
 
     name: str
@@ -104,14 +104,14 @@ class Subject(ABC):
         return True
 
     @abstractmethod
-    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedRun:
         """Continue the prompts by as many tokens, greedily, ends of text ignored."""
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what it holds."""
 
 
-class EngineSubject(Subject):
+class EngineSubject(SpeedSubject):
     """Our engine at one budget. llm: may be shared; its prefix cache must be off, or prompts are read only once. kinds:
     of the regimes it is measured in. A row of prefill that is no dense one says how its prompts are read."""
 
@@ -136,20 +136,20 @@ class EngineSubject(Subject):
     def takes(self, regime: Regime) -> bool:
         return regime.kind in self.kinds
 
-    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timed:
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedRun:
         params = replace(self.params, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
         llm, requests = self.llm, []
-        begun = self._clock()
+        start = self._clock()
         try:
             requests = [llm.submit(prompt, params) for prompt in prompts]
             rows = [request.rows[0] for request in requests]
             while not all(row.token_ids for row in rows):
                 self._step(rows)
-            started, lengths, steps = self._clock(), [row.length for row in rows], 0
+            middle, lengths, steps = self._clock(), [row.length for row in rows], 0
             while not any(row.finish_reason for row in rows):
                 self._step(rows)
                 steps += 1
-            ended, tokens = self._clock(), sum(row.length for row in rows) - sum(lengths)
+            end, tokens = self._clock(), sum(row.length for row in rows) - sum(lengths)
         finally:
             for request in requests:
                 llm.cancel(request)
@@ -159,15 +159,15 @@ class EngineSubject(Subject):
                 "last had begun; raise --new-tokens"
             )
         ran = tuple(map(self._ran, rows, lengths, prompts))
-        return Timed(started - begun, ended - started, tokens, steps, ran)
+        return TimedRun(middle - start, end - middle, tokens, steps, ran)
 
-    def _ran(self, row: Row, length: int, prompt: Sequence[int]) -> Ran:
+    def _ran(self, row: Row, length: int, prompt: Sequence[int]) -> TextRun:
         """length: tokens it had when the timed steps began."""
         count = len(row.tokens) - 1
         offsets = [row.offset(place) for place in range(count)]
-        return Ran(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], offsets)
+        return TextRun(row.tokens[:-1], len(prompt), length - 1, row.ran_costs[:count], offsets)
 
     def _step(self, rows: Sequence[Row]) -> None:
         self.llm.engine.step()
-        if failed := next((row.error for row in rows if row.error), None):
-            raise RuntimeError(failed)
+        if error := next((row.error for row in rows if row.error), None):
+            raise RuntimeError(error)

@@ -38,8 +38,8 @@ def machine_lines(results: Figures) -> str:
     """Where, with what, and at which limits it was measured."""
     machine, versions = results["machine"], results["versions"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [f"{results['model']} on {where}; {told}; commit {results['commit'] or 'unknown'}"]
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [f"{results['model']} on {where}; {libraries}; commit {results['commit'] or 'unknown'}"]
     lines += [f"not measured: {name} ({reason})" for name, reason in results["left_out"].items()]
     for entry in results["limits"]:
         lines.append(

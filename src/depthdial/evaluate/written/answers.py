@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -39,7 +38,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptRequest:
     """One prompt to be answered at budgets of its own."""
 
     ids: list[int]
@@ -55,48 +54,44 @@ class Writer:
         self.llm, self.max_tokens, self.report = llm, max_tokens, report
         self._scorer = Scorer(judge.engine, judge.tokenizer)
 
-    def write(self, asked: Sequence[Asked], store: Store) -> tuple[list[Answer], float]:
+    def write(self, requests: Sequence[PromptRequest], store: Store) -> tuple[list[Answer], float]:
         """One answer for each prompt, not scored yet, and the seconds of the engine's work."""
-        size, answers, spent = self.llm.max_batch, [], 0.0
-        cuts = [slice(first, first + size) for first in range(0, len(asked), size)]
-        for cut in self._reported(cuts):
-            own = asked[cut]
+        size, answers, total = self.llm.max_batch, [], 0.0
+        cuts = [slice(first, first + size) for first in range(0, len(requests), size)]
+        for cut in self._with_report(cuts):
+            own = requests[cut]
             key = key_of("write", self.max_tokens, own)
             results, seconds = store.get(key, lambda own=own: self._write(own))
-            answers += [Answer(**told) for told in results]
-            spent += seconds[0]
-        return answers, spent
+            answers += [Answer(**data) for data in results]
+            total += seconds[0]
+        return answers, total
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], store: Store) -> list[Answer]:
         """The same with `logprob`. ValueError where the base's logits are not finite."""
         groups = [[Text([*ids, *answer.token_ids], len(ids))] for ids, answer in zip(prompts, answers, strict=True)]
-        found: list[float] = []
-        for cut in self._reported(list(self._scorer.chunks(groups))):
+        logprobs: list[float] = []
+        for cut in self._with_report(list(self._scorer.chunks(groups))):
             own = groups[cut]
             results, _ = store.get(key_of("score", own), lambda own=own: self._score(own))
-            found += results
-        return [replace(answer, logprob=logprob) for answer, logprob in zip(answers, found, strict=True)]
+            logprobs += results
+        return [replace(answer, logprob=logprob) for answer, logprob in zip(answers, logprobs, strict=True)]
 
-    def _reported(self, cuts: Sequence[slice]) -> Iterator[slice]:
+    def _with_report(self, cuts: Sequence[slice]) -> Iterator[slice]:
         for number, cut in enumerate(cuts):
             self.report(number, len(cuts))
             yield cut
         self.report(len(cuts), len(cuts))
 
-    def _write(self, asked: Sequence[Asked]) -> tuple[list[Any], list[float]]:
-        began = time.perf_counter(), time.process_time()
+    def _write(self, requests: Sequence[PromptRequest]) -> list[Any]:
         params = [
             SamplingParams(self.max_tokens, temperature=0.0, budget=one.budget, prompt_budget=one.prompt_budget)
-            for one in asked
+            for one in requests
         ]
-        outputs = self.llm.generate([one.ids for one in asked], params)
-        seconds = [time.perf_counter() - began[0], time.process_time() - began[1]]
-        return [asdict(answer_of(output)) for output in outputs], seconds
+        outputs = self.llm.generate([one.ids for one in requests], params)
+        return [asdict(answer_of(output)) for output in outputs]
 
-    def _score(self, groups: Sequence[Sequence[Text]]) -> tuple[list[Any], list[float]]:
-        began = time.perf_counter(), time.process_time()
-        found = [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
-        return found, [time.perf_counter() - began[0], time.process_time() - began[1]]
+    def _score(self, groups: Sequence[Sequence[Text]]) -> list[float]:
+        return [score.logprob for (score,) in self._scorer.score(groups, Dials(math.inf))]
 
 
 def answer_of(output: RequestOutput) -> Answer:

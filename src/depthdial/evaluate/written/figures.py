@@ -37,7 +37,7 @@ FIGURES: Mapping[str, str] = {
 
 def figures(answers: Sequence[Answer], base: Sequence[Answer]) -> dict[str, Sums]:
     """By name, as in FIGURES. base: the untouched base's answers to the same prompts."""
-    repeats = [repeated(answer.token_ids) for answer in answers]
+    repeats = [count_repeats(answer.token_ids) for answer in answers]
     return {
         "cost": _sums(answers, lambda a: a.cost, lambda a: a.passes),
         "prompt_cost": _sums(answers, lambda a: a.prompt_cost, lambda a: a.prompt_tokens),
@@ -51,7 +51,7 @@ def figures(answers: Sequence[Answer], base: Sequence[Answer]) -> dict[str, Sums
     }
 
 
-def repeated(token_ids: Sequence[int], window: int = WINDOW) -> tuple[int, int]:
+def count_repeats(token_ids: Sequence[int], window: int = WINDOW) -> tuple[int, int]:
     """How many stretches of `window` tokens stood in the text before, and how many there are."""
     stretches = [tuple(token_ids[i : i + window]) for i in range(len(token_ids) - window + 1)]
     return len(stretches) - len(set(stretches)), len(stretches)
@@ -76,6 +76,8 @@ def furthest(answers: Sequence[Answer], budgets: Sequence[float]) -> dict[str, A
 
 
 def _sums(
-    answers: Sequence[Answer], value: Callable[[Answer], float], weight: Callable[[Answer], float] = lambda _: 1.0
+    answers: Sequence[Answer],
+    value: Callable[[Answer], float],
+    weight: Callable[[Answer], float] = lambda _: 1.0,
 ) -> Sums:
     return Sums(np.array([value(a) for a in answers], float), np.array([weight(a) for a in answers], float))

@@ -8,26 +8,26 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from depthdial.evaluate.written.figures import repeated
+from depthdial.core.printable import CONTROLS
+from depthdial.evaluate.written.figures import count_repeats
 from depthdial.evaluate.written.table import COLUMNS, cells
-from depthdial.maps.terminal import CONTROLS
 
 Figures = Mapping[str, Any]
 
 
-def page(results: Figures, texts: Sequence[Figures]) -> str:
+def texts_page(results: Figures, texts: Sequence[Figures]) -> str:
     """HTML of what `run.run` found."""
     rows, arguments = results["rows"], results["arguments"]
     folder = files("depthdial.evaluate.written").joinpath("page")
-    hidden = "\n".join(
+    rules = "\n".join(
         f"body:has(#show-{i}:not(:checked)) .r{i} {{ display: none; }}" for i in range(len(rows))
     )  # boxes without a script
     title = f"What {results['model']} writes"
-    told = f"{len(texts)} prompts, up to {arguments['max_tokens']} tokens, greedy; {results['date']}"
+    caption = f"{len(texts)} prompts, up to {arguments['max_tokens']} tokens, greedy; {results['date']}"
     return folder.joinpath("page.html").read_text("utf-8").format(
         title=_text(title),
-        style=folder.joinpath("page.css").read_text("utf-8") + hidden,
-        told=_text(told),
+        style=folder.joinpath("page.css").read_text("utf-8") + rules,
+        caption=_text(caption),
         table=_table(rows),
         choices="".join(
             f'<label><input type="checkbox" id="show-{i}" checked> {_text(row["name"])}</label>'
@@ -55,7 +55,7 @@ def _article(number: int, text: Figures, rows: Sequence[Figures]) -> str:
 
 
 def _pane(i: int, name: str, answer: Figures) -> str:
-    again, count = repeated(answer["token_ids"])
+    again, count = count_repeats(answer["token_ids"])
     figures = [
         f"{len(answer['token_ids'])} tokens",
         f"cost {answer['cost'] / answer['passes']:.3f}",

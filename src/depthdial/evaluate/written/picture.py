@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthdial.maps.keep_figure import COLOURS, keep_figure, label, need_matplotlib
+from depthdial.maps.keep_figure import interval_line, keep_figure, need_matplotlib
 
-_MARKS = "osD^vPX"
 _PANELS = {
     "nll": ("the base's NLL of what is written", "nats a token", 1),
     "repeats": ("repeated 4-grams", "%", 100),
@@ -33,7 +32,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             axes.axhline(factor * base[name]["mean"], color="#888888", linewidth=1, linestyle="--", label="base")
         for place, subject in enumerate(names):
             own = [row for row in rows if row["name"].removesuffix(f" {row['budget']:g}") == subject]
-            _line(axes, own, name, factor, place, subject)
+            points = [(row["cost"]["mean"], row[name]) for row in own if row[name]["mean"] is not None]
+            interval_line(axes, sorted(points, key=lambda point: point[0]), factor, place, subject)
         axes.set(title=title, ylabel=unit, xlabel="true cost of what is written, relative to dense")
         axes.title.set_fontsize(10)
         axes.invert_xaxis()
@@ -41,16 +41,3 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     if fields[0].get_legend_handles_labels()[0]:
         figure.legend(*fields[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     keep_figure(figure, path)
-
-
-def _line(axes: Any, rows: list[Mapping[str, Any]], name: str, factor: float, place: int, subject: str) -> None:
-    """One subject's figure with its intervals, against cost."""
-    found = sorted((row for row in rows if row[name]["mean"] is not None), key=lambda row: row["cost"]["mean"])
-    mean = [factor * row[name]["mean"] for row in found]
-    errors = [
-        [abs(m - factor * (row[name][end] if row[name][end] is not None else row[name]["mean"])) for m, row in
-         zip(mean, found, strict=True)]
-        for end in ("low", "high")
-    ]  # fmt: skip
-    style: dict[str, Any] = {"color": COLOURS[place % 7], "marker": _MARKS[place % 7], "markersize": 5, "capsize": 2}
-    axes.errorbar([row["cost"]["mean"] for row in found], mean, yerr=errors, label=label(subject), **style)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from depthdial.engine.llm import LLM
-from depthdial.maps.prompts import Prompt, PromptFile
+from depthdial.maps.prompts import Prompt, PromptFile, by_turns
 from depthdial.models.chat import TemplateRefused
 
-SHIPPED = "default"
+DEFAULT = "default"
 
 
 def prompts_of(source: str, limit: float | None = None) -> list[Prompt]:
@@ -19,32 +20,37 @@ def prompts_of(source: str, limit: float | None = None) -> list[Prompt]:
 
     Raises ValueError, one line, for what is no file of prompts.
     """
-    if source != SHIPPED:
-        return _spread([*PromptFile(source)], limit)
-    with as_file(files("depthdial.evaluate.written").joinpath("prompts.jsonl")) as path:
-        return _spread([*PromptFile(path)], limit)
+    with _file(source) as path:
+        prompts = [*PromptFile(path)]
+    if limit is None:
+        return prompts
+    return [prompts[place] for place in by_turns([prompt.task for prompt in prompts], int(limit))]
 
 
 def digest_of(source: str) -> str:
     """A hash of the file."""
-    if source != SHIPPED:
-        return str(PromptFile(source).told["sha256"])
-    with as_file(files("depthdial.evaluate.written").joinpath("prompts.jsonl")) as path:
-        return str(PromptFile(path).told["sha256"])
+    with _file(source) as path:
+        return str(PromptFile(path).identity["sha256"])
 
 
-def name_of(source: str) -> str:
+def _file(source: str) -> AbstractContextManager[Path]:
+    if source != DEFAULT:
+        return nullcontext(Path(source))
+    return as_file(files("depthdial.evaluate.written").joinpath("prompts.jsonl"))
+
+
+def source_name(source: str) -> str:
     """What results may say of it: no place of this machine's files."""
-    return SHIPPED if source == SHIPPED else Path(source).name
+    return DEFAULT if source == DEFAULT else Path(source).name
 
 
-def tokens_of(prompts: Iterable[Prompt], llm: LLM, room: int) -> list[list[int]]:
+def prompt_tokens(prompts: Iterable[Prompt], llm: LLM, room: int) -> list[list[int]]:
     """Each prompt as tokens, in the model's chat template where it has one. room: tokens that an answer may take.
 
     Raises ValueError, one line, for a prompt that leaves less room in the model's context, or that its template
     refuses.
     """
-    found = []
+    result = []
     for prompt in prompts:
         try:
             ids = _tokens(prompt, llm)
@@ -55,33 +61,22 @@ def tokens_of(prompts: Iterable[Prompt], llm: LLM, room: int) -> list[list[int]]
                 f"prompt {prompt.id!r} has {len(ids)} tokens, and the model's context of {llm.context} holds an answer "
                 f"of {room}, too; shorten it, or give less in --max-tokens"
             )
-        found.append(ids)
-    return found
+        result.append(ids)
+    return result
 
 
 def text_of(prompt: Prompt) -> str:
     """What a reader is shown of it."""
-    return prompt.prompt or "\n".join(f"{m['role']}: {m['content']}" for m in _asked(prompt))
+    return prompt.prompt or "\n".join(f"{m['role']}: {m['content']}" for m in _messages(prompt))
 
 
 def _tokens(prompt: Prompt, llm: LLM) -> list[int]:
     if prompt.messages or llm.tokenizer.chat_template:
-        return llm.chat_tokens(_asked(prompt))
+        return llm.chat_tokens(_messages(prompt))
     return llm.tokenizer(prompt.prompt, verbose=False)["input_ids"]
 
 
-def _asked(prompt: Prompt) -> list[dict[str, str]]:
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
     """The conversation up to where an answer is due."""
     messages = [*prompt.messages] or [{"role": "user", "content": prompt.prompt}]
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-
-
-def _spread(prompts: list[Prompt], limit: float | None) -> list[Prompt]:
-    if limit is None or limit >= len(prompts):
-        return prompts
-    turn: dict[str, int] = {}
-    ranked = []
-    for place, prompt in enumerate(prompts):
-        turn[prompt.task] = turn.get(prompt.task, -1) + 1
-        ranked.append((turn[prompt.task], place))
-    return [prompts[place] for place in sorted(place for _, place in sorted(ranked)[: int(limit)])]

@@ -110,12 +110,12 @@ def cells(row: Figures) -> list[str]:
     ]
 
 
-def _interval(told: Figures, name: str) -> str:
-    found, factor = told[name], 100 if name in _HUNDRED else 1
+def _interval(figures: Figures, name: str) -> str:
+    interval, factor = figures[name], 100 if name in _HUNDRED else 1
     digits = 3 if name == "nll" else 1
-    if found["mean"] is None:
+    if interval["mean"] is None:
         return "–"
-    mean = f"{factor * found['mean']:+.{digits}f}"
-    if found["low"] is None:
+    mean = f"{factor * interval['mean']:+.{digits}f}"
+    if interval["low"] is None:
         return mean
-    return f"{mean} ({factor * found['low']:+.{digits}f} to {factor * found['high']:+.{digits}f})"
+    return f"{mean} ({factor * interval['low']:+.{digits}f} to {factor * interval['high']:+.{digits}f})"

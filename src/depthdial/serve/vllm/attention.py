@@ -24,8 +24,8 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from depthdial.core.tokens import Tokens, Trace
-from depthdial.serve.vllm.light import Norm, turned
-from depthdial.serve.vllm.shape import Shape
+from depthdial.serve.vllm.light import Norm, rotate
+from depthdial.serve.vllm.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Pass:
 class RowAttention(nn.Module):
     """One layer's attention, for all tokens or for those that run. The names of its weights are Hugging Face's."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, layer: int, prefix: str):
+    def __init__(self, config: VllmConfig, shape: ModelShape, layer: int, prefix: str):
         super().__init__()
         ranks, quant = get_tensor_model_parallel_world_size(), config.quant_config
         shape.split(ranks)
@@ -92,69 +92,69 @@ class RowAttention(nn.Module):
 
     def whole(self, positions: Tensor, z: Tensor) -> Tensor:
         """Attention of all tokens. positions: int64 [T]; z: [T, d], normed -> [T, d]."""
-        q = self._normed(self.q_proj(z), self.q_norm)
+        q = self._norm_heads(self.q_proj(z), self.q_norm)
         k, v = self._kv(z)
-        q, k = turned(self.rotary_emb, positions, q, k)
+        q, k = rotate(self.rotary_emb, positions, q, k)
         return self.o_proj(self.attn(q, k, v))
 
     def write(self, positions: Tensor, z: Tensor) -> None:
         """Put K and V of all tokens into the cache. z: [T, d], normed."""
         k, v = self._kv(z)
-        k, _ = turned(self.rotary_emb, positions, k)
+        k, _ = rotate(self.rotary_emb, positions, k)
         shape = (-1, self.kv_heads, self.head_dim)
         unified_kv_cache_update(k.view(shape), v.view(shape), self.attn.layer_name)
 
-    def some(self, running: Pass, z: Tensor, kept: Tensor) -> Tensor:
-        """Attention of the tokens `kept`; K and V of all are written.
+    def some(self, running: Pass, z: Tensor, rows: Tensor) -> Tensor:
+        """Attention of the tokens `rows`; K and V of all are written.
 
-        z: the normed input of all, [T, d]; kept: int64 [n], rising -> [n, d].
+        z: the normed input of all, [T, d]; rows: int64 [n], rising -> [n, d].
         """
-        if len(kept) == len(z):
+        if len(rows) == len(z):
             return self.whole(running.positions, z)
         self.write(running.positions, z)
-        if not len(kept):
-            return z[kept]
-        positions, z = running.positions[kept], z[kept]
-        q = self._normed(self.q_proj(z), self.q_norm)
-        q, _ = turned(self.rotary_emb, positions, q)
-        out = torch.empty(len(kept), self.heads, self.head_dim, dtype=z.dtype, device=z.device)
-        metadata = self._metadata(positions, running.requests[kept], kept)
+        if not len(rows):
+            return z[rows]
+        positions, z = running.positions[rows], z[rows]
+        q = self._norm_heads(self.q_proj(z), self.q_norm)
+        q, _ = rotate(self.rotary_emb, positions, q)
+        out = torch.empty(len(rows), self.heads, self.head_dim, dtype=z.dtype, device=z.device)
+        metadata = self._metadata(positions, running.requests[rows], rows)
         q = q.reshape(-1, self.heads, self.head_dim)
         none = q.new_empty(0, self.kv_heads, self.head_dim)
         self.attn.impl.forward(self.attn, q, none, none, self.attn.kv_cache, metadata, output=out)
-        return self.o_proj(out.view(len(kept), -1))
+        return self.o_proj(out.view(len(rows), -1))
 
     def _kv(self, z: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.kv_proj(z).chunk(2, dim=-1)
-        return self._normed(k, self.k_norm), v.contiguous()
+        return self._norm_heads(k, self.k_norm), v.contiguous()
 
-    def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+    def _norm_heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """x: [n, heads * hd], its heads normed one by one where the family does that; contiguous."""
         x = x.contiguous()
         return x if norm is None else norm(x.view(-1, self.head_dim)).view(x.shape)
 
-    def _metadata(self, positions: Tensor, requests: Tensor, kept: Tensor) -> Any:
+    def _metadata(self, positions: Tensor, requests: Tensor, rows: Tensor) -> Any:
         """What the backend must know of a pass in which each of these tokens is a request of its own."""
         name = self.attn.layer_name
         whole: Any = metadata_of(name)
-        count = len(kept)
+        count = len(rows)
         starts = torch.arange(count + 1, dtype=torch.int32)
-        seen = (positions + 1).to(torch.int32)
+        lengths = (positions + 1).to(torch.int32)
         common = CommonAttentionMetadata(
-            query_start_loc=starts.to(kept.device),
+            query_start_loc=starts.to(rows.device),
             query_start_loc_cpu=starts,
-            seq_lens=seen,
+            seq_lens=lengths,
             num_reqs=count,
             num_actual_tokens=count,
             max_query_len=1,
             max_seq_len=whole.max_seq_len,
             block_table_tensor=whole.block_table[requests].contiguous(),
-            slot_mapping=whole.slot_mapping[kept],
+            slot_mapping=whole.slot_mapping[rows],
         )
         if self._builder is None:  # vLLM's own choices (block size, instruction set) are made by now
             spec = self.attn.get_kv_cache_spec(self._config)
             make = self.attn.attn_backend.get_builder_cls()
-            self._builder = make(spec, [name], self._config, kept.device)
+            self._builder = make(spec, [name], self._config, rows.device)
         return self._builder.build(0, common)
 
 

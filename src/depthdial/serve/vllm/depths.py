@@ -1,6 +1,6 @@
 """How deep each token ran, out of vLLM's workers: a log in the model, and an extension of the worker that hands it out.
 
-The seam is vLLM's own: `LLM(..., worker_extension_cls=EXTENSION)` and `collective_rpc`. Nothing is kept until asked.
+The seam is vLLM's own: `LLM(..., worker_extension_cls=EXTENSION)` and `collective_rpc`. Nothing is rows until asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from depthdial.core.tokens import Trace
 EXTENSION = "depthdial.serve.vllm.depths.DepthExtension"
 
 
-class Seen(TypedDict):
+class PassDepths(TypedDict):
     """What one pass did with the tokens of one request."""
 
     request: str
@@ -33,9 +33,9 @@ class DepthLog:
 
     requests: Callable[[], Sequence[str]] | None = None
     """Names of the requests of the current pass, in its order; None: nothing is kept."""
-    seen: list[Seen] = field(default_factory=list)
+    passes: list[PassDepths] = field(default_factory=list)
 
-    def ended(self, positions: Tensor, of: Tensor, trace: Trace) -> None:
+    def record(self, positions: Tensor, of: Tensor, trace: Trace) -> None:
         """A pass has ended. positions: int64 [T]; of: int64 [T], which request each token belongs to."""
         if self.requests is None:
             return
@@ -43,7 +43,7 @@ class DepthLog:
         for index, name in enumerate(self.requests()):
             mine = of == index
             if mine.any():
-                self.seen.append(Seen(request=name, positions=positions[mine].tolist(), ran=ran[mine].tolist()))
+                self.passes.append(PassDepths(request=name, positions=positions[mine].tolist(), ran=ran[mine].tolist()))
 
 
 class DepthExtension:
@@ -56,13 +56,13 @@ class DepthExtension:
         log = self._depthdial_log()
         runner = self.model_runner
         log.requests = (lambda: runner.input_batch.req_ids) if on else None
-        log.seen.clear()
+        log.passes.clear()
 
-    def depthdial_decisions(self) -> list[Seen]:
+    def depthdial_decisions(self) -> list[PassDepths]:
         """What was kept since the last call."""
         log = self._depthdial_log()
-        seen, log.seen = log.seen, []
-        return seen
+        passes, log.passes = log.passes, []
+        return passes
 
     def _depthdial_log(self) -> DepthLog:
         log = vars(self.model_runner.get_model()).get("log")
@@ -71,19 +71,19 @@ class DepthExtension:
         return log
 
 
-def layers_used(seen: Sequence[Seen], request: str) -> dict[int, int]:
+def layers_used(passes: Sequence[PassDepths], request: str) -> dict[int, int]:
     """How many layers each token of a request ran, by its place in the text; tokens whose K and V came out of the
     prefix cache are not there. A token that ran again (after preemption) counts as it ran last.
 
     request: its id as vLLM's outputs say it.
     """
     depths: dict[int, int] = {}
-    for one in seen:
+    for one in passes:
         if one["request"] == request or one["request"].rpartition("-")[0] == request:
             depths |= {place: sum(ran) for place, ran in zip(one["positions"], one["ran"], strict=True)}
     return depths
 
 
-def histogram(seen: Sequence[Seen]) -> Counter[int]:
+def histogram(passes: Sequence[PassDepths]) -> Counter[int]:
     """How many tokens ran how many layers."""
-    return Counter(sum(ran) for one in seen for ran in one["ran"])
+    return Counter(sum(ran) for one in passes for ran in one["ran"])

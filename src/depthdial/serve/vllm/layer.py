@@ -20,13 +20,13 @@ from depthdial.core.decision import Decision
 from depthdial.core.method import Seen
 from depthdial.serve.vllm.attention import Pass, RowAttention
 from depthdial.serve.vllm.light import Norm, silu_and_mul
-from depthdial.serve.vllm.shape import Shape, parts_of
+from depthdial.serve.vllm.shape import ModelShape, layer_parts
 
 
 class MLP(nn.Module):
     """SiLU(gate(x)) * up(x), down; split over the ranks."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, prefix: str):
+    def __init__(self, config: VllmConfig, shape: ModelShape, prefix: str):
         super().__init__()
         more: Any = {"bias": shape.mlp_bias, "quant_config": config.quant_config, "return_bias": False}
         sizes = [shape.intermediate] * 2
@@ -41,14 +41,14 @@ class MLP(nn.Module):
 class RoutedLayer(nn.Module):
     """A Llama-like layer, routed or not. Routers and adapters are whole on every rank."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, layer: int, prefix: str):
+    def __init__(self, config: VllmConfig, shape: ModelShape, layer: int, prefix: str):
         super().__init__()
         self.method, self.program, self.steps = shape.method, shape.program, shape.program.visits[layer].steps
         self.self_attn = RowAttention(config, shape, layer, f"{prefix}.self_attn")
         self.mlp = MLP(config, shape, f"{prefix}.mlp")
         self.input_layernorm = Norm(shape.hidden, eps=shape.eps)
         self.post_attention_layernorm = Norm(shape.hidden, eps=shape.eps)
-        self.parts = parts_of(shape, layer)
+        self.parts = layer_parts(shape, layer)
 
     def forward(self, x: Tensor, running: Pass | None, positions: Tensor) -> Tensor:
         """x: the residual stream, [T, d] -> [T, d]. running: None while vLLM warms up; then all tokens run."""
@@ -58,23 +58,23 @@ class RoutedLayer(nn.Module):
             return x + self.mlp(self.post_attention_layernorm(x))
         decision = self._decision(first, z, running)
         if self.program.steps[first].unit == "layer":
-            kept = decision.keep.nonzero()[:, 0]
-            h = x[kept] + self.self_attn.some(running, z, kept)
-            h = h + self.mlp(self.post_attention_layernorm(h)) if len(kept) else h
-            h = torch.lerp(x[kept], h, decision.run[kept, None].to(x.dtype))
-            return self._bypassed(first, x.index_copy(0, kept, h), z, decision)
-        x = self._added(first, x, z, decision, lambda kept: self.self_attn.some(running, z, kept))
+            rows = decision.keep.nonzero()[:, 0]
+            h = x[rows] + self.self_attn.some(running, z, rows)
+            h = h + self.mlp(self.post_attention_layernorm(h)) if len(rows) else h
+            h = torch.lerp(x[rows], h, decision.run[rows, None].to(x.dtype))
+            return self._add_bypass(first, x.index_copy(0, rows, h), z, decision)
+        x = self._add_unit(first, x, z, decision, lambda rows: self.self_attn.some(running, z, rows))
         u, second = self.post_attention_layernorm(x), self.steps[1]
         decision = self._decision(second, u, running)
-        return self._added(second, x, u, decision, lambda kept: self.mlp(u[kept]) if len(kept) else u[kept])
+        return self._add_unit(second, x, u, decision, lambda rows: self.mlp(u[rows]) if len(rows) else u[rows])
 
-    def _added(self, s: int, x: Tensor, z: Tensor, decision: Decision, unit: Callable[[Tensor], Tensor]) -> Tensor:
+    def _add_unit(self, s: int, x: Tensor, z: Tensor, decision: Decision, unit: Callable[[Tensor], Tensor]) -> Tensor:
         """x after attention or MLP, [T, d]. z: its normed input; unit: what it adds to some tokens, [n] -> [n, d]."""
-        kept = decision.keep.nonzero()[:, 0]
-        update = decision.run[kept, None].to(x.dtype) * unit(kept)
-        return self._bypassed(s, x.index_add(0, kept, update), z, decision)
+        rows = decision.keep.nonzero()[:, 0]
+        update = decision.run[rows, None].to(x.dtype) * unit(rows)
+        return self._add_bypass(s, x.index_add(0, rows, update), z, decision)
 
-    def _bypassed(self, s: int, x: Tensor, z: Tensor, decision: Decision) -> Tensor:
+    def _add_bypass(self, s: int, x: Tensor, z: Tensor, decision: Decision) -> Tensor:
         """x with what the tokens that are skipped get instead, [T, d]. z: the step's normed input."""
         skipped = (~decision.keep).nonzero()[:, 0]
         bypass = self.method.bypass(self._parts(s), z[skipped], s) if len(skipped) else None
@@ -87,7 +87,7 @@ class RoutedLayer(nn.Module):
             decision = Decision.hard(torch.ones(len(z), dtype=torch.bool, device=z.device))
         else:
             decision = self.method.decide(self._parts(s), Seen(z), s, running.tokens, running.trace)
-            decision = _shared(decision)
+            decision = _broadcast(decision)
         running.trace.decisions[s] = decision
         return decision
 
@@ -97,7 +97,7 @@ class RoutedLayer(nn.Module):
         return parts
 
 
-def _shared(decision: Decision) -> Decision:
+def _broadcast(decision: Decision) -> Decision:
     """The first rank's."""
     group = get_tp_group()
     if group.world_size == 1:

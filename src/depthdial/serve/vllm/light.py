@@ -28,7 +28,7 @@ class Norm(RMSNorm):
         return out
 
 
-def turned(rope: Any, positions: Tensor, q: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def rotate(rope: Any, positions: Tensor, q: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """q and k turned by their places, maybe in place. positions: int64 [n]; q, k: [n, heads * hd], contiguous."""
     return rope.forward_cpu(positions, q, k) if q.is_cpu else rope(positions, q, k)
 

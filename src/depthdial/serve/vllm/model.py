@@ -25,7 +25,7 @@ from depthdial.serve.vllm.attention import Pass, metadata_of
 from depthdial.serve.vllm.depths import DepthLog
 from depthdial.serve.vllm.layer import RoutedLayer
 from depthdial.serve.vllm.light import Norm
-from depthdial.serve.vllm.shape import Shape
+from depthdial.serve.vllm.shape import ModelShape
 
 log = init_logger(f"vllm.{__name__}")
 
@@ -38,7 +38,7 @@ _UNIT = {"self_attn": "attn", "mlp": "mlp", None: "layer"}
 class RoutedModel(nn.Module):
     """Everything but the head."""
 
-    def __init__(self, config: VllmConfig, shape: Shape, prefix: str):
+    def __init__(self, config: VllmConfig, shape: ModelShape, prefix: str):
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(
             shape.vocabulary, shape.hidden, quant_config=config.quant_config, prefix=f"{prefix}.embed_tokens"
@@ -65,7 +65,7 @@ class RoutedForCausalLM(nn.Module):
                                  "pass --enforce-eager")  # fmt: skip
             log.warning("depthdial's models have been verified on vLLM's CPU backend only, not on this one")
         self.config = vllm_config.model_config.hf_config
-        shape = Shape.of(self.config)
+        shape = ModelShape.of(self.config)
         self.log, self.program = DepthLog(), shape.program
         start = f"{prefix}." if prefix else ""
         self.model = RoutedModel(vllm_config, shape, f"{start}model")
@@ -100,7 +100,7 @@ class RoutedForCausalLM(nn.Module):
         for layer in self.model.layers:
             x = layer(x, running, positions)
         if running is not None:
-            self.log.ended(positions, running.requests, running.trace)
+            self.log.record(positions, running.requests, running.trace)
         return self.model.norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
@@ -134,7 +134,7 @@ class RoutedForCausalLM(nn.Module):
 def stock_name(name: str) -> str:
     """A tensor's name as this model has it: what routing wraps around a unit is left out, its parts stand by unit."""
     name = name.replace(".unit.", ".")
-    if (found := _PART.match(name)) is None:
+    if (match := _PART.match(name)) is None:
         return name
-    layer, unit, rest = found.groups()
+    layer, unit, rest = match.groups()
     return f"{layer}.parts.{_UNIT[unit]}.{rest}"

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from depthdial.core.dial import prompt_budget
 from depthdial.core.method import Dims, Method
 from depthdial.core.program import Program
-from depthdial.models.dial import offset_of
+from depthdial.models.dial import offset_of, read_offset_of
 from depthdial.models.families import family_of
 from depthdial.models.own import method_from, plugin_from, trained_with_routers
 
@@ -27,7 +27,7 @@ KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a Llama-like layer, and what routes it."""
 
     hidden: int
@@ -55,7 +55,7 @@ class Shape:
     """The same for tokens of prompts."""
 
     @classmethod
-    def of(cls, config: PretrainedConfig, env: Mapping[str, str] | None = None) -> Shape:
+    def of(cls, config: PretrainedConfig, env: Mapping[str, str] | None = None) -> ModelShape:
         """Of a configuration of one of our types. env: where BUDGET is looked for; None: this process's environment.
 
         Raises ValueError, with the remedy, for a model that the vLLM model cannot run and a budget it cannot keep.
@@ -84,7 +84,7 @@ class Shape:
             vocabulary=config.vocab_size,
             tied=config.tie_word_embeddings,
             method=method,
-            program=_checked(method, depth),
+            program=_vllm_program(method, depth),
             dims=family.dims(config),
             offset=_offset(config, env),
             prompt_offset=_prompt_offset(config, env),
@@ -99,13 +99,13 @@ class Shape:
             )
 
 
-def parts_of(shape: Shape, layer: int) -> nn.ModuleDict:
+def layer_parts(shape: ModelShape, layer: int) -> nn.ModuleDict:
     """Fresh parts of one layer, by the units with a decision, then by name."""
     steps = [step for step in shape.program.steps if step.block == layer and step.routed != "no"]
     return nn.ModuleDict({step.unit: nn.ModuleDict(shape.method.parts(step, shape.dims)) for step in steps})
 
 
-def _checked(method: Method, depth: int) -> Program:
+def _vllm_program(method: Method, depth: int) -> Program:
     """The method's program. ValueError where vLLM's cache, or its passes layer by layer, cannot carry it."""
     program, name = method.program(depth), type(method).__name__
     if program.gaps and program.skips:
@@ -144,4 +144,4 @@ def _prompt_offset(config: PretrainedConfig, env: Mapping[str, str]) -> float:
         return _offset(config, env)
     if trained_with_routers(config):
         raise ValueError(f'this model was trained with its own routers: prompt_budget is "same" there, not {budget}')
-    return offset_of(plugin, budget, "text")
+    return read_offset_of(plugin, budget)

@@ -1,0 +1,1 @@
+"""What routing could win on a base, measured before anything is trained."""
