@@ -19,7 +19,7 @@ from depthdial.engine.llm import LLM, SamplingParams
 from depthdial.engine.native import NativeRunner
 from depthdial.kernels.tensors import LayerTensors, ModelTensors
 from depthdial.maps.record import Recorder
-from depthdial.maps.texts import Text
+from depthdial.maps.texts import MapText
 from depthdial.models.block import spine_of
 from depthdial.models.converted import converted_of
 from depthdial.models.families import FAMILIES, family_of
@@ -164,7 +164,7 @@ def test_the_loss_has_the_models_own_gradient(tiny_model, adaptive, family: str)
 def test_a_map_of_the_engine_is_the_references(tiny_model, tiny_tokenizer, adaptive, family: str):
     model = adaptive(tiny_model(family), weights="hard")
     llm = LLM.of(model, tiny_tokenizer)
-    texts = [Text(ids, [t > 1 for t in range(len(ids))], str(i), "t") for i, ids in enumerate(PROMPTS)]
+    texts = [MapText(ids, [t > 1 for t in range(len(ids))], str(i), "t") for i, ids in enumerate(PROMPTS)]
     fast = list(Recorder(model, tiny_tokenizer, 0.2, engine=llm.engine).rows(texts))
     slow = list(Recorder(model, tiny_tokenizer, 0.2).rows(texts))
     assert 2 <= min(row.layers_used.min() for row in slow) < 6
