@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def a_pass(program: Program, offset: float | torch.Tensor = 0.0) -> Pass:
 
 
 def routed(
-    method: Method, unit: nn.Module | None = None, kind: str = "attn", offset: float = 0.0, norm: str | None = None
+    method: Method, unit: nn.Module | None = None, kind: str = "attn", offset: float = 0.0, norm: Any = None
 ) -> tuple[Routed, Pass]:
     program = plain(1, (0,), ("layer",) if kind == "layer" else ("attn", "mlp"))
     running = a_pass(program, offset)
@@ -117,9 +118,10 @@ def test_a_whole_layer_decides_on_its_own_norm():
         def bypass(self, parts, x, s):
             return x
 
-    unit, _ = routed(Sign(), Layer(), "layer", norm="norm")
+    layer = Layer()
+    unit, _ = routed(Sign(), layer, "layer", norm=layer.norm)
     out = unit.unit(X)
-    z = unit.unit.get_submodule("norm")(X)
+    z = layer.norm(X)
     assert torch.equal(shown[0].view_as(X), z)
     torch.testing.assert_close(out, torch.where(KEEP[..., None], X * 10, X + z))
 

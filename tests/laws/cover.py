@@ -16,7 +16,7 @@ from depthdial.models.families import FAMILIES
 PLAIN, ODD = "llama", "gemma3_text"
 EACH = 3
 """Methods that a family meets in fast tests."""
-MIXTURES = ("qwen3_moe", "gpt_oss")
+MIXTURES = ("qwen3_moe", "gpt_oss", "mixtral", "olmoe")
 """Families with experts, which run in torch."""
 NATIVE = tuple(family for family in FAMILIES if family not in MIXTURES)
 

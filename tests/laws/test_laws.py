@@ -38,7 +38,7 @@ from depthdial.models.checkpoint import attach, parts_of, save
 from depthdial.models.converted import Converted, converted_of
 from depthdial.models.extra import OWN_BLOCKS
 from depthdial.models.families import FAMILIES
-from depthdial.models.family import ATTN, MLP
+from depthdial.models.family import ATTN, MLP, for_layers
 from depthdial.train.lesson import Lesson, row_keys
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -156,12 +156,8 @@ def unrolled(base: Any, converted: Converted) -> Any:
     visits = [program.visits[v] for v in program.base_visits]
     if [visit.block for visit in visits] == list(range(base.config.num_hidden_layers)):
         return base
-    config = copy.deepcopy(base.config)
-    config.num_hidden_layers = len(visits)
-    for name in ("layer_types", "no_rope_layers"):
-        if getattr(config, name, None):
-            setattr(config, name, [getattr(base.config, name)[visit.block] for visit in visits])
-    model = type(base)(config).eval()
+    fields = for_layers(base.config.to_dict(), [visit.block for visit in visits])
+    model = type(base)(type(base.config)(**fields)).eval()
     model.load_state_dict({n: t for n, t in base.state_dict().items() if ".layers." not in n}, strict=False)
     for layer, visit in zip(model.get_decoder().layers, visits, strict=True):
         state = base.get_decoder().layers[visit.block].state_dict()

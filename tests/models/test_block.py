@@ -35,7 +35,7 @@ def norm(x: Tensor, of: Norm | None) -> Tensor:
 def heads(x: Tensor, of: Linear, block: LayerTensors, normed: Norm | None, rope: Rope | None) -> Tensor:
     """[T, d] -> [heads, T, size]"""
     x = linear(x, of)
-    if normed is not None and normed.weight.numel() == x.shape[-1]:
+    if normed is not None and normed.weight.numel() == x.shape[-1] and not block.norms_turned:
         x, normed = norm(x, normed), None
     x = x.unflatten(-1, (-1, block.head_dim)).transpose(0, 1)
     if not block.norms_turned:
@@ -157,9 +157,17 @@ def test_windows_and_ropes_are_those_of_the_kind_of_layer(tiny_model: Callable):
     ("family", "config", "says"),
     [
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
+        ("olmoe", {"clip_qkv": 8.0}, "sets clip_qkv"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused(tiny_model: Callable, family: str, config: dict[str, Any], says: str):
     with pytest.raises(ValueError, match=says):
         spine_of(tiny_model(family, **config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["hunyuan_v1_dense", "olmo2", "qwen3"])
+def test_one_head_of_keys_is_normed_like_many(tiny_model: Callable, family: str):
+    model = tiny_model(family, num_key_value_heads=1)
+    torch.testing.assert_close(forward(spine_of(model), IDS[0]), model(IDS).logits[0], rtol=1e-4, atol=1e-4)

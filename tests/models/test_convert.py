@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.laws.cover import MIXTURES
 from torch import nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from depthdial.core.route import Route
 from depthdial.methods import Dense, FlexiDepth, Static
-from depthdial.models.convert import convert, revert
+from depthdial.models.convert import convert, layers_of, revert
 from depthdial.models.converted import is_converted
 from depthdial.models.families import FAMILIES
 
@@ -172,14 +173,21 @@ def test_prices_are_counted_from_the_weights(tiny_model: Callable, family: str):
     model: Any = convert(tiny_model(family), FlexiDepth())
     ledger, config = model.converted.ledger, model.config
     heads, keys = 32, 16  # 4 and 2 heads of 8
+    size = getattr(config, "sliding_window", None)
     for i, layer in enumerate(ledger.layers):
-        assert (layer.kv, layer.attn, layer.mlp) == (2 * 32 * keys, 2 * 32 * heads, 3 * 32 * 64)
+        assert (layer.kv, layer.attn) == (2 * 32 * keys, 2 * 32 * heads)
         assert (layer.attend, layer.kv_width) == (2 * heads, 2 * keys)
         kinds = getattr(config, "layer_types", None)
-        slides = family == "mistral" if kinds is None else kinds[i] == "sliding_attention"
-        assert layer.window == (8 if slides else None)
+        assert layer.window == (size if kinds is None or kinds[i] == "sliding_attention" else None)
+        if family not in MIXTURES:
+            assert layer.mlp == (2 if family == "arcee" else 3) * 32 * 64
     assert ledger.head == 300 * 32
     linear = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".parts." not in n)
+    experts = [layer.mlp for layer in layers_of(model) if "experts" in dict(layer.mlp.named_children())]
+    assert bool(experts) == (family in MIXTURES)
+    for mlp in experts:  # two of six for each token
+        matrices = sum(p.numel() for n, p in mlp.experts.named_parameters() if "bias" not in n)
+        linear += matrices // 3 + 6 * 32
     assert ledger.dense == linear
     if family == "gemma3_text":
         assert {layer.window for layer in ledger.layers} == {8, None}, "both kinds of layer are seen"

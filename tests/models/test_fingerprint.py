@@ -14,6 +14,9 @@ from depthdial.models.convert import convert
 from depthdial.models.families import FAMILIES
 from depthdial.models.fingerprint import cast_from, config_hash, fingerprint, weights_hash
 
+OF_BEFORE = "0ac0ae390cbdc4d42c591d0dd6187a25ab1a3338df2ed96e350da7fae5d9c901"
+"""Of the tiny Llama's configuration, as version 0.1 had it."""
+
 
 @pytest.fixture
 def llama(tiny_model: Callable) -> PreTrainedModel:
@@ -104,3 +107,12 @@ def test_a_cast_that_is_noted_leaves_the_base_what_it_was(llama: PreTrainedModel
     with torch.no_grad():
         next(llama.parameters()).view(-1)[1] += 1
     assert weights_hash(llama) != before, "but a change of its weights is one"
+
+
+def test_what_some_types_alone_have_counts_where_it_is_set(tiny_model: Callable):
+    granite = tiny_model("granite").config
+    before = config_hash(granite)
+    granite.residual_multiplier = 0.7
+    assert config_hash(granite) != before
+    llama = tiny_model("llama").config
+    assert config_hash(llama) == OF_BEFORE, "hashes of before stay"

@@ -24,6 +24,7 @@ from depthdial.cli.generate import generate
 from depthdial.cli.headroom import headroom
 from depthdial.cli.map import app as map_app
 from depthdial.cli.methods import methods
+from depthdial.cli.models import models
 from depthdial.cli.pretrain import pretrain
 from depthdial.cli.push import push
 from depthdial.cli.report import report
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(methods)
+app.command()(models)
 app.command()(headroom)
 app.command()(train)
 app.command()(pretrain)

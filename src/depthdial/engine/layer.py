@@ -76,7 +76,7 @@ class Forward:
     def _heads(self, z: Tensor, of: Linear, heads: int, norm: Norm | None, rows: Tensor | None) -> Tensor:
         """Heads of q or k, normed and turned by the tokens' places."""
         x, layer = self.multiply(z, of), self.layer
-        if norm is not None and norm.weight.numel() == x.shape[-1]:  # all heads at once
+        if norm is not None and norm.weight.numel() == x.shape[-1] and not layer.norms_turned:  # all heads at once
             x, norm = normed(x, norm), None
         x, (cos, sin) = x.unflatten(-1, (heads, -1)), (t if rows is None else t[rows] for t in self.angles)
         if layer.norms_turned:

@@ -5,6 +5,7 @@ Nothing is copied: weights are the model's own tensors. This file is *not* about
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from depthdial.models.ropes import STILL, check_ropes, ropes_of
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2",
 }  # fmt: skip
+_UNKNOWN = ("clip_qkv",)
+"""Fields that change what some types compute, where they are set."""
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -60,7 +63,7 @@ def _blocks(model: PreTrainedModel, family: Family) -> tuple[LayerTensors, ...]:
         return tuple(base)
     converted, dtype = converted_of(model), base[0].before_attn.weight.dtype
     program, blocks = converted.program, []
-    own = [_narrowed(layer_tensors(module, program.own[k].place, family, config), dtype)
+    own = [_narrowed(layer_tensors(module, program.own[k].place, family, config, dtype), dtype)
            for k, module in enumerate(converted.own)]  # fmt: skip
     for visit in program.visits:
         block = base[visit.block] if visit.block >= 0 else own[-1 - visit.block]
@@ -86,8 +89,6 @@ def _changed(block: LayerTensors, name: str, change: LowRank) -> LayerTensors:
 
 def _narrowed(block: LayerTensors, dtype: torch.dtype) -> LayerTensors:
     """A method's own block, which is trained in fp32, in the dtype of the model."""
-    if block.experts is not None:
-        raise ValueError("blocks of a method's own cannot be mixtures of experts in the engine")
 
     def to(value: Any) -> Any:
         if isinstance(value, Linear | Norm):
@@ -101,6 +102,8 @@ def check_config(config: PretrainedConfig, family: Family) -> None:
     """Raise ValueError, naming the feature, for a configuration that asks for what the engine does not know."""
     if declared(config, "use_bidirectional_attention"):
         raise ValueError("this model attends to later tokens (use_bidirectional_attention); the engine decodes forward")
+    if other := next((name for name in _UNKNOWN if declared(config, name) is not None), None):
+        raise ValueError(f"this model sets {other}, which the engine does not know")
     check_ropes(config)
     if (name := _activation(config)) not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not known to the engine; it has {', '.join(_ACTIVATIONS)}")
@@ -110,24 +113,27 @@ def _activation(config: Any) -> str:
     return declared(config, "hidden_activation") or config.hidden_act
 
 
-def layer_tensors(layer: nn.Module, index: int, family: Family, config: Any) -> LayerTensors:
-    """A decoder layer of the base, the `index`-th. ValueError where a map is none that can be read."""
+def layer_tensors(
+    layer: nn.Module, index: int, family: Family, config: Any, dtype: torch.dtype | None = None
+) -> LayerTensors:
+    """A decoder layer of the base, the `index`-th. dtype: of its experts and norms; None: its own. ValueError where a
+    map is none that can be read."""
     attn, names, size = layer.get_submodule(ATTN), norms_of(layer), head_dim(config)
     q, k, v, o = _linears(attn, _PROJECTIONS, (config.num_attention_heads * size, config.num_key_value_heads * size))
-    gate, up, down, experts = _mlp(layer)
-    children, dtype = dict(attn.named_children()), o.weight.dtype
+    children, like = dict(attn.named_children()), attn.get_submodule("o_proj").get_parameter("weight")
+    dtype = dtype or like.dtype
+    gate, up, down, experts = _mlp(layer, dtype)
 
     def norm(of: nn.Module, name: str | None) -> Norm | None:
         return None if name is None else _norm(of.get_submodule(name), config, family, dtype)
 
     def before(name: str | None) -> Norm:
-        ones = torch.ones(config.hidden_size, dtype=dtype, device=o.weight.device)
+        ones = torch.ones(config.hidden_size, dtype=dtype, device=like.device)
         return (
             Norm(ones, config.rms_norm_eps) if name is None else _norm(layer.get_submodule(name), config, family, dtype)
         )
 
-    kinds = getattr(config, "layer_types", None)
-    per_kind = "rope_type" not in config.rope_parameters
+    kind = "default" if "rope_type" in config.rope_parameters else config.layer_types[index]
     return LayerTensors(
         q=q, k=k, v=v, o=o, gate=gate, up=up, down=down, experts=experts,
         before_attn=before(names.before_attn),
@@ -146,16 +152,18 @@ def layer_tensors(layer: nn.Module, index: int, family: Family, config: Any) -> 
         softcap=declared(config, "attn_logit_softcapping"),
         sinks=dict(attn.named_parameters(recurse=False)).get("sinks"),
         residual=declared(config, "residual_multiplier", 1.0),
-        rope=STILL if not family.turns(config, index) else kinds[index] if per_kind else "default",
+        rope=kind if family.turns(config, index) else STILL,
         pairs="neighbours" if family.neighbours else "halves",
         activation=_ACTIVATIONS[_activation(config)],
     )  # fmt: skip
 
 
-def _mlp(layer: nn.Module) -> tuple[Linear, Linear | None, Linear, Experts | None]:
+def _mlp(layer: nn.Module, dtype: torch.dtype) -> tuple[Linear, Linear | None, Linear, Experts | None]:
     mlp, mixture = layer.get_submodule(MLP), mixture_of(layer)
     if mixture is not None:
         router, experts = mixture.router, mixture.experts
+        if router.get_parameter("weight").dtype != dtype:
+            router, experts = (copy.deepcopy(part).to(dtype) for part in (router, experts))
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             _, weights, chosen = router(x)

@@ -5,7 +5,7 @@ the usual names, and from the fields that the configuration's type declares; a `
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,8 +18,6 @@ from depthdial.core.method import Dims
 
 ATTN, MLP = "self_attn", "mlp"
 """A layer's attention and MLP, in all families."""
-PER_LAYER = ("layer_types", "no_rope_layers")
-"""Fields of configurations that say something of each layer."""
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linear maps that some families keep as one, their rows one after the other."""
 
@@ -46,7 +44,7 @@ class Family:
     """Fields with which all that is odd about the family shows in a model of six layers: for tests."""
 
     @property
-    def example(self) -> type[PretrainedConfig]:
+    def example(self) -> Any:
         """The family's configuration class."""
         return CONFIG_MAPPING[self.model_type]
 
@@ -54,8 +52,9 @@ class Family:
         """A layer without weights, for who has a configuration alone."""
         shallow: Any = copy.deepcopy(config)
         shallow.num_hidden_layers = 1
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[self.example]
         with torch.device("meta"):
-            return MODEL_FOR_CAUSAL_LM_MAPPING[self.example](shallow).get_decoder().layers[0]
+            return kind(shallow).get_decoder().layers[0]
 
     def dims(self, config: PretrainedConfig, layer: nn.Module | None = None) -> Dims:
         """What parts may depend on. layer: one of the model's, not converted; None: made of the configuration."""
@@ -71,7 +70,9 @@ class Family:
     def work(self, layer: nn.Module, config: PretrainedConfig, index: int) -> LayerWork:
         """The layer's price list. Of experts a token pays those that it runs, and all of what chooses them."""
         mixture, mlp = mixture_of(layer), layer.get_submodule(MLP)
-        heads, groups = (count * head_dim(config) for count in (config.num_attention_heads, config.num_key_value_heads))
+        maps: dict[str, Any] = dict(layer.get_submodule(ATTN).named_children())
+        heads, groups = maps["o_proj"].in_features, config.num_key_value_heads * head_dim(config)
+        groups = maps["k_proj"].out_features if "k_proj" in maps else groups
         return LayerWork(
             kv=2 * groups * config.hidden_size,
             attn=2 * heads * config.hidden_size,
@@ -164,6 +165,19 @@ def mixture_of(layer: nn.Module) -> Mixture | None:
     experts: Any = parts["experts"]
     width = experts.down_proj[0].numel() // router.weight.shape[1]
     return Mixture(router, experts, int(router.top_k), width)
+
+
+def for_layers(fields: dict[str, Any], blocks: Sequence[int]) -> dict[str, Any]:
+    """A configuration's fields for a model whose layers are these of that one's, in this order."""
+    new = {**fields, "num_hidden_layers": len(blocks)}
+    for name in ("layer_types", "no_rope_layers"):
+        if kinds := fields.get(name):
+            new[name] = [kinds[block] for block in blocks]
+    if fields.get("mlp_only_layers") is not None:
+        every, dense = fields["decoder_sparse_step"], fields["mlp_only_layers"]
+        new["mlp_only_layers"] = [i for i, block in enumerate(blocks) if block in dense or (block + 1) % every]
+        new["decoder_sparse_step"] = 1
+    return new
 
 
 def head_dim(config: Any) -> int:

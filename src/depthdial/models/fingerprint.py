@@ -22,6 +22,12 @@ FIELDS = (
     "num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "rope_parameters", "hidden_act",
     "tie_word_embeddings", "sliding_window", "layer_types",
 )  # fmt: skip
+MORE = (
+    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "no_rope_layers",
+    "attn_logit_softcapping", "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",
+)  # fmt: skip
+"""Fields of some types alone; they count where they are set, so that hashes of before stay."""
 
 
 _CAST = "weights_cast_from"
@@ -60,6 +66,7 @@ def config_hash(config: PretrainedConfig) -> str:
     """sha256 of the fields that shape the computation, as sorted JSON."""
     fields = config.to_dict()
     chosen = {name: _plain(fields.get(name)) for name in FIELDS}
+    chosen |= {name: _plain(fields[name]) for name in MORE if fields.get(name) is not None}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 

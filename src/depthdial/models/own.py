@@ -134,7 +134,7 @@ def _config_type(family: Family) -> type[PretrainedConfig]:
 def _model_type(kind: str) -> type[PreTrainedModel]:
     """A family's model, converted as it is made: imported when it is needed, as those of transformers are."""
     config = _CONFIGS[kind]
-    base = MODEL_FOR_CAUSAL_LM_MAPPING[FAMILIES[kind].example]
+    base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[FAMILIES[kind].example]
 
     class Model(_Opened, base):
         """That of the family, converted as it is made, all trainable: `converted` and `route` as `convert` leaves

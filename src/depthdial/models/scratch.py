@@ -80,7 +80,7 @@ class Spec:
         """The configuration of a model of this size routed by `method`. others: further fields of `LlamaConfig`."""
         kind: Any = own_types("llama").config
         return kind(
-            method={"name": name_of(method), **dataclasses.asdict(method)},
+            method={"name": name_of(method), **dataclasses.asdict(method)},  # pyright: ignore[reportArgumentType]
             vocab_size=self.vocabulary,
             hidden_size=self.width,
             intermediate_size=self.intermediate,

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from depthdial.models.convert import layers_of, revert
 from depthdial.models.converted import converted_of
 from depthdial.models.families import family_of
-from depthdial.models.family import PER_LAYER
+from depthdial.models.family import for_layers
 
 
 def stock(model: PreTrainedModel) -> PreTrainedModel:
@@ -26,10 +26,8 @@ def unrolled(model: PreTrainedModel) -> PreTrainedModel:
     program, layers = converted.program, layers_of(model)
     visits = [program.visits[v] for v in program.base_visits]
     fields = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "method")}
-    for name in PER_LAYER:
-        if kinds := fields.get(name):
-            fields[name] = [kinds[visit.block] for visit in visits]
-    config: Any = family.example(**{**fields, "num_hidden_layers": len(visits), "architectures": None})
+    fields = for_layers(fields, [visit.block for visit in visits])
+    config: Any = family.example(**{**fields, "architectures": None})
     state = {
         name: tensor for name, tensor in model.state_dict().items() if ".parts." not in name and ".layers." not in name
     }

@@ -7,6 +7,8 @@ import torch
 
 from depthdial.kernels.tensors import END, Act, Branch, Dense, Look, ModelTensors, Norm, RouterTensors
 from depthdial.kernels.triton.gate import gates_of
+from depthdial.models.block import spine_of
+from depthdial.models.families import FAMILIES
 
 
 def test_gates_are_read_from_their_operations(tiny_tensors):
@@ -44,3 +46,21 @@ def test_a_router_that_decides_in_fp32_is_refused_in_bf16(tiny_tensors):
     layer = model.layers[1]._replace(branch=Branch("ops", RouterTensors(ops)))
     with pytest.raises(ValueError, match="round a router's code"):
         gates_of(model._replace(layers=(model.layers[0], layer, model.layers[2])))
+
+
+RUN = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "cwm", "iquestcoder", "internlm3", "seed_oss", "smollm3",
+    "gemma", "gemma3_text",
+)  # fmt: skip
+"""Families whose layers these kernels run."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_more_to_them_are_refused(family: str, tiny_model):
+    spine = spine_of(tiny_model(family))
+    if family in RUN:
+        assert gates_of(spine) == (None,) * 6
+        return
+    with pytest.raises(ValueError, match="these kernels do not know ") as no:
+        gates_of(spine)
+    assert "\n" not in str(no.value)

@@ -126,6 +126,7 @@ class DecodePass:
     def _mlp(self, index: int, layer: LayerTensors) -> None:
         kept, chooses = self._kept(layer), self._chooses(layer)
         x, fold = self._input(layer.before_mlp)
+        assert layer.up is not None, "refused in `gates_of`"
         mlp = self._gated("inner", (layer.gate, layer.up, layer.down), kept, self._run if chooses else None)
         adapter = None
         if chooses and layer.adapter is not None:

@@ -78,6 +78,7 @@ def _odd_model(model: ModelTensors) -> str | None:
 
 
 def _gate(visit: int, layer: LayerTensors, dtype: torch.dtype) -> Gate | None:
+    assert layer.up is not None, "refused in `gates_of`"
     for linear in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down):
         plain(linear.weight)
     branch = layer.branch

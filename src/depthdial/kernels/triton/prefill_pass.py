@@ -120,6 +120,7 @@ class PrefillPass:
         queries = Queries(q, layer.q_norm, cos, sin, layer.scale, layer.window)
         attend_prompt(queries, k_cache, v_cache, place, None, bounds, self.longest, attended)
         h = x + _normed(_apply(layer.o, attended), layer.after_attn)
+        assert layer.up is not None, "refused in `gates_of`"
         update = _gated(_norm(h, layer.before_mlp), layer.gate, layer.up, layer.down, layer.activation)
         update = _normed(update, layer.after_mlp)
         return h + (update if weight is None else weight[:, None].to(self.dtype) * update)

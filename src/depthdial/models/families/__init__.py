@@ -2,18 +2,21 @@
 
 from transformers import PretrainedConfig
 
-from depthdial.models.families.ernie4_5 import ERNIE4_5
 from depthdial.models.families.exaone4 import EXAONE4
 from depthdial.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from depthdial.models.families.gpt_oss import GPT_OSS
 from depthdial.models.families.hunyuan import HUNYUAN
 from depthdial.models.families.ministral3 import MINISTRAL3
+from depthdial.models.families.neighbours import ERNIE4_5, GLM, HELIUM
 from depthdial.models.families.olmo import OLMO2, OLMO3
 from depthdial.models.families.plain import PLAIN
 from depthdial.models.families.smollm3 import SMOLLM3
 from depthdial.models.family import Family
 
-ODD = (SMOLLM3, MINISTRAL3, OLMO2, OLMO3, EXAONE4, ERNIE4_5, HUNYUAN, GEMMA, GEMMA2, GEMMA3, GPT_OSS)
+ODD = (
+    *(SMOLLM3, MINISTRAL3, OLMO2, OLMO3, EXAONE4, ERNIE4_5, HELIUM, GLM, HUNYUAN),
+    *(GEMMA, GEMMA2, GEMMA3, GPT_OSS),
+)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*PLAIN, *ODD)}
 
 
