@@ -70,7 +70,9 @@ def test_resuming_makes_what_is_missing_and_nothing_else(folder, monkeypatch):
 
 def test_files_of_a_report(folder, tmp_path):
     assert is_run(folder) and not is_run(tmp_path)
-    told, text = write(folder, tmp_path, plots=False)
+    pytest.importorskip("matplotlib")
+    told, text = write(folder, tmp_path, plots=True)
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "report.json").read_text())["methods"].keys() == told["methods"].keys()
     assert (
         "static frozen" in text and "| need" in text and (tmp_path / "report.md").read_text().startswith(tables(told))
