@@ -100,8 +100,7 @@ class LLM:
         own: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
-        self._template = ChatTemplate(tokenizer)
-        config, converted = model.config.get_text_config(), converted_of(model)
+        config, converted, self._template = model.config.get_text_config(), converted_of(model), ChatTemplate(tokenizer)
         self.layers: int = len(converted.program.visits)
         """What a token's depth is counted of: the base's layers, and what a method has beside them."""
         self.always_on: int = converted.program.least

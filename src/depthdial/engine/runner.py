@@ -259,8 +259,7 @@ class TorchRunner:
         """Add what skipped tokens get instead, computed for them alone from the unit's own input."""
         if at.decision is None:
             return x
-        skips = ~at.decision.keep
-        skips = skips if self.program.steps[s].base else skips & ~running.tokens.full
+        skips = ~at.decision.keep if self.program.steps[s].base else ~at.decision.keep & ~running.tokens.full
         skipped = skips.nonzero()[:, 0] if at.rows is None else at.rows[skips[at.rows]]
         if not len(skipped):
             return x
