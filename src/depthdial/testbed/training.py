@@ -45,7 +45,7 @@ class Recipe:
     """Steps that a hop may take to be learned before training goes on without it."""
     settle: int = 400
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
-    steps: int = 1000
+    steps: int = 500
     """Steps in which a method is trained on the deepest dense model."""
     method_lr: float = 5e-4
     """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers
