@@ -44,8 +44,8 @@ class Recipe:
     steps: int = 500
     """Steps in which a method is trained on the deepest dense model."""
     method_lr: float = 5e-4
-    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers
-    leave of them, before routers know what each token needs (docs/log.md)."""
+    """Where a method trains on all weights of the dense model. Of few single runs the better ones had about this rate;
+    how much of that is chance, seeds must say (docs/log.md)."""
     router_lr: float = 2.0
     """Of routers, relative to the rate of other weights."""
 
