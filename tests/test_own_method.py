@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import httpx
 import pytest
 
 METHOD = '''
@@ -89,12 +91,15 @@ from depthdial.models.converted import converted_of
 folder, plugin = sys.argv[1:]
 llm = LLM(folder, plugin, dtype="float32", device="cpu")
 (out,) = llm.generate([[5, 6, 7, 8]], SamplingParams(24, ignore_eos=True, budget=llm.budget, prompt_budget=1.0))
+rows = llm.stats.rows_run
+(said,) = llm.generate(["the quick"], SamplingParams(12, ignore_eos=True, budget=llm.budget))
 model, _ = load(folder, plugin, dtype="float32", device="cpu")
 written = model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=24, do_sample=False, eos_token_id=None)
 print(json.dumps({
     "method": type(converted_of(model).method).__name__, "known": "nearness" in METHODS,
     "same": written[0, 4:].tolist() == out.token_ids,
-    "depths": out.depths, "cost": out.cost, "layers": llm.layers, "rows": llm.stats.rows_run,
+    "budget": llm.budget, "text": said.text, "text_cost": said.cost, "text_depths": said.depths,
+    "depths": out.depths, "cost": out.cost, "layers": llm.layers, "rows": rows,
 }))
 '''
 
@@ -115,13 +120,36 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(place: Path | None, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], env=around(place), capture_output=True, text=True, check=False)
+
+
+def around(place: Path | None) -> dict[str, str]:
+    """The environment of a process that has the package, or not."""
     paths = [*([] if place is None else [str(place)]), *filter(None, sys.path)]
-    around = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *args], env=around, capture_output=True, text=True, check=False)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def verb(place: Path | None, *args: str) -> subprocess.CompletedProcess[str]:
     return run(place, "-m", "depthdial", *args)
+
+
+def served(place: Path, common: list[str], model: str, facts: dict) -> None:
+    """A server of its own process, whose engine is another one, writes what the engine here does."""
+    server = subprocess.Popen([sys.executable, "-m", "depthdial", "serve", "--port", "0", *common],
+                              env=around(place), stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+        assert address is not None
+        body = {"model": model, "prompt": "the quick", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
+        body |= {"budget": facts["budget"]}
+        answer = httpx.post(f"{address[0]}/v1/completions", json=body, timeout=120).json()
+        assert answer["choices"][0]["text"] == facts["text"]
+        usage = answer["usage"]
+        assert usage["cost"] == pytest.approx(facts["text_cost"], abs=1e-4) and usage["cost"] < 1
+    finally:
+        server.terminate()
+        assert server.wait(120) == 0
 
 
 def test_it_is_listed_and_a_broken_one_beside_it_is_named(place):
@@ -178,6 +206,8 @@ def test_it_is_trained_saved_loaded_by_name_served_and_benched(place, tiny_folde
                    "--prompt-tokens", "6", "--new-tokens", "4", "--no-compiled", "--json")  # fmt: skip
     assert benched.returncode == 0, benched.stderr
     assert any(row["kind"] == "adaptive" and row["cost"] < 1 for row in json.loads(benched.stdout)["rows"])
+
+    served(place, common, tiny_folder.name, facts)
 
     unknown = verb(None, "generate", "the quick", *common)
     assert unknown.returncode == 2 and "Traceback" not in unknown.stderr

@@ -11,10 +11,13 @@ import torch
 from tests.engine.poison import poison
 
 from depthdial.core.dial import Dials
+from depthdial.engine.cache import NONE
 from depthdial.engine.llm import LLM
 from depthdial.engine.native import NativeRunner
 from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
+from depthdial.methods import FlexiDepth
+from depthdial.models.block import spine_of
 
 
 def text(length: int, seed: int = 0) -> list[int]:
@@ -110,3 +113,33 @@ def test_programs_run_natively(made: Callable, asked: Callable, finish: Callable
         agrees(llm, request, output)
     assert llm.stats.native_tokens == llm.stats.tokens
     assert llm.stats.rows_run < llm.stats.tokens * llm.layers, "something was left out"
+
+
+@pytest.mark.parametrize("torch_alone", [False, True])
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_pages_behind_a_window_are_given_back(
+    tiny_model, tiny_tokenizer, adapted, asked, agrees, family: str, torch_alone: bool
+):
+    """What was given back is poisoned: nobody reads it."""
+    model = adapted(tiny_model(family, max_position_embeddings=512), FlexiDepth(**FlexiDepth.example))
+    llm = LLM.of(model, tiny_tokenizer, prompt_budget="same", prefix_cache=False, cache_tokens=512)
+    if torch_alone and isinstance(llm.engine.runner, NativeRunner):
+        llm.engine.runner = llm.engine.runner.plain
+    cache = llm.engine.scheduler.cache
+    poison(cache)
+    windowed = [v for v, layer in enumerate(spine_of(llm.model).layers) if layer.window]
+    others = [v for v in range(cache.shape.layers) if v not in windowed]
+    request = asked(llm, list(range(3, 93)), 0.0, max_tokens=120)
+    llm.engine.submit(request, llm.tokenizer)
+    row = request.rows[0]
+    for _ in range(118):
+        llm.engine.step()
+    assert row.error is None and row.length >= 90 + 115, row.finish_reason
+    table = cache.rows[:, row.slot]
+    assert (table[windowed, :2] == NONE).all() and (table[windowed, 2:4] >= 0).all(), "two pages of four"
+    assert (table[others, :4] >= 0).all()
+    assert len(cache._free) == cache.pages * cache.shape.layers - 4 * cache.shape.layers + 2 * len(windowed)
+    while not request.done:
+        llm.engine.step()
+    agrees(llm, request, request.output())
+    assert cache.available == cache.pages

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from depthdial.core import ops
 from depthdial.core.layers import Adapter, LinearRouter, Router
 from depthdial.engine.ready_parts import ACTS, ready
 
@@ -38,7 +39,8 @@ def test_they_say_what_their_modules_say(name: str, dtype: torch.dtype):
 
 
 def test_what_cannot_be_read_stays_and_the_others_can_be_looked_into():
-    router, own = Router(48, 4, 1e-6), nn.Linear(48, 1)
+    router: Any = Router(48, 4, 1e-6)
+    own = nn.Linear(48, 1)
     router.dec = nn.Sequential(router.dec)
     found = ready({"router": router, "own": own, "adapter": Adapter(48, 12)}, torch.float32)
     assert found["router"] is router and found["own"] is own
@@ -49,4 +51,4 @@ def test_what_cannot_be_read_stays_and_the_others_can_be_looked_into():
 def test_functions_of_a_code(name: str):
     code = torch.linspace(-5, 5, 41)[None]
     by_torch: Tensor = getattr(torch if name in ("tanh", "sigmoid") else nn.functional, name)(code)
-    torch.testing.assert_close(torch.from_numpy(ACTS[ops.Act(name).name](code.numpy())), by_torch)
+    torch.testing.assert_close(torch.from_numpy(ACTS[name](code.numpy())), by_torch)

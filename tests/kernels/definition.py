@@ -218,9 +218,14 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
     running = Pass(method.steps, places)
     x = runner.stream(_batch(model, tokens, places, cache), running)  # pyright: ignore[reportArgumentType]
     for s, (v, row) in enumerate(zip(method.steps.visit_of, method.rows, strict=True)):
-        if s not in running.trace.decisions and (s == method.steps.visits[v].steps[0] or model.layers[v].mlp_branch):
+        if s != method.steps.visits[v].steps[0] and not model.layers[v].mlp_branch:
+            continue
+        if (decision := running.trace.decisions.get(s)) is None:
             here = running.trace.here.get(s)
             method.keep[row] = method.score[row] = 1 if here is None else here
+        else:  # who runs the base is not asked
+            method.keep[row] = torch.where(places.full, decision.keep, method.keep[row])
+            method.score[row] = torch.where(places.full, decision.keep.float(), method.score[row])
     logits = head(x, model.norm, model.head, model.softcap, model.logit_scale)
     return Passed(logits, method.keep.to(torch.uint8), method.score)
 
@@ -236,7 +241,7 @@ def program_of(model: ModelTensors) -> Program:
         asks = branch.by != "no" or layer.absent == "nothing" or not layer.base
         if branch.router is not None and isinstance(branch.router.ops[0], Look):
             more["shows"] = frozenset({"logits"})
-        jumps = (to if to is None or to == END else begins[to] for to in (at.then, at.otherwise))
+        jumps: Any = (to if to is None or to == END else begins[to] for to in (at.then, at.otherwise))
         steps.append(Step(v, unit, "skip" if asks else "no", *jumps, base=layer.base, **more))
 
     for v, layer in enumerate(model.layers):

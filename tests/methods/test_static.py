@@ -36,28 +36,8 @@ def test_greedy_adds_the_layer_that_costs_least_beside_those_dropped_before():
     chosen = Static(length=3, count=2).calibrate(probe, said.append)
     assert chosen == Static(order=(3, 0, 4), length=3, count=2)
     assert len(said) == 3 and "layer 3" in said[0]
+    assert len(probe.asked) == 5 + 4 + 3
     assert all(trial[:1] == (3,) for trial in probe.asked[5:])
-    assert probe.asked[5:] == [(3, 1), (3, 0), (3, 0, 4)], "what cannot win, as the next cost more alone, is not run"
-
-
-def test_the_search_finds_what_trying_every_layer_finds():
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        alone = torch.rand(8, generator=generator)
-        beside = torch.rand(8, 8, generator=generator).square()
-
-        class Probe(FakeProbe):
-            depth = 8
-
-            def divergence(self, dropped: Sequence[int], alone=alone, beside=beside) -> float:
-                self.asked.append(tuple(dropped))
-                return float(alone[list(dropped)].sum() + sum(beside[a, b] for a in dropped for b in dropped if a < b))
-
-        probe, slow, order = Probe(), Probe(), []
-        while len(order) < 6:
-            order.append(min(set(range(8)) - set(order), key=lambda k: slow.divergence([*order, k])))
-        assert Static(length=6).calibrate(probe).order == tuple(order)
-        assert len(probe.asked) < len(slow.asked)
 
 
 def test_block_influence_drops_what_changes_its_input_least():

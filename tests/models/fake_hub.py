@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"url": f"{hub.url}/{name}", "name": name, "id": name})
         if path == ["api", "validate-yaml"]:
             return self._json({"errors": [], "warnings": []})
-        if path[:2] == ["api", "models"]:
+        if path[0] == "api" and path[1] in ("models", "datasets"):
             name, rest = "/".join(path[2:4]), path[4:]
             if name not in hub.files:
                 return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
@@ -68,15 +68,17 @@ class _Handler(BaseHTTPRequestHandler):
                     if line["key"] == "file":
                         hub.files[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 return self._json({"commitUrl": f"{hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
-            if rest[:1] == ["tree"]:
+            if rest[:1] in (["tree"], ["paths-info"]):
+                wanted = json.loads(body)["paths"] if body else hub.files[name]
                 return self._json([
                     {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for p, c in hub.files[name].items()
+                    for p, c in hub.files[name].items() if p in wanted
                 ])  # fmt: skip
             return self._json({
                 "id": name, "sha": COMMIT, "private": hub.private[name], "tags": [], "downloads": 0, "likes": 0,
                 "siblings": [{"rfilename": file} for file in hub.files[name]],
             })  # fmt: skip
+        path = path[1:] if path[0] == "datasets" else path
         name, file = "/".join(path[:2]), "/".join(path[4:])
         content = hub.files.get(name, {}).get(file)
         if path[2:3] != ["resolve"] or content is None:

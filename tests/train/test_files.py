@@ -1,6 +1,7 @@
 """Where data lies: files, folders, data sets of `datasets`; what is there, and what is said of what is not."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+from tests.models.fake_hub import fake_hub
 
 from depthdial.train.data import read
 from depthdial.train.files import Dataset, File, sources_of
@@ -72,17 +74,30 @@ def test_a_data_set_of_the_hub_by_its_name(name: str, path: str, config: str | N
     assert str(sources_of(name)[0]) == name
 
 
+def python(code: str, **environment: str) -> str:
+    """What a process prints that read the environment before it imported anything, or the last line of its error."""
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
+    return done.stdout if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def test_a_data_set_is_fetched_from_the_hub(tmp_path: Path):
+    with fake_hub() as hub:
+        train, test = ("".join(json.dumps(row) + "\n" for row in rows).encode() for rows in (ROWS[1:], ROWS[:1]))
+        hub.files["me/sums"] = {"README.md": b"# sums", "train.jsonl": train, "test.jsonl": test}
+        hub.private["me/sums"] = False
+        read_it = "[(r.source, r.messages[0]['content'], r.where) for r in read(name)]"
+        code = f"from depthdial.train.data import read\nfor name in ('me/sums', 'me/sums#test'): print({read_it})"
+        said = python(code, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN="hf_none")
+    assert said.splitlines() == [
+        "[('sums', 'Q1', 'me/sums row 1'), ('sums', 'Q2', 'me/sums row 2')]",
+        "[('sums', 'Q0', 'me/sums#test row 1')]",
+    ]
+
+
 def test_a_name_that_is_nowhere_is_refused_in_one_line():
-    script = "from depthdial.train.data import read; read('nobody/such-a-data-set')"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import os; os.environ['HF_HUB_OFFLINE'] = '1'; {script}"],
-        capture_output=True,
-        text=True,
-    )
-    assert (
-        "ValueError: nobody/such-a-data-set, no file or folder here, and as a data set of the hub: it cannot be "
-        in (done.stderr.splitlines()[-1])
-    )
+    said = python("from depthdial.train.data import read; read('nobody/such-a-data-set')", HF_HUB_OFFLINE="1")
+    assert "ValueError: nobody/such-a-data-set, no file or folder here, and as a data set of the hub: it cannot" in said
 
 
 @pytest.mark.parametrize(

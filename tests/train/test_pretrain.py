@@ -215,7 +215,7 @@ def test_a_run_goes_on_with_its_own_tokens_and_precision(config, tmp_path: Path)
 
 
 def test_a_model_that_diverged_is_not_written(config, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("depthdial.train.pretrain.measure", lambda *_: {"loss": float("nan")})
+    monkeypatch.setattr("depthdial.train.pretrain.measure_heldout", lambda *_: {"loss": float("nan")})
     with pytest.raises(ValueError, match="the held-out loss is nan after step 6"):
         pretrain(told(config, tmp_path, eval_every=100))
     assert not (tmp_path / "results.json").exists() and not (tmp_path / "model.safetensors").exists()

@@ -42,12 +42,10 @@ def fit_cache(model: Any, asked: int | None, most: int) -> int:
 
 
 def shape_of(spine: ModelTensors, program: Program) -> Shape:
-    """What a token leaves in the cache. ValueError where layers differ in it."""
-    kinds = {(block.kv_heads, block.head_dim) for block in spine.layers}
-    if len(kinds) > 1:
-        raise ValueError(f"layers with different sizes of K and V ({sorted(kinds)}) are not supported by the engine")
-    ((kv_heads, head_dim),) = kinds
-    return Shape(len(spine.layers), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse)
+    """What a token leaves in the cache, the same at all visits (`models.convert`)."""
+    ((kv_heads, head_dim),) = {(layer.kv_heads, layer.head_dim) for layer in spine.layers}
+    windows = tuple(layer.window or 0 for layer in spine.layers)
+    return Shape(len(spine.layers), kv_heads, head_dim, spine.norm.weight.dtype, program.sparse, windows)
 
 
 def assemble(

@@ -1,9 +1,9 @@
 """The KV cache: pages of 64 tokens, handed to sequences as they grow, shared by samples and by equal prefixes.
 
 A sequence holds a slot, one row of the page tables that runners read. A page is one unit of K and V for each visit of
-the program; for a visit at which no token of the page has left anything it has none. A page may have several holders;
-whoever writes into one that is shared gets a copy first. This file is *not* about which sequence runs next
-(`scheduler`).
+the program; for a visit at which no token of the page has left anything, or behind whose window it lies, it has none. A
+page may have several holders; whoever writes into one that is shared gets a copy first. This file is *not* about which
+sequence runs next (`scheduler`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Shape(NamedTuple):
     dtype: torch.dtype
     sparse: tuple[int, ...] = ()
     """The visits at which a token may leave nothing."""
+    windows: tuple[int, ...] = ()
+    """By visit, how many tokens a token attends to; 0: all before it. Empty: all visits so."""
 
     @property
     def token_bytes(self) -> int:
@@ -64,6 +66,7 @@ class Cache:
         self._device = None if device.type == "cpu" else self._host.to(device)
         self._stale = False
         self._sparse = np.array(shape.sparse, dtype=np.int64)
+        self._windows = np.array(shape.windows or [0] * shape.layers)
         # the units of one visit lie side by side as long as no page lacks any
         self._free = np.arange(units).reshape(shape.layers, -1).T.ravel()[::-1].tolist()
         self._ids = count()
@@ -156,20 +159,33 @@ class Cache:
         places = positions.long()
         self.held[self.table[visit, slots.long(), places // PAGE].long(), places % PAGE] = leaves.to(torch.uint8)
 
-    def settle(self, slot: int, start: int, end: int) -> None:
-        """The places start..end-1 have been written: of pages that are full now, units in which nothing is held are
-        given back."""
-        if self.held is None:
-            return
-        for index in range(start // PAGE, end // PAGE):
-            page = self._held[slot][index]
-            units = self._units[page]
+    def settle(self, slot: int, start: int, end: int, alone: bool = True) -> None:
+        """The places start..end-1 have been written, and nothing before `start` will be again. Once pages are full,
+        units are given back in which nothing is held, and those behind the window of whatever comes.
+
+        alone: does no other sequence begin in the midst of this one?
+        """
+        full, held = range(start // PAGE, end // PAGE), self.held
+        for index in full if held is not None else ():
+            assert held is not None
+            units = self._units[self._held[slot][index]]
             some = self._sparse[units[self._sparse] >= 0]
-            empty = some[~self.held[units[some]].bool().any(1).cpu().numpy()]
-            if len(empty) and self._holders[page] == 1 and not self.prefixes.holds(page):
-                self._give(units[empty])
-                units[empty] = NONE
-                self._show(slot, index, page)
+            self._lay_down(slot, index, some[~held[units[some]].bool().any(1).cpu().numpy()])
+        if full and alone and self._windows.any():
+            behind = np.where(self._windows, np.maximum(start + 1 - self._windows, 0) // PAGE, 0)
+            """By visit: pages of which nobody will see a place."""
+            for index in range(behind.max()):
+                units = self._units[self._held[slot][index]]
+                self._lay_down(slot, index, np.flatnonzero((behind > index) & (units >= 0)))
+
+    def _lay_down(self, slot: int, index: int, visits: np.ndarray) -> None:
+        """Give back a page's units of some visits, where nobody else has the page, now or later."""
+        page = self._held[slot][index]
+        if len(visits) and self._holders[page] == 1 and not self.prefixes.holds(page):
+            units = self._units[page]
+            self._give(units[visits])
+            units[visits] = NONE
+            self._show(slot, index, page)
 
     def shrink(self, slot: int, length: int) -> None:
         """Roll a sequence back to `length` tokens; pages behind them are given back."""

@@ -229,10 +229,8 @@ class LLM:
         return request
 
     def follow(self, request: Request) -> Generator[Piece, None, RequestOutput]:
-        """The tokens of the first sample of a submitted request, as their text becomes final; returns its output.
-
-        To close the generator cancels the request. RuntimeError if its pass fails.
-        """
+        """The tokens of the first sample of a submitted request, as their text becomes final; returns its output. To
+        close the generator cancels the request. RuntimeError if its pass fails."""
         row, given = request.rows[0], 0
         try:
             while True:

@@ -146,7 +146,8 @@ class Engine:
         passed = self.runner.run(batch)
         for part in slices:
             if not part.drafting and part.row.slot is not None:  # what verifies a draft writes at all visits again
-                batch.cache.settle(part.row.slot, part.start, part.start + part.count)
+                alone = part.row.request.params.n == 1
+                batch.cache.settle(part.row.slot, part.start, part.start + part.count, alone)
         return passed
 
     def _draft(self, parts: Sequence[Slice]) -> list[tuple[int, float, float]]:

@@ -20,8 +20,8 @@ configs:
 
 # How many layers each token used: {name}
 
-{texts} texts, {tokens} tokens of `{model}` with {plugin}, {dial}.
-The model has {layers} layers; {always_on} always run, and {routed} may be skipped. Mean layers used: {mean:.2f}.
+{texts} texts, {tokens} tokens of `{f.model}` with {plugin}, {f.dial}.
+The model has {f.layers} layers; {f.always_on} always run, and {routed} may be skipped. Mean layers used: {mean:.2f}.
 {cost}
 
 | task | texts | tokens | of which generated | answers | mean layers |
@@ -54,7 +54,7 @@ t + 1, unless another is said.
 | `scores` | float16, flat [tokens, {routed}]: the routers' opinions, 0 to 1, of layers {which}; null if not recorded |
 | `entropy` | float32, nats: of the untouched base's prediction after the token, at full depth on the same tokens |
 | `surprisal` | float32, nats: of the token itself to the untouched base; NaN for the first token |
-| `alternatives` | the base's {alternatives} likeliest tokens in the token's place, flat, from the second token on |
+| `alternatives` | the base's {f.alternatives} likeliest tokens in the token's place, flat, from the second token on |
 | `alternative_probs` | float16: their probabilities; both are null if not recorded |
 
 A model that was pre-trained with its routers has no base; what is said of the base is then of the model itself.
@@ -64,11 +64,11 @@ import numpy as np
 
 row = texts.with_format("numpy")[0]
 mask = np.frombuffer(row["run_mask"], np.uint8).reshape(-1, {bytes})
-ran = np.unpackbits(mask, axis=1, count={layers}, bitorder="little").astype(bool)  # [tokens, layers]
+ran = np.unpackbits(mask, axis=1, count={f.layers}, bitorder="little").astype(bool)  # [tokens, layers]
 ```
 
-Depths are the engine's where there is one and no scores are kept, else the reference implementation's, in {dtype}; all
-tokens of a text in one pass. Format version {version},
+Depths are the engine's where there is one and no scores are kept, else the reference implementation's, in {f.dtype};
+all tokens of a text in one pass. Format version {version},
 written by depthdial (`depthdial map`); `map.json` holds the exact settings.
 """
 
@@ -95,15 +95,12 @@ def map_card(folder: MapFolder, facts: Facts, licence: str | None = None) -> str
     whole = [sum(column) for column in zip(*counts.values(), strict=True)]
     plugin = "no plug-in" if facts.plugin is None else f"the plug-in `{facts.plugin}` ({facts.method})"
     return CARD.format(
+        f=facts,
         licence="" if licence is None else f"license: {licence}\n",
         name=f"{facts.model}, {facts.dial}",
         texts=f"{whole[0]:,.0f}",
         tokens=f"{whole[1]:,.0f}",
-        model=facts.model,
         plugin=plugin,
-        dial=facts.dial,
-        layers=facts.layers,
-        always_on=facts.always_on,
         routed=len(facts.routed),
         cost=_cost(costs),
         mean=whole[4] / max(1, whole[3]),
@@ -111,8 +108,6 @@ def map_card(folder: MapFolder, facts: Facts, licence: str | None = None) -> str
         classes=", ".join(LEXICAL),
         bytes=-(-facts.layers // 8),
         which=", ".join(map(str, facts.routed)) or "none",
-        alternatives=facts.alternatives,
-        dtype=facts.dtype,
         version=FORMAT_VERSION,
     )
 

@@ -97,18 +97,10 @@ def nested(
     cost together. divergence: of dropped layers, the one that is tried last."""
     order: list[int] = []
     costs: list[float] = []
-    more = dict.fromkeys(range(depth), 0.0)  # what each layer's absence added when it was last tried
     while len(order) < length:
-        trials: dict[int, float] = {}
-        before = costs[-1] if costs else 0.0
-        for k in sorted(more, key=more.__getitem__):
-            if trials and before + more[k] > min(trials.values()):
-                break  # the more is dropped, the more the next drop costs: this one, and the rest, cannot win
-            trials[k] = divergence([*order, k])
-            more[k] = trials[k] - before
+        trials = {k: divergence([*order, k]) for k in range(depth) if k not in order}
         best = min(trials, key=trials.__getitem__)
         order.append(best)
         costs.append(trials[best])
-        del more[best]
         report(f"drop {len(order)}: layer {best}, KL {trials[best]:.4f} nats/token")
     return list(zip(order, costs, strict=True))

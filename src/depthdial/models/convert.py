@@ -35,7 +35,7 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
     fp32 on the device of the layer they serve. Afterwards `model.converted` says all that was added, and `model.route`
     what the last forward pass decided. Raises ValueError for an unknown family, for a model that is converted already,
     for an attention that cannot leave single keys out where the program needs that, and for a program that does not fit
-    it, or whose method reads what it does not name.
+    it, whose steps leave unlike K and V, or whose method reads what it does not name.
     """
     if is_converted(model):
         raise ValueError("this model is converted already; load a fresh base to convert it again")
@@ -50,11 +50,12 @@ def convert(model: PreTrainedModel, method: Method, frozen: bool | None = None) 
         )
     parts = {s: method.parts(program.steps[s], dims) for s in program.parted}
     check_reads(method, program, parts, dims, model.config.vocab_size)
+    ledger = _ledger(model, program, parts)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     held = method.frozen if frozen is None else frozen
     if held:
         model.requires_grad_(False)
-    converted = Converted(method, program, _ledger(model, program, parts), held)
+    converted = Converted(method, program, ledger, held)
     vars(model).update(converted=converted, route=converted.route)
     _hook(model, converted)
     modules = _modules(model, converted)
@@ -232,6 +233,9 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
     for s, step in enumerate(program.steps):
         block = step.block if step.block >= 0 else program.own[-1 - step.block].place
         work: LayerWork = family.work(layers[block], config, block).of(step.unit)
+        if step.attends and (keys := _keys(layers[block])) != (first := _keys(layers[0])):
+            raise ValueError(f"step {s} ({step.unit} of block {step.block}): its keys come of {keys}, those of layer 0 "
+                             f"of {first}; all steps must leave K and V of one shape")  # fmt: skip
         look = bypass = 0
         for part in parts.get(s, {}).values():
             if isinstance(part, Part):
@@ -242,3 +246,9 @@ def _ledger(model: PreTrainedModel, program: Program, parts: dict[int, dict[str,
         absent = work.kv if step.attends and step.absent == "project" else 0
         works.append(StepWork(work, look, bypass, absent))
     return Ledger(program, tuple(works), head_work(config))
+
+
+def _keys(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the maps that make a layer's keys, [outputs, inputs]; of all three where one map makes them."""
+    named = layer.get_submodule(ATTN).named_parameters()
+    return [tuple(weight.shape) for name, weight in named if name in ("k_proj.weight", "qkv_proj.weight")]

@@ -51,12 +51,12 @@ class Halves:
 
     def upper(self, hidden: Tensor, **kwargs: Any) -> Tensor:
         """The decoder's output (after its last norm), [B, T, d], from the input of the upper layers."""
-        with swapped(self.decoder, layers=self._upper), _as_it_is(self.decoder):
+        with swapped(self.decoder, layers=self._upper), as_it_is(self.decoder):
             return self.decoder(inputs_embeds=hidden, use_cache=False, **kwargs).last_hidden_state
 
 
 @contextmanager
-def _as_it_is(decoder: nn.Module) -> Iterator[None]:
+def as_it_is(decoder: nn.Module) -> Iterator[None]:
     """Some decoders multiply whatever they begin with, and the multiplier belongs to embeddings."""
     before = vars(decoder).get("embedding_multiplier")
     if before is not None:

@@ -95,28 +95,35 @@ Plain transformers weighs skipped layers by zero and saves no time; depthdial's 
 """
     if plugin is not None and plugin.form:
         text += f"The plug-in was {plugin.form}. By default prompts are read by the untouched base.\n\n"
-    return "\n".join(lines) + text + _dial(curves)
+    return "\n".join(lines) + text + dial_tables(curves)
 
 
-def plugin_card(plugin: Plugin, repository: str) -> str:
-    """The card of a plug-in that comes without one: of a loop of somebody's own."""
-    name = name_of(plugin.method)
+def plugin_card(plugin: Plugin, place: str, base: str | None = None, training: str = "") -> str:
+    """The card of a plug-in. place: its repository or folder; base: the name of its base, where that is known;
+    training: Markdown that says how it was trained. Quality tables are added by whoever evaluates, and a licence by
+    whoever publishes: base and data have their own."""
+    name, form = name_of(plugin.method), f" It was {plugin.form}." if plugin.form else ""
+    known = f"base_model: {base}\n" if base else ""
+    recommended = "" if plugin.recommended is None else f" Recommended budget: {plugin.recommended}."
     return f"""---
-library_name: depthdial
+{known}library_name: depthdial
 tags: [adaptive-depth, layer-skipping, {name}]
 ---
 # {plugin.name or name}
 
-A depthdial plug-in: `{plugin.method}`. It belongs to a base of type `{plugin.base.model_type}` with weights
-`{plugin.base.weights[:16]}` (sha256 of their bf16 form) and leaves that base as it is.
+A depthdial plug-in: `{plugin.method}`.
+
+It belongs to a base of type `{plugin.base.model_type}` with weights `{plugin.base.weights[:16]}` (sha256 of their bf16
+form) and leaves that base as it is.{recommended}{form}
 
     pip install depthdial
-    depthdial generate "..." --model BASE --plugin {repository}
+    depthdial generate "..." --model {base or "BASE"} --plugin {place}
 
-{_dial(plugin.curves)}"""
+{training}{dial_tables(plugin.curves)}"""
 
 
-def _dial(curves: Mapping[str, Curve]) -> str:
+def dial_tables(curves: Mapping[str, Curve]) -> str:
+    """The curves as a card shows them, with a heading; nothing where there are none."""
     tables = [_table(kind, curve) for kind, curve in curves.items()]
     return "\n".join(["## The dial, as it was measured on held-out text", *tables]) if tables else ""
 

@@ -53,7 +53,7 @@ class GatheredLayer:
     """A decoder layer, run for the tokens that step `s` is decided to run for. read: its tensors, which whoever shards
     them puts in their places for each pass alone."""
 
-    def __init__(self, attn: nn.Module, s: int, converted: Converted, read: Callable[[], LayerTensors]):
+    def __init__(self, attn: Any, s: int, converted: Converted, read: Callable[[], LayerTensors]):
         self.attn, self.s, self.converted, self.read = attn, s, converted, read
         self.ran = 0
         """Tokens of the last pass that ran the layer."""

@@ -30,7 +30,7 @@ from depthdial.models.halves import Halves
 from depthdial.models.own import is_own, method_for
 from depthdial.train import processes
 from depthdial.train.budget import RAMP, BudgetControl
-from depthdial.train.card import plugin_card
+from depthdial.train.card import training_card
 from depthdial.train.config import TrainConfig
 from depthdial.train.data import digest, holdout, read
 from depthdial.train.fit import fit_adapters
@@ -159,7 +159,7 @@ def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, r
     plugin = dataclasses.replace(
         plugin, curves={"text": curve}, recommended=_recommended_budget(curve, config.budget, heldout)
     )
-    save(model, output, plugin, plugin_card(plugin))
+    save(model, output, plugin, training_card(plugin))
     if config.generated_tokens:
         fresh, _ = load_base(config.model, config.dtype, config.device)  # without the compiled pieces
         attach(fresh, output)
@@ -170,7 +170,7 @@ def _train(config: TrainConfig, requested: Method, on_cpu: bool, output: Path, r
             model,
             output,
             dataclasses.replace(plugin, curves={"text": curve, "generated": generated}),
-            plugin_card(plugin),
+            training_card(plugin),
         )
     return output
 

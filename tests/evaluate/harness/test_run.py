@@ -89,14 +89,16 @@ def test_a_baseline_meets_the_cost_that_short_answers_had(options, tiny_folder, 
     """Its curve, like any that was measured on long texts, says nothing of the first few tokens of an answer."""
     model, _ = load(str(tiny_folder), str(tiny_plugin), dtype="float32", device="cpu")
     wrong = Curve((-2.0, 0.0, 2.0), (0.6, 0.7, 0.9), (0.5, 0.2, 0.05))
-    plugin = replace(plugin_of(model), name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
+    own_plugin = plugin_of(model)
+    assert own_plugin is not None
+    plugin = replace(own_plugin, name="wrong", curves={"text": wrong, "generated": wrong}, recommended=0.8)
     other = save(model, tmp_path / "wrong", plugin)
-    tried, real = [], module.met
+    tried, real = [], module.meet_cost
 
     def noted(run: Any, cost: Any, *rest: Any) -> Any:
         return real(run, lambda found: tried.append(cost(found)) or tried[-1], *rest)
 
-    monkeypatch.setattr(module, "met", noted)
+    monkeypatch.setattr(module, "meet_cost", noted)
     told = {"tasks": ["arc_easy"], "early_exit": False, "int8": "none", "baselines": {"wrong": str(other)}}
     results = run(options(output=None, **told))
     own, baseline = (row["tasks"]["arc_easy"]["cost"] for row in results["rows"][1:])
@@ -117,7 +119,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(options, monkeypat
     first = run(options())
     measured = []
     real = module.measure_task
-    monkeypatch.setattr(module, "measure", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
+    monkeypatch.setattr(module, "measure_task", lambda suite, *rest: measured.append(suite.name) or real(suite, *rest))
     assert timeless(run(options(resume=True))) == timeless(first) and measured == []
     grown = run(options(resume=True, tasks=["arc_easy", "winogrande", "piqa"], early_exit=False))
     assert measured == ["piqa", "piqa", "piqa"]

@@ -68,11 +68,11 @@ def test_a_prompt_is_one_pass():
     (pass_,) = prefill_pass([way([1, 0, 1], 0), way([0, 1], 1)], routed=True)
     assert pass_.ran.tolist() == [[True, False, True, False, True]]
     assert pass_.positions.tolist() == [0, 1, 2, 0, 1] and pass_.texts.tolist() == [0, 0, 0, 1, 1]
-    assert pass_.logits == 2 and pass_.routed
+    assert pass_.logits == 2 and pass_.decided
 
 
 def test_steps_take_each_text_at_its_own_place():
     first, second = decode_passes([way([0, 0, 1, 0], 0), way([1, 1, 0], 1)], [2, 1], 2, routed=False)
     assert first.ran.tolist() == [[True, True]] and first.positions.tolist() == [2, 1]
     assert second.ran.tolist() == [[False, False]] and second.positions.tolist() == [3, 2]
-    assert first.texts.tolist() == [0, 1] and first.keys.tolist() == [[3, 2]] and not first.routed
+    assert first.texts.tolist() == [0, 1] and first.keys.tolist() == [[3, 2]] and not first.decided

@@ -46,32 +46,21 @@ def score_table(rows: Sequence[Figures]) -> str:
 
 def cost_table(results: Figures) -> str:
     """One line per row: true cost, layers, means of what is retained, wall clock."""
-    head = [
-        "",
-        "cost, written",
-        "cost, prompt",
-        f"layers of {results['layers']}, prompt",
-        "layers, answer",
-        "mean retained, %",
-        "mean above chance, %",
-        "seconds",
-        "of processor",
-    ]
-    lines = [
-        [
-            row["name"],
-            number(row["cost"], 3),
-            number(row["prompt_cost"], 3),
-            number(row["layers_prompt"], 1),
-            number(row["layers_answer"], 1),
-            _percent(row["mean_retained"]),
-            _percent(row["mean_above_chance"]),
-            number(row["seconds"], 0),
-            number(row["cpu_seconds"], 0),
-        ]
+    columns = {
+        "cost, written": ("cost", 3),
+        "cost, prompt": ("prompt_cost", 3),
+        f"layers of {results['layers']}, prompt": ("layers_prompt", 1),
+        "layers, answer": ("layers_answer", 1),
+        "mean retained, %": ("mean_retained", None),
+        "mean above chance, %": ("mean_above_chance", None),
+        "seconds": ("seconds", 0),
+        "of processor": ("cpu_seconds", 0),
+    }
+    cells = [
+        [_percent(row[name]) if digits is None else number(row[name], digits) for name, digits in columns.values()]
         for row in results["rows"]
     ]
-    return markdown(head, lines)
+    return markdown(["", *columns], [[row["name"], *own] for row, own in zip(results["rows"], cells, strict=True)])
 
 
 def where_table(rows: Sequence[Figures]) -> str:

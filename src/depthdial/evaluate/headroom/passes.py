@@ -7,6 +7,7 @@ base's likeliest tokens and one bucket for the rest: half the work of two heads,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 from depthdial.evaluate.headroom.text import Rows
 from depthdial.evaluate.store import Store, key_of
 from depthdial.models.convert import Readout, head_of, layers_of
-from depthdial.models.halves import Passed, swapped
+from depthdial.models.halves import Passed, as_it_is, swapped
+from depthdial.models.head import shaping_of
 
 LIKELIEST = 64
 """Tokens of the base at which a pass is compared, beside one bucket for the rest."""
@@ -61,7 +63,7 @@ class Drops:
         self._decoder, self._layers = model.get_decoder(), list(layers_of(model))
         self.depth, self._rows, self._store, self._report = len(self._layers), rows, store, report
         self._head, self._readout, self._name = head_of(model), Readout(model), name
-        self._softcap = getattr(model.config, "final_logit_softcapping", None)
+        self._shaping = shaping_of(model.config)
         self._ids = [torch.tensor(ids, device=model.device) for ids in rows.ids]
         chosen = [(i, t) for i, own in enumerate(rows.classes) for t in range(len(own) - 1) if own[t + 1] != "template"]
         self.row = np.array([i for i, _ in chosen], dtype=np.int64)
@@ -125,7 +127,7 @@ class Drops:
 
     def _stored(self, what: str, told: Any, run: Callable[[], Any]) -> Any:
         key = key_of(self._name, self._rows.digest, what, told)
-        (found,), _ = self._store.get(key, lambda: ([run()], [0.0, 0.0]))
+        (found,), _ = self._store.get(key, lambda: [run()])
         self._report(f"without {told}" if told else "the head before each layer")
         return found
 
@@ -179,13 +181,12 @@ class Drops:
         """The last hidden states, [1, T, d], of the layers from `start` on but those dropped."""
         layers = enumerate(self._layers)
         left = nn.ModuleList(Passed() if i < start or i in dropped else layer for i, layer in layers)
-        with swapped(self._decoder, layers=left):
+        with swapped(self._decoder, layers=left), as_it_is(self._decoder) if "inputs_embeds" in read else nullcontext():
             return self._decoder(**read, use_cache=False).last_hidden_state
 
     def _logits(self, x: Tensor) -> Tensor:
         """fp32 [n, V]. x: [n, d] after the last norm."""
-        logits = self._head(x).float()
-        return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
+        return self._shaping(self._head(x).float())
 
 
 def _noted(into: dict[int, Tensor], layer: int):

@@ -28,7 +28,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     left.errorbar(costs, [t["nats"] for t in told], error, color=COLOURS[6], marker="D", linestyle="", capsize=3,
                   label="a trained plug-in at best, NLL")  # fmt: skip
     left.set(xlabel="true cost", ylabel="nats a token above the base", title=label(results["model"]))
-    left.set_ylim(0, 1.1 * max(p["kl"] for p in static))
+    left.set_ylim(0, 1.2 * max(p["kl"] for p in static))
     left.invert_xaxis()
     settled = results["settled"]
     right.plot(range(len(settled["curve"])), settled["curve"], color=COLOURS[0], label="is the final word")

@@ -147,7 +147,7 @@ class _Oracle:
         most = drops.depth - 1
         self.all = cheapest(single.mean(0)[None], pair.mean(0)[None], most)
         self.text = cheapest(pooled(single, row, rows), pooled(pair, row, rows), most)
-        self.shuffled = cheapest(*(pooled(scores, row, rows) for scores in noise), most)
+        self.shuffled = cheapest(pooled(noise[0], row, rows), pooled(noise[1], row, rows), most)
         self.token, self.token_shuffled = cheapest(single, pair, most), cheapest(*noise, most)
 
     def at(self, budget: float, static: list[dict[str, Any]]) -> dict[str, Any]:

@@ -57,11 +57,20 @@ _ROWS = (
 
 def _oracle(results: Mapping[str, Any]) -> str:
     lines = [
-        [f"{point['budget']:g}", name, *(number(point[row].get(figure), 3) for figure in ("score", "kl", "nll"))]
+        [
+            f"{point['budget']:g}",
+            name,
+            number(point[row].get("score"), 3),
+            number(point[row].get("dropped"), 1),
+            *(number(point[row].get(figure), 3) for figure in ("kl", "nll")),
+        ]
         for point in results["oracle"] for row, name in _ROWS
     ]  # fmt: skip
-    return "Which layers are left out, nothing trained (KL by the scores' sum, and of a pass):\n\n" + markdown(
-        ["true cost", "chosen", "KL, scores", "KL, pass", "NLL above the base's, pass"], lines
+    return (
+        "Which layers are left out, nothing trained (KL by the scores' sum; of a pass without so many):\n\n"
+        + markdown(
+            ["true cost", "chosen", "KL, scores", "layers, pass", "KL, pass", "NLL above the base's, pass"], lines
+        )
     )
 
 

@@ -8,17 +8,17 @@ from typing import Any
 from depthdial.evaluate.markdown import markdown, number, what_skips
 
 Figures = Mapping[str, Any]
-COLUMNS = (
-    "cost, written",
-    "cost, prompt",
-    "NLL, nats a token",
-    "repeated 4-grams, %",
-    "end, %",
-    "tokens",
-    "chrF",
-    "off its budget, mean (most)",
-    "tokens/s",
-)
+_MEANS = {
+    "cost, written": ("cost", 3, 1),
+    "cost, prompt": ("prompt_cost", 3, 1),
+    "NLL, nats a token": ("nll", 3, 1),
+    "repeated 4-grams, %": ("repeats", 1, 100),
+    "end, %": ("ended", 0, 100),
+    "tokens": ("length", 1, 1),
+    "chrF": ("chrf", 1, 1),
+}
+"""What a column is called; its figure, digits, and factor."""
+COLUMNS = (*_MEANS, "off its budget, mean (most)", "tokens/s")
 _HUNDRED = ("repeats", "ended")
 """Shares, shown in percent."""
 _OVER = {
@@ -98,13 +98,7 @@ def cells(row: Figures) -> list[str]:
     """Under `COLUMNS`."""
     off = row["furthest_from_budget"]
     return [
-        number(row["cost"]["mean"], 3),
-        number(row["prompt_cost"]["mean"], 3),
-        number(row["nll"]["mean"], 3),
-        number(row["repeats"]["mean"], 1, 100),
-        number(row["ended"]["mean"], 0, 100),
-        number(row["length"]["mean"], 1),
-        number(row["chrf"]["mean"], 1),
+        *(number(row[name]["mean"], digits, factor) for name, digits, factor in _MEANS.values()),
         f"{number(off['mean'], 3)} ({number(off['most'], 3)})" if off["texts"] else "–",
         number(row["tokens_per_second"], 0),
     ]
