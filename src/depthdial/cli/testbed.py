@@ -20,7 +20,7 @@ def judge(
     size: Annotated[str, typer.Option(help="Of the deepest dense model: LAYERSxHEADS@WIDTH.")] = "8x2@64",
     hops: Annotated[int, typer.Option(help="The highest k.")] = 8,
     entities: Annotated[int, typer.Option(help="Things that are named: the vocabulary.")] = 25,
-    steps: Annotated[int, typer.Option(help="Steps of each method.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Steps of each method.")] = 500,
     patience: Annotated[int, typer.Option(help="Steps that a dense model may take to learn a hop more.")] = 300,
     settle: Annotated[int, typer.Option(help="Steps that end the training of each dense model.")] = 400,
     rows: Annotated[int, typer.Option(help="Texts in each step.")] = 24,

@@ -25,10 +25,6 @@ TRAIN, HELDOUT = 1, 2
 """Streams of texts, which share none."""
 Report = Callable[[str, int, int], None]
 """What runs now, how much of it is done, and how much there will be at most."""
-LOOK, EARLY = 0.2, 0.95
-"""The share of training in which routers learn what each token needs, at a true cost at which little is left out by
-chance; then the cost falls to the budget over `train.budget.RAMP`. Without it, layers that only the highest k need are
-left out by chance, k after k, until nothing speaks for them (docs/log.md)."""
 _KEY = 0x5851F42D  # keeps the random choices of two steps apart
 
 
@@ -45,11 +41,11 @@ class Recipe:
     """Steps that a hop may take to be learned before training goes on without it."""
     settle: int = 400
     """Steps of plain training, all k alike and the rate falling to nothing, that end the training of a dense model."""
-    steps: int = 1000
+    steps: int = 500
     """Steps in which a method is trained on the deepest dense model."""
     method_lr: float = 5e-4
-    """Where a method trains on all weights of the dense model: faster, they come to do with few layers what routers
-    leave of them, before routers know what each token needs (docs/log.md)."""
+    """Where a method trains on all weights of the dense model. Of few single runs the better ones had about this rate;
+    how much of that is chance, seeds must say (docs/log.md)."""
     router_lr: float = 2.0
     """Of routers, relative to the rate of other weights."""
 
@@ -110,9 +106,8 @@ class _Pupil:
             labels = F.pad(torch.from_numpy(batch.labels)[:, :-1], (1, 0), value=IGNORED)
             return self.exits(ids, labels, torch.arange(ids.shape[1]).expand(ids.shape))["loss"]
         offset, costs = 0.0, None
-        if self.control is not None and self.budget is not None:
-            down = min(1.0, max(0.0, (progress - LOOK) / RAMP))
-            costs = torch.full((len(ids),), EARLY + (self.budget - EARLY) * down)
+        if self.control is not None and self.budget is not None:  # what runs is learned before much is left out
+            costs = torch.full((len(ids),), 1 - (1 - self.budget) * min(1.0, progress / RAMP))
             offset = self.control.offset(costs)
         self.routed.set(training=True, key=keys(ids, step), progress=progress, offset=offset)
         each, last = self._each(ids, there, batch), self.routed.route.last
