@@ -74,7 +74,10 @@ def test_bad_input_is_one_line(tiny_folder: Path, tiny_model: Any, tmp_path: Pat
     assert not (tmp_path / "out").exists()
     assert "exists and is not an empty folder" in failed("retrofit", str(tiny_folder), "--output", str(tiny_folder))
     assert "no such file or folder" in failed("retrofit", "./nowhere", "--output", str(tmp_path / "out"))
-    for family, message in (("qwen3", "norms that no linear map follows"), ("gemma3_text", "no type of its own")):
+    for family, message in (
+        ("qwen3", "norms that no linear map follows"),
+        ("gemma3_text", "known, without biases: llama, mistral"),
+    ):
         (place := tmp_path / family).mkdir()
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (place / name).write_bytes((tiny_folder / name).read_bytes())

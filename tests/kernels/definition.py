@@ -216,7 +216,7 @@ def forward_pass(model: ModelTensors, tokens: PassTokens, cache: PagedCache, dec
     runner = TorchRunner(SimpleNamespace(converted=converted), model, stats)
     runner.maths = Maths(model, stats, linear)
     running = Pass(method.steps, places)
-    x = runner.stream(_batch(model, tokens, places, cache), running)  # pyright: ignore[reportArgumentType]
+    x = runner.stream(_batch(model, tokens, places, cache), running)
     for s, (v, row) in enumerate(zip(method.steps.visit_of, method.rows, strict=True)):
         if s != method.steps.visits[v].steps[0] and not model.layers[v].mlp_branch:
             continue

@@ -183,10 +183,11 @@ def test_prices_are_counted_from_the_weights(tiny_model: Callable, family: str):
             assert layer.mlp == (2 if family == "arcee" else 3) * 32 * 64
     assert ledger.head == 300 * 32
     linear = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".parts." not in n)
-    experts = [layer.mlp for layer in layers_of(model) if "experts" in dict(layer.mlp.named_children())]
+    mlps = [layer.get_submodule("mlp") for layer in layers_of(model)]
+    experts = [mlp.get_submodule("experts") for mlp in mlps if "experts" in dict(mlp.named_children())]
     assert bool(experts) == (family in MIXTURES)
-    for mlp in experts:  # two of six for each token
-        matrices = sum(p.numel() for n, p in mlp.experts.named_parameters() if "bias" not in n)
+    for kind in experts:  # two of six for each token
+        matrices = sum(p.numel() for n, p in kind.named_parameters() if "bias" not in n)
         linear += matrices // 3 + 6 * 32
     assert ledger.dense == linear
     if family == "gemma3_text":

@@ -48,8 +48,7 @@ def test_a_family_that_is_not_known(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rope_parameters": DYNAMIC}, "rope type 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}}, "a part of"),
+        ({"rope_parameters": {**DYNAMIC, "rope_type": "spiral"}}, "rope type 'spiral'"),
         ({"hidden_act": "relu6"}, "activation 'relu6'"),
     ],
     ids=str,
