@@ -166,9 +166,10 @@ def markdown() -> str:
         "Written by `depthdial models --markdown`; do not edit it.",
         "",
         f"Of the {len(known)} types of causal language models in transformers {transformers.__version__}, "
-        f"{len(FAMILIES)} can be converted, trained, served, mapped, evaluated and exported. Every method runs on "
-        "every one of them, and texts of the engine at full depth are those of Hugging Face, token for token "
-        "(`tests/laws/test_families.py`).",
+        f"{len(FAMILIES)} can be converted. Tests try each on a tiny random model with the oddities of its type: a step "
+        "of training, a map, saving, exporting, and texts of the engine, which at full depth are those of Hugging "
+        "Face, token for token (`tests/laws/test_families.py`). Real weights were tried for `llama` and "
+        "`gemma3_text` only.",
         "",
         "On a CPU they run in native kernels; those with experts run in PyTorch, which a line says, and a skipped "
         "layer skips its experts. On a GPU layers with nothing odd but windows, norms and a rope of each kind run in "
