@@ -26,7 +26,7 @@ from depthdial.methods import METHODS
 from depthdial.models.block import spine_of
 from depthdial.models.families import FAMILIES
 
-STEP = 32
+STEP = 16
 
 
 @dataclass

@@ -80,6 +80,7 @@ def _changed(block: LayerTensors, name: str, change: LowRank) -> LayerTensors:
     begin = 0
     for part in FUSED.get(f"{name.removesuffix('_proj')}_proj", (name,)):
         part = part.removesuffix("_proj")
+        part = "gate" if part == "up" and block.up is None else part  # of an MLP without a gate it is the first map
         weight, bias = getattr(block, part)
         end = begin + len(weight)
         merged = LowRank(change.down, change.up[begin:end]).merged(weight)

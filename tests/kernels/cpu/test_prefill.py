@@ -93,7 +93,10 @@ ORDERS = {"qwen2": "tanh_norm", "qwen3": "linear"}
 """Of routers, by family; others: norm_tanh."""
 
 
-TILED = ("llama", "mistral", "ministral", "qwen2", "qwen3", "granite", "seed_oss", "smollm3", "gemma", "gemma3_text")
+TILED = (
+    *("llama", "mistral", "ministral", "qwen2", "qwen3", "granite", "seed_oss", "smollm3", "gemma", "gemma3_text"),
+    *("cwm", "iquestcoder", "internlm3"),
+)
 """Families that tiles run; the prompts of others are read in small passes."""
 
 
