@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.laws.cover import product
+from tests.laws.cover import MIXTURES, product
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from depthdial.core.dial import Curve
@@ -73,11 +73,12 @@ def test_it_opens_again_with_the_same_logits(made: Callable, method: str, family
     again = opened(tmp_path)
     assert again.config.model_type == f"depthdial_{family}" and again.converted.method == model.converted.method
     assert again.config.architectures == [type(again).__name__], "vLLM looks there"
-    assert torch.equal(logits(again), logits(model)) and torch.equal(again.route.keep(), model.route.keep())
-    assert not model.route.keep().all()
+    torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-5 if family in MIXTURES else 0)
+    assert torch.equal(again.route.keep(), model.route.keep()) and not model.route.keep().all()
     assert list(model.state_dict()) == names and model.config.to_dict() == config, "the model itself stays as it was"
     again.save_pretrained(tmp_path / "twice")
-    assert torch.equal(logits(opened(tmp_path / "twice")), logits(model))
+    twice = opened(tmp_path / "twice")
+    torch.testing.assert_close(logits(twice), logits(model), rtol=0, atol=1e-5 if family in MIXTURES else 0)
 
 
 @pytest.mark.parametrize("turn", [0.75, 0.9, 1.0, None])

@@ -166,8 +166,8 @@ def markdown() -> str:
         "Written by `depthdial models --markdown`; do not edit it.",
         "",
         f"Of the {len(known)} types of causal language models in transformers {transformers.__version__}, "
-        f"{len(FAMILIES)} can be converted. Tests try each on a tiny random model with the oddities of its type: a step "
-        "of training, a map, saving, exporting, and texts of the engine, which at full depth are those of Hugging "
+        f"{len(FAMILIES)} can be converted. Tests try each on a tiny random model with the oddities of its type: a "
+        "step of training, a map, saving, exporting, and texts of the engine, which at full depth are those of Hugging "
         "Face, token for token (`tests/laws/test_families.py`). Real weights were tried for `llama` and "
         "`gemma3_text` only.",
         "",

@@ -1,6 +1,6 @@
-"""The families of models that can be converted. FAMILIES is the only list of them."""
+"""The families of models that can be converted. FAMILIES is the only list of them: those that transformers has here."""
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from depthdial.models.families.exaone4 import EXAONE4
 from depthdial.models.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -17,7 +17,9 @@ ODD = (
     *(SMOLLM3, MINISTRAL3, OLMO2, OLMO3, EXAONE4, ERNIE4_5, HELIUM, GLM, HUNYUAN),
     *(GEMMA, GEMMA2, GEMMA3, GPT_OSS),
 )
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*PLAIN, *ODD)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (*PLAIN, *ODD) if family.model_type in CONFIG_MAPPING
+}  # an older transformers lacks the newest
 
 
 OWN = "depthdial_"
