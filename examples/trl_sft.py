@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import torch
-from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+from trl import SFTConfig, SFTTrainer  # pyright: ignore - an example's own library, which exports lazily
 
 import depthdial
 from depthdial.methods import FlexiDepth
