@@ -22,19 +22,40 @@ static inline void angles(const float* inv_freq, float scaling, int position, in
   }
 }
 
+// Pairs x[i], x[i + pairs], in a loop that vectorises; between: are products rounded, too?
+template <bool BF16, bool BETWEEN>
+static inline void rotate(float* __restrict x, const float* __restrict c, const float* __restrict s, int pairs) {
+  float* __restrict y = x + pairs;
+  for (int i = 0; i < pairs; ++i) {
+    const float a = x[i], b = y[i];
+    x[i] = rounded(rounded(a * c[i], BETWEEN) - rounded(b * s[i], BETWEEN), BF16);
+    y[i] = rounded(rounded(b * c[i], BETWEEN) + rounded(a * s[i], BETWEEN), BF16);
+  }
+}
+
+// Pairs x[2 i], x[2 i + 1].
+static inline void rotate_neighbours(float* x, const float* c, const float* s, int pairs, bool bf16, bool between) {
+  for (int i = 0; i < pairs; ++i, x += 2) {
+    const float a = x[0], b = x[1];
+    x[0] = rounded(rounded(a * c[i], between) - rounded(b * s[i], between), bf16);
+    x[1] = rounded(rounded(b * c[i], between) + rounded(a * s[i], between), bf16);
+  }
+}
+
 // One head, normed where the model does so head by head, and rotated in place. exact: rounded once, at the end.
 static inline void norm_and_rotate(float* x, const LayerSpec& l, const NormSpec& norm, const float* cos_sin, bool bf16,
                                    bool exact) {
-  const bool norms = norm.weight && !l.wide, between = bf16 && !exact;
+  const bool norms = norm.weight && !l.wide;
   if (norms && !l.late) rms_norm(x, l.head_dim, norm, bf16, x);
   const float *c = cos_sin, *s = cos_sin + l.head_dim / 2;
-  const int step = l.neighbours ? 2 : 1, other = l.neighbours ? 1 : l.turned;
-  for (int i = 0; i < l.turned; ++i) {
-    float *first = x + i * step, *second = first + other;
-    const float a = *first, b = *second;
-    *first = rounded(rounded(a * c[i], between) - rounded(b * s[i], between), bf16);
-    *second = rounded(rounded(b * c[i], between) + rounded(a * s[i], between), bf16);
-  }
+  if (l.neighbours)
+    rotate_neighbours(x, c, s, l.turned, bf16, bf16 && !exact);
+  else if (!bf16)
+    rotate<false, false>(x, c, s, l.turned);
+  else if (exact)
+    rotate<true, false>(x, c, s, l.turned);
+  else
+    rotate<true, true>(x, c, s, l.turned);
   if (norms && l.late) rms_norm(x, l.head_dim, norm, bf16, x);
 }
 
