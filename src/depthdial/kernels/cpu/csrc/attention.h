@@ -200,8 +200,7 @@ static int attend(const Cache<T>& cache, const LayerSpec& layer, const int32_t* 
     read += slots;
     const auto weights = [&](int h, float* scores) {
       float top = most[h];
-      if (layer.softcap > 0)
-        for (int s = 0; s < slots; ++s) scores[s] = tanh_of(scores[s] / layer.softcap) * layer.softcap;
+      if (layer.softcap > 0) cap(scores, slots, layer.softcap);
       for (int s = 0; s < slots; ++s) top = scores[s] > top ? scores[s] : top;
       const float shrink = fast_exp(most[h] - top);
       float sum = 0;

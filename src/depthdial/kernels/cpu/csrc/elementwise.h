@@ -77,14 +77,24 @@ static inline void rms_norm(const float* x, int n, const NormSpec& norm, bool bf
     for (int i = 0; i < n; ++i) out[i] = round_bf16(round_bf16(x[i] * inverse) * norm.weight[i]);
 }
 
+// c * tanh(x / c), out of line: few models have it, and it must not grow the loops of the others.
+__attribute__((noinline)) static void cap(float* x, int n, float c) {
+  for (int i = 0; i < n; ++i) x[i] = tanh_of(x[i] / c) * c;
+}
+
+// `gated` for an MLP without a gate, or with an activation that few have.
+__attribute__((noinline)) static void gated_otherwise(float* gate, const float* up, int n, int act, bool bf16) {
+  for (int i = 0; i < n; ++i) {
+    const float x = gate[i], positive = x > 0 ? x : x * 0.0f;  // NaN stays
+    const float on = act == ACT_RELU2 ? positive * positive : act == ACT_GELU ? gelu_tanh(x) : x * sigmoid(x);
+    gate[i] = up ? rounded(rounded(on, bf16) * up[i], bf16) : rounded(on, bf16);
+  }
+}
+
 // act(gate) * up, in place of gate; up null: act(gate).
 static inline void gated(float* gate, const float* up, int n, int act, bool bf16) {
   if (act == ACT_RELU2 || !up)
-    for (int i = 0; i < n; ++i) {
-      const float x = gate[i], positive = x > 0 ? x : x * 0.0f;  // NaN stays
-      const float on = act == ACT_RELU2 ? positive * positive : act == ACT_GELU ? gelu_tanh(x) : x * sigmoid(x);
-      gate[i] = up ? rounded(rounded(on, bf16) * up[i], bf16) : rounded(on, bf16);
-    }
+    gated_otherwise(gate, up, n, act, bf16);
   else if (act == ACT_GELU)
     for (int i = 0; i < n; ++i) gate[i] = rounded(rounded(gelu_tanh(gate[i]), bf16) * up[i], bf16);
   else if (bf16)
@@ -113,6 +123,5 @@ static inline void add(float* x, const float* update, int n, float weight, bool 
 static inline void shape_logits(float* logits, int n, const ModelSpec& model) {
   if (model.logit_scale != 1.0f)
     for (int i = 0; i < n; ++i) logits[i] *= model.logit_scale;
-  if (model.softcap > 0)
-    for (int i = 0; i < n; ++i) logits[i] = tanh_of(logits[i] / model.softcap) * model.softcap;
+  if (model.softcap > 0) cap(logits, n, model.softcap);
 }
