@@ -118,16 +118,23 @@ class Case:
         """Bit for bit; of changes that are merged in one model and not in the other, to rounding, and so of experts,
         whose sums depend on how many tokens come to them."""
         if any(step.relaxed for step in self.converted.program.steps) or self.mixed:
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+            self.check_near(logits, expected)
         else:
             assert torch.equal(logits, expected)
 
     def check_same(self, found: Tensor, expected: Tensor) -> None:
         """Bit for bit, but of experts (`check_full`)."""
         if self.mixed:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            self.check_near(found, expected)
         else:
             assert torch.equal(found, expected)
+
+    def check_near(self, logits: Tensor, expected: Tensor) -> None:
+        """To rounding. Where experts add tokens in another order, six layers of it, each times a raw weight of
+        Mixture-of-Depths, made 3e-4 of it on one processor and 9e-5 on another. A token that skips where it should
+        not moves logits by 1 and more."""
+        near = 1e-3 if self.mixed else 1e-4
+        torch.testing.assert_close(logits, expected, rtol=near, atol=near)
 
     @property
     def mixed(self) -> bool:
@@ -247,7 +254,7 @@ def test_0_the_reference_is_the_forward_by_hand(case: Case, offset: float) -> No
     ids = tokens()
     logits = forward(case.model, ids, offset)
     for row, expected in zip(ids, logits, strict=True):
-        torch.testing.assert_close(by_hand(case.model, row, offset), expected, rtol=1e-4, atol=1e-4)
+        case.check_near(by_hand(case.model, row, offset), expected)
 
 
 @pytest.mark.parametrize("offset", [math.inf, 1e9, torch.tensor([math.inf, 1e9, math.inf])], ids=["inf", "1e9", "rows"])
@@ -447,7 +454,7 @@ def test_5_a_row_does_not_depend_on_its_neighbours(case: Case, rows: bool) -> No
     keeps, costs = case.keeps, case.model.route.token_cost()
     for i, (offset, pad) in enumerate(zip(offsets, pads, strict=True)):
         alone = forward(case.model, ids[i : i + 1, pad:], offset, use_cache=False)
-        torch.testing.assert_close(batch[i : i + 1, pad:], alone, rtol=1e-4, atol=1e-4)
+        case.check_near(batch[i : i + 1, pad:], alone)
         assert all(torch.equal(keeps[s][i : i + 1, pad:], keep) for s, keep in case.keeps.items())
         assert torch.equal(costs[i : i + 1, pad:], case.model.route.token_cost())
 
@@ -631,7 +638,7 @@ def test_12_decoding_with_a_cache_is_one_pass(case: Case, offset: float) -> None
     """What tokens leave behind, and do not leave, is found by later passes."""
     ids = tokens()
     expected, keeps = forward(case.model, ids, offset, use_cache=False), case.keeps
-    torch.testing.assert_close(decoded(case.model, ids, 5, offset), expected, rtol=1e-4, atol=1e-4)
+    case.check_near(decoded(case.model, ids, 5, offset), expected)
     assert all(torch.equal(keep[:, -1:], case.keeps[s]) for s, keep in case.keeps.items() for keep in [keeps[s]])
 
 
@@ -640,4 +647,4 @@ def test_12_what_goes_on_from_a_prompt_read_in_full_is_one_pass(case: Case) -> N
     case.converted.set(read=read, read_offset=math.inf)
     expected = forward(case.model, ids, use_cache=False)
     case.converted.set(read=None)
-    torch.testing.assert_close(decoded(case.model, ids, 5, 0.0, math.inf), expected, rtol=1e-4, atol=1e-4)
+    case.check_near(decoded(case.model, ids, 5, 0.0, math.inf), expected)
