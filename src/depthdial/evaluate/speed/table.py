@@ -14,7 +14,7 @@ _HEAD = ("", "true cost", "first token", "tokens/s", "low to high", "x our dense
 
 def speed_table(results: Figures) -> str:
     """All rows, regime by regime: the cost that tokens really had (written ones; in prefill the prompt's), the time to
-    the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
+    the first one, speed, its ratio to our dense engine at the same precision (of narrow dense ones, to that at
     the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
     lines, before = [], None
     for row in results["rows"]:

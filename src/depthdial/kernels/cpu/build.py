@@ -36,7 +36,7 @@ ISAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*_AVX512_NEEDS, "amx_tile", "amx_bf16", "amx_int8"),
     ),
     "avx512": (_AVX512_FLAGS, _AVX512_NEEDS),
-    "avx2": (("-DDEPTHDIAL_AVX2", "-mavx2", "-mfma"), ("avx2", "fma")),
+    "avx2": (("-DDEPTHDIAL_AVX2", "-mavx2", "-mfma", "-mf16c"), ("avx2", "fma", "f16c")),
     "portable": ((), ()),
     "amx-emulated": ((*_AVX512_FLAGS, "-DDEPTHDIAL_AMX", "-DDEPTHDIAL_AMX_EMULATED"), _AVX512_NEEDS),
 }

@@ -20,7 +20,7 @@ from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, li
 from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
 from depthdial.kernels.passing import Decide, Decided, PagedCache, PassOutput, PassTokens, Waiting
-from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
+from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, ModelTensors, rows_of
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -82,8 +82,12 @@ class NativeModel:
         self.depth, self.steps, self.caches = len(model.layers), len(model.steps), model.caches
         self.max_tokens, self._width = max_tokens, model.norm.weight.shape[0]
         self._opens = any(step.branch.by == "open" for step in model.steps)
-        self.int8 = any(isinstance(layer.down.weight, Int8) for layer in model.layers)
-        self.vocabulary = (model.head.values if isinstance(model.head, Int8) else model.head).shape[0]
+        matrices = (part for layer in model.layers for part in (layer.q, layer.k, layer.o, layer.gate, layer.down))
+        self.narrow = any(
+            not isinstance(weight, Tensor) for weight in (model.head, *(part.weight for part in matrices))
+        )
+        """Are there weights that are multiplied by activations in int8, but for those that are read?"""
+        self.vocabulary = rows_of(model.head)
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
             raise ValueError("native kernels need the same K/V heads in every layer; run this model in torch")
@@ -106,9 +110,9 @@ class NativeModel:
     ) -> Counters:
         """Runs N tokens; writes their K and V into the cache, and its results into `out`.
 
-        asked: int32 [M], tokens whose logits are wanted; None: all, in order. reading: under int8 weights activations
-        stay as they are, which is more exact, and faster for many tokens. decide: of "open" steps. A token comes out as
-        in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
+        asked: int32 [M], tokens whose logits are wanted; None: all, in order. reading: where weights are narrow
+        activations stay as they are, which is more exact. decide: of "open" steps. A token comes out as in a pass of
+        its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = tokens.ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
