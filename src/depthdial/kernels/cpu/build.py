@@ -98,7 +98,7 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path, isa: str, log: L
     begin = time.perf_counter()
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        command = [compiler, *flags, str(SOURCES / "pass.cpp"), "-o", str(part)]
+        command = [compiler, *flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(part)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])

@@ -23,11 +23,6 @@ constexpr size_t scale_bytes(int kind, int count) {
   return grouped(kind) ? (size_t)count / SUPER * (4 + 2 * SUPER) * ROWS : (size_t)count * (kind == Q4_1 || kind == Q5_1 ? 4 : 2) * ROWS;
 }
 
-static inline int64_t row_bytes(const Mat& w) {
-  const int count = w.cols / COLS;
-  return ((int64_t)count * code_bytes(w.kind) + scale_bytes(w.kind, count)) / ROWS;
-}
-
 // Of one block, or of its halves where each has a scale of its own (Q6_K).
 struct Scales {
   Floats scale[2], least[2];

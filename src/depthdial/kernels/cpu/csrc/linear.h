@@ -1,7 +1,6 @@
 // Rows of a linear map for a few tokens: each weight is read once, whatever the number of tokens.
 #pragma once
 #include "abi.h"
-#include "blocks.h"
 #include "elementwise.h"
 #if defined(DEPTHDIAL_AVX512)
 #include "isa_avx512.h"
@@ -22,11 +21,13 @@ static inline int value_bytes(const Mat& w) { return w.kind == INT8 ? 1 : w.kind
 
 static inline bool in_blocks(int kind) { return kind > INT8; }
 
+int64_t row_bytes_in_blocks(const Mat& w);
+
 // Maps of the same form take the same packed tokens.
 static inline int form(int kind) { return in_blocks(kind) ? Q4_0 : kind; }
 
 static inline int64_t row_bytes(const Mat& w) {
-  return in_blocks(w.kind) ? blocks::row_bytes(w) : (int64_t)w.cols * value_bytes(w) + (w.kind == INT8 ? 4 : 0);
+  return in_blocks(w.kind) ? row_bytes_in_blocks(w) : (int64_t)w.cols * value_bytes(w) + (w.kind == INT8 ? 4 : 0);
 }
 
 // Column i of one row of a matrix that is looked up.
@@ -50,6 +51,12 @@ struct Packed {
   int near_kind;       // INT8: they are not, and activations become int8, too; else what both of them are
 };
 
+// Weights in blocks (blocks.cpp): as `pack`; rows begin..end of w, begin being the first of a panel, with the packed tokens,
+// to out[token * ld + row - begin]; a token's row in a table, scaled.
+void pack_for_blocks(Packed& p, const float* x, const int* rows, int cols);
+void rows_in_blocks(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16);
+void entries_in_blocks(const Mat& w, int64_t row, float scale, bool bf16, float* out);
+
 template <int WIDTH>
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
   for (int k = 0; k < cols; k += WIDTH) {
@@ -72,8 +79,6 @@ static inline void quantise(const float* x, int cols, int8_t* out, float* scale)
     for (int j = count; j < WIDTH; ++j) out[k + j] = 0;
   }
 }
-
-#include "linear_blocks.h"
 
 // x: fp32 [.., cols], of which `rows` lists the tokens taken (null: the first `tokens`).
 static inline void pack(Packed& p, const float* x, const int* rows, int tokens, int cols, int kind) {

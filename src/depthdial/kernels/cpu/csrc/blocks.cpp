@@ -1,8 +1,10 @@
-// Weights in blocks, from `linear.h`: out of line, so that the loops of other formats stay as they are.
-#pragma once
+// Weights in blocks, for `linear.h`: a unit of its own, so that the compiler treats the loops of other formats as before.
+#include "blocks.h"
 
-// As `pack`, for whatever kind of blocks. Activations in int8 have a scale for each block.
-__attribute__((noinline)) static void pack_for_blocks(Packed& p, const float* x, const int* rows, int cols) {
+#include "linear.h"
+
+// Activations in int8 have a scale for each block.
+void pack_for_blocks(Packed& p, const float* x, const int* rows, int cols) {
   constexpr int COLS = blocks::COLS, HALF = COLS / 2;
   for (int m = 0; m < p.tokens; ++m) {
     const float* from = x + (size_t)(rows ? rows[m] : m) * cols;
@@ -33,6 +35,11 @@ __attribute__((noinline)) static void pack_for_blocks(Packed& p, const float* x,
   }
 }
 
+int64_t row_bytes_in_blocks(const Mat& w) {
+  const int count = w.cols / blocks::COLS;
+  return ((int64_t)count * blocks::code_bytes(w.kind) + blocks::scale_bytes(w.kind, count)) / blocks::ROWS;
+}
+
 template <int KIND>
 static void rows_of_kind(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
   if (x.near_kind == INT8) {
@@ -54,13 +61,11 @@ static inline void by_kind(int kind, Work work) {
   });
 }
 
-// Rows begin..end of w with the packed tokens, to out[token * ld + row - begin]. begin: the first of a panel.
-__attribute__((noinline)) static void rows_in_blocks(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
+void rows_in_blocks(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
   by_kind(w.kind, [&](auto kind) { rows_of_kind<kind>(w, x, begin, end, out, ld, bf16); });
 }
 
-// The row of a token in a table, as `entry` gives its columns.
-__attribute__((noinline)) static void entries_in_blocks(const Mat& w, int64_t row, float scale, bool bf16, float* out) {
+void entries_in_blocks(const Mat& w, int64_t row, float scale, bool bf16, float* out) {
   by_kind(w.kind, [&](auto kind) { blocks::row_of<kind>(w, (int)row, out); });
   for (int i = 0; i < w.cols; ++i) {
     out[i] = rounded(out[i], bf16);
