@@ -125,7 +125,7 @@ def test_int4_is_near_the_model_in_both_runners(made, weights, activations):
     assert abs(apart) < (1e-5 if activations == "exact" else 0.05)
 
 
-@pytest.mark.parametrize(("pack", "kind"), [(int8, Int8), (int4, Blocks), (int4_head, Blocks)])
+@pytest.mark.parametrize(("pack", "kind"), [(int8, Int8 | Blocks), (int4, Blocks), (int4_head, Blocks)])
 def test_a_narrow_spine_can_take_the_place_of_the_model(tiny_model, pack, kind):
     model = tiny_model("llama", tie_word_embeddings=True)
     spine = spine_of(model)

@@ -24,8 +24,7 @@ class Sizes:
     """Bytes of one number, and the width of the model."""
 
     weight: float
-    """Of a linear weight: 2 in bf16, 1 in int8 (whose scales, one a row, are left out: under one percent), 0.625 in
-    int4, scales and minima included."""
+    """Of a linear weight: 2 in bf16, about 1 in int8 and 0.625 in int4, scales and minima included."""
     part: float
     """Of a weight of a router or an adapter."""
     cache: float

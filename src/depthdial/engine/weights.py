@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthdial.kernels.blocks import Blocks, quantise, take
+from depthdial.kernels.blocks import COLS, Blocks, quantise, take
+from depthdial.kernels.cpu.build import supported
 from depthdial.kernels.pack import int8_pack
 from depthdial.kernels.tensors import Int8, LayerTensors, Linear, ModelTensors, Weight
 
@@ -62,8 +63,10 @@ def size_of(weight: Weight) -> int:
 
 
 def int8(weight: Tensor, _outside: bool) -> Weight:
-    """One scale a row."""
-    return int8_pack(weight.detach())
+    """8 bits: a scale for each row where AMX multiplies them, and where blocks do not fit; else one for 32 weights,
+    whose panels take several tokens at a time more than twice as fast."""
+    rows = supported()[0] == "amx" or weight.shape[1] % COLS
+    return int8_pack(weight.detach()) if rows else quantise(weight, "Q8_0")
 
 
 def int4(weight: Tensor, outside: bool) -> Weight:
@@ -126,6 +129,23 @@ def _give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
+
+
+def bytes_each(spine: ModelTensors) -> tuple[float, float]:
+    """Bytes of a weight, scales included: of the layers' matrices, and of the embedding and the head."""
+    layers = [linear.weight for block in spine.layers for linear in matrices(block).values()]
+
+    def mean(weights: list[Weight]) -> float:
+        return sum(map(size_of, weights)) / sum(count_of(weight) for weight in weights)
+
+    return mean(layers), mean([spine.embed, spine.head])
+
+
+def count_of(weight: Weight) -> int:
+    """Numbers of a matrix."""
+    if isinstance(weight, Blocks):
+        return weight.rows * weight.cols
+    return (weight.values if isinstance(weight, Int8) else weight).numel()
 
 
 def matrices(block: LayerTensors) -> dict[str, Linear]:

@@ -60,7 +60,7 @@ def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
     assert results["model"] == tiny_folder.name and results["plugin"] == "tiny" and results["what"] == "speed"
     assert set(results) == {
         "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "left_out", "limits",
-        "rows",
+        "rows", "verify",
     }  # fmt: skip
     assert results["arguments"]["seed"] == 0 and results["arguments"]["budgets"] == (0.85, 0.75)
 
@@ -107,9 +107,20 @@ def test_limits_are_measured_with_each_regime(results):
     assert all(entry["read_gigabytes_per_second"] > 0 < entry["gigamacs_per_second"] for entry in results["limits"])
 
 
+def test_verification_is_priced_in_every_dense_engine(results):
+    rows = results["verify"]
+    assert [row["title"] for row in rows] == ["our dense, fp32", "our dense, int8", "our dense, int4"]
+    for row in rows:
+        assert set(row["seconds"]) == set(row["over_one"]) == {"1", "5", "8", "16"} and row["over_one"]["1"] == 1
+        assert all(seconds > 0 for seconds in row["seconds"].values()) and row["over_one"]["16"] < 16
+    assert "verify / one step, our dense, int4 (" in machine_lines(results)
+
+
 def test_a_bare_model_has_no_adaptive_rows(options):
     result = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
-    assert [row["kind"] for row in result["rows"]] == ["baseline", "dense", "dense", "dense"] and result["plugin"] is None
+    assert [row["kind"] for row in result["rows"]] == ["baseline", "dense", "dense", "dense"] and result[
+        "plugin"
+    ] is None
 
 
 def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_tokenizer):
@@ -149,7 +160,8 @@ def test_int8_is_compared_with_int8(options):
     choice = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
     with contextlib.closing(SpeedLineup(choice)) as lineup:
         sizes = {title: reference.sizes.weight for title, reference in lineup.references.items()}
-    assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] == 1 and sizes["our dense, fp32"] == 4
+    assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] and sizes["our dense, fp32"] == 4
+    assert 1 < sizes["our dense, int8"] < 1.13 and sizes["our dense, int4"] == 0.625
     result = bench(choice)
     rows = [row for row in result["rows"] if row["precision"] == "int8"]
     assert [row["kind"] for row in rows] == ["dense", "adaptive"]

@@ -12,6 +12,8 @@ from depthdial.core.dial import PromptBudget
 from depthdial.core.work import Sizes
 from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.engine.runner import TorchRunner
+from depthdial.engine.weights import bytes_each
 from depthdial.evaluate.speed.controls import budget_for, random_like
 from depthdial.evaluate.speed.huggingface import HuggingFace
 from depthdial.evaluate.speed.options import SpeedOptions
@@ -27,8 +29,7 @@ from depthdial.models.own import is_own
 from depthdial.models.stock import stock
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_NARROW: dict[Literal["int8", "int4"], tuple[float, float]] = {"int8": (1, 1), "int4": (20 / 32, 34 / 32)}
-"""Bytes of a weight in layers, and in embedding and head."""
+_NARROW: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
 
 
 class SpeedLineup:
@@ -67,9 +68,11 @@ class SpeedLineup:
             subject.close()
         self._scratch.cleanup()
 
-    def sizes(self, precision: str) -> Sizes:
+    def sizes(self, llm: LLM) -> Sizes:
+        """Of the numbers that its engine reads."""
         base: int = self.llm.model.dtype.itemsize
-        weight, outside = _NARROW.get(precision, (base, None))
+        runner = llm.engine.runner
+        weight, outside = bytes_each((runner if isinstance(runner, TorchRunner) else runner.plain).spine)
         return Sizes(weight, base, base, self.llm.model.config.get_text_config().hidden_size, outside)
 
     def _check(self) -> None:
@@ -165,7 +168,7 @@ class SpeedLineup:
         self.subjects.append(subject)
         # an engine with weights of its own leaves the model that it was made from unfit to be asked
         model = self.llm.model if precision in _NARROW else llm.model
-        self.references[subject.title] = Reference(model, self.sizes(precision))
+        self.references[subject.title] = Reference(model, self.sizes(llm))
         return subject
 
     def _add_controls(self, name: str, llm: LLM, adaptive: list[EngineSubject]) -> None:

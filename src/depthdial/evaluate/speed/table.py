@@ -46,6 +46,9 @@ def machine_lines(results: Figures) -> str:
             f"limits in {regime_name(entry)}: {entry['read_gigabytes_per_second']:.1f} GB/s read, "
             f"{2 * entry['gigamacs_per_second']:.0f} GFLOP/s"
         )
+    for entry in results.get("verify", []):
+        ratios = ", ".join(f"{count} tokens {ratio:.2f}" for count, ratio in entry["over_one"].items() if count != "1")
+        lines.append(f"verify / one step, {entry['title']} ({1000 * entry['seconds']['1']:.1f} ms): {ratios}")
     return "\n".join(lines)
 
 

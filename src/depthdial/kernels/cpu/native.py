@@ -91,7 +91,7 @@ class NativeModel:
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
             raise ValueError("native kernels need the same K/V heads in every layer; run this model in torch")
-        self._kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
+        self.kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
         self._spec = model_spec(model, self._pointers, max_tokens)
@@ -143,7 +143,7 @@ class NativeModel:
     def _fill(self, call: PassSpec, tokens: PassTokens, cache: PagedCache, out: PassOutput, asked: Tensor) -> None:
         """What both kinds of passes are given, checked."""
         n, pages, count = tokens.ids.shape[0], cache.k.shape[0], len(asked)
-        shape = (pages, self._kv_shape[0], PAGE, self._kv_shape[1])
+        shape = (pages, self.kv_shape[0], PAGE, self.kv_shape[1])
         table = cache.table
         call.ids = _checked("ids", tokens.ids, torch.int64, (n,))
         call.positions = _checked("positions", tokens.positions, torch.int32, (n,))
@@ -157,8 +157,8 @@ class NativeModel:
         call.given = None if given is None else _checked("given", given, torch.uint8, (self.steps, n))
         call.inv_freq = call.query_scale = None
         if tokens.inv_freq is not None:
-            self._frequencies = padded(tokens.inv_freq, self._kv_shape[1] // 2)  # held until the pass has run
-            shape = (n, self._ropes, self._kv_shape[1] // 2)
+            self._frequencies = padded(tokens.inv_freq, self.kv_shape[1] // 2)  # held until the pass has run
+            shape = (n, self._ropes, self.kv_shape[1] // 2)
             call.inv_freq = _checked("inv_freq", self._frequencies, torch.float32, shape)
         if tokens.query_scale is not None:
             call.query_scale = _checked("query_scale", tokens.query_scale, torch.float32, (n,))
