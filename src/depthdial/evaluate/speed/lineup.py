@@ -71,7 +71,7 @@ class SpeedLineup:
     def sizes(self, llm: LLM) -> Sizes:
         """Of the numbers that its engine reads."""
         base: int = self.llm.model.dtype.itemsize
-        runner = llm.engine.runner
+        runner: Any = llm.engine.runner
         weight, outside = bytes_each((runner if isinstance(runner, TorchRunner) else runner.plain).spine)
         return Sizes(weight, base, base, self.llm.model.config.get_text_config().hidden_size, outside)
 
