@@ -88,15 +88,16 @@ static inline void panel(const uint8_t* codes, const uint8_t* scales, int count,
     codes_of<KIND>(codes, q);
     Scales s = scales_of<KIND>(scales, block);
     for (int half = 0; half < parts; ++half) s.least[half] = fma(s.scale[half], all(-Input<X>::template extra<bits(KIND)>), s.least[half]);
+    const Ready<X, bits(KIND)> ready(q);
     for (int m = 0; m < M; ++m) {
       const X* values = x.values + (size_t)(token + m) * x.pitch + block * COLS;
       const float* sums = x.sums + (size_t)(token + m) * x.pitch / (COLS / 2) + 2 * block;
-      for (int half = 0; half < parts; ++half) {
-        const Floats product = dot<bits(KIND)>(q + 4 * half, values + COLS / 2 * half, std::integral_constant<int, 8 / parts>());
+      each<parts>([&](auto half) __attribute__((always_inline)) {
+        const Floats product = dot<bits(KIND), 8 / parts, 4 * half>(ready, values + COLS / 2 * half);
         sum[m] = fma(product, s.scale[half] * x.scale(token + m, block), sum[m]);
         const float total = parts == 1 ? sums[0] : half ? sums[0] - sums[1] : sums[1];
         sum[m] = fma(s.least[half], all(total), sum[m]);
-      }
+      });
     }
   }
 }

@@ -9,11 +9,11 @@ namespace blocks {
 
 // work(0), work(1), ... work(COUNT - 1), each number known to the compiler.
 template <int COUNT, class Work, int... I>
-static inline void each_of(Work work, std::integer_sequence<int, I...>) {
+__attribute__((always_inline)) static inline void each_of(Work work, std::integer_sequence<int, I...>) {
   (work(std::integral_constant<int, I>()), ...);
 }
 template <int COUNT, class Work>
-static inline void each(Work work) {
+__attribute__((always_inline)) static inline void each(Work work) {
   each_of<COUNT>(work, std::make_integer_sequence<int, COUNT>());
 }
 

@@ -58,14 +58,17 @@ static inline Bytes with_bits(Bytes x, Bytes bits) {
   return x;
 }
 
+using Codes = const Bytes (&)[8];
+
 template <class X, int BITS>
 constexpr float surplus() {
   return 0.0f;
 }
 
 // Products of two codes at a time stay within int16 up to 7 bits; 8 bits are taken as two nibbles.
-template <int BITS, int COUNT>
-static inline Floats dot(const Bytes* q, const int8_t* x, std::integral_constant<int, COUNT>) {
+template <int BITS, int COUNT, int FIRST>
+static inline Floats dot(Codes codes, const int8_t* x) {
+  const Bytes* q = codes + FIRST;
   __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
   for (int i = 0; i < COUNT; ++i) {
@@ -87,8 +90,9 @@ static inline Floats dot(const Bytes* q, const int8_t* x, std::integral_constant
   return {{_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])}};
 }
 
-template <int BITS, int COUNT>
-static inline Floats dot(const Bytes* q, const float* x, std::integral_constant<int, COUNT>) {
+template <int BITS, int COUNT, int FIRST>
+static inline Floats dot(Codes codes, const float* x) {
+  const Bytes* q = codes + FIRST;
   Floats sum = all(0.0f);
   const __m256i low = _mm256_set1_epi32(255);
   for (int i = 0; i < COUNT; ++i)
@@ -101,5 +105,9 @@ static inline Floats dot(const Bytes* q, const float* x, std::integral_constant<
     });
   return sum;
 }
+
+// What tokens packed as X are multiplied by.
+template <class X, int BITS>
+using Ready = Codes;
 
 }  // namespace blocks

@@ -38,9 +38,11 @@ static inline Bytes with_bits(Bytes x, Bytes bits) {
 // sign and exponent are set.
 using Half = uint16_t;
 static inline int place(int column) { return (column & ~3) | (0xd8 >> 2 * (column & 3) & 3); }
+using Codes = const Bytes (&)[8];
+
 template <class X, int BITS>
 constexpr float surplus() {
-  return std::is_same_v<X, Half> ? BITS == 8 ? 128.0f * 17 : 128.0f : 0.0f;
+  return std::is_same_v<X, Half> && BITS < 8 ? 128.0f : 0.0f;
 }
 
 static inline __m512i four(const void* x) {
@@ -49,34 +51,49 @@ static inline __m512i four(const void* x) {
   return _mm512_set1_epi32(bytes);
 }
 
-template <int BITS, int COUNT>
-static inline Floats dot(const Bytes* q, const int8_t* x, std::integral_constant<int, COUNT>) {
+template <int BITS, int COUNT, int FIRST>
+static inline Floats dot(Codes codes, const int8_t* x) {
+  const Bytes* q = codes + FIRST;
   __m512i sum = _mm512_setzero_si512();
   for (int i = 0; i < COUNT; ++i) sum = _mm512_dpbusd_epi32(sum, q[i], four(x + 4 * i));
   return {_mm512_cvtepi32_ps(sum)};
 }
 
-template <int BITS, int COUNT>
-static inline Floats dot(const Bytes* q, const Half* x, std::integral_constant<int, COUNT>) {
-  const __m512i bytes = _mm512_set1_epi16(0xff), magic = _mm512_set1_epi16(0x4300);
+// Codes as pairs of bf16, once for all tokens.
+template <int BITS>
+struct Pairs {
+  __m512bh v[16];
+
+  explicit Pairs(const Bytes (&q)[8]) {
+    const __m512i bytes = _mm512_set1_epi16(0xff), magic = _mm512_set1_epi16(0x4300), low = _mm512_set1_epi32(0xff);
+    for (int i = 0; i < 8; ++i) {
+      if constexpr (BITS == 8) {  // exactly, as whole numbers below 256 are in bf16
+        __m512i each[4];
+        for (int c = 0; c < 4; ++c)
+          each[c] = (__m512i)_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(q[i], 8 * c), low));
+        v[2 * i] = (__m512bh)_mm512_or_si512(_mm512_srli_epi32(each[0], 16), each[2]);
+        v[2 * i + 1] = (__m512bh)_mm512_or_si512(_mm512_srli_epi32(each[1], 16), each[3]);
+      } else {
+        v[2 * i] = (__m512bh)_mm512_ternarylogic_epi32(q[i], bytes, magic, 0xea);  // & bytes | magic
+        v[2 * i + 1] = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(q[i], 8), magic);
+      }
+    }
+  }
+};
+
+template <int BITS, int COUNT, int FIRST>
+static inline Floats dot(const Pairs<BITS>& q, const Half* x) {
   __m512 even = _mm512_setzero_ps(), odd = even;
-  const auto add = [&](Bytes part, int i) {  // & bytes | magic
-    even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_ternarylogic_epi32(part, bytes, magic, 0xea), (__m512bh)four(x + 4 * i));
-    odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_or_si512(_mm512_srli_epi16(part, 8), magic), (__m512bh)four(x + 4 * i + 2));
-  };
-  if constexpr (BITS == 8) {
-    for (int i = 0; i < COUNT; ++i) add(high_nibbles(q[i]), i);
-    even = _mm512_mul_ps(even, _mm512_set1_ps(16.0f));
-    odd = _mm512_mul_ps(odd, _mm512_set1_ps(16.0f));
-    for (int i = 0; i < COUNT; ++i) add(low_nibbles(q[i]), i);
-  } else {
-    for (int i = 0; i < COUNT; ++i) add(q[i], i);
+  for (int i = 0; i < COUNT; ++i) {
+    even = _mm512_dpbf16_ps(even, q.v[2 * (FIRST + i)], (__m512bh)four(x + 4 * i));
+    odd = _mm512_dpbf16_ps(odd, q.v[2 * (FIRST + i) + 1], (__m512bh)four(x + 4 * i + 2));
   }
   return {_mm512_add_ps(even, odd)};
 }
 
-template <int BITS, int COUNT>
-static inline Floats dot(const Bytes* q, const float* x, std::integral_constant<int, COUNT>) {
+template <int BITS, int COUNT, int FIRST>
+static inline Floats dot(Codes codes, const float* x) {
+  const Bytes* q = codes + FIRST;
   __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   const __m512i low = _mm512_set1_epi32(255);
   for (int i = 0; i < COUNT; ++i)
@@ -86,5 +103,9 @@ static inline Floats dot(const Bytes* q, const float* x, std::integral_constant<
     });
   return {_mm512_add_ps(sum[0], sum[1])};
 }
+
+// What tokens packed as X are multiplied by.
+template <class X, int BITS>
+using Ready = std::conditional_t<std::is_same_v<X, Half>, Pairs<BITS>, Codes>;
 
 }  // namespace blocks

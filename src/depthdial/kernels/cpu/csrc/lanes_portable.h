@@ -70,18 +70,25 @@ static inline Bytes with_bits(const Bytes& x, const Bytes& bits) {
   return bytes([&](int i) { return x.v[i] | ((SHIFT > 0 ? bits.v[i] >> (SHIFT & 7) : bits.v[i] << (-SHIFT & 7)) & MASK); });
 }
 
+using Codes = const Bytes (&)[8];
+
 template <class X, int BITS>
 constexpr float surplus() {
   return 0.0f;
 }
 
-template <int BITS, int COUNT, class X>
-static inline Floats dot(const Bytes* q, const X* x, std::integral_constant<int, COUNT>) {
+template <int BITS, int COUNT, int FIRST, class X>
+static inline Floats dot(Codes codes, const X* x) {
+  const Bytes* q = codes + FIRST;
   std::conditional_t<std::is_same_v<X, int8_t>, int32_t, float> sum[16] = {};
   for (int i = 0; i < COUNT; ++i)
     for (int c = 0; c < 4; ++c)
       for (int r = 0; r < 16; ++r) sum[r] += q[i].v[4 * r + c] * x[4 * i + c];
   return lanes([&](int r) { return (float)sum[r]; });
 }
+
+// What tokens packed as X are multiplied by.
+template <class X, int BITS>
+using Ready = Codes;
 
 }  // namespace blocks
