@@ -28,8 +28,8 @@ from depthdial.kernels.tensors import PAGE
 from depthdial.methods import method_named
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "initializer_range": 0.08}
-DTYPES = ("bf16", "int8")
-FAMILY = {"bf16": "qwen2", "int8": "gemma3_text"}
+DTYPES = ("bf16", "int8", "int4")
+FAMILY = {"bf16": "qwen2", "int8": "gemma3_text", "int4": "llama"}
 """With biases; with windows and norms around."""
 
 Maker = Callable[..., LLM]
@@ -37,20 +37,22 @@ ALIKE, FULL, HELD = Dials(0.0), Dials(0.0, math.inf), Dials(0.0, math.inf, Hold(
 
 
 @pytest.fixture
-def on(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable) -> Maker:
+def on(tiny_model: Callable, tiny_tokenizer: Any, adapted: Callable, monkeypatch: pytest.MonkeyPatch) -> Maker:
     """`on(isa, weights, dials, **engine)`: a small bf16 model of whole tiles, run by that instruction set; dials: of
     texts that ask for no budget."""
 
     def make(isa: str, weights: str, dials: Dials = ALIKE, **engine: Any) -> LLM:
         base = tiny_model(FAMILY[weights], **{**SIZES, "max_position_embeddings": 512}).bfloat16()
         method = method_named("flexidepth", {"first": 2, "start": 0.0})
-        llm = LLM.of(adapted(base, method), tiny_tokenizer, weights="int8" if weights == "int8" else "auto", **engine)
+        monkeypatch.setattr("depthdial.engine.weights.supported", lambda: (isa.removesuffix("-emulated"),))
+        narrow: Any = "auto" if weights == "bf16" else weights
+        llm = LLM.of(adapted(base, method), tiny_tokenizer, weights=narrow, **engine)
         vars(llm.budgets).update(dials=lambda budget, read: dials if budget is None else Dials(math.inf, math.inf))
         old = llm.engine.runner
         assert isinstance(old, NativeRunner), "there is no compiler here"
         llm.engine.runner = runner = NativeRunner(old.plain, tensors_of(old.plain.spine, old.plain), isa)
         llm.engine.scheduler.roles = runner.roles
-        assert runner.tiles == isa.startswith("amx")
+        assert runner.tiles == (isa.startswith("amx") and weights != "int4"), "blocks have no tiles"
         return llm
 
     return make

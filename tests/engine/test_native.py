@@ -154,7 +154,7 @@ def test_greedy_and_drawn_rows_go_together(made):
 
 
 def test_without_a_compiler_torch_decodes_and_one_line_says_so(made, monkeypatch, caplog):
-    def none(*_args):
+    def none(*_args, **_more):
         raise Unavailable("no C++ compiler was found")
 
     monkeypatch.setattr(assemble, "NativeRunner", none)

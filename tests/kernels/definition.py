@@ -24,6 +24,7 @@ from depthdial.engine.layer import capped, rms_norm
 from depthdial.engine.maths import Maths
 from depthdial.engine.runner import TorchRunner
 from depthdial.engine.stats import Stats
+from depthdial.kernels.blocks import COLS, Blocks, take, unpack
 from depthdial.kernels.passing import Decide, PagedCache, PassTokens, Waiting
 from depthdial.kernels.tensors import (
     END,
@@ -50,12 +51,14 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x: T [N, in], weight: T or Int8 [out, in], bias [out] -> T [N, out]."""
     if isinstance(weight, Int8):
         return int8_linear(x, weight, bias)
+    if isinstance(weight, Blocks):
+        return blocks_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def int8_quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: [N, in] -> (whole numbers within -127..127, fp32 [N, blocks, BLOCK], padded by 0; scale, fp32 [N, blocks])."""
-    blocks = F.pad(x.float(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+def int8_quantise(x: Tensor, width: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """x: [N, in] -> (whole numbers within -127..127, fp32 [N, blocks, width], padded by 0; scale, fp32 [N, blocks])."""
+    blocks = F.pad(x.float(), (0, -x.shape[-1] % width)).unflatten(-1, (-1, width))
     scale = blocks.abs().amax(-1) / 127
     inverse = torch.where(scale > 0, 1 / scale, 0)
     return (blocks * inverse[..., None]).round().clamp(-127, 127), scale
@@ -68,6 +71,13 @@ def int8_linear(x: Tensor, weight: Int8, bias: Tensor | None = None) -> Tensor:
     rows = F.pad(weight.values.float(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     out = torch.einsum("nbk,obk,nb->no", values, rows, scale) * weight.scale
     return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
+def blocks_linear(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
+    """x: T [N, in] -> T [N, out]: the unpacked matrix by activations that are quantised, too, each 32 of them."""
+    values, scale = int8_quantise(x, COLS)
+    near = (values * scale[..., None]).flatten(1)[:, : weight.cols]
+    return F.linear(near, unpack(weight), None if bias is None else bias.float()).to(x.dtype)
 
 
 def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float = 1.0) -> Tensor:
@@ -155,7 +165,9 @@ def router_number(z: Tensor, router: RouterTensors, logits: Tensor | None = None
 
 def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tensor:
     """ids: int64 [N] -> T [N, d]."""
-    if isinstance(table, Int8):
+    if isinstance(table, Blocks):
+        rows = take(table, ids).to(dtype)
+    elif isinstance(table, Int8):
         rows = (table.values[ids].float() * table.scale[ids, None]).to(dtype)
     else:
         rows = table[ids]
@@ -165,7 +177,7 @@ def embed(ids: Tensor, table: Weight, scale: float, dtype: torch.dtype) -> Tenso
 def head(x: Tensor, norm: Norm, weight: Weight, softcap: float | None = None, scale: float = 1.0) -> Tensor:
     """x: T [N, d] -> logits, fp32 [N, V], not rounded to T."""
     normed = rms_norm(x, *norm)
-    logits = linear(normed.float(), weight if isinstance(weight, Int8) else weight.float())
+    logits = linear(normed.float(), weight.float() if isinstance(weight, Tensor) else weight)
     return capped(logits * scale, softcap)
 
 

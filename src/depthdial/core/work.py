@@ -24,13 +24,19 @@ class Sizes:
     """Bytes of one number, and the width of the model."""
 
     weight: float
-    """Of a linear weight: 2 in bf16, 1 in int8 (whose scales, one a row, are left out: under one percent)."""
+    """Of a linear weight: 2 in bf16, about 1 in int8 and 0.625 in int4, scales and minima included."""
     part: float
     """Of a weight of a router or an adapter."""
     cache: float
     """Of a number in the KV cache."""
     hidden: int
     """d, the length of an embedding row."""
+    outside: float | None = None
+    """Of the embedding and the LM head, where it differs from `weight`."""
+
+    @property
+    def head(self) -> float:
+        return self.weight if self.outside is None else self.outside
 
 
 class Work(NamedTuple):
@@ -83,7 +89,7 @@ class Path:
 def work(ledger: Ledger, path: Path, sizes: Sizes) -> Work:
     """What one pass must do at least; see the top of this file."""
     count = path.positions.numel()
-    weights = count * sizes.hidden * sizes.weight + bool(path.logits) * ledger.head * sizes.weight
+    weights = (count * sizes.hidden + bool(path.logits) * ledger.head) * sizes.head
     keys, left, macs = 0.0, 0.0, float(path.logits * ledger.head)
     every, none = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     for s, (step, price) in enumerate(zip(ledger.program.steps, ledger.steps, strict=True)):
@@ -101,7 +107,7 @@ def work(ledger: Ledger, path: Path, sizes: Sizes) -> Work:
             waiting = int(path.here[s].sum())
             shown = min(ledger.head, ledger.head if step.head_rows is None else step.head_rows * sizes.hidden)
             shown = shown if "logits" in step.shows else 0
-            weights += bool(waiting) * (sizes.weight * shown + sizes.part * (price.look - shown))
+            weights += bool(waiting) * (sizes.head * shown + sizes.part * (price.look - shown))
             weights += bool(waiting - kept) * sizes.part * price.bypass
             macs += waiting * price.look + (waiting - kept) * price.bypass
     return Work(weights, keys, left, macs)

@@ -18,11 +18,12 @@ from depthdial.engine.scheduler import Scheduler
 from depthdial.engine.speculate import MOST
 from depthdial.engine.stats import Stats
 from depthdial.engine.step import Engine
-from depthdial.engine.weights import int8_spine
+from depthdial.engine.weights import Pack, int4, int4_head, int8, narrow_spine
 from depthdial.kernels.cpu.build import Unavailable
 from depthdial.kernels.tensors import ModelTensors
 from depthdial.models.block import spine_of
 from depthdial.models.convert import converted_of
+from depthdial.models.gguf_blocks import stored_blocks
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +50,22 @@ def shape_of(spine: ModelTensors, program: Program) -> Shape:
 
 
 def assemble(
-    model: Any, options: EngineConfig, cache_tokens: int, context: int, ends: frozenset[int], release: bool = False
+    model: Any, options: EngineConfig, cache_tokens: int, context: int, ends: frozenset[int], name: str | None = None
 ) -> Engine:
-    """An engine with a cache of its own over the model's own weights, or over int8 ones made from them.
+    """An engine with a cache of its own over the model's own weights, or over narrow ones made from them.
 
-    release: with int8, give the model's own matrices back; it can then be run by this engine only. Raises
-    ValueError for what the engine cannot run.
+    name: what the model was opened by, where it is nobody else's: narrow weights then take the place of its own
+    matrices, and it can be run by this engine only. Raises ValueError for what the engine cannot run.
     """
     spine = spine_of(model)
     device: torch.device = spine.norm.weight.device
     stats = Stats(len(spine.layers))
     max_batch = options.max_batch
-    if options.weights == "int8":
-        runner = _int8_runner(model, spine, stats, release)
-    else:
-        runner = _runner(model, spine, stats)
+    runner = (
+        _runner(model, spine, stats)
+        if options.weights == "auto"
+        else _narrow_runner(model, spine, stats, options, name)
+    )
     shape = shape_of(spine, converted_of(model).program)
     # K of a rope that follows from the length of its text is of no use to another text
     cache = Cache(shape, cache_tokens, context, max_batch, device, options.prefix_cache and not spine.stretches)
@@ -103,11 +105,23 @@ def _on_cuda(plain: TorchRunner, spine: ModelTensors) -> Runner:
         return plain
 
 
-def _int8_runner(model: Any, spine: ModelTensors, stats: Stats, release: bool) -> Runner:
+def _narrow_runner(model: Any, spine: ModelTensors, stats: Stats, options: EngineConfig, name: str | None) -> Runner:
+    weights = options.weights
     if spine.norm.weight.device.type != "cpu":
-        raise ValueError("int8 weights run on a CPU only; use weights='auto'")
+        raise ValueError(f"{weights} weights run on a CPU only; use weights='auto'")
+    pack: Pack = {"int8": int8, "int4": int4, "int4-head": int4_head}.get(weights) or _from_file(model, name)
     try:
-        plain = TorchRunner(model, int8_spine(spine, release), stats)
-        return NativeRunner(plain, tensors_of(plain.spine, plain))
-    except (ValueError, Unavailable) as reason:
-        raise ValueError(f"int8 weights need the native kernels ({reason}); use weights='auto'") from reason
+        plain = TorchRunner(model, narrow_spine(spine, pack, name is not None), stats)
+        return NativeRunner(plain, tensors_of(plain.spine, plain), activations=options.activations)
+    except Unavailable as reason:
+        raise ValueError(f"{weights} weights need the native kernels ({reason}); use weights='auto'") from reason
+    except ValueError as reason:
+        raise ValueError(f"{weights} weights cannot be had ({reason}); use weights='auto'") from reason
+
+
+def _from_file(model: Any, name: str | None) -> Pack:
+    """The blocks that a GGUF file holds of each matrix; what it holds unquantised stays as it was loaded."""
+    if name is None:
+        raise ValueError("weights='file' needs the GGUF file: open the model by its name, LLM(NAME, weights='file')")
+    stored = stored_blocks(name, model)
+    return lambda weight, _: stored[id(weight)]() if id(weight) in stored else weight

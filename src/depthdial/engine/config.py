@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.unknown import refuse_unknown
 
 Budget = float | Literal["auto"] | None
+Weights = Literal["auto", "int8", "int4", "int4-head", "file"]
+Activations = Literal["auto", "exact", "int8"]
 
 
 class EngineOptions(TypedDict, total=False):
@@ -16,7 +18,8 @@ class EngineOptions(TypedDict, total=False):
 
     max_batch: int
     cache_tokens: int | None
-    weights: Literal["auto", "int8"]
+    weights: Weights
+    activations: Activations
     prefix_cache: bool
     target_tokens_per_second: float | None
     budget_bounds: tuple[float, float]
@@ -30,8 +33,11 @@ class EngineConfig:
     """Texts at a time."""
     cache_tokens: int | None = None
     """Room of the KV cache; None is enough for a few texts."""
-    weights: Literal["auto", "int8"] = "auto"
-    """"int8" reads half the bytes of bf16 and is a little less exact."""
+    weights: Weights = "auto"
+    """"int8" reads half the bytes of bf16 and is a little less exact. "int4": layers in groups of 32 weights with scale
+    and minimum, the head in 8 bits; "int4-head": the head, too. "file": the blocks of the model's own GGUF file."""
+    activations: Activations = "auto"
+    """Under narrow weights: "auto" multiplies those of prompts as they are, others in int8; "exact" all as they are."""
     prefix_cache: bool = True
     """Equal beginnings of texts run once."""
     target_tokens_per_second: float | None = None
@@ -48,8 +54,9 @@ class EngineConfig:
             raise ValueError(f"max_batch must be at least 1, not {self.max_batch}")
         if self.cache_tokens is not None and self.cache_tokens < 1:
             raise ValueError(f"cache_tokens must be at least 1, not {self.cache_tokens}")
-        if self.weights not in ("auto", "int8"):
-            raise ValueError(f"weights must be 'auto' or 'int8', not {self.weights!r}")
+        for name, kinds in (("weights", Weights), ("activations", Activations)):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, not {value!r}")
 
     def auto(self, budget: Budget) -> AutoBudget | None:
         """What moves the budget, where it is "auto"."""

@@ -49,8 +49,8 @@ class LLM:
     either. prompt_budget: that of what is read, 1.0 (the untouched base), a number or "same" as `budget`; None is 1.0,
     or "same" for a model with routers of its own, which has no untouched base.
 
-    engine: see `EngineConfig`. With weights="int8" `model` keeps no matrices of its own and cannot be called itself.
-    Raises ValueError or OSError, one line, for what cannot be loaded and for a budget outside the plug-in's curve.
+    engine: see `EngineConfig`. With other weights than "auto" `model` keeps no matrices of its own and cannot be called
+    itself. Raises ValueError or OSError, one line, for what cannot be loaded and a budget outside the plug-in's curve.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LLM:
             check_reading(model, read)  # so is this
         start = auto.highest if auto is not None else cast("float | None", budget)
         opened = load(model, plugin, start, dtype, device, allow_other_weights)
-        self._set(*opened, budget, read, options, auto, own=True)
+        self._set(*opened, budget, read, options, auto, name=model)
 
     @classmethod
     def of(
@@ -97,7 +97,7 @@ class LLM:
         prompt_budget: PromptBudget | None,
         options: EngineConfig,
         auto: AutoBudget | None,
-        own: bool = False,
+        name: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         config, converted, self._template = model.config.get_text_config(), converted_of(model), ChatTemplate(tokenizer)
@@ -117,7 +117,7 @@ class LLM:
         self.budgets = Budgets(model, budget, prompt_budget, auto)
         """What texts may cost that do not say."""
         tokens = fit_cache(model, options.cache_tokens, options.max_batch * self.context)
-        self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), release=own)
+        self.engine = assemble(model, options, tokens, self.context, frozenset(ends - {None}), name)
         self.engine.dial = None if auto is None else Dial(auto, self.offset_of)
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Passes on a CPU in native calls of at most 64 tokens; with AMX, what is read of a prompt in tiles, all at once.
 
-Tiles sum in another order, and under int8 weights activations of prompts stay as they are. So which way a token goes
+Tiles sum in another order, and under narrow weights activations of prompts stay as they are. So which way a token goes
 does not follow from the company it has in a pass, but from its place in its own text: prompts are read, what is written
 after them never is. A text is the same alone and in any company, however it is cut into passes.
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.breakeven import BreakEven
+from depthdial.engine.config import Activations
 from depthdial.engine.known_ahead import GivenTable
 from depthdial.engine.model_tensors import Native
 from depthdial.engine.open_steps import OpenSteps
@@ -48,11 +49,13 @@ class NativeRunner:
 
     small = MAX_TOKENS
 
-    def __init__(self, plain: TorchRunner, native: Native, isa: str | None = None):
+    def __init__(self, plain: TorchRunner, native: Native, isa: str | None = None, activations: Activations = "auto"):
         self.plain, program = plain, plain.program
         self.model = NativeModel(native.tensors, isa=isa)
         self.tiles = self.model.prefills
-        self._apart = self.tiles or self.model.int8
+        self._reads = {"auto": None, "exact": True, "int8": False}[activations]
+        """Do all tokens run as those that are read? None: those that are."""
+        self._apart = self.tiles or (self.model.narrow and self._reads is None)
         """Does what is read run another way than what is written?"""
         self.by_prompt = plain.by_prompt
         self.roles = self._apart or self.by_prompt
@@ -115,7 +118,8 @@ class NativeRunner:
         if reading and self.tiles:
             asked = torch.arange(batch.size, dtype=torch.int32) if asked is None else asked
             return self.model.prefill(tokens, batch.cache.paged, out, asked, decide)
-        return self.model.forward(tokens, batch.cache.paged, out, asked, reading, decide)
+        exact = reading if self._reads is None else self._reads
+        return self.model.forward(tokens, batch.cache.paged, out, asked, exact, decide)
 
     def _in_parts(self, batch: Batch) -> Passed:
         """A pass in several native ones: what is read in tiles first, since what is written sees it."""

@@ -26,7 +26,7 @@ from depthdial.engine.maths import Maths
 from depthdial.engine.probe import bypassed_steps
 from depthdial.engine.stats import Stats
 from depthdial.engine.weights import size_of
-from depthdial.kernels.tensors import PAGE, Int8, ModelTensors
+from depthdial.kernels.tensors import PAGE, ModelTensors, rows_of
 from depthdial.models.convert import converted_of
 
 STEP = 128
@@ -103,8 +103,7 @@ class TorchRunner:
                            for w in part.parameters())
             for s, own in self.parts.items() for when in ("all", "skipped")
         }  # fmt: skip
-        like, vocabulary = spine.norm.weight, spine.head.scale if isinstance(spine.head, Int8) else spine.head
-        self.bypassed = bypassed_steps(self.method, self.program, self.parts, like, len(vocabulary))
+        self.bypassed = bypassed_steps(self.method, self.program, self.parts, spine.norm.weight, rows_of(spine.head))
         self.maths = Maths(spine, stats)
 
     @property

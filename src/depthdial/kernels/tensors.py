@@ -1,7 +1,7 @@
 """What a native pass is given: tensors and numbers of each layer, and nothing of where they came from.
 
-Weights have the dtype of the model (bfloat16 or float32) or are `Int8`; shapes are those of `torch.nn.Linear`,
-[out, in]. d is the hidden size, r the rank of a router, V the vocabulary.
+Weights have the dtype of the model (bfloat16 or float32) or are `Int8` or `Blocks`; shapes are those of
+`torch.nn.Linear`, [out, in]. d is the hidden size, r the rank of a router, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from depthdial.kernels.blocks import Blocks
 
 PAGE = 64
 """Tokens in one page of the KV cache."""
@@ -29,9 +31,14 @@ class Int8(NamedTuple):
     """float32 [out]."""
 
 
-Weight = Tensor | Int8
+Weight = Tensor | Int8 | Blocks
 Activation = Literal["silu", "gelu_tanh", "relu2"]
 Pairs = Literal["halves", "neighbours"]
+
+
+def rows_of(weight: Weight) -> int:
+    """Of a matrix [rows, cols]."""
+    return weight.rows if isinstance(weight, Blocks) else len(weight.values if isinstance(weight, Int8) else weight)
 
 
 class Experts(NamedTuple):

@@ -191,7 +191,7 @@ def model_of(keys: Keys, contents: Contents, config: PretrainedConfig) -> tuple[
     weights: dict[str, Tensor] = {}
     strange = []
     for name, stored in contents.tensors.items():
-        ours = _name(name, architecture)
+        ours = name_of(name, architecture)
         if ours is not None and ours in wanted:
             weights[ours] = _weight(name, stored, wanted[ours], config, architecture)
         elif not (name == FACTORS and architecture.factors):
@@ -208,7 +208,7 @@ def model_of(keys: Keys, contents: Contents, config: PretrainedConfig) -> tuple[
     return model, strange
 
 
-def _name(name: str, architecture: Architecture) -> str | None:
+def name_of(name: str, architecture: Architecture) -> str | None:
     """A tensor's name in the model, or None."""
     stem, _, tail = name.rpartition(".")
     if tail == "weight" and stem in _OUTSIDE:
@@ -231,7 +231,13 @@ def _weight(name: str, stored: Stored, wanted: Tensor, config: Any, architecture
         raise Damaged(f"tensor {shown(name)} is not finite (nan or inf)")
     if architecture.norms_from_one and name.endswith("norm.weight"):
         return weight - 1
+    order = row_order(name, len(weight), config, architecture)
+    return weight if order is None else weight[order]
+
+
+def row_order(name: str, rows: int, config: Any, architecture: Architecture) -> Tensor | None:
+    """The file's rows, int64 [rows], in the order that the model has them; None: as they are."""
     for part, heads in ((".attn_q.", config.num_attention_heads), (".attn_k.", config.num_key_value_heads)):
         if architecture.interleaved and part in name:
-            return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-    return weight
+            return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+    return None

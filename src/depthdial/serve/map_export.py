@@ -33,10 +33,10 @@ class MapOrder(NamedTuple):
     title: str | None
 
 
-def map_order(llm: LLM, int8: bool, longest_prompt: int | None, order: dict[str, Any]) -> MapOrder:
+def map_order(llm: LLM, narrow: bool, longest_prompt: int | None, order: dict[str, Any]) -> MapOrder:
     """What is to be mapped. Raises ValueError for what cannot be, with the OpenAI API's code where it is too long."""
-    if int8:
-        raise ValueError("a server with int8 weights draws no maps: it keeps no model that could be run on its own")
+    if narrow:
+        raise ValueError("a server with narrow weights draws no maps: it keeps no model that could be run on its own")
     check_budgets(llm, order["budget"], order["prompt_budget"])
     text = conversation_text(llm.tokenizer, order["messages"], id="chat")
     most = min(MOST, llm.context, longest_prompt or MOST)

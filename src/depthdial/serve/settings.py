@@ -19,7 +19,10 @@ class EngineSettings:
     allow_other_weights: bool = False
     max_batch: Annotated[int, "Texts generated at a time; others wait."] = 16
     cache_tokens: Annotated[int | None, "Room of the KV cache. [default: up to a gigabyte]"] = None
-    weights: Annotated[str, "auto, or int8: half the bytes, less exact; CPU only."] = "auto"
+    weights: Annotated[
+        str,
+        "auto; or, on a CPU, less exact: int8, int4, int4-head (the LM head, too), file (a GGUF file's own blocks).",
+    ] = "auto"
     prompt_budget: float | str | None = None
     """True cost that prompts are read at where a request does not say: a number, "same" (as the answer), or None: 1.0,
     the untouched base, where there is one."""

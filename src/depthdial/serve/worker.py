@@ -42,7 +42,7 @@ LOST_DEVICE = 70
 
 
 class Worker:
-    """Runs an `LLM` for whoever is at the other end of the wire. name, int8: of the model and its weights, for maps.
+    """Runs an `LLM` for whoever is at the other end of the wire. name, narrow: of the model and its weights, for maps.
     clock: seconds."""
 
     def __init__(
@@ -51,11 +51,11 @@ class Worker:
         wire: Wire,
         name: str,
         max_prompt_tokens: int | None,
-        int8: bool = False,
+        narrow: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.llm, self.wire, self.name = llm, wire, name
-        self._most, self._int8 = max_prompt_tokens, int8
+        self._most, self._narrow = max_prompt_tokens, narrow
         self._maps = MapQueue(clock)
         self._orders: SimpleQueue[Message | None] = SimpleQueue()
         self._jobs: dict[int, GenerationJob] = {}
@@ -202,7 +202,7 @@ class Worker:
     def _map_order(self, order: Message) -> Any:
         from depthdial.serve.map_export import map_order  # pyarrow and templates, for those who ask
 
-        return map_order(self.llm, self._int8, self._most, order)
+        return map_order(self.llm, self._narrow, self._most, order)
 
     def _finish_map(self, id: int, result: str | Exception) -> None:
         if isinstance(result, Exception):
@@ -244,7 +244,7 @@ def main() -> None:
     Thread(target=_tell_loading, args=(wire, ready), name="loading", daemon=True).start()
     try:
         llm = LLM(**order["engine"])
-        worker = Worker(llm, wire, order["name"], order["max_prompt_tokens"], order["engine"]["weights"] == "int8")
+        worker = Worker(llm, wire, order["name"], order["max_prompt_tokens"], order["engine"]["weights"] != "auto")
     except (ValueError, OSError) as error:
         wire.send({"failed": " ".join(str(error).split()) or type(error).__name__})
         return

@@ -50,7 +50,7 @@ def options(tiny_folder, tiny_plugin):
 def results(options):
     calls = []
     result = bench(options(), lambda *told: calls.append(told))
-    assert calls[0] == ("loading", 0, 1) and calls[-1][1] == calls[-1][2] == (7 + 7 + 8) * 3
+    assert calls[0] == ("loading", 0, 1) and calls[-1][1] == calls[-1][2] == (8 + 8 + 9) * 3
     return result
 
 
@@ -60,7 +60,7 @@ def test_it_is_json_and_names_no_folder(results, tiny_folder, tiny_plugin):
     assert results["model"] == tiny_folder.name and results["plugin"] == "tiny" and results["what"] == "speed"
     assert set(results) == {
         "what", "date", "commit", "machine", "versions", "model", "plugin", "arguments", "peers", "left_out", "limits",
-        "rows",
+        "rows", "verify",
     }  # fmt: skip
     assert results["arguments"]["seed"] == 0 and results["arguments"]["budgets"] == (0.85, 0.75)
 
@@ -69,9 +69,10 @@ def test_every_regime_has_every_row(results):
     for regime in (("decode", 1, 6), ("decode", 3, 6), ("prefill", 1, 20)):
         rows = [r for r in results["rows"] if (r["regime"], r["batch"], r["prompt_tokens"]) == regime]
         adaptive = ["adaptive"] * (3 if regime[0] == "prefill" else 2)
-        assert [row["kind"] for row in rows] == ["baseline", "dense", *adaptive, "control", "control", "dense"]
-        assert rows[-1]["precision"] == "int8" and rows[-1]["cost"] == 1.0 and rows[-1]["ideal_speedup"] >= 1
-        for row in rows[:-1]:
+        assert [row["kind"] for row in rows] == ["baseline", "dense", *adaptive, "control", "control", "dense", "dense"]
+        for row, narrow in zip(rows[-2:], ("int8", "int4"), strict=True):
+            assert row["precision"] == narrow and row["cost"] == 1.0 and row["ideal_speedup"] >= 1
+        for row in rows[:-2]:
             ours = row["kind"] != "baseline"
             assert set(row) == ROW | SPEED | (IDEAL if ours else set())
             assert len(row["repeats"]) == 2 and (row["cost"] is not None) == ours
@@ -106,9 +107,20 @@ def test_limits_are_measured_with_each_regime(results):
     assert all(entry["read_gigabytes_per_second"] > 0 < entry["gigamacs_per_second"] for entry in results["limits"])
 
 
+def test_verification_is_priced_in_every_dense_engine(results):
+    rows = results["verify"]
+    assert [row["title"] for row in rows] == ["our dense, fp32", "our dense, int8", "our dense, int4"]
+    for row in rows:
+        assert set(row["seconds"]) == set(row["over_one"]) == {"1", "5", "8", "16"} and row["over_one"]["1"] == 1
+        assert all(seconds > 0 for seconds in row["seconds"].values()) and row["over_one"]["16"] < 16
+    assert "verify / one step, our dense, int4 (" in machine_lines(results)
+
+
 def test_a_bare_model_has_no_adaptive_rows(options):
     result = bench(options(plugin=None, batches=(1,), prefill=(), repeats=1))
-    assert [row["kind"] for row in result["rows"]] == ["baseline", "dense", "dense"] and result["plugin"] is None
+    assert [row["kind"] for row in result["rows"]] == ["baseline", "dense", "dense", "dense"] and result[
+        "plugin"
+    ] is None
 
 
 def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_tokenizer):
@@ -118,7 +130,7 @@ def test_a_model_with_its_own_routers_is_measured_as_trained(tmp_path, tiny_toke
     tiny = {"batches": (1,), "prefill": (20,), "prompt_tokens": 6, "new_tokens": 5, "repeats": 2, "compiled": False}
     result = bench(SpeedOptions(model=str(tmp_path / "own"), dtype="float32", device="cpu", **tiny))
     for regime in ("decode", "prefill"):
-        rows = [row for row in result["rows"] if row["regime"] == regime and row["precision"] != "int8"]
+        rows = [row for row in result["rows"] if row["regime"] == regime and row["precision"] == "fp32"]
         assert [row["kind"] for row in rows] == ["baseline", "dense", "adaptive", "control"]
         assert rows[2]["prompt_budget"] == (None if regime == "decode" else "same")
         _, dense, adaptive, random = rows
@@ -148,7 +160,8 @@ def test_int8_is_compared_with_int8(options):
     choice = options(int8=True, batches=(1,), prefill=(), repeats=1, budgets=(0.8,))
     with contextlib.closing(SpeedLineup(choice)) as lineup:
         sizes = {title: reference.sizes.weight for title, reference in lineup.references.items()}
-    assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] == 1 and sizes["our dense, fp32"] == 4
+    assert sizes["our dense, int8"] == sizes["adaptive 0.8, int8"] and sizes["our dense, fp32"] == 4
+    assert 1 < sizes["our dense, int8"] < 1.13 and sizes["our dense, int4"] == 0.625
     result = bench(choice)
     rows = [row for row in result["rows"] if row["precision"] == "int8"]
     assert [row["kind"] for row in rows] == ["dense", "adaptive"]
@@ -158,14 +171,14 @@ def test_int8_is_compared_with_int8(options):
 
 def test_a_static_plugin_takes_part(options, tiny_plugin):
     result = bench(options(static=str(tiny_plugin), batches=(1,), prefill=(), repeats=1, budgets=(0.8,)))
-    assert [row["name"] for row in result["rows"]][3:] == ["random", "static", "our dense"]
+    assert [row["name"] for row in result["rows"]][3:] == ["random", "static", "our dense", "our dense"]
 
 
 def test_int8_that_cannot_be_is_said(options, monkeypatch):
     def none(*_, **__):
         raise ValueError("int8 weights need the native kernels (no compiler); use weights='auto'")
 
-    monkeypatch.setattr("depthdial.engine.assemble._int8_runner", none)
+    monkeypatch.setattr("depthdial.engine.assemble._narrow_runner", none)
     result = bench(options(batches=(1,), prefill=(), repeats=1))
     assert "no compiler" in result["left_out"]["our dense, int8"]
     assert {row["precision"] for row in result["rows"]} == {"fp32"}

@@ -128,7 +128,7 @@ def test_int8_rows_are_left_out_where_there_are_no_kernels(options, monkeypatch)
     def none(*_):
         raise ValueError("int8 weights run on a CPU only")
 
-    monkeypatch.setattr(assemble, "_int8_runner", none)
+    monkeypatch.setattr(assemble, "_narrow_runner", none)
     results, _ = run(options(early_exit=False))
     assert results["missing"] == {"base int8": "int8 weights run on a CPU only"} and len(results["rows"]) == 2
 

@@ -17,9 +17,11 @@ from depthdial.evaluate.speed.measure import run_interleaved
 from depthdial.evaluate.speed.options import SpeedOptions
 from depthdial.evaluate.speed.prompts import prompt_lengths, prompts
 from depthdial.evaluate.speed.rows import Figures, speed_rows
+from depthdial.evaluate.speed.verify import verify_rows
 from depthdial.models.converted import converted_of
 from depthdial.models.gguf import cache_root
 
+VERIFY_ROUNDS = 15
 Report = Callable[[str, int, int], None]
 """Told what is measured now, how many runs are done and how many there will be."""
 
@@ -37,7 +39,7 @@ def bench(options: SpeedOptions, report: Report = lambda *_: None, explain: bool
 def _results(lineup: SpeedLineup, report: Report) -> Figures:
     options, llm = lineup.options, lineup.llm
     device = llm.model.device
-    size = dense_bytes(converted_of(llm.model).ledger, lineup.sizes(lineup.precision))
+    size = dense_bytes(converted_of(llm.model).ledger, lineup.sizes(llm))
     reader = llm.engine.runner.model.read if isinstance(llm.engine.runner, NativeRunner) else None
     gauge, count, rows, limits = Gauge(size, llm.model.dtype, device, reader=reader), 0, [], []
     taking = {regime: [s for s in lineup.subjects if s.takes(regime)] for regime in options.regimes}
@@ -62,6 +64,7 @@ def _results(lineup: SpeedLineup, report: Report) -> Figures:
         "peers": lineup.peers,
         "left_out": lineup.left_out,
         "limits": limits,
+        "verify": verify_rows(lineup.subjects, VERIFY_ROUNDS),
         "rows": rows,
     }
 

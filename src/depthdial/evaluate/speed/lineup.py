@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 
@@ -12,6 +12,8 @@ from depthdial.core.dial import PromptBudget
 from depthdial.core.work import Sizes
 from depthdial.engine.config import EngineOptions
 from depthdial.engine.llm import LLM, SamplingParams
+from depthdial.engine.runner import TorchRunner
+from depthdial.engine.weights import bytes_each
 from depthdial.evaluate.speed.controls import budget_for, random_like
 from depthdial.evaluate.speed.huggingface import HuggingFace
 from depthdial.evaluate.speed.options import SpeedOptions
@@ -27,6 +29,7 @@ from depthdial.models.own import is_own
 from depthdial.models.stock import stock
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_NARROW: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
 
 
 class SpeedLineup:
@@ -65,11 +68,12 @@ class SpeedLineup:
             subject.close()
         self._scratch.cleanup()
 
-    def sizes(self, precision: str) -> Sizes:
+    def sizes(self, llm: LLM) -> Sizes:
+        """Of the numbers that its engine reads."""
         base: int = self.llm.model.dtype.itemsize
-        return Sizes(
-            1 if precision == "int8" else base, base, base, self.llm.model.config.get_text_config().hidden_size
-        )
+        runner: Any = llm.engine.runner
+        weight, outside = bytes_each((runner if isinstance(runner, TorchRunner) else runner.plain).spine)
+        return Sizes(weight, base, base, self.llm.model.config.get_text_config().hidden_size, outside)
 
     def _check(self) -> None:
         """What would otherwise fail after minutes of measuring."""
@@ -104,16 +108,20 @@ class SpeedLineup:
             self._add_controls("random", self._random(), adaptive)
             if options.static is not None:
                 self._add_controls("static", self._llm(options.static), adaptive)
+        for precision in _NARROW:
+            self._add_narrow(precision, options.int8 and precision == "int8")
+
+    def _add_narrow(self, precision: Literal["int8", "int4"], adaptive: bool) -> None:
         try:
-            llm = self._llm(options.plugin, weights="int8")
+            llm = self._llm(self.options.plugin, weights=precision)
         except ValueError as reason:
-            if options.int8:
+            if adaptive:
                 raise
-            self.left_out["our dense, int8"] = str(reason)
+            self.left_out[f"our dense, {precision}"] = str(reason)
             return
-        self._add("our dense", "dense", llm, 1.0, "int8")
-        if options.int8:
-            self._add_adaptive("adaptive", llm, "int8")
+        self._add("our dense", "dense", llm, 1.0, precision)
+        if adaptive:
+            self._add_adaptive("adaptive", llm, precision)
 
     @property
     def _decoding(self) -> tuple[PromptBudget, tuple[str, ...]]:
@@ -159,8 +167,8 @@ class SpeedLineup:
         subject = EngineSubject(name, kind, llm, params, precision, kinds=kinds)
         self.subjects.append(subject)
         # an engine with weights of its own leaves the model that it was made from unfit to be asked
-        model = self.llm.model if precision == "int8" else llm.model
-        self.references[subject.title] = Reference(model, self.sizes(precision))
+        model = self.llm.model if precision in _NARROW else llm.model
+        self.references[subject.title] = Reference(model, self.sizes(llm))
         return subject
 
     def _add_controls(self, name: str, llm: LLM, adaptive: list[EngineSubject]) -> None:

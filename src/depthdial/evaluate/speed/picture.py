@@ -37,7 +37,7 @@ def _field(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
     for row in rows:
         label = row_name({**row, "budget": None})
         style = {"color": _COLOURS.get(row["kind"], "#888888"), "marker": _MARKS.get(row["name"], "x")}
-        if row["precision"] == "int8":
+        if row["precision"] in ("int8", "int4"):
             style["fillstyle"] = "none"
         axes.plot([row["cost"]], [row["times_dense"]], linestyle="", label=None if label in labels else label, **style)
         labels.add(label)

@@ -14,7 +14,7 @@ _HEAD = ("", "true cost", "first token", "tokens/s", "low to high", "x our dense
 
 def speed_table(results: Figures) -> str:
     """All rows, regime by regime: the cost that tokens really had (written ones; in prefill the prompt's), the time to
-    the first one, speed, its ratio to our dense engine at the same precision (of int8 dense, to the dense engine at
+    the first one, speed, its ratio to our dense engine at the same precision (of narrow dense ones, to that at
     the model's own), the ideal ratio of its route, and how near speed comes to ideal and to the machine's limit."""
     lines, before = [], None
     for row in results["rows"]:
@@ -46,6 +46,9 @@ def machine_lines(results: Figures) -> str:
             f"limits in {regime_name(entry)}: {entry['read_gigabytes_per_second']:.1f} GB/s read, "
             f"{2 * entry['gigamacs_per_second']:.0f} GFLOP/s"
         )
+    for entry in results.get("verify", []):
+        ratios = ", ".join(f"{count} tokens {ratio:.2f}" for count, ratio in entry["over_one"].items() if count != "1")
+        lines.append(f"verify / one step, {entry['title']} ({1000 * entry['seconds']['1']:.1f} ms): {ratios}")
     return "\n".join(lines)
 
 

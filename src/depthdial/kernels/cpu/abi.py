@@ -8,6 +8,7 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from depthdial.kernels.blocks import FORMS, Blocks
 from depthdial.kernels.tensors import Int8, Linear, Norm, Weight
 
 ACTS = ("tanh", "silu", "relu", "gelu", "sigmoid")
@@ -18,6 +19,7 @@ ACTIVATIONS = ("silu", "gelu_tanh", "relu2")
 DECIDERS = ("no", "ops", "table", "open")
 """Of a `Branch`, numbered as in csrc/abi.h."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+BLOCKS = {name: 3 + i for i, name in enumerate(FORMS)}
 
 
 class Mat(Structure):
@@ -101,6 +103,10 @@ class Pointers:
         return tensor.data_ptr()
 
     def mat(self, weight: Weight, bias: Tensor | None = None) -> Mat:
+        if isinstance(weight, Blocks):
+            pointers = self.address(weight.codes), self.address(weight.scales)
+            wide = None if bias is None else self.address(bias.detach().float())
+            return Mat(*pointers, wide, weight.rows, weight.cols, BLOCKS[weight.kind])
         values = weight.values if isinstance(weight, Int8) else weight
         scale = self.address(weight.scale) if isinstance(weight, Int8) else None
         wide = None if bias is None else self.address(bias.detach().float())

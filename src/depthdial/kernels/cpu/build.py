@@ -36,7 +36,7 @@ ISAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*_AVX512_NEEDS, "amx_tile", "amx_bf16", "amx_int8"),
     ),
     "avx512": (_AVX512_FLAGS, _AVX512_NEEDS),
-    "avx2": (("-DDEPTHDIAL_AVX2", "-mavx2", "-mfma"), ("avx2", "fma")),
+    "avx2": (("-DDEPTHDIAL_AVX2", "-mavx2", "-mfma", "-mf16c"), ("avx2", "fma", "f16c")),
     "portable": ((), ()),
     "amx-emulated": ((*_AVX512_FLAGS, "-DDEPTHDIAL_AMX", "-DDEPTHDIAL_AMX_EMULATED"), _AVX512_NEEDS),
 }
@@ -98,7 +98,7 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path, isa: str, log: L
     begin = time.perf_counter()
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        command = [compiler, *flags, str(SOURCES / "pass.cpp"), "-o", str(part)]
+        command = [compiler, *flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(part)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])

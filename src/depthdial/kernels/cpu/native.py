@@ -20,7 +20,7 @@ from depthdial.kernels.cpu.build import EMULATED, Log, Unavailable, all_isas, li
 from depthdial.kernels.cpu.spec import model_spec, padded
 from depthdial.kernels.pack import packed
 from depthdial.kernels.passing import Decide, Decided, PagedCache, PassOutput, PassTokens, Waiting
-from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, Int8, ModelTensors
+from depthdial.kernels.tensors import END, MAX_TOKENS, PAGE, ModelTensors, rows_of
 
 _OUT_OF_RANGE = {
     1: "a token id is outside the vocabulary",
@@ -82,12 +82,16 @@ class NativeModel:
         self.depth, self.steps, self.caches = len(model.layers), len(model.steps), model.caches
         self.max_tokens, self._width = max_tokens, model.norm.weight.shape[0]
         self._opens = any(step.branch.by == "open" for step in model.steps)
-        self.int8 = any(isinstance(layer.down.weight, Int8) for layer in model.layers)
-        self.vocabulary = (model.head.values if isinstance(model.head, Int8) else model.head).shape[0]
+        matrices = (part for layer in model.layers for part in (layer.q, layer.k, layer.o, layer.gate, layer.down))
+        self.narrow = any(
+            not isinstance(weight, Tensor) for weight in (model.head, *(part.weight for part in matrices))
+        )
+        """Are there weights that are multiplied by activations in int8, but for those that are read?"""
+        self.vocabulary = rows_of(model.head)
         self._heads = {(layer.kv_heads, layer.head_dim) for layer in model.layers}
         if len(self._heads) != 1:
             raise ValueError("native kernels need the same K/V heads in every layer; run this model in torch")
-        self._kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
+        self.kv_shape, self._ropes = self._heads.pop(), len(model.ropes)
         self.isa, self._library = _loaded(isa, log)
         self._pointers = Pointers()
         self._spec = model_spec(model, self._pointers, max_tokens)
@@ -106,9 +110,9 @@ class NativeModel:
     ) -> Counters:
         """Runs N tokens; writes their K and V into the cache, and its results into `out`.
 
-        asked: int32 [M], tokens whose logits are wanted; None: all, in order. reading: under int8 weights activations
-        stay as they are, which is more exact, and faster for many tokens. decide: of "open" steps. A token comes out as
-        in a pass of its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
+        asked: int32 [M], tokens whose logits are wanted; None: all, in order. reading: where weights are narrow
+        activations stay as they are, which is more exact. decide: of "open" steps. A token comes out as in a pass of
+        its own, bit for bit. Raises ValueError for anything of another shape, dtype or range.
         """
         n, call = tokens.ids.shape[0], self._pass
         if not 1 <= n <= self.max_tokens:
@@ -139,7 +143,7 @@ class NativeModel:
     def _fill(self, call: PassSpec, tokens: PassTokens, cache: PagedCache, out: PassOutput, asked: Tensor) -> None:
         """What both kinds of passes are given, checked."""
         n, pages, count = tokens.ids.shape[0], cache.k.shape[0], len(asked)
-        shape = (pages, self._kv_shape[0], PAGE, self._kv_shape[1])
+        shape = (pages, self.kv_shape[0], PAGE, self.kv_shape[1])
         table = cache.table
         call.ids = _checked("ids", tokens.ids, torch.int64, (n,))
         call.positions = _checked("positions", tokens.positions, torch.int32, (n,))
@@ -153,8 +157,8 @@ class NativeModel:
         call.given = None if given is None else _checked("given", given, torch.uint8, (self.steps, n))
         call.inv_freq = call.query_scale = None
         if tokens.inv_freq is not None:
-            self._frequencies = padded(tokens.inv_freq, self._kv_shape[1] // 2)  # held until the pass has run
-            shape = (n, self._ropes, self._kv_shape[1] // 2)
+            self._frequencies = padded(tokens.inv_freq, self.kv_shape[1] // 2)  # held until the pass has run
+            shape = (n, self._ropes, self.kv_shape[1] // 2)
             call.inv_freq = _checked("inv_freq", self._frequencies, torch.float32, shape)
         if tokens.query_scale is not None:
             call.query_scale = _checked("query_scale", tokens.query_scale, torch.float32, (n,))

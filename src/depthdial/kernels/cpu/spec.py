@@ -19,7 +19,19 @@ from depthdial.kernels.cpu.abi import (
     Pointers,
     RouterSpec,
 )
-from depthdial.kernels.tensors import END, Act, Branch, Dense, LayerTensors, Look, ModelTensors, Norm, Op, RouterTensors
+from depthdial.kernels.tensors import (
+    END,
+    Act,
+    Branch,
+    Dense,
+    LayerTensors,
+    Look,
+    ModelTensors,
+    Norm,
+    Op,
+    RouterTensors,
+    rows_of,
+)
 
 
 def model_spec(model: ModelTensors, to: Pointers, max_tokens: int) -> ModelSpec:
@@ -33,8 +45,7 @@ def model_spec(model: ModelTensors, to: Pointers, max_tokens: int) -> ModelSpec:
         layers[visit].step = begins[visit]
     for s, (visit, unit, branch) in enumerate(model.steps):
         following = s + 1 if s + 1 < len(model.steps) else END
-        rows = (model.head if isinstance(model.head, Tensor) else model.head.values).shape[0]
-        spec = _branch(branch, to, dtype, rows)
+        spec = _branch(branch, to, dtype, rows_of(model.head))
         for name, target in (("then", branch.then), ("otherwise", branch.otherwise)):
             if target is not None and target != END and not visit < target < len(begins):
                 raise ValueError(f"step {s}: {name} is visit {target}, which does not come after visit {visit}")

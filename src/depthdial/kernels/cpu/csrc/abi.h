@@ -2,9 +2,10 @@
 #pragma once
 #include <cstdint>
 
-enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+// Those from Q4_0 on lie in blocks (blocks.h), the last three of them in groups of eight.
+enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
 
-// Row-major [rows, cols]; data null: absent. scale: fp32 [rows] for INT8. bias: fp32 [rows] or null.
+// Row-major [rows, cols] but for blocks; data null: absent. scale: fp32 [rows] for INT8, of blocks whatever they hold. bias: fp32 [rows] or null.
 struct Mat {
   const void* data;
   const float* scale;

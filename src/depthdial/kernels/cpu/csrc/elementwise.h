@@ -7,7 +7,7 @@
 
 #include "abi.h"
 
-static inline float round_bf16(float x) {
+__attribute__((always_inline)) static inline float round_bf16(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
   bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
@@ -30,8 +30,21 @@ static inline float from_bf16(uint16_t half) {
   return x;
 }
 
+// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
+static inline float apart(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// For functions whose loops must vectorise, whatever else the compiler has inlined where they stand.
+#define DEPTHDIAL_INLINE __attribute__((always_inline)) static inline
+
 // exp within 2e-7 relative, branchless so that loops of it vectorise (the constants are those of Cephes).
-static inline float fast_exp(float x) {
+DEPTHDIAL_INLINE float fast_exp(float x) {
   x = x > 88.0f ? 88.0f : x;
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
@@ -52,11 +65,11 @@ static inline float fast_exp(float x) {
   return p * power;
 }
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+DEPTHDIAL_INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
-static inline float tanh_of(float x) { return 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f); }
+DEPTHDIAL_INLINE float tanh_of(float x) { return 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f); }
 
-static inline float gelu_tanh(float x) {
+DEPTHDIAL_INLINE float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanh_of(0.79788456f * (x + 0.044715f * x * x * x)));
 }
 
@@ -92,7 +105,7 @@ __attribute__((noinline)) static void gated_otherwise(float* gate, const float* 
 }
 
 // act(gate) * up, in place of gate; up null: act(gate).
-static inline void gated(float* gate, const float* up, int n, int act, bool bf16) {
+__attribute__((noinline)) static void gated(float* gate, const float* up, int n, int act, bool bf16) {
   if (act == ACT_RELU2 || !up)
     gated_otherwise(gate, up, n, act, bf16);
   else if (act == ACT_GELU)

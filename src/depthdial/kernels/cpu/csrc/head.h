@@ -4,7 +4,7 @@
 #include "shares.h"
 
 // `count` logits of the asked token i from `row` on: written down, and the likeliest kept.
-static inline void settle(const Model& m, PassSpec& p, Own& own, int i, int row, int count, float* logits) {
+__attribute__((noinline)) static void settle(const Model& m, PassSpec& p, Own& own, int i, int row, int count, float* logits) {
   shape_logits(logits, count, m.spec);
   if (p.logits) memcpy(p.logits + (size_t)i * m.spec.head.rows + row, logits, sizeof(float) * count);
   if (!p.argmax) return;

@@ -19,7 +19,16 @@ static inline int padded(int cols) { return (cols + BLOCK - 1) / BLOCK * BLOCK; 
 
 static inline int value_bytes(const Mat& w) { return w.kind == INT8 ? 1 : w.kind == BF16 ? 2 : 4; }
 
-static inline int64_t row_bytes(const Mat& w) { return (int64_t)w.cols * value_bytes(w) + (w.kind == INT8 ? 4 : 0); }
+static inline bool in_blocks(int kind) { return kind > INT8; }
+
+int64_t row_bytes_in_blocks(const Mat& w);
+
+// Maps of the same form take the same packed tokens.
+static inline int form(int kind) { return in_blocks(kind) ? Q4_0 : kind; }
+
+static inline int64_t row_bytes(const Mat& w) {
+  return in_blocks(w.kind) ? row_bytes_in_blocks(w) : (int64_t)w.cols * value_bytes(w) + (w.kind == INT8 ? 4 : 0);
+}
 
 // Column i of one row of a matrix that is looked up.
 static inline float entry(const Mat& w, int64_t row, int i, bool bf16) {
@@ -33,7 +42,8 @@ struct Packed {
   float* wide;         // [tokens, pitch]
   isa::Half* half;     // [tokens, pitch]
   int8_t* whole;       // [tokens, pitch]
-  float* scale;        // [tokens, pitch / BLOCK]
+  float* scale;        // [tokens, pitch / BLOCK]; for weights in blocks [tokens, pitch / 32]
+  float* sums;         // [tokens, pitch / 32, 2], for weights in blocks
   uint16_t* tiles;     // AMX, for each 16 tokens: four bytes of one beside those of the next; `wide` has scale [pitch / BLOCK, 16]
   int tokens, pitch;
   int width;           // of a pass's tiles: its tokens, 16 at most
@@ -41,9 +51,16 @@ struct Packed {
   int near_kind;       // INT8: they are not, and activations become int8, too; else what both of them are
 };
 
+// Weights in blocks (blocks.cpp): as `pack`; rows begin..end of w, begin being the first of a panel, with the packed tokens,
+// to out[token * ld + row - begin]; a token's row in a table, scaled.
+void pack_for_blocks(Packed& p, const float* x, const int* rows, int cols);
+void rows_in_blocks(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16);
+void entries_in_blocks(const Mat& w, int64_t row, float scale, bool bf16, float* out);
+
+template <int WIDTH>
 static inline void quantise(const float* x, int cols, int8_t* out, float* scale) {
-  for (int k = 0; k < padded(cols); k += BLOCK) {
-    const int count = cols - k < BLOCK ? cols - k : BLOCK;
+  for (int k = 0; k < cols; k += WIDTH) {
+    const int count = cols - k < WIDTH ? cols - k : WIDTH;
     float most = 0, broken = 0;  // 0, or NaN: no whole number says that a value is not finite, so the scale does
 #pragma omp simd reduction(max : most) reduction(+ : broken)
     for (int j = 0; j < count; ++j) {
@@ -51,7 +68,7 @@ static inline void quantise(const float* x, int cols, int8_t* out, float* scale)
       most = size > most ? size : most;
       broken += size * 0.0f;
     }
-    scale[k / BLOCK] = most / 127.0f + broken;
+    scale[k / WIDTH] = most / 127.0f + broken;
     const float inverse = most > 0 ? 1.0f / (most / 127.0f) : 0.0f;
     for (int j = 0; j < count; ++j) {
       const float value = x[k + j] * inverse + 12582912.0f;  // to the nearest, half to even, in the last bits
@@ -59,19 +76,20 @@ static inline void quantise(const float* x, int cols, int8_t* out, float* scale)
       memcpy(&bits, &value, 4);
       out[k + j] = (int8_t)(uint8_t)bits;
     }
-    for (int j = count; j < BLOCK; ++j) out[k + j] = 0;
+    for (int j = count; j < WIDTH; ++j) out[k + j] = 0;
   }
 }
 
 // x: fp32 [.., cols], of which `rows` lists the tokens taken (null: the first `tokens`).
 static inline void pack(Packed& p, const float* x, const int* rows, int tokens, int cols, int kind) {
-  if (kind == INT8) kind = p.near_kind;
   p.tokens = tokens;
   p.pitch = padded(cols);
+  if (in_blocks(kind)) return pack_for_blocks(p, x, rows, cols);
+  if (kind == INT8) kind = p.near_kind;
   for (int m = 0; m < tokens; ++m) {
     const float* from = x + (size_t)(rows ? rows[m] : m) * cols;
     if (kind == INT8) {
-      quantise(from, cols, p.whole + (size_t)m * p.pitch, p.scale + (size_t)m * (p.pitch / BLOCK));
+      quantise<BLOCK>(from, cols, p.whole + (size_t)m * p.pitch, p.scale + (size_t)m * (p.pitch / BLOCK));
       continue;
     }
 #if defined(DEPTHDIAL_AVX512)
@@ -112,16 +130,6 @@ struct Runs {
 
 constexpr int RUNS = 8;
 constexpr int MANY = 16;  // tokens that keep a core busier than memory is: rows are then taken as they lie
-
-// x itself, out of the compiler's sight: it must not join the product that x is and a sum in some kernels and not in others.
-static inline float apart(float x) {
-#if defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
 
 // `count` int8 rows, `step` apart from `row` on, as the activations are.
 static inline void widen(const Mat& w, int row, int step, int count, const Packed& x) {
@@ -203,6 +211,7 @@ static inline bool tiled(const Mat& w, const Packed& x) {
 
 // The runs of most of the rows first..end; what is left over, if they do not divide, makes runs of its own.
 static inline Runs runs_of(const Mat& w, const Packed& x, int first, int end) {
+  if (in_blocks(w.kind)) return {first, 1, end - first};
   const int rows = end - first, count = tiled(w, x) && rows >= 16 ? 16 : rows >= RUNS ? RUNS : 1;
   return {first, count, rows / count};
 }
@@ -210,6 +219,7 @@ static inline Runs runs_of(const Mat& w, const Packed& x, int first, int end) {
 // Rows from..to of each run with the packed tokens: row from + j of run r goes to out[token * ld + r * out_step + j].
 static inline void linear_runs(const Mat& w, const Packed& x, const Runs& runs, int from, int to, float* out, int out_step,
                                int ld, bool bf16) {
+  if (in_blocks(w.kind)) return rows_in_blocks(w, x, runs.first + from, runs.first + to, out, ld, bf16);
 #if defined(DEPTHDIAL_AMX)
   if (runs.count == amx::TILE) {
     const int at_once = x.tokens > amx::TILE ? 1 : to - from;  // rows stay near for all tokens
@@ -232,7 +242,7 @@ static inline void linear_runs(const Mat& w, const Packed& x, const Runs& runs, 
 
 // Asks for the first kilobyte of each run that a thread will read of rows begin..end next, while it waits for the others.
 static inline void fetch(const Mat& w, int begin, int end) {
-  const int64_t line = (int64_t)w.cols * value_bytes(w), step = (end - begin) / RUNS * line;
+  const int64_t line = in_blocks(w.kind) ? row_bytes(w) : (int64_t)w.cols * value_bytes(w), step = (end - begin) / RUNS * line;
   const char* from = (const char*)w.data + begin * line;
   for (int r = 0; r < RUNS; ++r)
     for (int i = 0; i < 1024; i += 64) __builtin_prefetch(from + r * step + i);
@@ -241,6 +251,7 @@ static inline void fetch(const Mat& w, int begin, int end) {
 // out [tokens, ld], columns begin..end: rows begin..end of w with the packed tokens. Returns the bytes of weights read.
 static int64_t linear_rows(const Mat& w, const Packed& x, int begin, int end, float* out, int ld, bool bf16) {
   int row = begin;
+  if (in_blocks(w.kind)) rows_in_blocks(w, x, row, end, out + row, ld, bf16), row = end;
   if (x.tokens >= MANY && !tiled(w, x))
     for (; row + RUNS <= end; row += RUNS) all_tokens<RUNS>(w, row, 1, x, out + row, 1, ld, bf16);
   while (row < end) {

@@ -33,7 +33,7 @@ class Buffer {
 };
 
 struct PackedMemory {
-  Buffer<float> wide, scale;
+  Buffer<float> wide, scale, sums;
   Buffer<isa::Half> half;
   Buffer<int8_t> whole;
   Buffer<uint16_t> tiles;
@@ -44,9 +44,10 @@ struct PackedMemory {
     wide = Buffer<float>(count);
     half = Buffer<isa::Half>(count);
     whole = Buffer<int8_t>(count);
-    scale = Buffer<float>(count / BLOCK);
+    scale = Buffer<float>(count / 32);
+    sums = Buffer<float>(count / 16);
     tiles = Buffer<uint16_t>((size_t)(tokens + 15) / 16 * 16 * padded(widest));
-    view = {wide, half, whole, scale, tiles, 0, 0, 0, nullptr, INT8};
+    view = {wide, half, whole, scale, sums, tiles, 0, 0, 0, nullptr, INT8};
   }
 };
 

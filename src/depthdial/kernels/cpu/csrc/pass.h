@@ -108,7 +108,7 @@ class Pass : PassBlocks {
   // Row i of m.q belongs to the i-th kept token.
   void queries(const LayerSpec& l) {
     const int kept = s.kept.size();
-    const bool same = (kept == N || l.nothing) && l.q.kind == l.k.kind;
+    const bool same = (kept == N || l.nothing) && form(l.q.kind) == form(l.k.kind);
     if (!same) pack(own.b.view, own.z, s.kept.data(), kept, D, l.q.kind);
     multiply(l.q, same ? own.a.view : own.b.view, m.q);
   }

@@ -28,6 +28,10 @@ class PassBlocks {
     const float scale = m.spec.embed_scale;
     for (int n = 0; n < N; ++n) {
       float* x = own.x + (size_t)n * D;
+      if (in_blocks(m.spec.embed.kind)) {
+        entries_in_blocks(m.spec.embed, p.ids[n], scale, bf16, x);
+        continue;
+      }
       for (int i = 0; i < D; ++i) {
         x[i] = entry(m.spec.embed, p.ids[n], i, bf16);
         if (scale != 1.0f) x[i] = rounded(x[i] * scale, bf16);

@@ -110,13 +110,13 @@ struct PrefillMemory {
     for (const LayerSpec& l : m.layers) {
       if (l.head_dim % amx::STEP || l.gate.rows % amx::STEP || l.odd() || l.act == ACT_RELU2) return false;
       for (const Mat* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.adapter_gate, &l.adapter_up, &l.adapter_down})
-        if (w->data && w->kind == FP32) return false;
+        if (w->data && (w->kind == FP32 || in_blocks(w->kind))) return false;
       for (const BranchSpec* branch : {&l.branch, &l.mlp_branch})
         if (branch->router.first.data && branch->router.first.kind != BF16) return false;
       for (const BranchSpec* branch : {&l.branch, &l.mlp_branch})
         if (branch->router.look && branch->router.look < amx::TILE) return false;
     }
-    return m.spec.head.kind != FP32 && m.spec.embed.kind != FP32;
+    return m.spec.head.kind != FP32 && m.spec.embed.kind != FP32 && !in_blocks(m.spec.head.kind) && !in_blocks(m.spec.embed.kind);
   }
 
  private:
