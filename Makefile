@@ -16,7 +16,7 @@ STAMP   := $(VENV)/.installed
 TESTS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: docs help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
+.PHONY: docs wheel test-wheel help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 8
@@ -84,6 +84,19 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(STAMP)
 	@$(PIP) -e '.[docs]'
 	@touch $@
+
+# A wheel with the kernels inside, tried without a compiler and without this tree; only other packages come from .venv.
+wheel: venv
+	@rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+test-wheel: wheel
+	@rm -rf build/wheel && $(BIN)/python -m venv build/wheel
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo build/wheel/lib/python*/site-packages)/others.pth"
+	@build/wheel/bin/python -m pip install -q --no-deps --no-index dist/*.whl
+	@mkdir -p build/elsewhere && cp tests/try_wheel.py build/elsewhere
+	cd build/elsewhere && env -u PYTHONPATH -u CXX -u CXXFLAGS PATH="$(abspath build/wheel/bin)" XDG_CACHE_HOME="$(abspath build/elsewhere)" \
+		"$(abspath build/wheel/bin/python)" try_wheel.py
 
 check: venv
 	$(BIN)/ruff check .
