@@ -3,6 +3,7 @@
 # make check  style, types and the arrows between the rooms
 # make sanitize   build the CPU kernels under address and undefined-behaviour sanitizers and run their tests
 # make test-vllm   set up .venv-vllm (vLLM on a CPU: 4 GB) and run the vLLM plug-in's tests in it
+# make test-wheel  build a wheel with the CPU kernels inside and run it without a compiler
 # make docs       build the documentation into site/ (open site/index.html) and follow its links
 # make test-ray    install Ray into .venv and run both examples on a cluster of one machine
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
@@ -19,7 +20,7 @@ TESTS   ?=
 .PHONY: docs wheel test-wheel help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 8
+	@sed -n 's/^# //p' Makefile | head -n 9
 
 venv: $(STAMP)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/tradeoff.py docs/images/tradeoff.svg
 
-Points of one budget are joined: decode speed over our dense (batch 1, `bench`) and the loss of what is written, judged by
-the untouched base (`evaluate --written`). Both are of one machine.
+Points of one budget are joined: decode speed over our dense (batch 1, `bench`) and the loss of what is written,
+judged by the untouched base (`evaluate --written`). Both are of one machine.
 """
 
 from __future__ import annotations
@@ -48,13 +48,19 @@ def main() -> None:
     figure, axes = pyplot.subplots(figsize=(7.2, 3.8), layout="constrained")
     axes.plot([1], [0], "k*", markersize=12)
     axes.annotate("the base, dense", (1, 0), xytext=(10, -4), textcoords="offset points")
+    dense = {
+        row["precision"]: row["tokens_per_second"]["median"]
+        for row in speed["rows"]
+        if row["regime"] == "decode" and row["name"] == "our dense"
+    }
+    int8 = next(row["over_base"]["nll"]["mean"] for row in written["rows"] if row["kind"] == "int8")
+    axes.plot([dense["int8"] / dense["bf16"]], [int8], "kD", label="dense in int8")
     for subject, name, words, colour, marker in SUBJECTS:
         drawn = points(written, speed, subject, name)
         if not drawn:
             raise SystemExit(f"{args.written} and {args.speed} have no budget of {subject} in common")
-        axes.plot(
-            [1, *(x for _, x, _ in drawn)], [0, *(y for *_, y in drawn)], color=colour, marker=marker, label=words
-        )
+        xs, ys = [1, *(x for _, x, _ in drawn)], [0, *(y for *_, y in drawn)]
+        axes.plot(xs, ys, color=colour, marker=marker, label=words)
         for budget, x, y in drawn:
             axes.annotate(f"{budget:g}", (x, y), xytext=(8, 4), textcoords="offset points", color=colour)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""Run by `make test-wheel` in an environment that has the wheel, no compiler and not this tree: kernels are inside it."""
+"""Run by `make test-wheel` where the wheel is, but neither a compiler nor this tree: kernels are inside it."""
 
 import json
 import shutil
