@@ -67,7 +67,7 @@ def main() -> None:
     axes.set_xlabel("decoding speed over dense (batch 1)")
     axes.set_ylabel("loss of what is written\n(nats a token above the base)")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", title="at budgets of")
+    axes.legend(loc="lower right", title="at budgets of")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(args.output, metadata={"Date": None}, facecolor="white")
 

@@ -60,6 +60,7 @@ LANDMARKS = {
     'class="caption" role="heading"': 'class="caption" role="heading" aria-level="2"',
     '<th class="head"><p></p></th>': '<td class="head"></td>',
     "<pre>": '<pre tabindex="0">',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
     '<div id="search-results"': '<h1>Search</h1><div id="search-results"',
 }
 """What the theme leaves without a name or a level, and the same for who hears the page."""
