@@ -3,6 +3,8 @@
 # make check  style, types and the arrows between the rooms
 # make sanitize   build the CPU kernels under address and undefined-behaviour sanitizers and run their tests
 # make test-vllm   set up .venv-vllm (vLLM on a CPU: 4 GB) and run the vLLM plug-in's tests in it
+# make test-wheel  build a wheel with the CPU kernels inside and run it without a compiler
+# make docs       build the documentation into site/ (open site/index.html) and follow its links
 # make test-ray    install Ray into .venv and run both examples on a cluster of one machine
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 
@@ -15,10 +17,10 @@ STAMP   := $(VENV)/.installed
 TESTS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
+.PHONY: docs wheel test-wheel help venv demo test test-all sanitize test-vllm test-ray check format hooks clean distclean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 7
+	@sed -n 's/^# //p' Makefile | head -n 9
 
 venv: $(STAMP)
 
@@ -72,6 +74,31 @@ test-ray: venv
 	@$(PIP) 'ray[serve,data]'
 	$(BIN)/python -m pytest tests/ray $(TESTS)
 
+# The site for a browser without a network: warnings are errors, every link is followed, search and contrast are tried.
+SITE := site
+docs: $(VENV)/.docs
+	@rm -rf $(SITE)
+	$(BIN)/python -m sphinx -W --keep-going -q -E -d build/docs docs $(SITE)
+	@$(BIN)/depthdial map html benchmarks/maps/smollm2-135m-instruct-flexidepth -o $(SITE)/map.html
+	$(BIN)/python -m pytest -q tests/site $(TESTS)
+
+$(VENV)/.docs: $(STAMP)
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
+# A wheel with the kernels inside, tried without a compiler and without this tree; only other packages come from .venv.
+wheel: venv
+	@rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+test-wheel: wheel
+	@rm -rf build/wheel && $(BIN)/python -m venv build/wheel
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo build/wheel/lib/python*/site-packages)/others.pth"
+	@build/wheel/bin/python -m pip install -q --no-deps --no-index dist/*.whl
+	@mkdir -p build/elsewhere && cp tests/try_wheel.py build/elsewhere
+	cd build/elsewhere && env -u PYTHONPATH -u CXX -u CXXFLAGS PATH="$(abspath build/wheel/bin)" XDG_CACHE_HOME="$(abspath build/elsewhere)" \
+		"$(abspath build/wheel/bin/python)" try_wheel.py
+
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,7 +113,7 @@ hooks: venv
 	$(BIN)/pre-commit install
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist $(SITE) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean

@@ -36,7 +36,6 @@ from depthdial.core.printable import printable
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # or [default: ...] would be taken for rich's own marks
 )

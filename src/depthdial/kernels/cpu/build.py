@@ -21,6 +21,8 @@ from pathlib import Path
 from filelock import FileLock
 
 SOURCES = Path(__file__).parent / "csrc"
+BUILT = Path(__file__).parent / "built"
+"""Of a wheel: a library for each instruction set (hatch_build.py). A source tree has none."""
 _COMMON = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-w"),
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
@@ -68,10 +70,12 @@ def all_isas() -> tuple[str, ...]:
 
 def library(isa: str, log: Log = to_stderr, folder: Path | None = None) -> Path:
     """The compiled library for an instruction set; the first call on a machine takes seconds and says so to `log`. CXX
-    and CXXFLAGS count, as for any build.
+    and CXXFLAGS count, as for any build; without them a wheel's own library is taken.
 
     Raises Unavailable where there is no compiler, where it fails, or where nothing can be written.
     """
+    if (BUILT / f"{isa}.so").exists() and not os.environ.get("CXX") and not os.environ.get("CXXFLAGS"):
+        return BUILT / f"{isa}.so"
     compiler, version = _compiler(os.environ.get("CXX"))
     flags = (*_COMMON, *ISAS[isa][0], *shlex.split(os.environ.get("CXXFLAGS", "")))
     key = hashlib.sha256(repr((flags, version, platform.system(), platform.machine())).encode())
