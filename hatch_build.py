@@ -7,7 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface  # pyright: ignore[reportMissingImports]  # there while a wheel is built
 
 
 class Kernels(BuildHookInterface):
@@ -37,6 +37,7 @@ class Kernels(BuildHookInterface):
     def _build(self):
         path = Path(self.root) / "src/depthdial/kernels/cpu/build.py"
         spec = importlib.util.spec_from_file_location("depthdial_build", path)
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

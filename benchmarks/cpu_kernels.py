@@ -93,7 +93,7 @@ def one_matrix(
 ) -> dict[str, Any]:
     """GB/s of one kind of matrix over all layers: stacked as the head of a model that is nothing else."""
     found = [model.head] if name == "head" else [getattr(layer, name).weight for layer in model.layers]
-    weights: list[Tensor] = [weight for weight in found if not isinstance(weight, Int8)]
+    weights: list[Tensor] = [weight for weight in found if isinstance(weight, Tensor)]
     stacked = torch.cat(weights).detach()
     x = torch.randn(1, stacked.shape[1]).to(stacked.dtype)
     only = head_only(stacked)

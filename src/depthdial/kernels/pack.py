@@ -26,6 +26,8 @@ def packed(model: ModelTensors) -> ModelTensors:
     def pack(weight: Weight) -> Int8:
         if isinstance(weight, Int8):
             return weight
+        if not isinstance(weight, Tensor):
+            raise TypeError("a weight in blocks of 4 to 8 bits is not packed again")
         if id(weight) not in known:
             known[id(weight)] = int8_pack(weight.detach())
         return known[id(weight)]

@@ -114,7 +114,7 @@ def test_what_lies_behind_the_mask_never_counts(isa, head_dim, window, tiny_mode
     assert torch.equal(read(native, inputs, foul), expected) and expected.isfinite().all()
 
     # a token of the text's own whose embedding is not a number: all before it are what they were
-    assert not isinstance(made.embed, Int8)
+    assert isinstance(made.embed, Tensor)
     bad = int(inputs.ids[100])
     inputs.ids[:100][inputs.ids[:100] == bad] = (bad + 1) % native.vocabulary
     expected = read(native, inputs, clean)
@@ -143,7 +143,7 @@ def test_no_token_is_chosen_from_logits_that_are_not_finite(isa, weights, tiny_m
     inputs = inputs._replace(ids=torch.tensor([5, 6, 7]))
     found = []
     for value in (None, float("nan"), float("inf")):
-        assert not isinstance(made.embed, Int8)
+        assert isinstance(made.embed, Tensor)
         embed = made.embed.clone()
         if value is not None:
             embed[6, 3] = value
