@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.engine.adjust import adjusted
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.device import DeviceLost, alive
@@ -160,8 +161,10 @@ class Engine:
         # in numpy: torch's threads would take the cores from the kernels', which wait for the next pass
         for part, row, cost in zip(parts, passed.logits.float().cpu().numpy(), passed.costs, strict=True):
             params = part.row.request.params
-            if params.temperature:
-                token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
+            if params.temperature or params.adjusts:
+                place = part.start + 1
+                scores = self._adjusted(torch.from_numpy(row), part, place)
+                token = int(choose(scores[None], [params], [part.row.draw(place)]))
             else:
                 token = int(row.argmax())
             finite = np.isfinite(row.max())  # else the base's own logits will say what becomes of the row
@@ -233,20 +236,29 @@ class Engine:
         """The next token at each place that is asked for. logits: [places, V]."""
         if logits is None:
             return []
-        places = [
-            (part.row, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)
-        ]
-        params = [row.request.params for row, _ in places]
-        tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        places = [(part, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)]
+        params, scores = [part.row.request.params for part, _ in places], logits
+        if any(p.adjusts for p in params):
+            scores = torch.stack([self._adjusted(logits[i], *place) for i, place in enumerate(places)])
+        tokens = choose(scores, params, [part.row.draw(place) for part, place in places]).tolist()
         likeliest = logits.amax(-1)  # nan where any logit is
         if not likeliest.isfinite().all():
             tokens = [
                 token if finite else -1 for token, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)
             ]
-        for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
+        for i, ((part, _), p) in enumerate(zip(places, params, strict=True)):
             if p.logprobs is not None and tokens[i] >= 0:
-                row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
+                part.row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
+
+    def _adjusted(self, logits: Tensor, part: Slice, place: int) -> Tensor:
+        """The logits [V] that the token at a place is drawn by; what a draft assumes stands before it."""
+        request = part.row.request
+        if not request.params.adjusts:
+            return logits.float()
+        first, known = len(request.token_ids), part.row.tokens
+        written = [*known[first:], *(part.draft.tokens if part.draft is not None else ())][: place - first]
+        return adjusted(logits, request.params, request.token_ids, written, self.ends)
 
     def _fail(self, slices: Sequence[Slice], error: Exception) -> list[Row]:
         said = " ".join(str(error).split()) or "no message"

@@ -26,7 +26,7 @@ from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
 from depthdial.serve.facts import facts_of
-from depthdial.serve.fit import RefusedOrder, answer_length, check_budgets
+from depthdial.serve.fit import RefusedOrder, answer_length, bias_of, check_budgets, check_least
 from depthdial.serve.job import GenerationJob
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.prompts import order_tokens
@@ -133,11 +133,13 @@ class Worker:
         length, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
         check_budgets(llm, params["budget"], params["prompt_budget"])
+        params["logit_bias"] = bias_of(llm, params["logit_bias"])
         try:
             for ids in order["ids"]:
                 if not ids:
                     raise RefusedOrder("the prompt is empty; give at least one token", field)
                 limit = answer_length(len(ids), length, order["most"], context, self._most, field)
+                check_least(params["min_tokens"], max(1, limit))
                 requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
         except Exception as error:
             for request in requests:
