@@ -69,7 +69,7 @@ WRONG = [
     ({"prompt_budget": 0.9, "lossless": True}, "prompt_budget: lossless"),
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream"),
-    ({"echo": True}, "echo"),
+    ({"echo": 1}, "echo"),
     ({"frequency_penalty": 2.5}, "frequency_penalty"),
     ({"presence_penalty": -2.1}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),

@@ -55,6 +55,9 @@ class SamplingParams:
     """Samples per prompt."""
     logprobs: int | None = None
     """Also return log-probabilities: of the chosen token and of this many likeliest ones, before any temperature."""
+    prompt_logprobs: int | None = None
+    """Also return those of the prompt's tokens, as it was read, and of this many likeliest in the place of each. Such a
+    prompt runs in full, and takes nothing from the prefix cache."""
     budget: float | None = None
     """True cost of what is written, relative to dense, in place of the budget of the `LLM`; 1.0 is the untouched
     base."""
@@ -92,8 +95,9 @@ class SamplingParams:
             _whole("top_k", self.top_k, least=-1)
             object.__setattr__(self, "top_k", max(self.top_k, 0))
         _whole("n", self.n, least=1)
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, least=0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None:
+                _whole(name, count, least=0)
         if self.seed is not None:
             _whole("seed", self.seed, least=-(2**63))
         for name in ("ignore_eos", "lossless"):

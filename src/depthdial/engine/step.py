@@ -19,6 +19,7 @@ from depthdial.engine.adjust import adjusted
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.device import DeviceLost, alive
+from depthdial.engine.prompt_logprobs import read_aloud
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
 from depthdial.engine.sampling import choose, logprobs_of
@@ -115,7 +116,7 @@ class Engine:
 
     def _drafted(self, slices: list[Slice], touched: list[Row]) -> list[Slice]:
         """The slices with drafts for rows in lossless mode; rows whose drafting fails are left out, and touched."""
-        lossless = {part.row: part for part in slices if part.row.request.params.lossless and part.count == part.asked}
+        lossless = {part.row: part for part in slices if part.row.request.params.lossless and part.decodes}
         if not lossless:
             return slices
 
@@ -185,12 +186,12 @@ class Engine:
         touched, at, drawn = [], 0, 0
         bits = None if passed.keep is None else np.packbits(passed.keep, axis=0)
         for part in slices:
-            places, asked = slice(at, at + part.count), part.asked
-            got = tokens[drawn : drawn + asked]
-            at, drawn = at + part.count, drawn + asked
-            ran = None if bits is None else bits[:, places][:, part.count - asked :]
+            places, count = slice(at, at + part.count), part.drawn
+            got = tokens[drawn : drawn + count]
+            at, drawn = at + part.count, drawn + count
+            ran = None if bits is None else bits[:, places][:, part.count - count :]
             self._collect(part, got, passed.depths[places], passed.costs[places], ran)
-            if asked:
+            if count:
                 touched.append(part.row)
         return touched
 
@@ -205,7 +206,7 @@ class Engine:
         if -1 in drawn:
             self._end(row, "error", NOT_FINITE)
             return
-        counts = row.request.params.lossless and part.count == part.asked
+        counts = row.request.params.lossless and part.decodes
         if draft is not None:
             drawn = accepted(draft.tokens, drawn)
             self.speculator.learn(row, draft, len(drawn) - 1)
@@ -236,7 +237,11 @@ class Engine:
         """The next token at each place that is asked for. logits: [places, V]."""
         if logits is None:
             return []
-        places = [(part, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)]
+        if any(part.aloud for part in slices):
+            logits = read_aloud(slices, logits)
+        places = [(part, part.start + part.count - part.drawn + i + 1) for part in slices for i in range(part.drawn)]
+        if not places:
+            return []
         params, scores = [part.row.request.params for part, _ in places], logits
         if any(p.adjusts for p in params):
             scores = torch.stack([self._adjusted(logits[i], *place) for i, place in enumerate(places)])

@@ -107,7 +107,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, le=2**31, description="Left out: 16, or what the server gives.")
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = None
-    echo: bool | None = None
+    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, those of its tokens, too.")
     suffix: str | None = None
 
     @field_validator("prompt", mode="before")
@@ -128,7 +128,7 @@ class CompletionRequest(GenerationRequest):
             return value
         raise ValueError("give a text, a list of texts, a list of tokens (whole numbers), or a list of such lists")
 
-    @field_validator("echo", "suffix")
+    @field_validator("suffix")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return refuse_unsupported(value, value)

@@ -94,7 +94,9 @@ class Service:
         return await whole_answer(request, generation, answer, until)
 
 
-def params_of(body: GenerationRequest, length: int | None, logprobs: int | None) -> dict[str, Any]:
+def params_of(
+    body: GenerationRequest, length: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+) -> dict[str, Any]:
     """As `SamplingParams` takes them, where None is the model's own."""
     none = body.top_p == 0  # the smallest set of likeliest tokens there is: the likeliest
     return {
@@ -113,6 +115,7 @@ def params_of(body: GenerationRequest, length: int | None, logprobs: int | None)
         "min_tokens": body.min_tokens or 0,
         "n": body.n or 1,
         "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
         "budget": None if body.lossless else body.budget,
         "prompt_budget": None if body.lossless else body.prompt_budget,
         "lossless": bool(body.lossless),

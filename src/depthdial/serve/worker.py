@@ -25,6 +25,7 @@ from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
+from depthdial.serve.echo import Echo
 from depthdial.serve.facts import facts_of
 from depthdial.serve.fit import RefusedOrder, answer_length, bias_of, check_budgets, check_least
 from depthdial.serve.job import GenerationJob
@@ -147,11 +148,15 @@ class Worker:
             if isinstance(error, ValueError) and not isinstance(error, RefusedOrder):
                 raise RefusedOrder(str(error), field) from None
             raise
-        job = self._jobs[order["id"]] = GenerationJob(order["id"], requests, self._names, order["detailed"])
+        echoes = []
+        if order.get("echo"):
+            echoes = [Echo(llm.tokenizer, self._names, *pair) for pair in zip(requests, order["prompts"], strict=True)]
+        job = GenerationJob(order["id"], requests, self._names, order["detailed"], echoes, silent=length == 0)
+        self._jobs[order["id"]] = job
         self._of |= dict.fromkeys(requests, job)
         counts = [len(request.token_ids) for request in requests]
         self.wire.send({"accepted": job.id, "prompt_tokens": sum(counts), "counts": self._counts()})
-        if length == 0:  # nothing is to be generated, but the prompt was looked at
+        if length == 0 and params["prompt_logprobs"] is None:  # nothing is to run, but the prompt was looked at
             for request in requests:
                 llm.cancel(request)
             self._tell({job})
