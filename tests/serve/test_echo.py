@@ -27,7 +27,7 @@ class Client(LocalCompletionsAPI):
     fields: dict[str, Any]
 
     def _create_payload(self, *args: Any, **kwargs: Any) -> dict:
-        return super()._create_payload(*args, **kwargs) | self.fields
+        return super()._create_payload(*args, **kwargs) | self.fields  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("fields", [{}, {"budget": 1.0}, {"budget": 0.9, "prompt_budget": "same"}])
@@ -36,15 +36,16 @@ def test_the_harness_finds_what_evaluate_finds(served, tiny_folder, llm, fields)
     contexts = ["the quick brown", "The lazy dog and the other ", "the quick brown fox"]
     pairs = [(context, choice) for context in contexts for choice in (" jumps over", " the lazy dog", " fox")]
     asked = [Instance("loglikelihood", {}, pair, 0, ("task", i, 1)) for i, pair in enumerate(pairs)]
-    theirs = Client(
+    client: Any = Client  # its decorator hides what it takes
+    theirs = client(
         base_url=f"{served.url}/v1/completions", model=served.name, tokenizer=str(tiny_folder),
         tokenizer_backend="huggingface", max_length=127,
     )  # fmt: skip
     theirs.fields = fields
-    ours = DepthLM(llm)
+    ours: Any = DepthLM(llm)
     budget, reading = fields.get("budget", 1.0), fields.get("prompt_budget")  # left out: prompts are read in full
     ours.begin(Setting.alike(TaskDials.of(llm, budget, reading)), Store())
-    dense = DepthLM(llm)
+    dense: Any = DepthLM(llm)
     dense.begin(Setting.alike(TaskDials.of(llm, 1.0, None)), Store())
     got, want, base = (lm.loglikelihood(asked, disable_tqdm=True) for lm in (theirs, ours, dense))
     assert [pair[0] for pair in got] == pytest.approx([pair[0] for pair in want], abs=1e-3)

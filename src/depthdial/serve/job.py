@@ -62,7 +62,7 @@ class GenerationJob:
                 ]
             # one that was to have no tokens has them all
             over = "length" if finish == "cancelled" or (self._silent and finish == "stop") else finish
-            news.append([self.id, choice, tokens, logprobs, over, None])
+            news.append([self.id, choice, tokens, logprobs, over])
         return news
 
     def end(self) -> Message:

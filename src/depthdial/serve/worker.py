@@ -134,13 +134,13 @@ class Worker:
         length, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
         check_budgets(llm, params["budget"], params["prompt_budget"])
-        params["logit_bias"] = bias_of(llm, params["logit_bias"])
+        params["logit_bias"] = bias_of(llm, params.get("logit_bias"))
         try:
             for ids in order["ids"]:
                 if not ids:
                     raise RefusedOrder("the prompt is empty; give at least one token", field)
                 limit = answer_length(len(ids), length, order["most"], context, self._most, field)
-                check_least(params["min_tokens"], max(1, limit))
+                check_least(params.get("min_tokens", 0), max(1, limit))
                 requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
         except Exception as error:
             for request in requests:
@@ -156,7 +156,7 @@ class Worker:
         self._of |= dict.fromkeys(requests, job)
         counts = [len(request.token_ids) for request in requests]
         self.wire.send({"accepted": job.id, "prompt_tokens": sum(counts), "counts": self._counts()})
-        if length == 0 and params["prompt_logprobs"] is None:  # nothing is to run, but the prompt was looked at
+        if length == 0 and params.get("prompt_logprobs") is None:  # nothing is to run, but the prompt was looked at
             for request in requests:
                 llm.cancel(request)
             self._tell({job})
