@@ -1,4 +1,4 @@
-"""The built documentation: links lead somewhere, nothing comes from a network, search works from files, axe is content."""
+"""The built site: links lead somewhere, nothing comes from a network, search works from files, axe is content."""
 
 import json
 import os
