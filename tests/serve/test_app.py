@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import openai
 import pytest
@@ -118,6 +119,22 @@ def test_stop_strings_are_cut_off_streamed_or_not(client, served, llm):
     assert message.choices[0].text == out.text[: out.text.index(stop)] and message.choices[0].finish_reason == "stop"
     streamed = client.completions.create(**fields, stream=True, extra_body={"ignore_eos": True})
     assert "".join(chunk.choices[0].text for chunk in streamed) == message.choices[0].text
+
+
+def test_penalties_and_bias_are_the_engines(client, served, llm):
+    fields: dict[str, Any] = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
+    own: dict[str, Any] = {"repetition_penalty": 1.2, "min_p": 0.01, "min_tokens": 8}
+    (out,) = llm.generate("the quick", SamplingParams(max_tokens=12, logit_bias={9: -100.0}, **fields, **own))
+    (plain,) = llm.generate("the quick", SamplingParams(max_tokens=12))
+    for lossless in (False, True):
+        message = client.completions.create(
+            model=served.name, prompt="the quick", max_tokens=12, logit_bias={"9": -100}, **fields,
+            extra_body={**own, "return_depth": True, **({"lossless": True} if lossless else {})},
+        )  # fmt: skip
+        if lossless:
+            wanted = SamplingParams(max_tokens=12, logit_bias={9: -100.0}, budget=1.0, **fields, **own)
+            (out,) = llm.generate("the quick", wanted)
+        assert message.choices[0].depth["token_ids"] == out.token_ids != plain.token_ids
 
 
 def test_equal_seeds_give_equal_texts_and_others_do_not(client, served):

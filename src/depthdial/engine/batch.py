@@ -86,7 +86,10 @@ class Batch:
             if asked := part.asked:
                 self.last += range(at - asked, at)
                 # a draft's probability is asked for, too
-                self.greedy = self.greedy and not (params.temperature or params.logprobs is not None or part.drafting)
+                asks = (
+                    params.temperature or params.logprobs is not None or params.adjusts or part.drafting or part.aloud
+                )
+                self.greedy = self.greedy and not asks
         self.size = at
         self.ids, self.positions, self.slots, self.offsets, self.prompts = self._of_size(at)
         if self.measures:

@@ -17,6 +17,7 @@ from torch import dtype as Dtype
 
 from depthdial.core.dial import Dials, PromptBudget
 from depthdial.core.dial import prompt_budget as checked
+from depthdial.engine.adjust import check_bias
 from depthdial.engine.assemble import assemble, fit_cache
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.budgets import Budgets
@@ -282,6 +283,7 @@ class LLM:
                 f"{name} has {len(ids)} tokens, the model's context is {self.context} with at least one to generate; "
                 "shorten the prompt"
             )
+        check_bias(params, self._vocabulary)
         limit = min(params.max_tokens, self.context - len(ids))
         try:
             self.engine.scheduler.check(len(ids) + limit)

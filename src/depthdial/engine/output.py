@@ -83,6 +83,8 @@ class RequestOutput:
     """Mean true cost of the prompt's tokens relative to dense, as they ran when they ran; nan if none did."""
     samples: list[Sample]
     """All `n` samples."""
+    prompt_logprobs: list[dict[int, float]] | None = None
+    """Of each prompt token but the first, when asked for: log-probabilities by token id, as in `Sample.logprobs`."""
 
     def __repr__(self) -> str:
         return f"RequestOutput({', '.join(map(repr, self.samples))})"

@@ -44,12 +44,19 @@ class Request:
     layer is back would read what nobody wrote."""
     cached_tokens: int = 0
     """Prompt tokens that an equal beginning had left in the cache."""
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    """Of the prompt's tokens but the first, as far as they have run; where `params` ask for them."""
     rows: list[Row] = field(default_factory=list)
     """One per sample, once it is submitted."""
 
     @property
     def done(self) -> bool:
         return all(row.finish_reason is not None for row in self.rows)
+
+    @property
+    def unscored(self) -> bool:
+        """Are log-probabilities of its prompt asked for, and not all there?"""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.token_ids) - 1
 
     @property
     def begun(self) -> bool:
@@ -82,7 +89,8 @@ class Request:
         first = max(self.rows, key=lambda row: len(row.ran_depths))
         depths, costs = first.ran_depths[:count], first.ran_costs[:count]
         cost = sum(costs) / len(costs) if costs else math.nan
-        return RequestOutput(self.prompt, self.token_ids, depths, cost, [row.result() for row in self.rows])
+        logprobs = None if self.params.prompt_logprobs is None else self.prompt_logprobs
+        return RequestOutput(self.prompt, self.token_ids, depths, cost, [row.result() for row in self.rows], logprobs)
 
 
 class Row:

@@ -7,7 +7,7 @@ one number per vocabulary entry, from a counter-based hash. So a request gives t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -55,6 +55,9 @@ class SamplingParams:
     """Samples per prompt."""
     logprobs: int | None = None
     """Also return log-probabilities: of the chosen token and of this many likeliest ones, before any temperature."""
+    prompt_logprobs: int | None = None
+    """Also return those of the prompt's tokens, as it was read, and of this many likeliest in the place of each. Such a
+    prompt runs in full, and takes nothing from the prefix cache."""
     budget: float | None = None
     """True cost of what is written, relative to dense, in place of the budget of the `LLM`; 1.0 is the untouched
     base."""
@@ -67,6 +70,18 @@ class SamplingParams:
     draft_budget: float | None = None
     """With `lossless`: true cost of the plug-in's drafts; None is the budget of the `LLM`, 1.0 drafts from the text
     alone."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that it was written; -2 to 2. Negative ones make it likelier."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of each token that was written; -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that the prompt or the text has are divided by this where positive, else multiplied by it."""
+    logit_bias: Mapping[int, float] | None = None
+    """Added to the logits of these tokens."""
+    min_p: float = 0.0
+    """Draw from tokens of at least this share of the likeliest one's probability. Applied before `top_k`."""
+    min_tokens: int = 0
+    """No end token before so many are written. A stop string ends the text all the same."""
 
     def __new__(cls, *_args: Any, **names: Any):
         refuse_unknown("SamplingParams", [field.name for field in fields(cls)], names, _OTHER_NAMES)
@@ -80,8 +95,9 @@ class SamplingParams:
             _whole("top_k", self.top_k, least=-1)
             object.__setattr__(self, "top_k", max(self.top_k, 0))
         _whole("n", self.n, least=1)
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, least=0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(self, name)) is not None:
+                _whole(name, count, least=0)
         if self.seed is not None:
             _whole("seed", self.seed, least=-(2**63))
         for name in ("ignore_eos", "lossless"):
@@ -114,6 +130,40 @@ class SamplingParams:
                 f"lossless text is the untouched base's and has budget 1.0, not {self.budget!r}; "
                 "draft_budget sets what drafts may cost"
             )
+        self._check_adjustments()
+
+    def _check_adjustments(self) -> None:
+        _whole("min_tokens", self.min_tokens, least=0)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, and max_tokens only {self.max_tokens}; lower the first")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not _finite(value := getattr(self, name)) or not -2 <= value <= 2:
+                raise ValueError(f"{name} must be a number from -2 to 2, not {value!r}")
+        if not _finite(self.repetition_penalty) or not 0 < self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty must be above 0 and at most 100 (1 is none), not {self.repetition_penalty!r}"
+            )
+        if not _finite(self.min_p) or not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be from 0 to 1, not {self.min_p!r}")
+        if self.logit_bias is None:
+            return
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias must be numbers by token, not {self.logit_bias!r}")
+        for token, value in self.logit_bias.items():
+            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+                raise ValueError(f"logit_bias has token {token!r}; tokens are whole numbers from 0")
+            if not _finite(value) or not -100 <= value <= 100:
+                raise ValueError(f"logit_bias of token {token} must be a number from -100 to 100, not {value!r}")
+
+    @property
+    def adjusts(self) -> bool:
+        """Does it change logits (`adjust`)? Where not, greedy tokens need no logits outside the kernels."""
+        drawn_from = bool(self.min_p and self.temperature)
+        return (
+            drawn_from
+            or self.repetition_penalty != 1
+            or any((self.frequency_penalty, self.presence_penalty, self.logit_bias, self.min_tokens))
+        )
 
     @property
     def truncation(self) -> tuple[int, float]:
@@ -132,7 +182,7 @@ def _plain(value: Any) -> Any:
     """A number as Python's own; what an iterator gives as a tuple, since it gives it once."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
         return value.item()
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, Sequence) else value
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, Sequence | Mapping) else value
 
 
 def _whole(name: str, value: object, least: int) -> None:

@@ -29,6 +29,8 @@ class Slice(NamedTuple):
     """Does the pass run at the row's draft offset, for one more token of the draft?"""
     scored: int | None = None
     """Of a text that is only scored (`score`): how many of its last tokens have their logits asked for."""
+    aloud: bool = False
+    """Are logits of all its tokens asked for, since the prompt's log-probabilities are?"""
 
     @property
     def tokens(self) -> list[int]:
@@ -49,9 +51,19 @@ class Slice(NamedTuple):
         """How many of the last tokens have their logits asked for."""
         if self.scored is not None:
             return self.scored
+        return self.count if self.aloud else self.drawn
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens are drawn after it."""
         if not self.completes:
             return 0
         return 1 if self.draft is None or self.drafting else 1 + len(self.draft.tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Is a token drawn after each of its tokens?"""
+        return self.count == self.drawn
 
     @property
     def completes(self) -> bool:
@@ -126,7 +138,7 @@ class Scheduler:
             slices[:] = [part for part in slices if part.row is not last]
             if last is row:
                 return 0
-        slices.append(Slice(row, row.computed, count))
+        slices.append(Slice(row, row.computed, count, aloud=row.request.unscored))
         return count
 
     def room(self, row: Row, drafts: int) -> bool:
@@ -174,7 +186,7 @@ class Scheduler:
 
     def _start(self, row: Row) -> bool:
         chain = row.chain(self.roles)
-        saved = self.cache.prefixes.find(chain)
+        saved = [] if row.request.unscored else self.cache.prefixes.find(chain)
         # pages for all its known tokens and one more, or it would soon be preempted; alone, it is known to fit
         needed = pages_for(row.length + 1) - len(saved) + self.cache.prefixes.idle_among(saved)
         if self.running and needed > self.cache.available:

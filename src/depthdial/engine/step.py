@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthdial.engine.adjust import adjusted
 from depthdial.engine.auto import AutoBudget
 from depthdial.engine.batch import Batch, Passed
 from depthdial.engine.device import DeviceLost, alive
+from depthdial.engine.prompt_logprobs import read_aloud
 from depthdial.engine.request import Request, Row
 from depthdial.engine.runner import Runner
 from depthdial.engine.sampling import choose, logprobs_of
@@ -114,7 +116,7 @@ class Engine:
 
     def _drafted(self, slices: list[Slice], touched: list[Row]) -> list[Slice]:
         """The slices with drafts for rows in lossless mode; rows whose drafting fails are left out, and touched."""
-        lossless = {part.row: part for part in slices if part.row.request.params.lossless and part.count == part.asked}
+        lossless = {part.row: part for part in slices if part.row.request.params.lossless and part.decodes}
         if not lossless:
             return slices
 
@@ -160,8 +162,10 @@ class Engine:
         # in numpy: torch's threads would take the cores from the kernels', which wait for the next pass
         for part, row, cost in zip(parts, passed.logits.float().cpu().numpy(), passed.costs, strict=True):
             params = part.row.request.params
-            if params.temperature:
-                token = int(choose(torch.from_numpy(row)[None], [params], [part.row.draw(part.start + 1)]))
+            if params.temperature or params.adjusts:
+                place = part.start + 1
+                scores = self._adjusted(torch.from_numpy(row), part, place)
+                token = int(choose(scores[None], [params], [part.row.draw(place)]))
             else:
                 token = int(row.argmax())
             finite = np.isfinite(row.max())  # else the base's own logits will say what becomes of the row
@@ -182,12 +186,12 @@ class Engine:
         touched, at, drawn = [], 0, 0
         bits = None if passed.keep is None else np.packbits(passed.keep, axis=0)
         for part in slices:
-            places, asked = slice(at, at + part.count), part.asked
-            got = tokens[drawn : drawn + asked]
-            at, drawn = at + part.count, drawn + asked
-            ran = None if bits is None else bits[:, places][:, part.count - asked :]
+            places, count = slice(at, at + part.count), part.drawn
+            got = tokens[drawn : drawn + count]
+            at, drawn = at + part.count, drawn + count
+            ran = None if bits is None else bits[:, places][:, part.count - count :]
             self._collect(part, got, passed.depths[places], passed.costs[places], ran)
-            if asked:
+            if count:
                 touched.append(part.row)
         return touched
 
@@ -202,7 +206,7 @@ class Engine:
         if -1 in drawn:
             self._end(row, "error", NOT_FINITE)
             return
-        counts = row.request.params.lossless and part.count == part.asked
+        counts = row.request.params.lossless and part.decodes
         if draft is not None:
             drawn = accepted(draft.tokens, drawn)
             self.speculator.learn(row, draft, len(drawn) - 1)
@@ -233,20 +237,33 @@ class Engine:
         """The next token at each place that is asked for. logits: [places, V]."""
         if logits is None:
             return []
-        places = [
-            (part.row, part.start + part.count - part.asked + i + 1) for part in slices for i in range(part.asked)
-        ]
-        params = [row.request.params for row, _ in places]
-        tokens = choose(logits, params, [row.draw(place) for row, place in places]).tolist()
+        if any(part.aloud for part in slices):
+            logits = read_aloud(slices, logits)
+        places = [(part, part.start + part.count - part.drawn + i + 1) for part in slices for i in range(part.drawn)]
+        if not places:
+            return []
+        params, scores = [part.row.request.params for part, _ in places], logits
+        if any(p.adjusts for p in params):
+            scores = torch.stack([self._adjusted(logits[i], *place) for i, place in enumerate(places)])
+        tokens = choose(scores, params, [part.row.draw(place) for part, place in places]).tolist()
         likeliest = logits.amax(-1)  # nan where any logit is
         if not likeliest.isfinite().all():
             tokens = [
                 token if finite else -1 for token, finite in zip(tokens, likeliest.isfinite().tolist(), strict=True)
             ]
-        for i, ((row, _), p) in enumerate(zip(places, params, strict=True)):
+        for i, ((part, _), p) in enumerate(zip(places, params, strict=True)):
             if p.logprobs is not None and tokens[i] >= 0:
-                row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
+                part.row.logprobs.append(logprobs_of(logits[i], tokens[i], p.logprobs))
         return tokens
+
+    def _adjusted(self, logits: Tensor, part: Slice, place: int) -> Tensor:
+        """The logits [V] that the token at a place is drawn by; what a draft assumes stands before it."""
+        request = part.row.request
+        if not request.params.adjusts:
+            return logits.float()
+        first, known = len(request.token_ids), part.row.tokens
+        written = [*known[first:], *(part.draft.tokens if part.draft is not None else ())][: place - first]
+        return adjusted(logits, request.params, request.token_ids, written, self.ends)
 
     def _fail(self, slices: Sequence[Slice], error: Exception) -> list[Row]:
         said = " ".join(str(error).split()) or "no message"

@@ -22,12 +22,22 @@ class CompletionChoice:
     tokens: list[Token] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     finish: str | None = None
+    echo: list[str] = field(default_factory=list)
+    """What each token of the prompt adds to the text, where it is given back."""
 
     @property
     def text(self) -> str:
-        return "".join(token.text for token in self.tokens)
+        return "".join(self.texts)
+
+    @property
+    def texts(self) -> list[str]:
+        """What each token adds to it."""
+        return [*self.echo, *(token.text for token in self.tokens)]
 
     def add(self, part: Delta) -> None:
+        if part.echo is not None:
+            self.echo, logprobs = part.echo
+            self.logprobs += logprobs or []
         self.tokens += part.tokens
         self.logprobs += part.logprobs or []
         self.finish = FINISH[part.finish] if part.finish is not None else None
@@ -75,14 +85,17 @@ class Completion:
         choice = self.choices[part.choice]
         before = len(choice.text) if self.logprobs and self.kind == "text" else 0
         choice.add(part)
-        text = "".join(token.text for token in part.tokens)
+        texts, logprobs = [token.text for token in part.tokens], part.logprobs or []
+        if part.echo is not None:
+            texts, logprobs = part.echo[0], part.echo[1] or []
+        text = "".join(texts)
         entry: dict[str, Any] = {"index": choice.index, **_OPEN, "finish_reason": choice.finish}
         if self.kind == "chat":
             entry["delta"] = {"content": text} if part.tokens else {}
         else:
             entry["text"] = text
-        if self.logprobs and part.tokens:
-            entry["logprobs"] = self._logprobs(part.tokens, part.logprobs or [], before)
+        if self.logprobs and logprobs:
+            entry["logprobs"] = self._logprobs(texts, logprobs, before)
         if self.depth:
             entry["depth"] = _depth(part.tokens)
             if choice.finish is not None:
@@ -118,7 +131,7 @@ class Completion:
         else:
             entry["text"] = choice.text
         if self.logprobs:
-            entry["logprobs"] = self._logprobs(choice.tokens, choice.logprobs, 0)
+            entry["logprobs"] = self._logprobs(choice.texts, choice.logprobs, 0)
         if self.depth:
             entry["depth"] = _depth(choice.tokens) | _mean(choice.tokens)
         return entry
@@ -129,19 +142,21 @@ class Completion:
         facts = {name: self.facts[name] for name in ("layers", "always_on")}
         return {"depth": facts | {"prompts": self.generation.prompts}}
 
-    def _logprobs(self, tokens: list[Token], logprobs: list[Any], offset: int) -> dict[str, Any]:
+    def _logprobs(self, texts: list[str], logprobs: list[Any], offset: int) -> dict[str, Any]:
         if self.kind == "chat":
             return {"content": [_logprob_entry(*logprob) for logprob in logprobs], "refusal": None}
         offsets = []
-        for token in tokens:
+        for text in texts:
             offsets.append(offset)
-            offset += len(token.text)
+            offset += len(text)
         return {
             "tokens": [_key(*logprob[:2]) for logprob in logprobs],
             "token_logprobs": [logprob[2] for logprob in logprobs],
             "top_logprobs": [
                 # the token itself comes last: another of the same name must not stand for it
-                {**{_key(name, data): value for name, data, value in logprob[3]}, _key(*logprob[:2]): logprob[2]}
+                None  # a text's first token
+                if logprob[3] is None
+                else {**{_key(name, data): value for name, data, value in logprob[3]}, _key(*logprob[:2]): logprob[2]}
                 for logprob in logprobs
             ],
             "text_offset": offsets,

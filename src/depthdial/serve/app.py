@@ -67,8 +67,9 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", responses=openapi.COMPLETION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one prompt or several."""
-        params = params_of(body, body.max_tokens, body.logprobs)
+        params = params_of(body, body.max_tokens, body.logprobs, body.logprobs if body.echo else None)
         order = {"prompts": body.prompts, "params": params, "most": DEFAULT_LENGTH, "length": "max_tokens"}
+        order["echo"] = bool(body.echo)
         return await service.generate("text", body, order, request)
 
     @app.get("/v1/models", responses=openapi.MODELS)

@@ -214,7 +214,7 @@ class EngineProcess:
         for entry in message.get("tokens", ()):
             generation = self._open.get(entry[0])
             if generation is not None:
-                part = Delta(entry[1], [Token(*token) for token in entry[2]], entry[3], entry[4])
+                part = Delta(entry[1], [Token(*token) for token in entry[2]], *entry[3:])
                 generation.open -= part.finish is not None
                 self.metrics.on_tokens(generation, part)
                 generation.inbox.put_nowait(part)

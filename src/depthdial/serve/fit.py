@@ -57,3 +57,22 @@ def check_budgets(llm: LLM, budget: float | None, prompt_budget: PromptBudget | 
         llm.dials(budget, prompt_budget)
     except ValueError as error:
         raise RefusedOrder(str(error), "prompt_budget") from None
+
+
+def bias_of(llm: LLM, bias: dict[str, float] | None) -> dict[int, float] | None:
+    """A request's bias by token. Raises RefusedOrder for a token that the model does not have."""
+    tokens = {int(token): value for token, value in (bias or {}).items()}
+    most = llm.model.config.get_text_config().vocab_size
+    if bad := [token for token in tokens if token >= most]:
+        raise RefusedOrder(
+            f"logit_bias: {bad[0]} is no token; tokens are whole numbers from 0 to {most - 1}", "logit_bias"
+        )
+    return tokens or None
+
+
+def check_least(min_tokens: int, limit: int) -> None:
+    """Raise RefusedOrder where an answer of at most `limit` tokens is to have more."""
+    if min_tokens > limit:
+        raise RefusedOrder(
+            f"min_tokens: {min_tokens} are more than the {limit} that this answer may have", "min_tokens"
+        )

@@ -41,6 +41,8 @@ class Delta(NamedTuple):
     logprobs: list[Any] | None
     """Per token (text, bytes, log-probability, the likeliest as [text, bytes, log-probability])."""
     finish: str | None
+    echo: list[Any] | None = None
+    """[texts, log-probabilities or null] of the prompt's tokens, once for each choice, where it is given back."""
 
 
 class Generation:

@@ -14,6 +14,7 @@ from depthdial.serve.schema_base import Body, ReadAt, Strict, UnusedField, no_to
 from depthdial.serve.schema_messages import ChatMessage
 
 TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 MOST_CHOICES = 128
 MOST_STOPS, LONGEST_STOP = 16, 1000
 DEFAULT_LENGTH = 16
@@ -42,6 +43,12 @@ class GenerationRequest(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Equal seeds give equal answers.")
     stop: str | list[str] | None = Field(None, description="Up to 16 texts of up to 1000 characters.")
     ignore_eos: bool | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens, by how often written.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were written.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Against tokens of prompt and text.")
+    logit_bias: dict[str, Bias] | None = Field(None, description="Added to the logits of tokens, named by number.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Least probability, as a share of the likeliest's.")
+    min_tokens: int | None = Field(None, ge=0, le=2**31, description="No end token before so many.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     budget: float | None = Field(
@@ -51,9 +58,6 @@ class GenerationRequest(Body):
     lossless: bool | None = Field(None, description="The untouched base's own text, with drafts to speed it up.")
     return_depth: bool | None = Field(None, description="Add depth, cost and layers of each token to the answer.")
 
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     user: UnusedField = None
     metadata: UnusedField = None
     service_tier: UnusedField = None
@@ -76,10 +80,12 @@ class GenerationRequest(Body):
             raise ValueError(f"a stop string may have up to {LONGEST_STOP} characters")
         return value
 
-    @field_validator("frequency_penalty", "presence_penalty", "logit_bias")
+    @field_validator("logit_bias")
     @classmethod
-    def _neutral(cls, value: Any) -> Any:
-        return refuse_unsupported(any(value.values()) if isinstance(value, dict) else value, value)
+    def _tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if bad := [token for token in value or () if not (token.isascii() and token.isdigit() and len(token) < 10)]:
+            raise ValueError(f"{bad[0][:20]!r} is no token; tokens are whole numbers from 0")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> GenerationRequest:
@@ -101,7 +107,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, le=2**31, description="Left out: 16, or what the server gives.")
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = None
-    echo: bool | None = None
+    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, those of its tokens, too.")
     suffix: str | None = None
 
     @field_validator("prompt", mode="before")
@@ -122,7 +128,7 @@ class CompletionRequest(GenerationRequest):
             return value
         raise ValueError("give a text, a list of texts, a list of tokens (whole numbers), or a list of such lists")
 
-    @field_validator("echo", "suffix")
+    @field_validator("suffix")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return refuse_unsupported(value, value)

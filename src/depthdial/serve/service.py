@@ -94,7 +94,9 @@ class Service:
         return await whole_answer(request, generation, answer, until)
 
 
-def params_of(body: GenerationRequest, length: int | None, logprobs: int | None) -> dict[str, Any]:
+def params_of(
+    body: GenerationRequest, length: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+) -> dict[str, Any]:
     """As `SamplingParams` takes them, where None is the model's own."""
     none = body.top_p == 0  # the smallest set of likeliest tokens there is: the likeliest
     return {
@@ -105,8 +107,15 @@ def params_of(body: GenerationRequest, length: int | None, logprobs: int | None)
         "seed": body.seed,
         "stop": body.stop or None,
         "ignore_eos": bool(body.ignore_eos),
+        "frequency_penalty": body.frequency_penalty or 0.0,
+        "presence_penalty": body.presence_penalty or 0.0,
+        "repetition_penalty": 1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        "logit_bias": body.logit_bias or None,
+        "min_p": body.min_p or 0.0,
+        "min_tokens": body.min_tokens or 0,
         "n": body.n or 1,
         "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
         "budget": None if body.lossless else body.budget,
         "prompt_budget": None if body.lossless else body.prompt_budget,
         "lossless": bool(body.lossless),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,15 @@ class TokenNames:
         self._bytes = _byte_alphabet() if _is_byte_level(tokenizer) else None
         self._special = set(tokenizer.all_special_ids)
         self.of = lru_cache(maxsize=65536)(self._of)
+
+    def entry(self, token: int, logprobs: dict[int, float], count: int | None) -> list[Any]:
+        """[text, bytes, log-probability, [the likeliest, each as text, bytes, log-probability]]."""
+        likeliest = sorted(logprobs.items(), key=lambda item: -item[1])[:count]
+        return [
+            *self.of(token),
+            number(logprobs[token]),
+            [[*self.of(i), number(value)] for i, value in likeliest],
+        ]
 
     def _of(self, token: int) -> tuple[str, list[int]]:
         """The token's text, U+FFFD where its bytes are none, and its bytes."""
@@ -43,3 +53,8 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def number(value: float) -> float | None:
+    """JSON has neither nan nor inf; the OpenAI API writes -9999.0 for what is impossible."""
+    return None if math.isnan(value) else max(value, -9999.0)

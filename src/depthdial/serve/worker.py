@@ -25,8 +25,9 @@ from depthdial.engine.request import Request
 from depthdial.kernels.tensors import PAGE
 from depthdial.models.chat import TemplateRefused
 from depthdial.serve import log_lines
+from depthdial.serve.echo import Echo
 from depthdial.serve.facts import facts_of
-from depthdial.serve.fit import RefusedOrder, answer_length, check_budgets
+from depthdial.serve.fit import RefusedOrder, answer_length, bias_of, check_budgets, check_least
 from depthdial.serve.job import GenerationJob
 from depthdial.serve.map_queue import MapQueue
 from depthdial.serve.prompts import order_tokens
@@ -133,11 +134,13 @@ class Worker:
         length, field = params.pop("max_tokens"), "messages" if "messages" in order else "prompt"
         context = min(llm.context, llm.engine.scheduler.cache.pages * PAGE)
         check_budgets(llm, params["budget"], params["prompt_budget"])
+        params["logit_bias"] = bias_of(llm, params.get("logit_bias"))
         try:
             for ids in order["ids"]:
                 if not ids:
                     raise RefusedOrder("the prompt is empty; give at least one token", field)
                 limit = answer_length(len(ids), length, order["most"], context, self._most, field)
+                check_least(params.get("min_tokens", 0), max(1, limit))
                 requests.append(llm.submit(list(ids), SamplingParams(max_tokens=max(1, limit), **params)))
         except Exception as error:
             for request in requests:
@@ -145,11 +148,15 @@ class Worker:
             if isinstance(error, ValueError) and not isinstance(error, RefusedOrder):
                 raise RefusedOrder(str(error), field) from None
             raise
-        job = self._jobs[order["id"]] = GenerationJob(order["id"], requests, self._names, order["detailed"])
+        echoes = []
+        if order.get("echo"):
+            echoes = [Echo(llm.tokenizer, self._names, *pair) for pair in zip(requests, order["prompts"], strict=True)]
+        job = GenerationJob(order["id"], requests, self._names, order["detailed"], echoes, silent=length == 0)
+        self._jobs[order["id"]] = job
         self._of |= dict.fromkeys(requests, job)
         counts = [len(request.token_ids) for request in requests]
         self.wire.send({"accepted": job.id, "prompt_tokens": sum(counts), "counts": self._counts()})
-        if length == 0:  # nothing is to be generated, but the prompt was looked at
+        if length == 0 and params.get("prompt_logprobs") is None:  # nothing is to run, but the prompt was looked at
             for request in requests:
                 llm.cancel(request)
             self._tell({job})
