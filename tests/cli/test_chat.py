@@ -58,6 +58,20 @@ def test_the_dial_turns_for_the_next_answer(options, llm):
         assert expected in out and cost in out
 
 
+def test_it_begins_as_the_command_line_says(options, llm):
+    drawn = text(llm, "the fox", temperature=2.0, top_k=3, seed=5)
+    assert drawn in said([*options, "--temperature", "2", "--top-k", "3", "--seed", "5"], "the fox")
+    assert drawn != text(llm, "the fox", temperature=2.0, top_k=0, seed=5)
+    base = text(llm, "the fox", budget=1.0)
+    assert base in said([*options, "--lossless"], "the fox") and base != text(llm, "the fox")
+    assert base not in said([*options, "--lossless"], "/lossless", "the fox")
+
+
+def test_lossless_has_no_budget(tiny_folder, tiny_plugin, failed):
+    line = failed("chat", "--model", str(tiny_folder), "--plugin", str(tiny_plugin), "--lossless", "--budget", "0.8")
+    assert "lossless" in line and "budget" in line
+
+
 def test_a_system_message_is_in_the_prompt(options, llm):
     assert text(llm, "quick", "the fox") in said(options, "/system quick", "the fox")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from depthdial.maps.terminal import DepthPrinter, Ramp, show
+from depthdial.maps.terminal import DepthPrinter, Ramp, WordPrinter, show
 
 RAMP = Ramp(10, 30)
 PIECES = ["Once", " upon", "", "\na", " time", " with [red]tags[/red] 漢", "é ", "x" * 200, "\n\n", "end"]
@@ -106,3 +106,28 @@ def test_the_legend_has_the_colours_of_the_text(colours, ramp):
             assert view <= text[code], "what the legend says of a colour holds"
     if colours == "standard":
         assert set(legend) == set(text), "and it says it of all"
+
+
+def wrapped(pieces: list[str], **console) -> str:
+    file = io.StringIO()
+    printer = WordPrinter(Console(file=file, width=12, **console), RAMP)
+    for at, piece in enumerate(pieces):
+        printer.write(piece, 10 + at)
+    printer.end()
+    return ANSI.sub("", file.getvalue())
+
+
+def test_words_of_several_pieces_are_not_broken_at_the_edge():
+    pieces = ["A", " pho", "to", "graph", " is", " light", ",", "\n\nwa", "ter and", " a", " ", " ir", "."]
+    out = wrapped(pieces, force_terminal=True, color_system="truecolor")
+    assert out.split() == "".join(pieces).split() and max(map(len, out.split("\n"))) <= 12
+    out = wrapped(["one two", " thr", "ee four", " five"], force_terminal=True, color_system="truecolor")
+    assert out == "one two\nthree four\nfive"
+    assert wrapped(["one two", " thr", "ee four"]) == "one two three four"  # a file gets the text
+
+
+def test_a_word_longer_than_a_line_and_wide_letters_lose_nothing():
+    out = wrapped(
+        ["ab ", "x" * 30, " 漢字", "漢字漢字", " c", "\n", "\td"], force_terminal=True, color_system="truecolor"
+    )
+    assert re.sub(r"\s", "", out) == "ab" + "x" * 30 + "漢字漢字漢字" + "cd"

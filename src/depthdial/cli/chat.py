@@ -34,6 +34,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    lossless: options.Lossless = False,
     seed: options.Seed = None,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = "auto",
@@ -54,7 +56,9 @@ def chat(
     from depthdial.engine.llm import LLM, SamplingParams
     from depthdial.maps.terminal import Ramp
 
-    params = SamplingParams(max_new_tokens, temperature, top_p, seed=seed, budget=budget)
+    params = SamplingParams(
+        max_new_tokens, temperature, top_p, top_k, seed, budget=budget, prompt_budget=reading, lossless=lossless
+    )
     out = console(color)
     print(f"depthdial: loading {model} ...", file=sys.stderr, flush=True)
     llm = LLM(model, options.plugin_of(plugin), None, dtype, device, allow_other_weights, prompt_budget=reading)
@@ -130,11 +134,11 @@ class Conversation:
         import time
 
         from depthdial.cli.generate import summary
-        from depthdial.maps.terminal import DepthPrinter
+        from depthdial.maps.terminal import WordPrinter
 
         messages = [*self.turns, {"role": "user", "content": question}]
         start = [] if self.system is None else [{"role": "system", "content": self.system}]
-        printer, clock = DepthPrinter(self.out, self.ramp), time.perf_counter()
+        printer, clock = WordPrinter(self.out, self.ramp), time.perf_counter()
         request = self.llm.submit(self.llm.chat_tokens([*start, *messages]), self.params)
         stream = self.llm.follow(request)
         try:
@@ -142,6 +146,7 @@ class Conversation:
                 printer.write(piece.text, piece.depth)
         except KeyboardInterrupt:  # an answer can be stopped; what was said stays
             stream.close()
+        printer.end()
         seconds = time.perf_counter() - clock
         self.out.file.write("\n")
         if (out := request.output()).token_ids:

@@ -23,9 +23,6 @@ Target = Annotated[
     typer.Option("--target-tokens-per-second", help="With --budget auto: move the dial towards this speed."),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")]
-Lossless = Annotated[
-    bool, typer.Option("--lossless", help="The untouched base's own text, token for token; the plug-in only drafts.")
-]
 DraftBudget = Annotated[
     float | None, typer.Option(help="With --lossless: true cost of drafts; 1.0 drafts from the text. [default: budget]")
 ]
@@ -42,12 +39,10 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Draw from this many likeliest tokens; 0 is all. [default: the model's own]")
-    ] = None,
+    top_k: options.TopK = None,
     seed: options.Seed = None,
     stop: Stop = None,
-    lossless: Lossless = False,
+    lossless: options.Lossless = False,
     draft_budget: DraftBudget = None,
     chat: Chat = False,
     system: Annotated[str | None, typer.Option(help="System message; with --chat.")] = None,

@@ -41,6 +41,12 @@ TopP = Annotated[
     float | None,
     typer.Option(help="Draw from the likeliest tokens up to this probability. [default: the model's own]"),
 ]
+TopK = Annotated[
+    int | None, typer.Option(help="Draw from this many likeliest tokens; 0 is all. [default: the model's own]")
+]
+Lossless = Annotated[
+    bool, typer.Option("--lossless", help="The untouched base's own text, token for token; the plug-in only drafts.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed draws the same text.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]

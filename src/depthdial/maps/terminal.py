@@ -6,9 +6,11 @@ black or white, whichever is easier to read. Where colours are not wanted (no te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
@@ -92,6 +94,45 @@ class DepthPrinter:
         else:
             self.console.file.write(text)
         self.console.file.flush()
+
+
+class WordPrinter(DepthPrinter):
+    """The same for a terminal's reader: a word that does not fit goes to the next line whole. Elsewhere as it comes.
+
+    A word can be several pieces of different depths, so that it is written once it ended: with `end()` at the latest.
+    """
+
+    def __init__(self, console: Console, ramp: Ramp):
+        super().__init__(console, ramp)
+        self._column, self._word = 0, list[tuple[str, int]]()
+
+    def write(self, text: str, depth: int) -> None:
+        """Take one piece."""
+        if not self.console.is_terminal:
+            return super().write(text, depth)
+        for part in filter(None, re.split(r"(\s+)", text.translate(CONTROLS))):
+            if part.isspace():
+                self.end()
+            self._word.append((part, depth))
+            # a line break ends what is before it; between wide letters (Chinese) a line may break anywhere
+            if "\n" in part or cell_len(part) > len(part):
+                self.end()
+
+    def end(self) -> None:
+        """Write what is held back."""
+        word, self._word = self._word, []
+        wide = sum(cell_len(part.expandtabs(4)) for part, _ in word)
+        if word and "\n" not in word[0][0] and self._column + wide > self.console.width:
+            if word[0][0].isspace():
+                wide -= cell_len(word.pop(0)[0].expandtabs(4))
+            if self._column:
+                self.console.file.write("\n")
+            self._column = 0
+        for part, depth in word:
+            super().write(part, depth)
+        if word and "\n" in word[0][0]:
+            self._column, wide = 0, cell_len(word[0][0].rpartition("\n")[2].expandtabs(4))
+        self._column = self._column + wide if wide <= self.console.width else wide % self.console.width
 
 
 def show(console: Console, pieces: Sequence[str], depths: Sequence[int], ramp: Ramp) -> None:
