@@ -26,7 +26,7 @@ from depthdial.core.whole import write_json
 from depthdial.kernels.cpu.native import Counters, NativeModel
 from depthdial.kernels.pack import packed
 from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
-from depthdial.kernels.tensors import PAGE, Branch, Int8, LayerTensors, Linear, ModelTensors, Norm, Rope
+from depthdial.kernels.tensors import PAGE, Branch, LayerTensors, Linear, ModelTensors, Norm, Rope
 from depthdial.models import load_base
 from depthdial.models.block import spine_of
 

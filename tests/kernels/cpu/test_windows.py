@@ -16,7 +16,7 @@ from depthdial.kernels.cpu.build import all_isas
 from depthdial.kernels.cpu.native import NativeModel
 from depthdial.kernels.pack import packed
 from depthdial.kernels.passing import PagedCache, PassOutput, PassTokens
-from depthdial.kernels.tensors import MAX_TOKENS, PAGE, Int8, ModelTensors
+from depthdial.kernels.tensors import MAX_TOKENS, PAGE, ModelTensors
 
 SHAPES = {
     "gemma3-270m": ("gemma3_text", 256, 512, 1024),
