@@ -84,6 +84,7 @@ docs: $(VENV)/.docs
 
 $(VENV)/.docs: $(STAMP)
 	@$(PIP) -e '.[docs]'
+	@$(PIP) --no-deps axe-playwright-python     # its script alone; the browser is driven by selenium
 	@touch $@
 
 # A wheel with the kernels inside, tried without a compiler and without this tree; only other packages come from .venv.
